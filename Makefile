@@ -1,0 +1,40 @@
+# Needs python3 (3.11-3.13), make and git; everything else is installed into .venv by `make env`.
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+# DVC and MLflow start `python`: they must find the one of this environment.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1
+
+.PHONY: help env demo test check lock clean
+
+help:
+	@echo "make demo   compare six remedies for imbalance on drawn images (about 3 minutes), register the winner"
+	@echo "make test   lint, types and the test suite"
+	@echo "make env    only make the environment (.venv)"
+	@echo "make lock   derive requirements.lock and conda.yaml from pyproject.toml"
+
+.venv/.made: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "Equipoise needs Python 3.11, 3.12 or 3.13, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ..."'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+env: .venv/.made
+
+demo: env
+	$(RUN) $(BIN)/equipoise main
+
+test: env check
+	$(RUN) $(BIN)/python -m pytest
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(RUN) $(BIN)/mypy
+
+lock: env
+	$(BIN)/python .ci/lock.py
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,78 @@
+"""One definition of each augmented view, for features and for fine-tuning.
+
+A view is a few numbers drawn from the image's content, the view's number and the seed, so the same view of the same
+picture is the same everywhere. Drawing needs numpy only; applying runs inside TensorFlow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from equipoise.config import Augment
+
+#: Numbers per view: six of the affine map output -> input (pixels), brightness offset (0..255), contrast factor.
+NUM_PARAMETERS = 8
+IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 1], dtype=np.float32)
+
+
+def view_parameters(sha256: str, view: int, policy: Augment, size_px: int) -> np.ndarray:
+    """Draw one view.
+
+    Args:
+        sha256: Hexadecimal digest of the image file.
+        view: 0 for the plain image (the identity), 1..K for augmented ones.
+        policy: What a view may change.
+        size_px: Width and height of the resized image.
+
+    Returns:
+        float32 (8,): see `NUM_PARAMETERS`.
+
+    >>> bool((view_parameters("ab" * 32, 0, None, 64) == IDENTITY).all())
+    True
+    """
+    if view == 0:
+        return IDENTITY
+    rng = np.random.default_rng([policy.seed, view, int(sha256[:15], 16)])
+    angle = np.deg2rad(rng.uniform(-1, 1) * policy.rotation_degrees)
+    turns = int(rng.integers(4))
+    zoom = 1 + rng.uniform(-1, 1) * policy.zoom_fraction
+    shift = rng.uniform(-1, 1, 2) * policy.shift_fraction * size_px
+    mirror = np.where(rng.random(2) < 0.5, -1.0, 1.0)
+    brightness = rng.uniform(-1, 1) * policy.brightness_fraction * 255
+    contrast = 1 + rng.uniform(-1, 1) * policy.contrast_fraction
+    angle += (turns if policy.quarter_turns else 0) * np.pi / 2
+    flip = np.where([policy.horizontal_flip, policy.vertical_flip], mirror, 1.0)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = rotation @ np.diag(flip) / zoom
+    centre = np.full(2, (size_px - 1) / 2)
+    offset = centre - matrix @ centre + shift
+    affine = [matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1]]
+    return np.array([*affine, brightness, contrast], dtype=np.float32)
+
+
+def apply_views(images: Any, parameters: Any) -> Any:
+    """Apply views to a batch inside TensorFlow.
+
+    Args:
+        images: float32 (batch, height, width, 3), 0..255.
+        parameters: float32 (batch, 8) of `view_parameters`.
+
+    Returns:
+        float32 tensor of the same shape, 0..255; what comes from outside the picture mirrors its edge.
+    """
+    import tensorflow as tf
+
+    transforms = tf.concat([parameters[:, :6], tf.zeros_like(parameters[:, :2])], axis=1)
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=transforms,
+        output_shape=tf.shape(images)[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+    )
+    brightness, contrast = parameters[:, 6][:, None, None, None], parameters[:, 7][:, None, None, None]
+    mean = tf.reduce_mean(moved, axis=[1, 2, 3], keepdims=True)
+    return tf.clip_by_value((moved - mean) * contrast + mean + brightness, 0.0, 255.0)

@@ -1,0 +1,315 @@
+"""The command line: parse, call one room, show what came of it, set the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from equipoise import __version__, config
+from equipoise.errors import ConfigError, EquipoiseError
+
+VERBS = {
+    "phantom": "draw the raw images of the demo",
+    "ingest": "raw folder -> manifest: verify, hash, quarantine, read the patient",
+    "split": "manifest -> train, val and test in whole patients",
+    "embed": "one backbone pass over every distinct image and view",
+    "scenario": "tune, plan, fit, calibrate and predict one way of handling the imbalance",
+    "compare": "paired differences to the baseline, the verdict and the page",
+    "report": "write the page of a comparison again",
+    "track": "mirror into MLflow every result that the store lacks",
+    "register": "make each backbone's winner a version in the model registry",
+    "promote": "move the alias champion to the challenger, or to a version",
+    "rollback": "return the alias champion to the version before",
+    "predict": "images -> CSV, with a registered model",
+    "doctor": "what this machine has for what params.yaml asks",
+    "main": "dvc repro, track, register: the whole pipeline",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code: 0, 1 data, 2 settings, 3 promotion refused."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        os.chdir(config.find_root(Path(options.root) if options.root else None))
+        return globals()[f"_{options.verb}"](options) or 0
+    except EquipoiseError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. Finished work is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="equipoise", description="Compare remedies for class imbalance fairly.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--root", help="folder with params.yaml (default: this one or the nearest above)")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    made = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
+    for name in ("phantom", "ingest", "split", "embed", "scenario", "compare", "report", "promote", "rollback"):
+        made[name].add_argument("--study", required=name != "phantom", default="demo", help="a study of params.yaml")
+    for name in ("track", "register"):
+        made[name].add_argument("--study", help="a study of params.yaml (default: all of run.studies)")
+    for name in ("embed", "scenario"):
+        made[name].add_argument("--backbone", required=True, help="densenet201, vgg16 or mobilenetv2")
+    made["scenario"].add_argument("--scenario", required=True, help="a file of src/equipoise/strategies")
+    made["scenario"].add_argument("--trials", type=int, help="short for --set tune.trials=N")
+    made["scenario"].add_argument(
+        *("--set",), action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; writes to results/adhoc"
+    )
+    made["promote"].add_argument("--version", help="promote this version instead of the challenger")
+    made["predict"].add_argument("--model", required=True, help="for example models:/equipoise-demo@champion")
+    made["predict"].add_argument("images", nargs="+", help="image files or folders")
+    made["predict"].add_argument("--out", default="predictions.csv", help="CSV to write (default: predictions.csv)")
+    made["doctor"].add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    from equipoise import pipeline
+
+    study = config.load_study(options.study)
+    _say(f"{pipeline.draw_phantoms(study)} files drawn into {study.raw}")
+
+
+def _ingest(options: argparse.Namespace) -> None:
+    from equipoise import ingest
+
+    _, summary = ingest.run(config.load_study(options.study))
+    _say(f"{summary['images']} usable images of {summary['patients']} patients ({summary['completeness']})")
+    for name, row in summary["by_class"].items():
+        roles = ["positive"] if name == summary["positive_class"] else []
+        roles += ["minority"] if name in summary["minority_classes"] else []
+        role = f" ({', '.join(roles)})" if roles else ""
+        share = f"{100 * row['image_share']:.1f} %"
+        _say(f"  {name}{role}: {row['images']} images ({share}), {row['patients']} patients")
+    _say(f"  imbalance 1:{summary['imbalance_ratio']:.1f}; {summary['other_files_ignored']} other files ignored")
+    _say(f"  {summary['quarantined']} files quarantined" + (":" if summary["quarantined"] else ""))
+    for item in summary["quarantine"][:10]:
+        _say(f"    {item['image_id']}: {item['reason']}")
+    if summary["quarantined"] > 10:
+        _say(f"    and {summary['quarantined'] - 10} more in data/manifest/{options.study}.quarantine.csv")
+
+
+def _split(options: argparse.Namespace) -> None:
+    from equipoise import splits
+
+    _, summary = splits.run(config.load_study(options.study))
+    rounds = len(summary["rounds"])
+    _say(f"{summary['scheme']}, {summary['patients']} patients by {summary['group_by']}, {rounds} round(s)")
+    for part, classes in summary["rounds"][0]["parts"].items():
+        text = ", ".join(
+            f"{name} {row['images']} images of {row['patients']} patients" for name, row in classes.items()
+        )
+        _say(f"  {part}: {text}")
+    for check in summary["checks"]:
+        _say(f"  {check['code']} {check['name']}: {check['answer']}{'; ' + check['detail'] if check['detail'] else ''}")
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from equipoise import backbones, features, parallel
+
+    backbones.load_row(options.backbone)
+    timer = parallel.Timer()
+    meta = features.run(config.load_study(options.study), options.backbone)
+    kind = " (random weights: to try the program, not for results)" if meta["weights"] == "random" else ""
+    _say(
+        f"{meta['passes']} features of {meta['num_features']} numbers in {meta['folder']}{kind}; "
+        f"{meta['passes_now']} backbone passes now ({timer})"
+    )
+
+
+def _scenario(options: argparse.Namespace) -> None:
+    from equipoise import backbones, parallel, pipeline, scenario, strategies
+
+    backbones.load_row(options.backbone)
+    strategies.load_strategy(options.scenario)
+    overrides = dict(config.parse_override(text) for text in options.set)
+    if options.trials is not None:
+        overrides["tune.trials"] = options.trials
+    study = config.load_study(options.study, overrides=overrides)
+    folder = study.result_path(options.backbone, options.scenario)
+    if overrides:
+        folder = pipeline.adhoc_folder(study, options.backbone, options.scenario, overrides)
+    pipeline.ensure(study, options.backbone, _say)
+    timer = parallel.Timer()
+    summary = scenario.run(study, options.backbone, options.scenario, folder)
+    cells = summary["metrics"]
+    shown = [("free", "auroc"), ("free", "specificity_at_sensitivity")]
+    text = ", ".join(
+        f"{name.replace('_', ' ')} {cells[point][name]['value']:.3f} "
+        f"[{cells[point][name]['low']:.3f}, {cells[point][name]['high']:.3f}]"
+        for point, name in shown
+        if name in cells[point]
+    )
+    _say(f"{options.scenario} on {study.name}, {options.backbone}: test {text} ({timer}); written to {folder}")
+    if "MLFLOW_RUN_ID" in os.environ:
+        from equipoise import tracking
+
+        adopted = tracking.adopted_run()
+        if adopted is None:
+            _say("The run that launched this is not in this store; set MLFLOW_TRACKING_URI to an absolute address.")
+            return
+        run_id, fresh = tracking.mirror(tracking.client(), study, options.backbone, options.scenario, folder, adopted)
+        _say(f"MLflow run {run_id}: {'written' if fresh else 'already held this result'}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from equipoise import compare, report
+
+    study = config.load_study(options.study)
+    comparison, results = compare.run(study)
+    page = report.run(study, comparison, results)
+    _print_comparison(comparison)
+    _say(f"report: {page.resolve()}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from equipoise import compare, report
+    from equipoise.records import read_json
+
+    study = config.load_study(options.study)
+    comparison = read_json(study.reports_path / "comparison.json")
+    _say(f"report: {report.run(study, comparison, compare.read_results(study)).resolve()}")
+
+
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    from equipoise import compare
+
+    _say(compare.table_text(comparison))
+    _say(comparison["verdict"])
+    for note in comparison["notes"]:
+        _say(f"- {note}")
+
+
+def _studies(options: argparse.Namespace) -> list[config.Study]:
+    params = config.read_params()
+    return [
+        config.load_study(name, params) for name in ([options.study] if options.study else config.run_studies(params))
+    ]
+
+
+def _track(options: argparse.Namespace) -> None:
+    from equipoise import tracking
+
+    for study in _studies(options):
+        done = tracking.track(study)
+        written, present = len(done["written"]), len(done["present"])
+        _say(f"{study.name}: {written} results written, {present} already in {tracking.tracking_uri()}")
+
+
+def _register(options: argparse.Namespace) -> None:
+    from equipoise import registry
+
+    for study in _studies(options):
+        for row in registry.register(study):
+            state = "registered" if row["new"] else "was registered"
+            name = f"{registry.model_name(study.name)} version {row['version']}"
+            _say(f"{row['scenario']} on {row['backbone']} {state} as {name}")
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from equipoise import registry
+
+    _moved(registry.promote(options.study, options.version))
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from equipoise import registry
+
+    _moved(registry.rollback(options.study))
+
+
+def _moved(done: dict[str, Any]) -> None:
+    if not done["moved"]:
+        _say(f"version {done['champion']} of {done['name']} is the champion already; nothing moved")
+        return
+    before = f"version {done['previous']} is kept for rollback" if done["previous"] else "there was no champion before"
+    _say(f"champion of {done['name']} is now version {done['champion']}; {before}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from equipoise import images, parallel, registry
+    from equipoise.records import atomic_path
+
+    paths: list[Path] = []
+    for item in map(Path, options.images):
+        if item.is_dir():
+            paths += sorted(path for path in item.rglob("*") if path.suffix.lower() in images.SUFFIXES)
+        else:
+            paths.append(item)
+    if not paths:
+        raise ConfigError(f"There is no image in {', '.join(options.images)}.")
+    model = registry.load(options.model)
+    rows: list[dict[str, Any]] = []
+    batches = [paths[start : start + 32] for start in range(0, len(paths), 32)]
+    for batch in parallel.progress(batches, "predicting", len(batches), "batches"):
+        good, data = [], []
+        for path in batch:
+            try:
+                content = path.read_bytes()
+                images.decode(content)
+                good.append(path)
+                data.append(content)
+            except (OSError, ValueError) as error:
+                rows.append({"image": str(path), "error": str(error)})
+        if good:
+            table = model.predict(pd.DataFrame({"image": data}))
+            rows += [{"image": str(path), "error": "", **row} for path, row in zip(good, table.to_dict("records"))]
+    order = {str(path): index for index, path in enumerate(paths)}
+    frame = pd.DataFrame(sorted(rows, key=lambda row: order[row["image"]]))
+    with atomic_path(Path(options.out)) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+    failed = int((frame["error"] != "").sum())
+    _say(f"{len(frame) - failed} images predicted, {failed} unreadable; written to {options.out}")
+    if failed == len(frame):
+        raise EquipoiseError("No image could be read; the column `error` of the file says why.")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from equipoise import doctor
+
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    lines = doctor.examine()
+    if options.json:
+        _say(json.dumps(lines, indent=2))
+    else:
+        for line in lines:
+            _say(f"{line['level']:8}{line['what']:32}{line['detail']}")
+    return int(any(line["level"] == "error" for line in lines))
+
+
+def _main(options: argparse.Namespace) -> None:
+    from equipoise import pipeline
+    from equipoise.records import read_json
+
+    launcher = "MLFLOW_RUN_ID" in os.environ
+    if launcher:
+        from equipoise import tracking
+
+        run_id = tracking.adopted_run()
+        if run_id:
+            tracking.mark_launcher(tracking.client(), run_id, {})
+    pipeline.reproduce()
+    options.study = None
+    _track(options)
+    _register(options)
+    for study in _studies(options):
+        _say()
+        _print_comparison(read_json(study.reports_path / "comparison.json"))
+        _say(f"report: {(study.reports_path / 'report.html').resolve()}")

@@ -1,0 +1,388 @@
+"""params.yaml -> frozen settings. Nothing else reads YAML, and no number has a second home here."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from equipoise.errors import ConfigError, unknown_name
+
+PARAMS = "params.yaml"
+
+#: Sections of the settings that a result depends on beyond its parents; overrides may touch these only.
+SCENARIO_SECTIONS = ("tune", "train", "finetune", "calibrate", "threshold", "compare")
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values cannot change afterwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Phantom(Section):
+    """How the demo's images are drawn (`datasets/phantom.py`). Lengths are fractions of the image width."""
+
+    patients: Count
+    mean_images_per_patient: Annotated[float, Field(ge=1)]
+    opacity_patient_fraction: Fraction
+    size_px: Annotated[int, Field(ge=32)]
+    opacity_contrast: NonNegative
+    opacity_speckle: NonNegative
+    radius_low_fraction: Fraction
+    radius_high_fraction: Fraction
+    patient_effect: NonNegative
+    noise: NonNegative
+    seed: int
+
+
+class Ingest(Section):
+    """Where the originals lie and what becomes of exact copies."""
+
+    dataset: str | None
+    raw: str | None
+    duplicates: Literal["drop", "keep"]
+
+
+class Split(Section):
+    """How patients are divided. Fractions are of patients; test first, val out of the rest."""
+
+    scheme: Literal["holdout", "kfold", "official"]
+    group_by: str | None
+    val_fraction: Fraction
+    test_fraction: Fraction
+    folds: Annotated[int, Field(ge=2)]
+    repeats: Count
+    seed: int
+
+
+class Augment(Section):
+    """What one augmented view may change, see `augment.py`."""
+
+    horizontal_flip: bool
+    vertical_flip: bool
+    quarter_turns: bool
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    zoom_fraction: Annotated[float, Field(ge=0, lt=0.5)]
+    shift_fraction: Annotated[float, Field(ge=0, lt=0.5)]
+    brightness_fraction: Annotated[float, Field(ge=0, lt=1)]
+    contrast_fraction: Annotated[float, Field(ge=0, lt=1)]
+    seed: int
+
+
+class Embed(Section):
+    """The one pass of the backbone."""
+
+    weights: str | dict[str, str]
+    image_size_px: Annotated[int, Field(ge=32)]
+    views: Annotated[int, Field(ge=0)]
+    views_of: Literal["minority", "all"]
+    batch_size: Count
+
+    def weights_for(self, backbone: str) -> str:
+        """The word or path for one backbone; a mapping must name it."""
+        if isinstance(self.weights, str):
+            return self.weights
+        if backbone not in self.weights:
+            raise ConfigError(
+                f"embed.weights is a mapping that does not name '{backbone}' (it names: "
+                f"{', '.join(self.weights) or 'nothing'}). Add `{backbone}: imagenet`, `random` or a path."
+            )
+        return self.weights[backbone]
+
+
+class Constraint(Section):
+    """A bound that a trial should meet, at threshold 0.5 on raw probabilities."""
+
+    metric: str
+    at_least: float
+
+
+class Tune(Section):
+    """The search, the same effort for every scenario."""
+
+    trials: Count
+    inner_folds: Annotated[int, Field(ge=2)]
+    objective: str
+    sensitivity_floor: Fraction
+    constraint: Constraint | None
+    mode: Literal["probe"]
+    l2_low: Positive
+    l2_high: Positive
+    l2_first: Annotated[list[Positive], Field(min_length=1)]
+    batch_trials: Count
+    gain_resamples: Annotated[int, Field(ge=20)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Tune:
+        outside = [value for value in self.l2_first if not self.l2_low <= value <= self.l2_high]
+        if self.l2_low >= self.l2_high or outside:
+            raise ValueError("l2_low < l2_high, and every value of l2_first between them, is expected")
+        return self
+
+
+class Train(Section):
+    """How the final models are fitted."""
+
+    mode: Literal["probe", "finetune"]
+    seeds: Annotated[list[int], Field(min_length=1)]
+
+
+class Finetune(Section):
+    """The last mile: the same plan and objective end to end, from the solved head."""
+
+    unfreeze: Literal["last_block", "all"]
+    steps: Count
+    evaluate_every_steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    stop_fraction: Fraction
+
+
+class Calibrate(Section):
+    """The calibrator every scenario gets."""
+
+    min_patients: Annotated[int, Field(ge=2)]
+
+
+class Threshold(Section):
+    """The rule by which val locks the operating point."""
+
+    rule: Literal["sensitivity_floor", "youden", "cost"]
+    cost_ratio: Positive
+
+
+class Compare(Section):
+    """The paired comparison against the baseline; `alpha` also sets every interval's level, 1 - alpha."""
+
+    primary: str
+    alpha: Fraction
+    resamples: Annotated[int, Field(ge=100)]
+    seed: int
+
+
+class Tracking(Section):
+    """Which trials are mirrored into MLflow as child runs."""
+
+    trials: Literal["all", "best", "none"]
+
+
+class Settings(Section):
+    """Everything one study is run with."""
+
+    phantom: Phantom | None
+    ingest: Ingest
+    split: Split
+    augment: Augment
+    embed: Embed
+    tune: Tune
+    train: Train
+    finetune: Finetune
+    calibrate: Calibrate
+    threshold: Threshold
+    compare: Compare
+    tracking: Tracking
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """Plain data of some sections, as kept beside results and mirrored into MLflow."""
+        return {name: getattr(self, name).model_dump() if getattr(self, name) else None for name in names}
+
+
+class Study(Section):
+    """A study's name and settings, and where its files lie (relative to the repo root)."""
+
+    name: str
+    settings: Settings
+    scenario_settings: dict[str, dict[str, Any]]
+    backbones: tuple[str, ...]
+    scenarios: tuple[str, ...]
+    workers: int
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset file."""
+        return self.settings.ingest.dataset or self.name
+
+    @property
+    def raw(self) -> Path:
+        """Folder of the untouched originals."""
+        return Path(self.settings.ingest.raw or f"data/raw/{self.name}")
+
+    @property
+    def manifest_path(self) -> Path:
+        """One row per usable image."""
+        return Path(f"data/manifest/{self.name}.parquet")
+
+    @property
+    def splits_path(self) -> Path:
+        """One row per image, repeat and fold."""
+        return Path(f"data/splits/{self.name}.parquet")
+
+    def features_path(self, backbone: str) -> Path:
+        """Folder of one backbone's features."""
+        return Path(f"data/features/{self.name}/{backbone}")
+
+    def result_path(self, backbone: str, scenario: str) -> Path:
+        """Folder of one result."""
+        return Path(f"results/{self.name}/{backbone}/{scenario}")
+
+    @property
+    def reports_path(self) -> Path:
+        """Folder of the comparison and its page."""
+        return Path(f"reports/{self.name}")
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The folder that holds params.yaml: this one or the nearest above it."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / PARAMS).is_file():
+            return folder
+    raise ConfigError(f"No {PARAMS} in {start} or above it. Run Equipoise inside a checkout, or name one with --root.")
+
+
+def read_params(root: Path = Path()) -> dict[str, Any]:
+    """Plain contents of params.yaml."""
+    path = Path(root) / PARAMS
+    try:
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no {path}. Run Equipoise inside a checkout.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]} {_where(error)}") from error
+    if not isinstance(params, dict):
+        raise ConfigError(
+            f"{path} holds {type(params).__name__}, a mapping with run, defaults and studies is expected."
+        )
+    return params
+
+
+def _where(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"(line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+
+
+def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[str, Any] | None = None) -> Study:
+    """Settings of one study, checked.
+
+    Args:
+        name: A key of `studies` in params.yaml.
+        params: Contents of params.yaml; read from the working folder when left out.
+        overrides: Dotted keys and values laid over the study, for example `{"tune.trials": 5}`.
+
+    Raises:
+        ConfigError: For an unknown study, section or key (naming the nearest one) or a value out of range.
+    """
+    params = read_params() if params is None else params
+    _known_keys(params, {"run", "scenarios", "engine", "defaults", "studies"}, "")
+    studies = _mapping(params, "studies")
+    if name not in studies:
+        raise unknown_name("study", name, studies)
+    merged = copy.deepcopy(_mapping(params, "defaults"))
+    _known_keys(merged, set(Settings.model_fields), "defaults.")
+    own = studies[name] or {}
+    _known_keys(own, set(Settings.model_fields), f"studies.{name}.")
+    for section, values in (*merged.items(), *own.items()):
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"Section '{section}' of study '{name}' is {values!r}, a mapping is expected.")
+    for section, values in own.items():
+        merged[section] = {**(merged.get(section) or {}), **(values or {})}
+    merged["phantom"] = merged.get("phantom") or None
+    for key, value in (overrides or {}).items():
+        section, _, field = key.partition(".")
+        _known_keys({section: None}, set(Settings.model_fields), "")
+        if not field:
+            raise ConfigError(f"'{key}' is a section; name a key in it, for example {section}.KEY=VALUE.")
+        merged[section] = {**(merged.get(section) or {}), field: value}
+    for section in Settings.model_fields:
+        model = _section_model(section)
+        if merged.get(section) is None:
+            if section != "phantom":
+                raise ConfigError(f"params.yaml lacks defaults.{section}.")
+            continue
+        _known_keys(merged[section], set(model.model_fields), f"studies.{name}.{section}.")
+    run = _mapping(params, "run")
+    _known_keys(run, {"studies", "backbones", "scenarios"}, "run.")
+    _known_keys(engine := _mapping(params, "engine"), {"workers"}, "engine.")
+    try:
+        return Study(
+            name=name,
+            settings=Settings.model_validate(merged),
+            scenario_settings={key: value or {} for key, value in _mapping(params, "scenarios").items()},
+            backbones=_names(run, "backbones"),
+            scenarios=_names(run, "scenarios"),
+            workers=engine.get("workers", 1),
+        )
+    except ValidationError as error:
+        raise ConfigError(_validation_text(name, error)) from error
+
+
+def run_studies(params: dict[str, Any] | None = None) -> list[str]:
+    """Names of the studies that the pipeline runs."""
+    params = read_params() if params is None else params
+    return list(_names(_mapping(params, "run"), "studies"))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `section.key=value`; the value is read as YAML.
+
+    >>> parse_override("tune.trials=5")
+    ('tune.trials', 5)
+    """
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise ConfigError(f"'{text}' is not of the form section.key=value, for example tune.trials=5.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{text}': the value is not valid YAML {_where(error)}.") from error
+
+
+def environment(name: str) -> str | None:
+    """An environment variable that Equipoise respects, None when unset or empty."""
+    return os.environ.get(name) or None
+
+
+def _section_model(section: str) -> type[Section]:
+    return {"phantom": Phantom}.get(section) or Settings.model_fields[section].annotation  # type: ignore[return-value]
+
+
+def _mapping(params: dict[str, Any], key: str) -> dict[str, Any]:
+    value = params.get(key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"params.yaml needs a mapping under '{key}', it holds {value!r}.")
+    return value
+
+
+def _names(run: dict[str, Any], key: str) -> tuple[str, ...]:
+    names = run.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"run.{key} is {names!r}, a list of names is expected, for example [{names}].")
+    return tuple(dict.fromkeys(names))
+
+
+def _known_keys(values: Any, known: set[str], prefix: str) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"params.yaml needs a mapping under '{prefix.rstrip('.')}', it holds {values!r}.")
+    for key in values:
+        if key not in known:
+            raise unknown_name("key", f"{prefix}{key}", {prefix + name for name in known}, " in params.yaml")
+
+
+def _validation_text(study: str, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"] if part != "settings")
+        lines.append(f"{where} is {item['input']!r}: {item['msg']}")
+    return f"Settings of study '{study}' cannot be used. " + "; ".join(lines) + ". Correct params.yaml."

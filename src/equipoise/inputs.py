@@ -1,0 +1,111 @@
+"""What a scenario reads: images, split and features of one study and backbone, checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from equipoise.config import Study
+from equipoise.errors import DataError, TrialFailed
+from equipoise.features import FeatureStore
+from equipoise.records import Manifest, Plan, Splits
+
+
+@dataclass(frozen=True)
+class TrainMatrix:
+    """Features of the train rows of one round: the plain images first, then their augmented views.
+
+    Attributes:
+        features: float32 (num_rows, num_features), raw.
+        row: int (num_rows,), the train image a row is of; row i < num_images is the plain image i.
+        view: int (num_rows,), 0 for the plain image.
+        image_labels: int (num_images,).
+        patients: (num_images,), patient of each image.
+        num_classes: C.
+        views: K, augmented views of each minority image.
+        positive: Index of the positive class.
+    """
+
+    features: np.ndarray
+    row: np.ndarray
+    view: np.ndarray
+    image_labels: np.ndarray
+    patients: np.ndarray
+    num_classes: int
+    views: int
+    positive: int
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of every row, int (num_rows,)."""
+        return self.image_labels[self.row]
+
+    def draws(self, plan: Plan) -> np.ndarray:
+        """How often a plan draws each row, int (num_rows,)."""
+        place = np.full((len(self.image_labels), self.views + 1), -1)
+        place[self.row, self.view] = np.arange(len(self.row))
+        drawn = place[plan.row, plan.view]
+        if (drawn < 0).any():
+            raise TrialFailed("The plan draws augmented views of an image that has none; set embed.views_of to all.")
+        return np.bincount(drawn, minlength=len(self.row))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a scenario reads: a study's images, split and features of one backbone, checked against each other."""
+
+    study: Study
+    backbone: str
+    scenario: str
+    manifest: Manifest
+    splits: Splits
+    store: FeatureStore
+
+    @classmethod
+    def read(cls, study: Study, backbone: str, scenario: str) -> Inputs:
+        """Read the parents and refuse any that was made from another manifest."""
+        manifest = Manifest.read(study.manifest_path)
+        split = Splits.read(study.splits_path)
+        store = FeatureStore.open(study.features_path(backbone))
+        for name, parent, verb in (
+            (study.splits_path, split.meta["manifest"], "split"),
+            (study.features_path(backbone), store.meta["manifest"], "embed"),
+        ):
+            if parent != manifest.digest:
+                raise DataError(f"{name} was made from another manifest than {study.manifest_path}. Run {verb} again.")
+        return cls(study, backbone, scenario, manifest, split, store)
+
+    @property
+    def positive(self) -> int:
+        """Index of the positive class."""
+        return self.manifest.classes.index(self.manifest.positive_class)
+
+    def labels(self, images: np.ndarray) -> np.ndarray:
+        """Labels of images, positions in the manifest, int (num_images,)."""
+        return self.manifest.table["label"].to_numpy()[images]
+
+    def train_matrix(self, images: np.ndarray, patients: np.ndarray) -> TrainMatrix:
+        """Features of train images, int positions in the manifest, and of the augmented views there are of them."""
+        table = self.manifest.table.iloc[images]
+        digests = table["sha256"].to_numpy()
+        views = self.study.settings.embed.views
+        has_views = np.array([views > 0 and (digest, 1) in self.store.row_of for digest in digests])
+        viewed = np.flatnonzero(has_views)
+        row = np.concatenate([np.arange(len(images)), np.tile(viewed, views)])
+        view = np.concatenate([np.zeros(len(images), dtype=int), np.repeat(np.arange(1, views + 1), len(viewed))])
+        return TrainMatrix(
+            features=self.store.matrix[self.store.rows(digests[row], view)],
+            row=row,
+            view=view,
+            image_labels=table["label"].to_numpy(),
+            patients=patients,
+            num_classes=len(self.manifest.classes),
+            views=views,
+            positive=self.positive,
+        )
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Plain features of images, positions in the manifest, float32 (num_images, num_features)."""
+        digests = self.manifest.table["sha256"].to_numpy()[images]
+        return self.store.matrix[self.store.rows(digests, np.zeros(len(images), dtype=int))]

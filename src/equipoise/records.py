@@ -1,0 +1,338 @@
+"""The nouns that travel between stages: columns, units, checks, atomic writing, digests of their parents."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from equipoise.errors import DataError
+
+PARTS = ("train", "val", "test")
+_META = b"equipoise"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and move it there when the block ends well: no half-written file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that is the same bytes for the same value (NaN becomes null)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or damaged file is a DataError."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except ValueError as error:
+        raise DataError(f"{path} is not readable as JSON ({error}). Run the stage that writes it again.") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of plain data, through its canonical JSON.
+
+    >>> digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(_jsonable(value), sort_keys=True).encode()).hexdigest()
+
+
+def write_table(path: Path, table: pd.DataFrame, meta: dict[str, Any]) -> None:
+    """Write a Parquet file with plain metadata inside."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({_META: json.dumps(_jsonable(meta), sort_keys=True).encode()})
+    with atomic_path(path) as temporary:
+        pq.write_table(arrow, temporary)
+
+
+def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read what `write_table` wrote."""
+    try:
+        arrow = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not readable as Parquet ({error}). Run the stage that writes it again.") from error
+    return arrow.to_pandas(), json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
+
+
+def _missing(path: Path) -> DataError:
+    return DataError(f"There is no {path}. Run `dvc repro`, or the stage that writes it (docs/architecture.md).")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _jsonable(value.tolist())
+    if isinstance(value, np.generic):
+        return _jsonable(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return value.as_posix()
+    return value
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A table with required columns and its metadata; `digest` names the exact bytes it was read from."""
+
+    table: pd.DataFrame
+    meta: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        self._require(self.COLUMNS)
+
+    def _require(self, columns: Sequence[str]) -> None:
+        lacking = [name for name in columns if name not in self.table.columns]
+        if lacking:
+            raise DataError(
+                f"{type(self).__name__} lacks the column(s) {', '.join(lacking)}; it has "
+                f"{', '.join(map(str, self.table.columns))}. Run the stage that writes it again."
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a record."""
+        table, meta = read_table(path)
+        return cls(table, meta, file_digest(path))
+
+    def write(self, path: Path) -> Self:
+        """Write the record atomically and return it with its digest."""
+        write_table(path, self.table, self.meta)
+        return dataclasses.replace(self, digest=file_digest(path))
+
+
+@dataclass(frozen=True)
+class Manifest(_Record):
+    """One row per usable image.
+
+    `image_id` is unique and stable (the path inside the raw folder), `sha256` is of the file's bytes and keys the
+    features, `label` is the index into `classes`, `patient_id` the dataset's first reading of who the patient is.
+    """
+
+    COLUMNS = (
+        *("image_id", "sha256", "path", "label", "class_name", "patient_id"),
+        *("width_px", "height_px", "bytes"),
+    )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is an index into them."""
+        return tuple(self.meta["classes"])
+
+    @property
+    def positive_class(self) -> str:
+        """The class that sensitivity speaks of: the disease."""
+        return self.meta["positive_class"]
+
+    def counts(self) -> np.ndarray:
+        """Images per class, int (num_classes,)."""
+        return np.bincount(self.table["label"], minlength=len(self.classes))
+
+
+def minority_labels(counts: np.ndarray) -> list[int]:
+    """Labels of the minority: every class below the largest one (for two classes: the smaller).
+
+    >>> minority_labels(np.array([1349, 3883]))
+    [0]
+    >>> minority_labels(np.array([5, 5]))
+    []
+    """
+    counts = np.asarray(counts)
+    return [int(label) for label in np.flatnonzero(counts < counts.max())]
+
+
+@dataclass(frozen=True)
+class Splits(_Record):
+    """One row per image, repeat and fold: `part` is train, val or test; `patient_id` is the group kept whole."""
+
+    COLUMNS = ("image_id", "patient_id", "repeat", "fold", "part")
+
+    def rounds(self) -> list[tuple[int, int]]:
+        """The (repeat, fold) pairs, in order."""
+        pairs = self.table[["repeat", "fold"]].drop_duplicates().sort_values(["repeat", "fold"])
+        return [(int(repeat), int(fold)) for repeat, fold in pairs.itertuples(index=False)]
+
+    def round(self, repeat: int, fold: int) -> pd.DataFrame:
+        """Rows of one (repeat, fold), in the order of the manifest."""
+        table = self.table
+        return table[(table["repeat"] == repeat) & (table["fold"] == fold)].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """What a strategy sees: the train images of one round and nothing else.
+
+    Attributes:
+        labels: int (num_images,), index into the classes.
+        num_classes: C; `labels` may lack a class.
+        views: Augmented views available for each minority image.
+        seed: Seed of every draw.
+    """
+
+    labels: np.ndarray
+    num_classes: int
+    views: int
+    seed: int
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Images per class, int (num_classes,)."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows to train on, one per draw.
+
+    Attributes:
+        row: int (num_draws,), index into the train rows.
+        view: int (num_draws,), 0 for the plain image, 1..K for an augmented view of it.
+    """
+
+    row: np.ndarray
+    view: np.ndarray
+
+    @classmethod
+    def of(cls, row: np.ndarray, view: np.ndarray | int = 0) -> Plan:
+        """A plan of plain images unless views are given."""
+        row = np.asarray(row, dtype=np.int64)
+        return cls(row, np.broadcast_to(np.asarray(view, dtype=np.int64), row.shape).copy())
+
+    def counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """Draws per class after the plan, int (num_classes,)."""
+        return np.bincount(labels[self.row], minlength=num_classes)
+
+
+@dataclass(frozen=True)
+class Objective:
+    r"""What the head minimises, a few numbers per class.
+
+    $L = \sum_i w_{y_i} (1-p_{y_i})^\gamma (-\log p_{y_i}) / \sum_i w_{y_i} + l_2 \lVert W \rVert^2 / 2$ with
+    $p = \mathrm{softmax}(z + \mathrm{offset})$; scores are made from plain $z$.
+
+    Attributes:
+        weights: float (num_classes,), > 0, any scale (the mean is weighted).
+        focusing: $\gamma \ge 0$.
+        offsets: float (num_classes,), added to the logits while training.
+    """
+
+    weights: np.ndarray
+    focusing: float
+    offsets: np.ndarray
+
+    @classmethod
+    def neutral(cls, num_classes: int) -> Objective:
+        """Plain cross-entropy: the ordinary member, so that nobody writes an `if`."""
+        return cls(np.ones(num_classes), 0.0, np.zeros(num_classes))
+
+    def replace(self, **changes: Any) -> Objective:
+        """A copy with some numbers changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Predictions(_Record):
+    """One row per image of val and test, repeat, fold and seed.
+
+    `prob_<class>` are raw, `calibrated_<class>` pass through the calibrator, `threshold` is the operating point that
+    val locked on the calibrated probability of the positive class (null for more than two classes), `overlap` marks
+    test rows whose patient is also on the train side (official splits only).
+    """
+
+    COLUMNS = ("image_id", "patient_id", "repeat", "fold", "seed", "part", "label", "overlap", "threshold")
+
+    def __post_init__(self) -> None:
+        kinds = [f"{kind}_{name}" for kind in ("prob", "calibrated") for name in self.meta["classes"]]
+        self._require((*self.COLUMNS, *kinds))
+        for kind in ("prob", "calibrated"):
+            values = self.probabilities(kind)
+            if not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=1) > 1:
+                raise DataError(
+                    f"Predictions hold {kind}_... that are not numbers within 0..1. Run `equipoise scenario` again."
+                )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the labels."""
+        return tuple(self.meta["classes"])
+
+    @property
+    def positive_label(self) -> int:
+        """Index of the positive class."""
+        return self.classes.index(self.meta["positive_class"])
+
+    def probabilities(self, kind: str) -> np.ndarray:
+        """float64 (num_rows, num_classes); `kind` is "prob" (raw) or "calibrated"."""
+        return self.table[[f"{kind}_{name}" for name in self.meta["classes"]]].to_numpy(dtype=np.float64)
+
+    def part(self, name: str) -> Predictions:
+        """Only the rows of one part."""
+        return dataclasses.replace(self, table=self.table[self.table["part"] == name].reset_index(drop=True))
+
+    def test_digest(self) -> str:
+        """Digest of what was tested: images, patients, labels and rounds, whatever the model said."""
+        columns = ["image_id", "patient_id", "repeat", "fold", "label"]
+        rows = self.part("test").table[columns].drop_duplicates().sort_values(columns)
+        return digest_of([list(self.classes), self.meta["positive_class"], rows.to_numpy(dtype=object).tolist()])
+
+
+def class_table(labels: np.ndarray, patients: Sequence[str] | pd.Series, classes: Sequence[str]) -> dict[str, Any]:
+    """Images, patients and share per class, as printed and kept by `ingest` and `split`."""
+    table = pd.DataFrame({"label": np.asarray(labels), "patient": np.asarray(patients)})
+    rows = {}
+    for label, name in enumerate(classes):
+        chosen = table[table["label"] == label]
+        rows[name] = {
+            "images": len(chosen),
+            "patients": int(chosen["patient"].nunique()),
+            "image_share": round(len(chosen) / max(len(table), 1), 4),
+        }
+    return rows

@@ -1,0 +1,303 @@
+"""tune -> plan -> fit -> calibrate -> predict, for one study, backbone and scenario."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from equipoise import calibration, checks, head, metrics, parallel, strategies, tuning
+from equipoise.calibration import Calibrator
+from equipoise.config import SCENARIO_SECTIONS, Study
+from equipoise.errors import ConfigError
+from equipoise.inputs import Inputs
+from equipoise.records import (
+    Plan,
+    Predictions,
+    TrainRows,
+    atomic_path,
+    class_table,
+    digest_of,
+    minority_labels,
+    write_json,
+    write_table,
+)
+
+#: Stands for the round of the refit on all rows after k-fold, in seeds.
+_REFIT = 2**31
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A chosen and fitted model with everything that led to it."""
+
+    choice: tuning.Choice
+    plan: Plan
+    plan_counts: np.ndarray
+    images: np.ndarray
+    head: head.Head
+
+
+def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) -> dict[str, Any]:
+    """Run one scenario and write its predictions, metrics, choices, trials, plan and servable model.
+
+    Args:
+        study: Name and settings.
+        backbone: A backbone whose features are there.
+        scenario: Name of a strategy.
+        folder: Where to write; the study's result folder when left out.
+
+    Returns:
+        The contents of metrics.json.
+    """
+    for name in (scenario, *study.scenario_settings):
+        strategies.load_strategy(name)
+    inputs = Inputs.read(study, backbone, scenario)
+    found = checks.run(inputs.splits, inputs.manifest)
+    _fits_number_of_classes(study, len(inputs.manifest.classes))
+    if study.settings.train.mode == "finetune" and inputs.splits.meta["settings"]["split"]["scheme"] == "kfold":
+        raise ConfigError(
+            "train.mode: finetune with split.scheme: kfold has no single model to serve: the refit on all rows is a "
+            "probe. Use holdout or official, or train.mode: probe."
+        )
+    folder = folder or study.result_path(backbone, scenario)
+    jobs = [
+        (study, backbone, scenario, repeat, fold, seed)
+        for repeat, fold in inputs.splits.rounds()
+        for seed in study.settings.train.seeds
+    ]
+    rounds = parallel.run_jobs(_round, jobs, f"{scenario} on {study.name}, {backbone}", study.workers)
+    meta = {
+        "study": study.name,
+        "backbone": backbone,
+        "scenario": scenario,
+        "classes": list(inputs.manifest.classes),
+        "positive_class": inputs.manifest.positive_class,
+    }
+    predictions = Predictions(pd.concat([item["predictions"] for item in rounds], ignore_index=True), meta)
+    predictions = predictions.write(folder / "predictions.parquet")
+    write_table(folder / "trials.parquet", pd.concat([item["trials"] for item in rounds], ignore_index=True), meta)
+    write_table(folder / "plan.parquet", pd.concat([item["plan"] for item in rounds], ignore_index=True), meta)
+    choices = [item["choice"] for item in rounds]
+    write_json(folder / "best.json", choices)
+    _write_served(inputs, rounds, folder / "model")
+    summary = _summary(inputs, predictions, choices, found, meta)
+    write_json(folder / "metrics.json", summary)
+    return summary
+
+
+def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, seed: int) -> dict[str, Any]:
+    """One repeat, fold and seed; importable, so that it can run in another process."""
+    inputs = Inputs.read(study, backbone, scenario)
+    rows = inputs.splits.round(repeat, fold)
+    position = pd.Series(np.arange(len(inputs.manifest.table)), index=inputs.manifest.table["image_id"])
+    images, patients = position.loc[rows["image_id"]].to_numpy(), rows["patient_id"].to_numpy()
+    part = rows["part"].to_numpy()
+    train, val = part == "train", part == "val"
+    fitted = _choose_and_fit(inputs, images[train], patients[train], seed, [repeat, fold])
+    shown = rows[~train].reset_index(drop=True)
+    if study.settings.train.mode == "finetune":
+        from equipoise import finetune
+
+        logits, served, weights = finetune.run(
+            inputs, fitted.choice.settings, images[train], patients[train], images[~train], seed
+        )
+    else:
+        logits, served, weights = fitted.head.logits(inputs.features(images[~train])), fitted.head, None
+    labels = inputs.manifest.table["label"].to_numpy()[images[~train]]
+    on_val = val[~train]
+    calibrator, threshold = _calibrate(inputs, logits[on_val], labels[on_val], shown["patient_id"].to_numpy()[on_val])
+    frame = pd.DataFrame(
+        {
+            **{name: shown[name] for name in ("image_id", "patient_id")},
+            **{"repeat": repeat, "fold": fold, "seed": seed, "part": shown["part"], "label": labels},
+            "overlap": checks.overlapping(rows)[~train],
+            "threshold": np.nan if threshold is None else threshold,
+        }
+    )
+    for kind, values in (("prob", head.softmax(logits)), ("calibrated", calibrator.apply(logits))):
+        for index, name in enumerate(inputs.manifest.classes):
+            frame[f"{kind}_{name}"] = values[:, index]
+    round_key = {"repeat": repeat, "fold": fold, "seed": seed}
+    plan = pd.DataFrame(
+        {
+            "image_id": inputs.manifest.table["image_id"].to_numpy()[fitted.images[fitted.plan.row]],
+            "view": fitted.plan.view,
+            **round_key,
+        }
+    )
+    choice = {
+        **round_key,
+        "settings": fitted.choice.settings,
+        **fitted.choice.summary,
+        "train_counts": np.bincount(inputs.labels(images[train]), minlength=len(inputs.manifest.classes)),
+        "plan_counts": fitted.plan_counts,
+        "gradient_norm": fitted.head.gradient_norm,
+        "calibrator": calibrator.as_dict(),
+        "threshold": threshold,
+    }
+    return {
+        "predictions": frame,
+        "logits": logits,
+        "plan": plan,
+        "trials": fitted.choice.trials.assign(**round_key),
+        "choice": choice,
+        "head": served,
+        "weights": weights,
+        "calibrator": calibrator,
+        "threshold": threshold,
+    }
+
+
+def _choose_and_fit(
+    inputs: Inputs, images: np.ndarray, patients: np.ndarray, seed: int, round_seed: list[int]
+) -> Fitted:
+    """Tune on train images, then plan and fit the head with what was chosen."""
+    settings = inputs.study.settings
+    matrix = inputs.train_matrix(images, patients)
+    strategy = strategies.load_strategy(inputs.scenario)
+    fixed = inputs.study.scenario_settings.get(inputs.scenario, {})
+    fold_seed = [settings.split.seed, 4, *round_seed]
+    choice = tuning.tune(matrix, strategy, fixed, settings.tune, _seed(seed, round_seed), fold_seed)
+    built = strategy.of(choice.settings)
+    plan = built.plan(TrainRows(matrix.image_labels, matrix.num_classes, matrix.views, _seed(seed, round_seed)))
+    checks.plan_within_train(plan, len(images))
+    counts = plan.counts(matrix.image_labels, matrix.num_classes)
+    standardiser = head.Standardiser.fit(matrix.features[: len(images)])
+    solved = head.fit(
+        matrix.features, matrix.labels, matrix.draws(plan), built.objective(counts), choice.settings["l2"], standardiser
+    )
+    return Fitted(choice, plan, counts, images, solved)
+
+
+def _seed(seed: int, round_seed: list[int]) -> int:
+    return int(np.random.SeedSequence([seed, *round_seed]).generate_state(1)[0])
+
+
+def _calibrate(
+    inputs: Inputs, logits: np.ndarray, labels: np.ndarray, patients: np.ndarray
+) -> tuple[Calibrator, float | None]:
+    settings = inputs.study.settings
+    calibrator = Calibrator.fit(logits, labels, patients, settings.calibrate.min_patients)
+    if logits.shape[1] > 2:
+        return calibrator, None
+    prob, truth = calibrator.apply(logits)[:, inputs.positive], labels == inputs.positive
+    floor = settings.tune.sensitivity_floor
+    return calibrator, calibration.lock_threshold(prob, truth, settings.threshold, floor)
+
+
+def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) -> None:
+    """Write the model that would be registered: of the first seed, or after k-fold a refit on all rows."""
+    seed = inputs.study.settings.train.seeds[0]
+    mine = [item for item in rounds if item["choice"]["seed"] == seed and item["choice"]["repeat"] == 0]
+    kfold = inputs.splits.meta["settings"]["split"]["scheme"] == "kfold"
+    if not kfold:
+        served, calibrator, threshold, weights = (
+            mine[0][name] for name in ("head", "calibrator", "threshold", "weights")
+        )
+    else:
+        out = pd.concat([item["predictions"].assign(logits=list(item["logits"])) for item in mine])
+        pooled = out[out["part"] == "test"]
+        everything = np.arange(len(inputs.manifest.table))
+        position = inputs.splits.round(0, 0).set_index("image_id")["patient_id"]
+        group = position.loc[inputs.manifest.table["image_id"]].to_numpy()
+        fitted = _choose_and_fit(inputs, everything, group, seed, [_REFIT])
+        served, weights = fitted.head, None
+        calibrator, threshold = _calibrate(
+            inputs, np.stack(pooled["logits"]), pooled["label"].to_numpy(), pooled["patient_id"].to_numpy()
+        )
+        # No stored prediction is of the refit: these are what service must reproduce.
+        values = calibrator.apply(served.logits(inputs.features(everything)))
+        columns = {f"calibrated_{name}": values[:, index] for index, name in enumerate(inputs.manifest.classes)}
+        refit = pd.DataFrame({"image_id": inputs.manifest.table["image_id"], **columns})
+        write_table(folder / "refit_predictions.parquet", refit, {})
+    served.save(folder / "head.npz")
+    if weights is not None:
+        with atomic_path(folder / "backbone.npz") as path, open(path, "wb") as handle:
+            np.savez(handle, **{f"w{index:04d}": value for index, value in enumerate(weights)})
+    meta = inputs.store.meta
+    description = {
+        **{name: meta[name] for name in ("backbone", "weights", "weights_digest", "image_size_px", "pipeline")},
+        "classes": list(inputs.manifest.classes),
+        "positive_class": inputs.manifest.positive_class,
+        "calibrator": calibrator.as_dict(),
+        "threshold": threshold,
+        "evidence": "out-of-fold predictions of the folds; this model is a refit on all rows"
+        if kfold
+        else "exactly the model that made predictions.parquet for the first seed",
+    }
+    write_json(folder / "model.json", description)
+
+
+def _summary(
+    inputs: Inputs,
+    predictions: Predictions,
+    choices: list[dict[str, Any]],
+    found: list[checks.Check],
+    meta: dict[str, Any],
+) -> dict[str, Any]:
+    settings = inputs.study.settings
+    floor = settings.tune.sensitivity_floor
+    counts = inputs.manifest.counts()
+    evaluation = metrics.evaluate(predictions, settings.compare, floor)
+    test = predictions.part("test").table.drop_duplicates("image_id")
+    summary: dict[str, Any] = {
+        **meta,
+        "mode": settings.train.mode,
+        "weights": inputs.store.meta["weights"],
+        "majority_class": inputs.manifest.classes[int(counts.argmax())],
+        "minority_classes": [inputs.manifest.classes[label] for label in minority_labels(counts)],
+        "test": class_table(test["label"].to_numpy(), test["patient_id"], inputs.manifest.classes),
+        "rows": {"test": len(test), "patients": int(test["patient_id"].nunique())},
+        "inner_score": _mean([choice["score"] for choice in choices]),
+        "metrics": evaluation.table(),
+        "non_overlapping": None,
+        "seed_has_effect": _seed_matters(predictions),
+        "checks": [check.as_dict() for check in found],
+        "digests": {
+            "manifest": inputs.manifest.digest,
+            "splits": inputs.splits.digest,
+            "features": inputs.store.digest,
+            "predictions": predictions.digest,
+            "test": predictions.test_digest(),
+        },
+        "settings": {
+            **settings.sections("split", "embed", "augment", *SCENARIO_SECTIONS),
+            "scenario": inputs.study.scenario_settings.get(inputs.scenario, {}),
+        },
+    }
+    if test["overlap"].any():
+        kept = Predictions(predictions.table[~predictions.table["overlap"]].reset_index(drop=True), meta)
+        rest = kept.part("test").table.drop_duplicates("image_id")
+        whole = rest["label"].nunique() == len(predictions.classes)
+        summary["non_overlapping"] = {
+            "rows": {"test": len(rest), "patients": int(rest["patient_id"].nunique())},
+            # Without the shared patients a class may be gone; then there is nothing to measure.
+            "metrics": metrics.evaluate(kept, settings.compare, floor).table() if whole else None,
+        }
+    summary["result_digest"] = digest_of([summary["digests"], summary["settings"], choices, meta])
+    return summary
+
+
+def _mean(scores: list[float | None]) -> float | None:
+    """Mean inner score over rounds; None where a round had no search."""
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if len(known) == len(scores) else None
+
+
+def _seed_matters(predictions: Predictions) -> bool | None:
+    """Whether any probability differs between seeds; None when there is one seed."""
+    columns = [f"prob_{name}" for name in predictions.classes]
+    groups = [rows[columns].to_numpy() for _, rows in predictions.table.groupby("seed", sort=True)]
+    return None if len(groups) < 2 else any(not np.array_equal(groups[0], other) for other in groups[1:])
+
+
+def _fits_number_of_classes(study: Study, classes: int) -> None:
+    wanted = {"tune.objective": study.settings.tune.objective, "compare.primary": study.settings.compare.primary}
+    for key, name in wanted.items():
+        metrics.load_metric(name)
+        if classes > 2 and name == "specificity_at_sensitivity":
+            raise ConfigError(f"{key} is {name}, which needs two classes; these data have {classes}. Set it to auroc.")

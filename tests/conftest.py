@@ -1,0 +1,72 @@
+"""A small workspace in which the whole way was gone once: drawn images, two scenarios, a registered model."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parent.parent
+#: What a checkout consists of; nothing that a run made.
+_CHECKOUT = ("src", "MLproject", "conda.yaml", "dvc.yaml", ".dvcignore", "params.yaml", ".gitignore", "pyproject.toml")
+
+
+def run(folder: Path, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Run a program as a user would, with this environment's programs first on the path and no tracking address."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "GIT_"))}
+    kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
+    kept |= {"TF_CPP_MIN_LOG_LEVEL": "3", "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, **environment}
+    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def git(folder: Path, *words: str) -> str:
+    return run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words).stdout
+
+
+def copy_checkout(folder: Path) -> None:
+    for name in _CHECKOUT:
+        source = REPO / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    (folder / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(REPO / ".dvc" / name, folder / ".dvc" / name)
+
+
+def change_params(folder: Path, change) -> None:
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    change(params)
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def make_small(params: dict) -> None:
+    params["run"] = {"studies": ["demo"], "backbones": ["vgg16"], "scenarios": ["baseline", "weighted_augment"]}
+    demo = params["studies"]["demo"]
+    demo["phantom"] |= {"patients": 100, "opacity_contrast": 0.5, "size_px": 48, "opacity_patient_fraction": 0.3}
+    demo["embed"] |= {"image_size_px": 48, "views": 2}
+    demo["tune"] |= {"trials": 6, "batch_trials": 3, "gain_resamples": 50}
+    demo["compare"] = {"resamples": 200}
+    demo["finetune"] = {"steps": 4, "evaluate_every_steps": 2, "batch_size": 4}
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A checkout in which `equipoise main` has run. Tests may add to it, never spoil it."""
+    folder = tmp_path_factory.mktemp("workspace")
+    copy_checkout(folder)
+    change_params(folder, make_small)
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "small study")
+    done = run(folder, sys.executable, "src", "main")
+    (folder / "main.log").write_text(done.stdout + done.stderr)
+    return folder

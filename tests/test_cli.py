@@ -1,0 +1,93 @@
+"""The command line: bad input is one sentence and an exit code, never a traceback."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPO, change_params, copy_checkout, run
+from equipoise import cli
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkout")
+    copy_checkout(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["ingest", "--study", "dmo"], 2, "There is no study 'dmo'. Did you mean 'demo'?"),
+        (["embed", "--study", "demo", "--backbone", "vgg"], 2, "There is no backbone 'vgg'. Did you mean 'vgg16'?"),
+        (
+            ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "oversampling"],
+            2,
+            "There is no scenario 'oversampling'. Did you mean 'oversample'?",
+        ),
+        (
+            ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline", "--set", "tune.trial=3"],
+            2,
+            "Did you mean 'studies.demo.tune.trials'?",
+        ),
+        (
+            ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline", "--set", "split.seed=3"],
+            2,
+            "cannot be overridden for one scenario",
+        ),
+        (
+            ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline", "--trials", "0"],
+            2,
+            "tune.trials is 0",
+        ),
+        (["ingest", "--study", "chest_xray"], 1, "There is no folder data/raw/chest_xray"),
+        (["split", "--study", "demo"], 1, "There is no data/manifest/demo.parquet"),
+        (["compare", "--study", "demo"], 1, "holds no predictions"),
+        (["register", "--study", "demo"], 1, "There is no reports/demo/comparison.json"),
+        (["phantom", "--study", "chest_xray"], 2, "there is nothing to draw"),
+    ],
+)
+def test_bad_input_is_a_sentence(checkout, monkeypatch, capsys, arguments, code, sentence):
+    monkeypatch.chdir(checkout)
+    assert cli.main(arguments) == code
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_outside_a_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["doctor"]) == 2
+    assert "No params.yaml" in capsys.readouterr().err
+
+
+def test_damaged_params_name_the_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "params.yaml").write_text("run: {studies: [demo\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["ingest", "--study", "demo"]) == 2
+    assert "line 2" in capsys.readouterr().err
+
+
+def test_doctor_says_what_is_missing(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.main(["doctor", "--json"]) == 0
+    lines = {line["what"]: line for line in json.loads(capsys.readouterr().out)}
+    assert lines["demo: raw images"] == {"level": "ok", "what": "demo: raw images", "detail": "will be drawn"}
+    assert lines["tensorflow"]["level"] == "ok"
+    change_params(checkout, lambda params: params["run"].update(studies=["chest_xray"]))
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "data/raw/chest_xray is not there" in out
+    assert "will be downloaded from https://storage" in out
+
+
+def test_installed_program_and_module_are_the_same(tmp_path):
+    for command in (["equipoise"], [sys.executable, "-m", "equipoise"], [sys.executable, str(REPO / "src")]):
+        if command == ["equipoise"] and not shutil.which("equipoise", path=str(Path(sys.executable).parent)):
+            pytest.skip("equipoise is not installed in this environment")
+        done = run(tmp_path, *command, "--version", PYTHONPATH=str(REPO / "src"))
+        assert done.stdout.strip() == "0.1.0"

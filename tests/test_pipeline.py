@@ -1,0 +1,165 @@
+"""The whole way, as a user goes it: DVC stages, what reruns when, overrides, fine-tuning, mlflow run."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from conftest import change_params, copy_checkout, git, make_small, run
+
+RESULT = "results/demo/vgg16"
+
+
+def repro_lines(folder) -> set[str]:
+    """Names of the stages that `dvc repro` ran."""
+    text = run(folder, "dvc", "repro").stdout
+    return {line.split("'")[1] for line in text.splitlines() if line.startswith("Running stage")}
+
+
+def client(folder) -> MlflowClient:
+    address = f"sqlite:///{folder}/mlflow.db"
+    return MlflowClient(tracking_uri=address, registry_uri=address)
+
+
+@pytest.fixture(scope="module")
+def other(workspace, tmp_path_factory):
+    """A copy of the workspace that tests may change."""
+    folder = tmp_path_factory.mktemp("other") / "copy"
+    shutil.copytree(workspace, folder, symlinks=True)
+    return folder
+
+
+def test_main_prints_table_and_report(workspace):
+    log = (workspace / "main.log").read_text()
+    assert "difference to baseline" in log
+    assert "are random, not ImageNet's" in log
+    assert f"report: {workspace}/reports/demo/report.html" in log
+    assert (workspace / "reports/demo/report.html").stat().st_size < 6e6
+
+
+def test_repro_straight_after_runs_nothing(workspace):
+    assert repro_lines(workspace) == set()
+
+
+def test_outputs_do_not_dirty_the_checkout(workspace):
+    changed = set(git(workspace, "status", "--porcelain").split())
+    assert changed - {"??", "M"} <= {"dvc.lock", "reports/", "main.log", "predictions.csv"}
+
+
+def test_setting_of_one_scenario_reruns_it_and_compare_only(other):
+    change_params(other, lambda params: params["scenarios"].update(weighted_augment={"exponent": 0.5}))
+    assert repro_lines(other) == {"scenario@demo-vgg16-weighted_augment", "compare@demo"}
+    (choice,) = [c for c in json.loads((other / RESULT / "weighted_augment/best.json").read_text()) if c["seed"] == 0]
+    assert choice["settings"]["exponent"] == 0.5
+
+
+def test_other_split_runs_no_backbone_pass(other):
+    change_params(other, lambda params: params["studies"]["demo"]["split"].update(seed=99))
+    ran = repro_lines(other)
+    assert "split@demo" in ran
+    assert "scenario@demo-vgg16-baseline" in ran
+    assert not [name for name in ran if name.startswith("embed")]
+
+
+def test_new_scenario_in_the_list_runs_only_itself_and_compare(other):
+    repro_lines(other)
+    change_params(other, lambda params: params["run"]["scenarios"].append("undersample"))
+    assert repro_lines(other) == {"scenario@demo-vgg16-undersample", "compare@demo"}
+
+
+def test_result_restored_from_the_cache_is_tracked_once(other):
+    change_params(other, lambda params: params["scenarios"].update(weighted_augment={}))
+    change_params(other, lambda params: params["studies"]["demo"]["split"].pop("seed"))
+    change_params(other, lambda params: params["run"].update(scenarios=["baseline", "weighted_augment"]))
+    text = run(other, "dvc", "repro").stdout
+    assert "is cached - skipping run" in text
+    for _ in range(2):
+        run(other, sys.executable, "src", "track")
+    store = client(other)
+    digests = [
+        run.data.tags["equipoise.result_digest"]
+        for experiment in store.search_experiments()
+        for run in store.search_runs([experiment.experiment_id], "tags.`equipoise.role` = 'result'")
+    ]
+    assert len(digests) == len(set(digests)) >= 2
+
+
+def test_overrides_write_beside_and_adopt_the_run(other):
+    before = (other / RESULT / "baseline/predictions.parquet").read_bytes()
+    command = [
+        "mlflow",
+        "run",
+        ".",
+        "--env-manager",
+        "local",
+        "-e",
+        "baseline",
+        "-P",
+        "backbone=vgg16",
+        "-P",
+        "trials=4",
+    ]
+    launched = run(other, *command)
+    assert "--trials 4" in launched.stderr
+    assert (other / RESULT / "baseline/predictions.parquet").read_bytes() == before
+    (folder,) = (other / "results/adhoc").iterdir()
+    assert json.loads((folder / "best.json").read_text())[0]["trials"] == 4
+    store = client(other)
+    adopted = store.search_runs(["0"], "tags.`equipoise.role` = 'result'")
+    assert [run.info.status for run in adopted] == ["FINISHED"]
+    assert "free.auroc_low" in adopted[0].data.metrics
+    run(other, *command)
+    assert len(store.search_runs(["0"], "tags.`equipoise.role` = 'result'")) == 1
+    assert len(store.search_runs(["0"], "tags.`equipoise.role` = 'launcher'")) == 1
+    everything = store.search_runs([experiment.experiment_id for experiment in store.search_experiments()])
+    assert {run.info.status for run in everything} == {"FINISHED"}
+
+
+def test_scenario_builds_the_stages_it_lacks(tmp_path):
+    copy_checkout(tmp_path)
+    change_params(tmp_path, make_small)
+    change_params(tmp_path, lambda params: params["studies"]["demo"]["phantom"].update(patients=40))
+    command = [sys.executable, "src", "scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "oversample"]
+    text = run(tmp_path, *command).stdout
+    for line in ("drawing data/raw/demo", "ingesting", "splitting", "embedding demo with vgg16"):
+        assert line in text
+    text = run(tmp_path, *command).stdout
+    assert "embedding" not in text
+    assert "splitting" not in text
+
+
+def test_finetune_writes_the_same_files_and_serves_what_it_predicted(other):
+    options = ["--set", "train.mode=finetune", "--set", "train.seeds=[0]", "--set", "finetune.learning_rate=0.001"]
+    command = [sys.executable, "src", "scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline"]
+    before = set((other / "results/adhoc").iterdir()) if (other / "results/adhoc").exists() else set()
+    run(other, *command, *options)
+    (folder,) = set((other / "results/adhoc").iterdir()) - before
+    probe = {path.name for path in (other / RESULT / "baseline").iterdir()}
+    assert {path.name for path in folder.iterdir()} == probe
+    code = (
+        "import sys; sys.path.insert(0, 'src')\n"
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from equipoise import config, model, registry, records\n"
+        f"study, folder = config.load_study('demo'), Path({str(folder)!r})\n"
+        "predictor = model.Predictor(model.save(study, 'vgg16', folder, folder / 'saved'))\n"
+        "stored = registry.expected_predictions(folder)\n"
+        "served = predictor.predict([study.raw / name for name in stored['image_id']])\n"
+        "print(np.abs(served['prob_opacity'] - stored['calibrated_opacity']).max())\n"
+    )
+    assert float(run(other, sys.executable, "-c", code).stdout.split()[-1]) < 1e-5
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["mode"] == "finetune"
+
+
+def test_doctor_runs_from_a_git_address(workspace, tmp_path):
+    source = tmp_path / "source"
+    run(tmp_path, "git", "clone", "-q", str(workspace), str(source))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = run(elsewhere, "mlflow", "run", f"file://{source}", "--env-manager", "local", "-e", "doctor")
+    assert "will be drawn" in done.stdout + done.stderr
+    (state,) = client(elsewhere).search_runs(["0"])
+    assert state.info.status == "FINISHED"
