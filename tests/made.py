@@ -192,7 +192,13 @@ def result(
     records.write_json(folder / "metrics.json", summary)
     choice = {
         **{"repeat": 0, "fold": 0, "seed": 0, "settings": {"l2": 0.1}, "score": inner_score, "gain": 0.0},
-        **{"gain_se": None, "identified": False, "train_counts": counts, "plan_counts": counts},
+        **{
+            "gain_se": None,
+            "identified": False,
+            "inner_folds": study.settings.tune.inner_folds,
+            "train_counts": counts,
+            "plan_counts": counts,
+        },
         **{"calibrator": {"slope": 1.0, "biases": [0.0] * len(counts), "reason": ""}, "threshold": 0.5},
     }
     records.write_json(folder / "best.json", [choice])

@@ -78,14 +78,14 @@ def test_below_the_patients_needed_the_calibrator_is_the_identity_and_says_why()
     logits = logits_of(scores)
     assert Calibrator.fit(logits, labels, patients, 4).reason == ""
     mine = Calibrator.fit(logits, labels, patients, 5)
-    assert mine.reason == "val has 4 patients of the rarest class, 5 are needed"
+    assert mine.reason == "val has 4 patient(s) of the rarest class, 5 are needed"
     assert mine.apply(logits) == pytest.approx(softmax(logits))
 
 
 def test_a_class_absent_from_val_gives_the_identity():
     mine = Calibrator.fit(np.zeros((6, 3)), np.array([0, 1, 0, 1, 0, 1]), np.arange(6), 2)
     assert (mine.slope, mine.biases.tolist()) == (1, [0, 0, 0])
-    assert "0 patients" in mine.reason
+    assert "0 patient(s)" in mine.reason
 
 
 def test_three_classes_fit_one_temperature_and_biases_of_the_classes():

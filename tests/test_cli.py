@@ -58,6 +58,14 @@ def test_bad_input_is_a_sentence(checkout, monkeypatch, capsys, arguments, code,
     assert captured.err.count("\n") == 1
 
 
+def test_empty_phantom_section_has_nothing_to_draw(tmp_path, monkeypatch, capsys):
+    copy_checkout(tmp_path)
+    change_params(tmp_path, lambda params: params["studies"]["demo"].update(phantom={}))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["phantom", "--study", "demo"]) == 2
+    assert "phantom section of study 'demo' is empty" in capsys.readouterr().err
+
+
 def test_outside_a_checkout(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["doctor"]) == 2

@@ -295,13 +295,13 @@ def test_notes_tell_what_a_reader_must_know(folder):
         folder_of = made_up.result_path(made.BACKBONE, scenario)
         summary, best = (records.read_json(folder_of / name) for name in ("metrics.json", "best.json"))
         records.write_json(folder_of / "metrics.json", {**summary, "seed_has_effect": scenario != "baseline"})
-        best[0]["calibrator"]["reason"] = "val has 1 patients of the rarest class, 10 are needed"
+        best[0]["calibrator"]["reason"] = "val has 1 patient(s) of the rarest class, 10 are needed"
         records.write_json(folder_of / "best.json", best)
     notes = " ".join(compare.run(made_up)[0]["notes"])
     assert "The positive class is the majority" in notes
     assert "The weights of vgg16 are random" in notes
     assert "The seed has no effect on baseline:" in notes
-    assert "Calibration is the identity for baseline (vgg16, val has 1 patients" in notes
+    assert "Calibration is the identity for baseline (vgg16): val has 1 patient" in notes
     assert "not identified by these data, so published settings are kept: oversample (vgg16)" in notes
 
 

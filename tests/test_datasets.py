@@ -261,12 +261,6 @@ def test_opacity_is_where_its_centre_says(small, tmp_path):
     assert abs(gain[distance > 1.7 * radius]).max() <= 1
 
 
-def test_study_without_phantom_has_nothing_to_draw(tmp_path):
-    with pytest.raises(ConfigError, match="no `phantom` section"):
-        phantom.draw(tmp_path / "demo", {})
-    assert list(tmp_path.iterdir()) == []
-
-
 # --- real images, where they are -------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -173,3 +174,13 @@ def test_comparison_that_is_stale_or_leaks_registers_nothing(shop, equipoise, ch
         path.write_text(kept)
     assert (found, sentence in errors) == (code, True)
     assert len(client(shop).search_model_versions(f"name = '{NAME}'")) <= 3
+
+
+def test_input_example_works_and_is_no_patient(shop):
+    made = client(shop).get_model_version(NAME, "1")
+    folder = Path(made.source.removeprefix("file://"))
+    example = mlflow.models.Model.load(folder).load_input_example()
+    raw = {path.read_bytes() for path in (shop / "data/raw/demo").rglob("*.png")}
+    assert bytes(example["image"].iloc[0]) not in raw
+    answer = mlflow.pyfunc.load_model(str(folder)).predict(example)
+    assert answer["prob_opacity"].between(0, 1).all()

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_auc_score
+from threadpoolctl import threadpool_limits
 
 import made
 from equipoise import config, head, records, scenario, splits, strategies
@@ -337,6 +338,17 @@ def test_a_parent_made_from_another_manifest_is_refused(folder):
     with pytest.raises(DataError, match=r"features/made/vgg16 was made from another manifest.*Run embed again"):
         run(study)
     assert not study.result_path(made.BACKBONE, "baseline").exists()
+
+
+def test_workers_and_threads_change_no_byte(folder):
+    study = made.study(folder)
+    summary, _ = run(study)
+    files = {path.name: path.read_bytes() for path in study.result_path(made.BACKBONE, "baseline").glob("*.*")}
+    with threadpool_limits(limits=2):
+        again, _ = run(study.model_copy(update={"workers": 2}))
+    assert again["result_digest"] == summary["result_digest"]
+    for path in study.result_path(made.BACKBONE, "baseline").glob("*.*"):
+        assert path.read_bytes() == files[path.name], path.name
 
 
 def test_a_missing_view_is_refused_with_advice(folder):

@@ -48,7 +48,7 @@ class Calibrator:
         found = [len(np.unique(patients[labels == label])) for label in range(classes)]
         if min(found) < min_patients:
             return cls.identity(
-                classes, f"val has {min(found)} patients of the rarest class, {min_patients} are needed"
+                classes, f"val has {min(found)} patient(s) of the rarest class, {min_patients} are needed"
             )
         targets = _smoothed(labels, classes)
 

@@ -124,7 +124,9 @@ def _embed(options: argparse.Namespace) -> None:
 
     backbones.load_row(options.backbone)
     timer = parallel.Timer()
-    meta = features.run(config.load_study(options.study), options.backbone)
+    study = config.load_study(options.study)
+    _say(f"building {options.backbone}, weights: {study.settings.embed.weights_for(options.backbone)}")
+    meta = features.run(study, options.backbone)
     kind = " (random weights: to try the program, not for results)" if meta["weights"] == "random" else ""
     _say(
         f"{meta['passes']} features of {meta['num_features']} numbers in {meta['folder']}{kind}; "
@@ -255,6 +257,7 @@ def _predict(options: argparse.Namespace) -> None:
             paths.append(item)
     if not paths:
         raise ConfigError(f"There is no image in {', '.join(options.images)}.")
+    _say(f"loading {options.model}")
     model = registry.load(options.model)
     rows: list[dict[str, Any]] = []
     batches = [paths[start : start + 32] for start in range(0, len(paths), 32)]

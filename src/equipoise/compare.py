@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from statsmodels.stats.multitest import multipletests
 
-from equipoise import checks, metrics, strategies
+from equipoise import checks, metrics, parallel, strategies
 from equipoise.backbones import load_row
 from equipoise.config import Study
 from equipoise.errors import ConfigError, DataError
@@ -54,17 +54,17 @@ def read_results(study: Study) -> list[Result]:
     if BASELINE not in study.scenarios:
         raise ConfigError("run.scenarios lacks the baseline, and every difference is taken to it. Add `baseline`.")
     results = []
-    for backbone in study.backbones:
+    pairs = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
+    for backbone, scenario in parallel.progress(pairs, "resampling patients", len(pairs), "results"):
         load_row(backbone)
-        for scenario in study.scenarios:
-            strategies.load_strategy(scenario)
-            folder = study.result_path(backbone, scenario)
-            if not (folder / "predictions.parquet").is_file():
-                raise DataError(
-                    f"{folder} holds no predictions. Run `equipoise scenario --study {study.name} "
-                    f"--backbone {backbone} --scenario {scenario}`, or take it off run.scenarios in params.yaml."
-                )
-            results.append(load_result(study, backbone, scenario, folder))
+        strategies.load_strategy(scenario)
+        folder = study.result_path(backbone, scenario)
+        if not (folder / "predictions.parquet").is_file():
+            raise DataError(
+                f"{folder} holds no predictions. Run `equipoise scenario --study {study.name} "
+                f"--backbone {backbone} --scenario {scenario}`, or take it off run.scenarios in params.yaml."
+            )
+        results.append(load_result(study, backbone, scenario, folder))
     _alike(results)
     return results
 
@@ -254,16 +254,13 @@ def _notes(comparison: dict[str, Any], results: list[Result]) -> list[str]:
     still = sorted({result.scenario for result in results if result.summary["seed_has_effect"] is False})
     if still:
         notes.append(f"The seed has no effect on {', '.join(still)}: equal numbers over seeds are not zero spread.")
-    plain = sorted(
-        {
-            f"{result.scenario} ({result.backbone}, {reason})"
-            for result in results
-            for reason in {choice["calibrator"]["reason"] for choice in result.choices}
-            if reason
-        }
-    )
-    if plain:
-        notes.append(f"Calibration is the identity for {'; '.join(plain)}.")
+    plain: dict[str, list[str]] = {}
+    for result in results:
+        for reason in sorted({choice["calibrator"]["reason"] for choice in result.choices} - {""}):
+            plain.setdefault(reason, []).append(f"{result.scenario} ({result.backbone})")
+    for reason, names in plain.items():
+        which = "every scenario" if len(names) == len(results) else ", ".join(names)
+        notes.append(f"Calibration is the identity for {which}: {reason}.")
     vague = sorted(
         {
             f"{result.scenario} ({result.backbone})"
@@ -275,6 +272,10 @@ def _notes(comparison: dict[str, Any], results: list[Result]) -> list[str]:
         notes.append(
             f"The parameter is not identified by these data, so published settings are kept: {', '.join(vague)}."
         )
+    folds = {choice["inner_folds"] for result in results for choice in result.choices}
+    wanted = results[0].summary["settings"]["tune"]["inner_folds"]
+    if min(folds) < wanted:
+        notes.append(f"A class has few train patients: inner folds fell from {wanted} to as few as {min(folds)}.")
     if not comparison["registrable"]:
         notes.append(
             "Patients stand on both published sides (EQ-OFFICIAL): results are also given on the other rows, and "

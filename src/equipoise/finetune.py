@@ -43,7 +43,7 @@ def run(
     Raises:
         TrialFailed: When the loss becomes NaN.
     """
-    import keras
+    keras = backbones.load_keras()
     import tensorflow as tf
 
     keras.utils.set_random_seed(seed)

@@ -17,17 +17,22 @@ Item = TypeVar("Item")
 _LINE_SECONDS = 5.0
 
 
-def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "it") -> Iterator[Item]:
+def progress(items: Iterable[Item], description: str, total: int, unit: str = "it") -> Iterator[Item]:
     """Yield the items and show how far it is: a bar on a terminal, a line every few seconds elsewhere.
 
     Nothing is shown for what takes less than two seconds.
     """
-    terminal = sys.stderr.isatty()
-    options: dict[str, Any] = {"mininterval": 0.1} if terminal else {"mininterval": _LINE_SECONDS, "ascii": True}
-    if not terminal:
-        options["bar_format"] = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} gone, {remaining} left{postfix}\n"
-        options["unit"] = unit
-    yield from tqdm(items, desc=description, total=total, delay=2.0, leave=False, **{"unit": unit, **options})
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=description, total=total, unit=unit, delay=2.0, leave=False)
+        return
+    start = shown = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - shown >= _LINE_SECONDS and done < total:
+            left = (now - start) / done * (total - done)
+            print(f"{description}: {done}/{total} {unit}, {now - start:.0f} s gone, {left:.0f} s left", file=sys.stderr)
+            shown = now
 
 
 def run_jobs(

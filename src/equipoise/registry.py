@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,9 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
-from equipoise import checks, tracking
+from equipoise import checks, parallel, tracking
 from equipoise.config import Study
 from equipoise.errors import ConfigError, DataError, PromotionRefused
 from equipoise.records import Manifest, Predictions, Splits, read_json, read_table
@@ -60,7 +62,8 @@ def register(study: Study) -> list[dict[str, Any]]:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     done = []
-    for backbone, scenario in comparison["winners"].items():
+    winners = comparison["winners"].items()
+    for backbone, scenario in parallel.progress(winners, "saving models", len(winners), "models"):
         row = comparison["rows"][backbone][scenario]
         folder = study.result_path(backbone, scenario)
         summary = read_json(folder / "metrics.json")
@@ -211,12 +214,15 @@ def save(study: Study, backbone: str, folder: Path, scratch: Path) -> Path:
     classes = read_json(network / "model.json")["classes"]
     outputs = [ColSpec(DataType.double, f"{kind}_{name}") for kind in ("prob", "raw") for name in classes]
     outputs += [ColSpec(DataType.string, "decision"), ColSpec(DataType.double, "threshold")]
+    grey = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(grey, "png")  # an example goes into the artifact: never a patient's image
     package = Path(__file__).parent
     mlflow.pyfunc.save_model(
         scratch / "model",
         python_model=str(package / "served.py"),
         code_paths=[str(package)],
         artifacts={"model": str(network)},
+        input_example=pd.DataFrame({"image": [grey.getvalue()]}),
         signature=ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs)),
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
     )

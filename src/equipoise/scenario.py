@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from equipoise import calibration, checks, head, metrics, parallel, strategies, tuning
 from equipoise.calibration import Calibrator
@@ -30,6 +31,10 @@ from equipoise.records import (
 _REFIT = 2**31
 
 
+#: With one BLAS thread rounding does not depend on the number of cores or workers, and these sizes lose no time by it.
+_ONE_THREAD = threadpool_limits.wrap(limits=1, user_api="blas")
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A chosen and fitted model with everything that led to it."""
@@ -41,6 +46,7 @@ class Fitted:
     head: head.Head
 
 
+@_ONE_THREAD
 def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) -> dict[str, Any]:
     """Run one scenario and write its predictions, metrics, choices, trials, plan and servable model.
 
@@ -89,6 +95,7 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     return summary
 
 
+@_ONE_THREAD
 def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, seed: int) -> dict[str, Any]:
     """One repeat, fold and seed; importable, so that it can run in another process."""
     inputs = Inputs.read(study, backbone, scenario)

@@ -6,6 +6,7 @@ Runs are written through MlflowClient, never through the fluent API, so that no 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import time
@@ -40,6 +41,8 @@ def client() -> MlflowClient:
     """A client of the store that `tracking_uri` names; models too, unless MLFLOW_REGISTRY_URI says otherwise."""
     import mlflow
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # that tables are made is no news
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(tracking_uri())
     return MlflowClient()
 

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from equipoise import head, metrics, splits
+from equipoise import head, metrics, parallel, splits
 from equipoise.checks import plan_within_train
 from equipoise.config import Tune
 from equipoise.errors import TrialFailed
@@ -137,8 +137,9 @@ class _Search:
         for l2 in self.settings.l2_first[: self.settings.trials]:
             study.enqueue_trial({**tuned, "l2": l2})
         done: list[_Trial] = []
-        while len(done) < self.settings.trials:
-            count = min(self.settings.batch_trials, self.settings.trials - len(done))
+        batches = range(0, self.settings.trials, self.settings.batch_trials)
+        for start in parallel.progress(batches, "searching", len(batches), "batches of trials"):
+            count = min(self.settings.batch_trials, self.settings.trials - start)
             asked = [study.ask() for _ in range(count)]
             for trial, result in zip(asked, self._solve([self._suggest(trial) for trial in asked], len(done))):
                 done.append(result)
