@@ -301,7 +301,7 @@ def test_notes_tell_what_a_reader_must_know(folder):
     assert "The positive class is the majority" in notes
     assert "The weights of vgg16 are random" in notes
     assert "The seed has no effect on baseline:" in notes
-    assert "Calibration is the identity for baseline (vgg16): val has 1 patient" in notes
+    assert "Calibration is the identity for every scenario: val has 1 patient(s)" in notes
     assert "not identified by these data, so published settings are kept: oversample (vgg16)" in notes
 
 
