@@ -179,7 +179,9 @@ def test_comparison_that_is_stale_or_leaks_registers_nothing(shop, equipoise, ch
 def test_input_example_works_and_is_no_patient(shop):
     made = client(shop).get_model_version(NAME, "1")
     folder = Path(made.source.removeprefix("file://"))
-    example = mlflow.models.Model.load(folder).load_input_example()
+    package = mlflow.models.Model.load(folder)
+    assert package.run_id == made.run_id
+    example = package.load_input_example(str(folder))
     raw = {path.read_bytes() for path in (shop / "data/raw/demo").rglob("*.png")}
     assert bytes(example["image"].iloc[0]) not in raw
     answer = mlflow.pyfunc.load_model(str(folder)).predict(example)

@@ -171,7 +171,7 @@ def _version_of(
             return version.version, False
     run_id, _ = tracking.mirror(store, study, backbone, scenario, folder)
     with tempfile.TemporaryDirectory() as scratch:
-        package = save(study, backbone, folder, Path(scratch))
+        package = save(study, backbone, folder, Path(scratch), run_id)
         difference = _check(study, backbone, folder, package)
         store.log_artifacts(run_id, str(package), "model")
     source = f"{store.get_run(run_id).info.artifact_uri}/model"
@@ -202,10 +202,10 @@ def _metric_tags(table: Mapping[str, Any]) -> dict[str, str]:
     return {f"equipoise.{point}.{name}": text(cell) for point, cells in table.items() for name, cell in cells.items()}
 
 
-def save(study: Study, backbone: str, folder: Path, scratch: Path) -> Path:
-    """Save a result as an MLflow model (models from code) in a folder and return its path."""
+def save(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) -> Path:
+    """Save a result as an MLflow model (models from code) that names its run, and return its folder."""
     import mlflow
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
     from equipoise import model
@@ -222,6 +222,7 @@ def save(study: Study, backbone: str, folder: Path, scratch: Path) -> Path:
         python_model=str(package / "served.py"),
         code_paths=[str(package)],
         artifacts={"model": str(network)},
+        mlflow_model=Model(artifact_path="model", run_id=run_id),
         input_example=pd.DataFrame({"image": [grey.getvalue()]}),
         signature=ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs)),
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
