@@ -114,7 +114,7 @@ def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, s
         )
     else:
         logits, served, weights = fitted.head.logits(inputs.features(images[~train])), fitted.head, None
-    labels = inputs.manifest.table["label"].to_numpy()[images[~train]]
+    labels = inputs.labels(images[~train])
     on_val = val[~train]
     calibrator, threshold = _calibrate(inputs, logits[on_val], labels[on_val], shown["patient_id"].to_numpy()[on_val])
     frame = pd.DataFrame(
