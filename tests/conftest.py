@@ -54,7 +54,7 @@ def make_small(params: dict) -> None:
     demo["phantom"] |= {"patients": 100, "opacity_contrast": 0.5, "size_px": 48, "opacity_patient_fraction": 0.3}
     demo["embed"] |= {"image_size_px": 48, "views": 2}
     demo["tune"] |= {"trials": 6, "batch_trials": 3, "gain_resamples": 50}
-    demo["compare"] = {"resamples": 200}
+    demo["compare"] = {"resamples": 200, "permutations": 20}
     demo["finetune"] = {"steps": 4, "evaluate_every_steps": 2, "batch_size": 4}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from equipoise import config, head, records, splits
+from equipoise import checks, config, head, records, splits
 from equipoise.inputs import TrainMatrix
 
 PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
@@ -22,7 +22,7 @@ SMALL = {
     "tune": {"trials": 4, "inner_folds": 3, "batch_trials": 4, "gain_resamples": 30, "sensitivity_floor": 0.9},
     "train": {"seeds": [0, 1]},
     "calibrate": {"min_patients": 3},
-    "compare": {"resamples": 200},
+    "compare": {"resamples": 200, "permutations": 20},
 }
 
 
@@ -88,12 +88,13 @@ def study(
                     {
                         "image_id": image_id,
                         "sha256": hashlib.sha256(image_id.encode()).hexdigest(),
+                        "picture": hashlib.sha256(image_id.encode()).hexdigest(),
                         "path": image_id,
                         "label": label,
                         "class_name": name,
                         "patient_id": f"p{label}{person:03d}",
                         "patient": f"p{label}{person:03d}",
-                        **{"width_px": 32, "height_px": 32, "bytes": 100},
+                        **{"width_px": 32, "height_px": 32, "bytes": 100, "grey_mean": 128.0},
                         **({} if official_overlap is None else {"official_split": side}),
                     }
                 )
@@ -106,6 +107,7 @@ def study(
     manifest = records.Manifest(table, meta).write(made.manifest_path)
     summary = {
         **{"images": len(table), "patients": int(table["patient_id"].nunique()), "files_seen": len(table)},
+        **{"patient_ids": True, "near_copies": 0, "label_conflicts": 0, "selection": ""},
         **{"quarantined": 0, "completeness": "made up", "source": "nowhere", "licence": "none", "citation": "none"},
     }
     records.write_json(made.manifest_path.with_suffix(".json"), summary)
@@ -120,14 +122,15 @@ def study(
     for view in range(1, made.settings.embed.views + 1):
         index.append(table.loc[minority, ["sha256"]].assign(view=view))
         blocks.append(plain[minority] + rng.normal(scale=0.2, size=(minority.sum(), num_features)))
-    store = made.features_path(BACKBONE)
-    store.mkdir(parents=True)
-    np.save(store / "features.npy", np.concatenate(blocks).astype(np.float32))
-    records.write_table(store / "index.parquet", pd.concat(index, ignore_index=True), {})
-    described = {"backbone": BACKBONE, "weights": "random", "weights_digest": "0" * 64, "image_size_px": 32}
-    described |= {"pipeline": "made", "manifest": manifest.digest, "digest": records.digest_of("features")}
-    described["settings"] = made.settings.sections("embed", "augment")
-    records.write_json(store / "meta.json", described)
+    for backbone in {BACKBONE, *made.backbones}:
+        store = made.features_path(backbone)
+        store.mkdir(parents=True)
+        np.save(store / "features.npy", np.concatenate(blocks).astype(np.float32))
+        records.write_table(store / "index.parquet", pd.concat(index, ignore_index=True), {})
+        described = {"backbone": backbone, "weights": "random", "weights_digest": "0" * 64, "image_size_px": 32}
+        described |= {"pipeline": "made", "manifest": manifest.digest, "digest": records.digest_of("features")}
+        described["settings"] = made.settings.sections("embed", "augment")
+        records.write_json(store / "meta.json", described)
     return made
 
 
@@ -185,6 +188,8 @@ def result(
         "minority_classes": [manifest.classes[label] for label in records.minority_labels(counts)],
         "mode": "probe",
         "test": records.class_table(test["label"].to_numpy(), test["patient_id"], manifest.classes),
+        "distribution": _distribution(manifest, split.round(0, 0)),
+        "checks": [check.as_dict() for check in checks.run(split, manifest)],
         "digests": {"manifest": manifest.digest, "splits": split.digest, "predictions": written.digest},
         "settings": study.settings.sections("tune"),
         "result_digest": records.digest_of([scenario, strength, inner_score]),
@@ -203,6 +208,16 @@ def result(
     }
     records.write_json(folder / "best.json", [choice])
     return folder
+
+
+def _distribution(manifest: records.Manifest, rows: pd.DataFrame) -> dict[str, Any]:
+    rows = rows.merge(manifest.table[["image_id", "label"]], on="image_id")
+    stages = {"all": rows, **{part: rows[rows["part"] == part] for part in records.PARTS}}
+    stages["plan"] = stages["train"]
+    return {
+        stage: records.class_table(table["label"].to_numpy(), table["patient_id"], manifest.classes)
+        for stage, table in stages.items()
+    }
 
 
 def train_matrix(

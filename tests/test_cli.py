@@ -48,6 +48,11 @@ def checkout(tmp_path_factory):
         (["compare", "--study", "demo"], 1, "holds no predictions"),
         (["register", "--study", "demo"], 1, "There is no reports/demo/comparison.json"),
         (["phantom", "--study", "chest_xray"], 2, "there is nothing to draw"),
+        (["fetch", "breakhs"], 2, "There is no dataset 'breakhs'. Did you mean 'breakhis'?"),
+        (["fetch", "medmnist"], 2, "names no archive to download"),
+        (["export", "--study", "demo", "--layout", "csv"], 1, "There is no data/manifest/demo.parquet"),
+        (["leakage", "--study", "chest_xray", "--backbone", "vgg16"], 1, "There is no folder data/raw/chest_xray"),
+        (["report", "--study", "demo", "--against", "HEAD"], 1, "There is no reports/demo/comparison.json"),
     ],
 )
 def test_bad_input_is_a_sentence(checkout, monkeypatch, capsys, arguments, code, sentence):

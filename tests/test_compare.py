@@ -152,7 +152,7 @@ def test_holm_known_values(folder, monkeypatch):
         "_delta",
         lambda result, *rest: {"value": 0.1, "low": 0.0, "high": 0.2, "p_value": given[result.scenario]},
     )
-    comparison = compare.compare(made_up, results)
+    comparison = compare.compare(made_up, results, compare.control(made_up, results))
     rows = comparison["rows"][made.BACKBONE]
     found = [rows[scenario]["delta"][PRIMARY]["p_holm"] for scenario in SCENARIOS[1:]]
     assert found == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -259,8 +259,10 @@ def test_unknown_names_are_refused(folder):
         with pytest.raises(ConfigError, match=r"Did you mean '(oversample|vgg16)'"):
             compare.run(config.load_study("made", values))
     values = made.params(run={"scenarios": ["baseline"]}, compare={"primary": "aurok"})
+    results = compare.read_results(made_up)
+    controlled = compare.control(made_up, results)
     with pytest.raises(ConfigError, match="Did you mean 'auroc'"):
-        compare.compare(config.load_study("made", values), compare.read_results(made_up))
+        compare.compare(config.load_study("made", values), results, controlled)
 
 
 THREE = {"patients": (60, 40, 35), "classes": ("a", "b", "c"), "tune": {"objective": "auroc"}}
@@ -319,11 +321,15 @@ def test_table_text_has_a_line_for_every_scenario_and_marks_the_winner(folder):
     assert f"p={rows['oversample']['delta'][PRIMARY]['p_holm']:.3f}" in better
 
 
-def test_part_table_adds_up_to_the_manifest(folder):
-    made_up = study(folder, ["baseline"])
-    table = pd.DataFrame(compare.part_table(made_up))
-    assert set(table["part"]) == {"train", "val", "test"}
-    assert table["images"].sum() == len(records.Manifest.read(made_up.manifest_path).table)
+def test_the_distribution_adds_up_to_the_manifest(folder):
+    made_up = write(study(folder, ["baseline", "oversample"]))
+    table = pd.DataFrame(compare.distribution(compare.read_results(made_up)))
+    assert list(table["stage"].unique()) == ["all", "train", "val", "test", "plan: baseline", "plan: oversample"]
+    images = table.groupby("stage")["images"].sum()
+    assert images["all"] == images["train"] + images["val"] + images["test"]
+    assert images["all"] == len(records.Manifest.read(made_up.manifest_path).table)
+    whole = table[table["stage"] == "all"]
+    assert whole["imbalance_ratio"].iloc[0] == pytest.approx(whole["images"].max() / whole["images"].min(), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from equipoise import config, ingest
+from equipoise import config, ingest, pseudonyms
 from equipoise.datasets import phantom
-from equipoise.errors import DataError
+from equipoise.errors import ConfigError, DataError
 from equipoise.records import Manifest, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,8 +99,8 @@ def test_unusable_files_are_quarantined_with_their_reason(tree):
         "clear/patient0902_0.png",
         "elsewhere/patient0903_0.png",
     ]
-    assert reasons["clear/holiday.jpg"].startswith("name not recognised: expected")
-    assert reasons["elsewhere/patient0903_0.png"].startswith("name not recognised: expected")
+    assert reasons["clear/holiday.jpg"].startswith("not recognised: expected")
+    assert reasons["elsewhere/patient0903_0.png"].startswith("not recognised: expected")
     for name in ("0900", "0901", "0902"):
         assert reasons[f"clear/patient{name}_0.png"].startswith("unreadable: ")
     assert len(manifest.table) == 8
@@ -182,8 +183,10 @@ def test_patients_are_joined_through_a_chain_of_pictures(tree):
 def test_picture_under_two_classes_is_a_label_conflict(tree, duplicates):
     _put("opacity/patient0000_5.png", _picture(10))
     manifest, summary = ingest.run(_study(**{"ingest.duplicates": duplicates}))
-    reason = "label conflict: the same bytes are filed under clear and opacity"
-    assert _reasons(summary) == {"clear/patient0000_0.png": reason, "opacity/patient0000_5.png": reason}
+    one, other = "clear/patient0000_0.png", "opacity/patient0000_5.png"
+    reason = "label conflict: same picture as {}, filed under clear and opacity; decide with ingest.trusted"
+    assert _reasons(summary) == {one: reason.format(other), other: reason.format(one)}
+    assert summary["label_conflicts"] == 2
     assert len(manifest.table) == 7
 
 
@@ -258,6 +261,163 @@ def test_ingest_touches_nothing_in_the_raw_folder(tree):
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in RAW.rglob("*") if path.is_file()} == before
 
 
-def test_joined_keeps_patients_apart_who_share_nothing():
-    patients, digests = pd.Series(["b", "a", "c", "a"]), pd.Series(["1", "2", "3", "4"])
-    np.testing.assert_array_equal(ingest._joined(patients, digests), patients)
+# --- the same picture in other files ---------------------------------------------------------------------------------
+
+
+def _textured(seed, side=64):
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(30, 220, (9, 9), dtype=np.uint8))
+    smooth = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC), dtype=float)
+    return Image.fromarray(np.clip(smooth + rng.normal(0, 6, (side, side)), 0, 255).astype(np.uint8))
+
+
+def _save(name, image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, {"jpg": "JPEG"}.get(name.rsplit(".")[-1], name.rsplit(".")[-1].upper()), **options)
+    _put(name, buffer.getvalue())
+
+
+@pytest.fixture
+def films(root):
+    """Six patients of each class, every picture its own."""
+    for number in range(6):
+        _save(f"clear/patient{number:04d}_0.png", _textured(number))
+        _save(f"opacity/patient{100 + number:04d}_0.png", _textured(100 + number))
+    return root
+
+
+@pytest.fixture
+def any_suffix(monkeypatch):
+    """Let the phantom's grammar take other suffixes than .png."""
+    grammar = phantom._NAME.pattern.replace("png", "(png|bmp|jpg)")
+    monkeypatch.setattr(phantom, "_NAME", re.compile(grammar))
+
+
+def test_other_bytes_with_the_same_pixels_are_an_exact_duplicate(films, any_suffix):
+    _save("clear/patient0003_1.bmp", _textured(1))
+    manifest, summary = ingest.run(_study())
+    assert _reasons(summary) == {"clear/patient0003_1.bmp": "exact duplicate of clear/patient0001_0.png"}
+    patients = manifest.table.set_index("image_id")["patient_id"]
+    assert patients["clear/patient0003_0.png"] == patients["clear/patient0001_0.png"] == "patient0001"
+
+
+@pytest.mark.parametrize(("rule", "images"), [("drop", 13), ("keep", 13), ("drop_near", 12)])
+def test_near_copies_stay_with_one_patient_and_are_dropped_on_request(films, any_suffix, rule, images):
+    _save("clear/patient0004_1.jpg", _textured(2), quality=50)
+    manifest, summary = ingest.run(_study(**{"ingest.duplicates": rule}))
+    assert summary["near_copies"] == 1
+    assert len(manifest.table) == images
+    patients = manifest.table.set_index("image_id")["patient_id"]
+    assert patients["clear/patient0002_0.png"] == patients["clear/patient0004_0.png"] == "patient0002"
+    assert summary["patients"] == 11
+    if rule == "drop_near":
+        assert _reasons(summary) == {"clear/patient0004_1.jpg": "near duplicate of clear/patient0002_0.png"}
+    else:
+        pictures = manifest.table.set_index("image_id")["picture"]
+        assert pictures["clear/patient0002_0.png"] == pictures["clear/patient0004_1.jpg"]
+        assert manifest.table["picture"].nunique() == 12
+
+
+def test_a_near_copy_under_another_class_waits_for_a_decision(films, any_suffix):
+    copy, original = "opacity/patient0200_0.jpg", "clear/patient0002_0.png"
+    _save(copy, _textured(2), quality=50)
+    manifest, summary = ingest.run(_study())
+    assert set(_reasons(summary)) == {copy, original}
+    assert "nearly the same picture" in _reasons(summary)[copy]
+    assert manifest.meta["label_conflicts"] == 2
+    decided, summary = ingest.run(_study(**{"ingest.trusted": [original]}))
+    assert set(_reasons(summary)) == {copy}
+    assert original in set(decided.table["image_id"])
+    both, summary = ingest.run(_study(**{"ingest.trusted": [original, copy]}))
+    assert not summary["quarantine"]
+    assert len(both.table) == 13
+
+
+def test_trusting_the_same_pixels_twice_or_nobody_is_refused(films):
+    _save("opacity/patient0200_0.png", _textured(2))
+    same = ["clear/patient0002_0.png", "opacity/patient0200_0.png"]
+    with pytest.raises(DataError, match="the same pixels under two classes"):
+        ingest.run(_study(**{"ingest.trusted": same}))
+    with pytest.raises(ConfigError, match=r"'clear/patient7777_0\.png', which is no usable image"):
+        ingest.run(_study(**{"ingest.trusted": ["clear/patient7777_0.png"]}))
+
+
+# --- keyed hashes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(tmp_path_factory, monkeypatch):
+    path = tmp_path_factory.mktemp("home") / "private" / "key"
+    monkeypatch.setenv("EQUIPOISE_KEY", str(path))
+    return path
+
+
+HIDDEN = {"ingest.pseudonymise": True}
+
+
+def _texts_outside_raw(root):
+    return {
+        path: path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and not path.is_relative_to(root / "data/raw") and path.name != "params.yaml"
+    }
+
+
+def test_no_tracked_file_names_a_patient_or_a_path(films, key):
+    _put("clear/patient9001_0.png", b"")
+    _put("clear/Miller, John.png", _picture(1))
+    _save("clear/patient0003_1.png", _textured(1))
+    manifest, summary = ingest.run(_study(**HIDDEN))
+    files = _texts_outside_raw(films)
+    local = files.pop(films / "data/local/demo.csv")
+    assert b"patient0003" in local
+    for path, content in files.items():
+        for word in (b"patient0", b"patient1", b"patient9", b"Miller", b"clear/", b"opacity/"):
+            assert word not in content, path
+    assert summary["quarantined"] == 3
+    assert manifest.table["image_id"].is_monotonic_increasing, "the order of the names would tell something"
+    assert set(manifest.table["path"]) == {""}
+    assert key.stat().st_mode & 0o077 == 0
+    assert key.read_text().strip() not in "".join(map(str, summary.values()))
+
+
+def test_hidden_ids_keep_the_structure_and_lead_back_with_the_key(films, key):
+    _save("clear/patient0003_1.png", _textured(40))
+    plain, _ = ingest.run(_study())
+    hidden, _ = ingest.run(_study(**HIDDEN))
+    places = ingest.locate(_study(), hidden)
+    back = hidden.table.assign(path=hidden.table["image_id"].map(places)).set_index("path")
+    table = plain.table.set_index("image_id")
+    assert sorted(back.index) == sorted(table.index)
+    assert (back.loc[table.index, "sha256"] == table["sha256"]).all()
+    pairs = set(zip(back.loc[table.index, "patient_id"], table["patient_id"]))
+    assert len(pairs) == table["patient_id"].nunique(), "one hash for each patient"
+    (films / "data/local/demo.csv").unlink()
+    assert ingest.locate(_study(), hidden) == places, "made again from the key"
+    assert ingest.run(_study(**HIDDEN))[0].digest == hidden.digest
+
+
+def test_another_key_is_noticed_and_studies_cannot_be_linked(films, key, monkeypatch):
+    hidden, _ = ingest.run(_study(**HIDDEN))
+    (films / "data/local/demo.csv").unlink()
+    monkeypatch.setenv("EQUIPOISE_KEY", str(key.with_name("other")))
+    with pytest.raises(DataError, match=f"12 of the 12 images .* key {hidden.meta['pseudonym_key']}"):
+        ingest.locate(_study(), hidden)
+    one, other = pseudonyms.load("one"), pseudonyms.load("other")
+    assert one.fingerprint == other.fingerprint
+    assert one.of("image", "a.png") != other.of("image", "a.png")
+
+
+@pytest.mark.parametrize("content", ["", "zz", "00" * 8])
+def test_a_damaged_key_is_refused(root, key, content):
+    key.parent.mkdir(parents=True)
+    key.write_text(content)
+    with pytest.raises(ConfigError, match="pseudonym key"):
+        pseudonyms.load("demo")
+
+
+def test_a_key_inside_the_repository_is_refused(films, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_KEY", str(films / "secrets/key"))
+    with pytest.raises(ConfigError, match="inside the repository"):
+        ingest.run(_study(**HIDDEN))
+    assert not (films / "secrets").exists()

@@ -1,6 +1,7 @@
 """The whole way, as a user goes it: DVC stages, what reruns when, overrides, fine-tuning, mlflow run."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -56,11 +57,26 @@ def test_setting_of_one_scenario_reruns_it_and_compare_only(other):
 
 
 def test_other_split_runs_no_backbone_pass(other):
+    git(other, "add", "-A")
+    git(other, "commit", "-q", "-m", "the split before")
     change_params(other, lambda params: params["studies"]["demo"]["split"].update(seed=99))
     ran = repro_lines(other)
     assert "split@demo" in ran
     assert "scenario@demo-vgg16-baseline" in ran
     assert not [name for name in ran if name.startswith("embed")]
+    said = run(other, sys.executable, "src", "report", "--study", "demo", "--against", "HEAD").stdout
+    moved, of = re.match(r"(\d+) of (\d+) patients moved since HEAD", said).groups()
+    assert 0 < int(moved) < int(of) == 100
+    page = (other / "reports/demo/report.html").read_text()
+    assert f"{moved} of {of} patients stand in another part" in page
+
+
+def test_the_leakage_verb_writes_to_its_own_folder(other):
+    before = {path: path.stat().st_mtime_ns for path in (other / "results/demo").rglob("*")}
+    done = run(other, sys.executable, "src", "leakage", "--study", "demo", "--backbone", "vgg16")
+    assert "oversampled before the split" in done.stdout
+    assert (other / "results/leakage/demo/vgg16/leakage.json").is_file()
+    assert {path: path.stat().st_mtime_ns for path in (other / "results/demo").rglob("*")} == before
 
 
 def test_new_scenario_in_the_list_runs_only_itself_and_compare(other):

@@ -28,6 +28,7 @@ def _manifest_table(rows=2):
         {
             "image_id": [f"{row}.png" for row in range(rows)],
             "sha256": [f"{row:064x}" for row in range(rows)],
+            "picture": [f"{row:064x}" for row in range(rows)],
             "path": [f"{row}.png" for row in range(rows)],
             "label": [row % 2 for row in range(rows)],
             "class_name": ["ab"[row % 2] for row in range(rows)],
@@ -35,6 +36,7 @@ def _manifest_table(rows=2):
             "width_px": 8,
             "height_px": 8,
             "bytes": 10,
+            "grey_mean": 128.0,
         }
     )
 
@@ -144,6 +146,21 @@ def test_damaged_table_says_what_to_do(tmp_path):
 
 
 # --- digests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"image_id": "0.png"}, "names image '0.png' more than once"),
+        ({"picture": None}, "without patient_id or picture"),
+        ({"patient_id": None}, "without patient_id or picture"),
+        ({"label": 2}, "labels outside its 2 classes"),
+        ({"label": -1}, "labels outside its 2 classes"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(change, text):
+    with pytest.raises(DataError, match=text):
+        records.Manifest(_manifest_table().assign(**change), {"classes": ["a", "b"]})
 
 
 def test_file_digest_is_sha256_of_the_bytes(tmp_path):

@@ -100,13 +100,20 @@ def test_a_hostile_class_name_is_text(folder):
 
 def test_a_hostile_source_and_check_are_text(folder):
     made_up = study(folder)
+    for name in made_up.scenarios:
+        made.result(made_up, name)
     for path, change in (
-        (made_up.manifest_path, lambda value: {**value, "source": HOSTILE, "citation": "<img src=x onerror=alert(1)>"}),
-        (made_up.splits_path, lambda value: {**value, "checks": [{**value["checks"][0], "detail": HOSTILE}]}),
+        (
+            made_up.manifest_path.with_suffix(".json"),
+            lambda value: {**value, "source": HOSTILE, "citation": "<img src=x onerror=alert(1)>"},
+        ),
+        (
+            made_up.result_path(made.BACKBONE, "baseline") / "metrics.json",
+            lambda value: {**value, "checks": [{**value["checks"][0], "detail": HOSTILE}]},
+        ),
     ):
-        beside = path.with_suffix(".json")
-        records.write_json(beside, change(records.read_json(beside)))
-    _, html = page(made_up)
+        records.write_json(path, change(records.read_json(path)))
+    html = report.run(made_up, *compare.run(made_up)).read_text(encoding="utf-8")
     read = Reader(html)
     assert HOSTILE not in html
     assert not {"script", "img"} & set(read.tags)
@@ -133,8 +140,8 @@ def test_settings_cannot_close_their_block(folder):
 
 @pytest.mark.parametrize("name", ["a $\\bad$ name", "_below"])
 def test_a_class_name_is_never_markup_of_the_drawing_library(folder, name):
-    parts = [{"part": "train", "class_name": other, "images": 3} for other in ("clear", name)]
-    assert name in figures.distribution(parts, ["clear", name])
+    rows = [{"stage": "train", "class_name": other, "images": 3} for other in ("clear", name)]
+    assert name in figures.distribution(rows, ["clear", name])
 
 
 def test_two_backbones_have_a_table_and_curves_each(folder):
@@ -143,7 +150,7 @@ def test_two_backbones_have_a_table_and_curves_each(folder):
         made.result(made_up, name, backbone="densenet201")
     _, html = page(made_up, (1.0, 1.5))
     read = Reader(html)
-    assert read.tags.count("svg") == 6
+    assert read.tags.count("svg") == 7
     text = " ".join(read.text)
     assert "densenet201: ranking and calibration" in text
     assert "vgg16: ranking and calibration" in text
@@ -167,7 +174,8 @@ def test_results_without_shared_patients_are_shown_beside_those_with_them(folder
     summary = scenario.run(made_up, made.BACKBONE, "baseline")
     comparison, results = compare.run(made_up)
     html = report.run(made_up, comparison, results).read_text(encoding="utf-8")
-    assert f"baseline, without shared patients ({summary['non_overlapping']['rows']['test']} images)" in html
+    images = summary["non_overlapping"]["rows"]["test"]
+    assert f"baseline, without shared patients and pictures ({images} images)" in html
     assert "EQ-OFFICIAL" in html
 
 

@@ -14,13 +14,16 @@ from equipoise import __version__, config
 from equipoise.errors import ConfigError, EquipoiseError
 
 VERBS = {
+    "fetch": "download, check and unpack a published dataset, and put it under DVC",
     "phantom": "draw the raw images of the demo",
     "ingest": "raw folder -> manifest: verify, hash, quarantine, read the patient",
     "split": "manifest -> train, val and test in whole patients",
     "embed": "one backbone pass over every distinct image and view",
     "scenario": "tune, plan, fit, calibrate and predict one way of handling the imbalance",
     "compare": "paired differences to the baseline, the verdict and the page",
-    "report": "write the page of a comparison again",
+    "report": "write the page of a comparison again, and say which patients moved since a revision",
+    "leakage": "what leaks would be worth: the baseline with patients split, and oversampled before the split",
+    "export": "write train, val and test as folders or CSV, for other tools",
     "track": "mirror into MLflow every result that the store lacks",
     "register": "make each backbone's winner a version in the model registry",
     "promote": "move the alias champion to the challenger, or to a version",
@@ -55,17 +58,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", help="folder with params.yaml (default: this one or the nearest above)")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     made = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
-    for name in ("phantom", "ingest", "split", "embed", "scenario", "compare", "report", "promote", "rollback"):
+    studied = ("phantom", "ingest", "split", "embed", "scenario", "compare", "report", "leakage", "export")
+    for name in (*studied, "promote", "rollback"):
         made[name].add_argument("--study", required=name != "phantom", default="demo", help="a study of params.yaml")
     for name in ("track", "register"):
         made[name].add_argument("--study", help="a study of params.yaml (default: all of run.studies)")
-    for name in ("embed", "scenario"):
+    for name in ("embed", "scenario", "leakage"):
         made[name].add_argument("--backbone", required=True, help="densenet201, vgg16 or mobilenetv2")
     made["scenario"].add_argument("--scenario", required=True, help="a file of src/equipoise/strategies")
     made["scenario"].add_argument("--trials", type=int, help="short for --set tune.trials=N")
     made["scenario"].add_argument(
         *("--set",), action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; writes to results/adhoc"
     )
+    made["fetch"].add_argument("dataset", help="chest_xray or breakhis")
+    made["fetch"].add_argument("--to", help="folder to make (default: data/raw/DATASET)")
+    made["fetch"].add_argument("--from", dest="address", help="another address of the same archive, or a file")
+    made["report"].add_argument("--against", metavar="REV", help="a git revision: say which patients moved since")
+    made["export"].add_argument("--layout", required=True, choices=("folders", "csv"))
+    made["export"].add_argument("--scenario", help="train rows as this scenario's plan draws them")
+    made["export"].add_argument("--backbone", help="of that scenario")
+    made["export"].add_argument("--to", help="folder to make (default: exports/STUDY/...)")
+    made["export"].add_argument("--copy", action="store_true", help="copy files instead of linking them")
     made["promote"].add_argument("--version", help="promote this version instead of the challenger")
     made["predict"].add_argument("--model", required=True, help="for example models:/equipoise-demo@champion")
     made["predict"].add_argument("images", nargs="+", help="image files or folders")
@@ -76,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _say(text: str = "") -> None:
     print(text, flush=True)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from equipoise import fetch
+
+    fetch.run(options.dataset, Path(options.to) if options.to else None, options.address, _say)
 
 
 def _phantom(options: argparse.Namespace) -> None:
@@ -97,6 +116,14 @@ def _ingest(options: argparse.Namespace) -> None:
         share = f"{100 * row['image_share']:.1f} %"
         _say(f"  {name}{role}: {row['images']} images ({share}), {row['patients']} patients")
     _say(f"  imbalance 1:{summary['imbalance_ratio']:.1f}; {summary['other_files_ignored']} other files ignored")
+    if summary["selection"]:
+        _say(f"  only {summary['selection']}: {summary['not_selected']} images left out")
+    if summary["near_copies"]:
+        _say(f"  {summary['near_copies']} near copies stay with the patient of the picture they resemble")
+    if summary["pseudonymised"]:
+        _say(f"  ids are keyed hashes; the way back lies in data/local/{options.study}.csv, on this machine only")
+    if not summary["patient_ids"]:
+        _say("  no patient ids: every image counts as a patient, and intervals will be per image")
     _say(f"  {summary['quarantined']} files quarantined" + (":" if summary["quarantined"] else ""))
     for item in summary["quarantine"][:10]:
         _say(f"    {item['image_id']}: {item['reason']}")
@@ -185,7 +212,44 @@ def _report(options: argparse.Namespace) -> None:
 
     study = config.load_study(options.study)
     comparison = read_json(study.reports_path / "comparison.json")
-    _say(f"report: {report.run(study, comparison, compare.read_results(study)).resolve()}")
+    moved = None
+    if options.against:
+        from equipoise import versions
+
+        moved = versions.moved_patients(study, options.against)
+        _print_moved(moved)
+    _say(f"report: {report.run(study, comparison, compare.read_results(study), moved).resolve()}")
+
+
+def _print_moved(moved: dict[str, Any]) -> None:
+    images = moved["images"]
+    _say(
+        f"{moved['moved_patients']} of {moved['patients']} patients moved since {moved['revision']}; {images['both']} "
+        f"images in both, {images['new']} new, {images['gone']} gone"
+    )
+    for row in moved["moved"][:20]:
+        place = f"repeat {row['repeat']}, fold {row['fold']}"
+        _say(f"  {row['patient_id']}: {row['before']} -> {row['after']} ({row['images']} images, {place})")
+    if len(moved["moved"]) > 20:
+        _say(f"  and {len(moved['moved']) - 20} more on the page")
+
+
+def _leakage(options: argparse.Namespace) -> None:
+    from equipoise import leakage, pipeline
+
+    study = config.load_study(options.study)
+    pipeline.ensure(study, options.backbone, _say)
+    _say(leakage.table_text(leakage.run(study, options.backbone)))
+    _say(f"written to {leakage.folder(study, options.backbone)}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from equipoise import export
+
+    study = config.load_study(options.study)
+    to = Path(options.to) if options.to else None
+    folder, files = export.run(study, options.layout, options.scenario, options.backbone, to, options.copy)
+    _say(f"{files} files written to {folder}" if files else f"{folder} holds this export already; nothing changed")
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:

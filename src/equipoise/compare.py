@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from statsmodels.stats.multitest import multipletests
 
-from equipoise import checks, metrics, parallel, strategies
+from equipoise import checks, controls, metrics, parallel, strategies
 from equipoise.backbones import load_row
 from equipoise.config import Study
 from equipoise.errors import ConfigError, DataError
-from equipoise.records import Predictions, digest_of, read_json, write_json
+from equipoise.inputs import Inputs
+from equipoise.records import Manifest, Predictions, Splits, digest_of, imbalance_ratio, read_json, write_json
 
 BASELINE = "baseline"
 #: Differences shown beside the primary one.
@@ -22,6 +23,15 @@ _SECONDARY = (
     *("raw.sensitivity", "raw.specificity", "raw.balanced_accuracy", "raw.brier"),
     *("locked.sensitivity", "locked.specificity", "locked.balanced_accuracy", "locked.brier"),
 )
+
+
+#: Findings that a reader of the table must know, whatever else is said about them.
+_WARNINGS = {
+    "EQ005": "too few patients to stratify",
+    "EQ006": "one picture under two classes",
+    "EQ007": "the files' metadata tell the classes apart, and a network may use the same shortcut",
+    "EQ008": "labels permuted between patients are learned, so test is not independent of train",
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +54,25 @@ def run(study: Study) -> tuple[dict[str, Any], list[Result]]:
         DataError: When a result is missing, or was tested on other rows than the rest.
     """
     results = read_results(study)
-    comparison = compare(study, results)
+    comparison = compare(study, results, control(study, results))
     write_json(study.reports_path / "comparison.json", comparison)
     return comparison, results
+
+
+def control(study: Study, results: list[Result]) -> dict[str, Any]:
+    """The controls of `controls.py`: files' metadata alone, and permuted labels on each backbone's features."""
+    baselines = {result.backbone: result for result in results if result.scenario == BASELINE}
+    manifest, splits = Manifest.read(study.manifest_path), Splits.read(study.splits_path)
+    settings = study.settings
+    metadata = controls.metadata_only(manifest, splits, settings.compare, settings.tune.sensitivity_floor)
+    sides = [controls.sides(manifest, splits.round(repeat, fold)) for repeat, fold in splits.rounds() if repeat == 0]
+    permuted = {}
+    for backbone, result in parallel.progress(baselines.items(), "permuting labels", len(baselines), "backbones"):
+        inputs, l2 = Inputs.read(study, backbone, BASELINE), result.choices[0]["settings"]["l2"]
+        permuted[backbone] = controls.permuted_labels(
+            inputs, sides, l2, settings.compare.permutations, settings.compare.seed
+        )
+    return {"metadata_only": metadata, "permuted_labels": permuted}
 
 
 def read_results(study: Study) -> list[Result]:
@@ -92,8 +118,8 @@ def _alike(results: list[Result]) -> None:
                 )
 
 
-def compare(study: Study, results: list[Result]) -> dict[str, Any]:
-    """Build the comparison: intervals, paired differences, Holm, verdicts and winners."""
+def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> dict[str, Any]:
+    """Build the comparison from results and controls: intervals, paired differences, Holm, verdicts and winners."""
     settings = study.settings.compare
     metric = metrics.load_metric(settings.primary)
     primary = f"{'free' if metric.kind == 'rank' else 'locked'}.{settings.primary}"
@@ -141,6 +167,10 @@ def compare(study: Study, results: list[Result]) -> dict[str, Any]:
     winners = {backbone: _winner(own, sign) for backbone, own in rows.items()}
     challenger = max(winners, key=lambda backbone: _inner(rows[backbone][winners[backbone]], sign))
     splits = read_json(study.splits_path.with_suffix(".json"))
+    # The results' own answers: beside those of the split they know the plans.
+    found = first.summary["checks"] + [
+        check.as_dict() for check in controls.checks_of(controlled["metadata_only"], controlled["permuted_labels"])
+    ]
     test = first.predictions.part("test").table
     comparison = {
         "study": study.name,
@@ -158,14 +188,16 @@ def compare(study: Study, results: list[Result]) -> dict[str, Any]:
         "sensitivity_floor": study.settings.tune.sensitivity_floor,
         "alpha": settings.alpha,
         "resamples": settings.resamples,
-        "checks": splits["checks"],
+        "units": "patients" if read_json(study.manifest_path.with_suffix(".json"))["patient_ids"] else "images",
+        "controls": controlled,
+        "checks": found,
         "scheme": splits["scheme"],
         "group_by": splits["group_by"],
         "rows": rows,
         "winners": winners,
         "challenger": challenger,
     }
-    comparison["registrable"] = not checks.finding(splits["checks"], "EQ-OFFICIAL")
+    comparison["registrable"] = not checks.finding(found, "EQ-OFFICIAL")
     comparison["verdict"] = verdict_text(comparison)
     comparison["notes"] = _notes(comparison, results)
     comparison["digest"] = digest_of({name: value for name, value in comparison.items() if name != "digest"})
@@ -238,14 +270,26 @@ def verdict_text(comparison: dict[str, Any]) -> str:
 
 def _notes(comparison: dict[str, Any], results: list[Result]) -> list[str]:
     """What a reader must know before believing the table."""
+    units, classes = comparison["units"], comparison["classes"]
+    roles = f"Positive class: {comparison['positive_class']}. " if len(classes) == 2 else ""
     notes = [
-        f"Positive class: {comparison['positive_class']}. Majority: {comparison['majority_class']}. "
+        f"{roles}Majority: {comparison['majority_class']}. "
         f"Minority: {', '.join(comparison['minority_classes']) or 'none, the classes are equal'}.",
-        f"Intervals resample the {comparison['test_patients']} test patients "
+        f"Intervals resample the {comparison[f'test_{units}']} test {units} "
         f"{comparison['resamples']} times; test decided the choice of the winner, so its own number is optimistic.",
     ]
-    if comparison["positive_class"] == comparison["majority_class"]:
+    if units == "images":
+        notes.append(
+            "These data carry no patient ids: intervals are per image, too narrow where images share a patient."
+        )
+    if len(classes) == 2 and comparison["positive_class"] == comparison["majority_class"]:
         notes.append("The positive class is the majority: re-balancing favours the negatives and lowers sensitivity.")
+    for code, text in _WARNINGS.items():
+        notes += [
+            f"{code}: {text}: {check['detail']}."
+            for check in comparison["checks"]
+            if check["code"] == code and check["answer"] == "finding"
+        ]
     if (weights := comparison["weights"]) and "random" in weights.values():
         drawn = ", ".join(name for name, kind in weights.items() if kind == "random")
         notes.append(
@@ -278,10 +322,14 @@ def _notes(comparison: dict[str, Any], results: list[Result]) -> list[str]:
         notes.append(f"A class has few train patients: inner folds fell from {wanted} to as few as {min(folds)}.")
     if not comparison["registrable"]:
         notes.append(
-            "Patients stand on both published sides (EQ-OFFICIAL): results are also given on the other rows, and "
-            "nothing can be registered from this split."
+            f"EQ-OFFICIAL: {_detail(comparison, 'EQ-OFFICIAL')}. Results are also given on the other rows, and nothing "
+            f"can be registered from this split."
         )
     return notes
+
+
+def _detail(comparison: dict[str, Any], code: str) -> str:
+    return next(check["detail"] for check in comparison["checks"] if check["code"] == code)
 
 
 def table_text(comparison: dict[str, Any]) -> str:
@@ -308,6 +356,7 @@ def table_text(comparison: dict[str, Any]) -> str:
         "difference to baseline",
         "verdict",
     ]
+    per = "; intervals are per image: there are no patient ids" if comparison["units"] == "images" else ""
     lines = []
     for backbone, rows in comparison["rows"].items():
         body = []
@@ -325,7 +374,7 @@ def table_text(comparison: dict[str, Any]) -> str:
             )
             body.append([*cells, row["verdict"] + (" *" if comparison["winners"][backbone] == scenario else "")])
         widths = [max(len(row[index]) for row in [heads, *body]) for index in range(len(heads))]
-        lines.append(f"{comparison['study']}, {backbone} (* the winner; difference in {label}, p after Holm)")
+        lines.append(f"{comparison['study']}, {backbone} (* the winner; difference in {label}, p after Holm{per})")
         lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *body]]
         lines.append("")
     return "\n".join(lines)
@@ -335,11 +384,17 @@ def _number(value: float | None) -> str:
     return "-" if value is None or np.isnan(value) else f"{value:.3f}"
 
 
-def part_table(study: Study) -> list[dict[str, Any]]:
-    """Images and patients per part and class of the first round, for the report."""
-    counts = read_json(study.splits_path.with_suffix(".json"))["rounds"][0]["parts"]
+def distribution(results: list[Result]) -> list[dict[str, Any]]:
+    """Images and patients per class before the split, in each part, and in each scenario's plan (first round)."""
+    stages = {name: table for name, table in results[0].summary["distribution"].items() if name != "plan"}
+    stages |= {f"plan: {result.scenario}": result.summary["distribution"]["plan"] for result in results}
     return [
-        {"part": part, "class_name": name, **values}
-        for part, classes in counts.items()
+        {
+            "stage": stage,
+            "class_name": name,
+            **values,
+            "imbalance_ratio": imbalance_ratio(np.array([row["images"] for row in classes.values()])),
+        }
+        for stage, classes in stages.items()
         for name, values in classes.items()
     ]

@@ -46,11 +46,18 @@ class Phantom(Section):
 
 
 class Ingest(Section):
-    """Where the originals lie and what becomes of exact copies."""
+    """Where the originals lie, what is asked of them, and what becomes of copies."""
 
     dataset: str | None
     raw: str | None
-    duplicates: Literal["drop", "keep"]
+    task: str | None
+    only: dict[str, str]
+    duplicates: Literal["drop", "drop_near", "keep"]
+    trusted: list[str]
+    pseudonymise: bool | None
+    positive_class: str | None
+    table: str | None
+    columns: list[str]
 
 
 class Split(Section):
@@ -167,6 +174,7 @@ class Compare(Section):
     primary: str
     alpha: Fraction
     resamples: Annotated[int, Field(ge=100)]
+    permutations: Annotated[int, Field(ge=20)]
     seed: int
 
 
@@ -221,6 +229,11 @@ class Study(Section):
     def manifest_path(self) -> Path:
         """One row per usable image."""
         return Path(f"data/manifest/{self.name}.parquet")
+
+    @property
+    def places_path(self) -> Path:
+        """Where the paths stay when ids are hashed: never tracked, never mirrored."""
+        return Path(f"data/local/{self.name}.csv")
 
     @property
     def splits_path(self) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from equipoise import augment, backbones, images, parallel
+from equipoise import augment, backbones, images, ingest, parallel
 from equipoise.config import Augment, Study
 from equipoise.errors import DataError
 from equipoise.records import (
@@ -87,7 +87,7 @@ class Embedder:
         pixels = tf.TensorSpec([None, None, 3], tf.uint8)
         batch = tf.TensorSpec([None, size_px, size_px, 3], tf.float32)
         views = tf.TensorSpec([None, augment.NUM_PARAMETERS], tf.float32)
-        self._resize = tf.function(lambda x: _resize(x, size_px), input_signature=[pixels])
+        self._resize = tf.function(lambda x: resize(x, size_px), input_signature=[pixels])
         self._plain = tf.function(lambda x: model(x, training=False), input_signature=[batch])
         self._viewed = tf.function(
             lambda x, p: model(augment.apply_views(x, p), training=False), input_signature=[batch, views]
@@ -102,18 +102,19 @@ class Embedder:
         return (self._plain(batch) if parameters is None else self._viewed(batch, parameters)).numpy()
 
 
-def _resize(pixels: Any, size_px: int) -> Any:
+def resize(pixels: Any, size_px: int) -> Any:
+    """uint8 (height, width, 3) -> float32 (size_px, size_px, 3), 0..255, inside TensorFlow; aspect is not kept."""
     import tensorflow as tf
 
     return tf.image.resize(tf.cast(pixels, tf.float32), (size_px, size_px), antialias=True)
 
 
 def wanted_rows(manifest: Manifest, views: int, views_of: str) -> pd.DataFrame:
-    """The distinct (sha256, view) to embed, with the path of one file each: plain ones first, then view by view."""
-    plain = manifest.table.drop_duplicates("sha256")[["sha256", "path", "label"]]
+    """The distinct (sha256, view) to embed, with one image of each: plain ones first, then view by view."""
+    plain = manifest.table.drop_duplicates("sha256")[["sha256", "image_id", "label"]]
     chosen = plain if views_of == "all" else plain[plain["label"].isin(minority_labels(manifest.counts()))]
     frames = [plain.assign(view=0), *(chosen.assign(view=view) for view in range(1, views + 1))]
-    return pd.concat(frames, ignore_index=True)[["sha256", "view", "path"]]
+    return pd.concat(frames, ignore_index=True)[["sha256", "view", "image_id"]]
 
 
 def run(study: Study, backbone: str) -> dict[str, Any]:
@@ -125,6 +126,7 @@ def run(study: Study, backbone: str) -> dict[str, Any]:
     settings = study.settings.embed
     manifest = Manifest.read(study.manifest_path)
     wanted = wanted_rows(manifest, settings.views, settings.views_of)
+    wanted["path"] = wanted["image_id"].map(ingest.locate(study, manifest))
     model = backbones.build(backbone, settings.weights_for(backbone), settings.image_size_px)
     key = {
         "backbone": backbone,
@@ -206,7 +208,7 @@ class _Shards:
 
     @staticmethod
     def _decode(row: Any, embedder: Embedder, raw: Path, policy: Augment | None) -> tuple[np.ndarray, np.ndarray]:
-        data = (raw / row["path"]).read_bytes()
+        data = images.read(raw, row["path"])
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise DataError(f"{raw / row['path']} is not the file that ingest read. Run `equipoise ingest` again.")
         numbers = augment.view_parameters(row["sha256"], row["view"], policy, embedder.size_px) if policy else None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from equipoise import augment, backbones, head, images, parallel, splits, strategies
+from equipoise import augment, backbones, head, images, ingest, parallel, splits, strategies
 from equipoise.errors import TrialFailed
 from equipoise.features import Embedder
 from equipoise.inputs import Inputs
@@ -99,13 +99,17 @@ class _Loader:
 
     def __init__(self, inputs: Inputs, embedder: Embedder) -> None:
         self.raw, self.policy = inputs.study.raw, inputs.study.settings.augment
-        self.paths = inputs.manifest.table["path"].to_numpy()
+        places = ingest.locate(inputs.study, inputs.manifest)
+        self.paths = [places[name] for name in inputs.manifest.table["image_id"]]
         self.digests = inputs.manifest.table["sha256"].to_numpy()
         self.embedder = embedder
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        paths = [self.raw / path for path in self.paths[positions]]
-        return np.stack(list(parallel.in_threads(lambda path: self.embedder.resize(images.decode(path)), paths)))
+        paths = [self.paths[position] for position in positions]
+        return np.stack(list(parallel.in_threads(self._load, paths)))
+
+    def _load(self, path: str) -> np.ndarray:
+        return self.embedder.resize(images.decode(images.read(self.raw, path)))
 
     def parameters(self, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
         size = self.embedder.size_px

@@ -2,17 +2,90 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from equipoise.errors import DataError
+
 # Larger images are refused below: as an error, because a warning filter is shared by all threads.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
+NPZ_PARTS = ("train", "val", "test")
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data: `.DS_Store`, `._copy.png`, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> tuple[list[str], int]:
+    """Relative paths of the images below a folder, sorted, and how many other files there are.
+
+    The pictures of a MedMNIST file are found as `NAME.npz/train/00017`.
+    """
+    found, ignored = [], 0
+    for place, folders, names in os.walk(folder):
+        kept = sorted(name for name in folders if not hidden(name))
+        ignored += sum(len(files) for name in set(folders) - set(kept) for *_, files in os.walk(Path(place, name)))
+        folders[:] = kept
+        for name in names:
+            path = Path(place, name)
+            if hidden(name) or path.suffix.lower() not in suffixes or not path.is_file():
+                ignored += 1
+            elif path.suffix.lower() == ".npz":
+                found += _members(path, path.relative_to(folder).as_posix())
+            else:
+                found.append(path.relative_to(folder).as_posix())
+    return sorted(found), ignored
+
+
+def read(folder: Path, path: str) -> bytes:
+    """Bytes of one image of `walk`; a picture inside a .npz file as an uncompressed bitmap."""
+    file, dot, member = path.partition(".npz/")
+    if not dot:
+        with open(os.path.join(folder, path), "rb") as handle:
+            return handle.read()
+    part, index = member.split("/")
+    buffer = io.BytesIO()
+    Image.fromarray(npz_arrays(folder / f"{file}.npz")[f"{part}_images"][int(index)]).save(buffer, "bmp")
+    return buffer.getvalue()
+
+
+def npz_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a MedMNIST file, kept in memory: `{train,val,test}_{images,labels}`.
+
+    Raises:
+        DataError: When it is not such a file.
+    """
+    return _npz_arrays(path.resolve(), path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _npz_arrays(path: Path, changed_ns: int) -> dict[str, np.ndarray]:
+    wanted = [f"{part}_{kind}" for part in NPZ_PARTS for kind in ("images", "labels")]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in wanted}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path.name} is not a MedMNIST file with {', '.join(wanted)}: {error}") from error
+    for part in NPZ_PARTS:
+        if len(arrays[f"{part}_images"]) != len(arrays[f"{part}_labels"]):
+            raise DataError(f"{path.name} holds another number of {part} labels than images")
+    return arrays
+
+
+def _members(path: Path, name: str) -> list[str]:
+    arrays = npz_arrays(path)
+    return [f"{name}/{part}/{index:05d}" for part in NPZ_PARTS for index in range(len(arrays[f"{part}_images"]))]
 
 
 def decode(source: Path | bytes) -> np.ndarray:
@@ -23,7 +96,7 @@ def decode(source: Path | bytes) -> np.ndarray:
 
     Returns:
         uint8 (height_px, width_px, 3), RGB, upright by its EXIF orientation; grey is repeated three times, 16-bit
-        grey is divided by 256, transparency is dropped.
+        grey is divided by 256, float grey within 0..1 times 255, transparency is dropped.
 
     Raises:
         ValueError: When it is not an image, is cut short, is empty or is larger than Pillow's safe limit.
@@ -41,7 +114,7 @@ def decode(source: Path | bytes) -> np.ndarray:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith(("I", "F")):
                 return _from_deep_grey(np.asarray(upright), upright.mode)
-            return np.asarray(upright.convert("RGB"))
+            return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error).replace("<_io.BytesIO object", "<bytes")) from error
 
@@ -49,7 +122,9 @@ def decode(source: Path | bytes) -> np.ndarray:
 def _from_deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
     if mode == "F" and not np.isfinite(pixels).all():
         raise ValueError("the image holds values that are not numbers")
-    # PNG and TIFF keep 16-bit grey as 0..65535 whatever the mode is called; values within 0..255 are 8-bit.
-    scale = 256.0 if pixels.max(initial=0) > 255 else 1.0
+    # PNG and TIFF keep 16-bit grey as 0..65535 whatever the mode is called; values within 0..255 are 8-bit. Fractions
+    # occur only in float images, and there they are shares of white.
+    top = pixels.max(initial=0)
+    scale = 256.0 if top > 255 else 1 / 255 if mode == "F" and 0 < top <= 1 else 1.0
     grey = np.clip(pixels.astype(np.float64) / scale, 0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)

@@ -1,9 +1,10 @@
-"""Raw folder -> manifest: walk, verify by full decode, hash, read the patient, quarantine with reasons."""
+"""Raw folder -> manifest: walk, verify by full decode, hash, read the patient, find copies, quarantine with reasons."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,11 +13,14 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from equipoise import images, parallel
+from equipoise import duplicates, images, parallel, pseudonyms
 from equipoise.config import Study
-from equipoise.datasets import Unrecognised, load_dataset
-from equipoise.errors import DataError
-from equipoise.records import Manifest, atomic_path, class_table, minority_labels, write_json
+from equipoise.datasets import Dataset, Task, Unrecognised, open_dataset
+from equipoise.errors import ConfigError, DataError, unknown_name
+from equipoise.pseudonyms import Pseudonyms
+from equipoise.records import Manifest, atomic_path, class_table, imbalance_ratio, minority_labels, write_json
+
+_PIECE = 16
 
 
 def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
@@ -24,58 +28,68 @@ def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
 
     Raises:
         DataError: For a missing or empty folder, or when fewer than two classes are left.
+        ConfigError: For a setting that does not fit the dataset.
     """
-    dataset = load_dataset(study.dataset)
-    files, ignored = _walk(study.raw)
-    rows: list[dict[str, Any]] = []
-    quarantined: list[dict[str, str]] = []
-    examined = parallel.in_threads(lambda path: _examine(study.raw, path, dataset), files)
-    for result in parallel.progress(examined, f"reading {study.raw}", len(files), "images"):
-        (quarantined if "reason" in result else rows).append(result)
-    table = pd.DataFrame(rows)
-    if not rows:
-        first = f" First reason: {quarantined[0]['reason']}" if quarantined else ""
-        raise DataError(
-            f"None of the {len(files)} image files in {study.raw} can be used for '{study.dataset}'.{first}"
-        )
-    table, copies = _duplicates(table, list(dataset.CARD.readings), drop=study.settings.ingest.duplicates == "drop")
-    quarantined += copies
-    table.insert(5, "patient_id", table[next(iter(dataset.CARD.readings))])
-    counts = class_table(table["label"].to_numpy(), table["patient_id"], dataset.CARD.classes)
-    empty = [name for name, row in counts.items() if row["images"] == 0]
-    if empty:
-        found = ", ".join(f"{name} {row['images']}" for name, row in counts.items())
-        raise DataError(
-            f"{study.raw} holds no image of class {', '.join(empty)} (found: {found}); {len(quarantined)} files were "
-            f"left out{', the first: ' + quarantined[0]['reason'] if quarantined else ''}. A comparison needs every "
-            f"class; check that the folder is complete."
-        )
-    card = dataset.CARD
+    settings = study.settings.ingest
+    dataset, task = open_dataset(study)
+    paths, ignored = _files(study, dataset)
+    hashed = _pseudonyms(study, dataset)
+    rows, thumbnails, quarantined = _read(study, dataset, task, paths)
+    card, readings = dataset.card, list(dataset.card.readings)
+    selected = _selected(rows, settings.only, study)
+    left_out = int((~selected).sum())
+    rows, thumbnails = rows[selected].reset_index(drop=True), thumbnails[selected]
+    found = class_table(rows["label"].to_numpy(), rows[readings[0]], task.classes)
+    if hashed:
+        places = rows[["path", *readings]]
+        rows = _hide(rows, readings, hashed)
+        quarantined = [{**item, "image_id": hashed.of("image", item["image_id"])} for item in quarantined]
+        _write_places(study, rows["image_id"], places)
+    order = np.argsort(rows["image_id"].to_numpy())
+    rows, thumbnails = rows.iloc[order].reset_index(drop=True), thumbnails[order]
+    near = _group(rows, thumbnails, readings)
+    table, conflicts = _conflicts(rows, settings.trusted)
+    table, copies = _drop_copies(table, settings.duplicates)
+    quarantined += conflicts + copies
+    table.insert(6, "patient_id", table[readings[0]])
+    counts = class_table(table["label"].to_numpy(), table["patient_id"], task.classes)
+    _every_class_present(study, counts, quarantined)
     meta = {
         "study": study.name,
         "dataset": study.dataset,
-        "classes": list(card.classes),
-        "positive_class": card.positive_class,
-        "readings": list(card.readings),
+        "classes": list(task.classes),
+        "positive_class": task.positive_class,
+        "readings": readings,
+        "official_reading": card.official_reading,
+        "patient_ids": card.patient_ids,
+        "label_conflicts": len(conflicts),
+        "trusted": list(settings.trusted),
+        "pseudonym_key": hashed.fingerprint if hashed else None,
         "settings": study.settings.sections("ingest"),
     }
-    manifest = Manifest(table, meta).write(study.manifest_path)
-    minority = minority_labels(manifest.counts())
+    manifest = Manifest(table.drop(columns="pixels"), meta).write(study.manifest_path)
+    selection = ", ".join(f"{column}={value}" for column, value in sorted(settings.only.items()))
     summary = {
-        **{key: meta[key] for key in ("study", "dataset", "classes", "positive_class")},
+        **{key: meta[key] for key in ("study", "dataset", "classes", "positive_class", "patient_ids")},
         "source": card.source,
         "licence": card.licence,
         "citation": card.citation,
         "manifest": manifest.digest,
         "images": len(table),
         "patients": int(table["patient_id"].nunique()),
-        "files_seen": len(files),
+        "pseudonymised": hashed is not None,
+        "files_seen": len(paths),
         "other_files_ignored": ignored,
+        "selection": selection,
+        "not_selected": left_out,
         "quarantined": len(quarantined),
+        "near_copies": near,
+        "label_conflicts": len(conflicts),
         "by_class": counts,
-        "minority_classes": [card.classes[label] for label in minority],
-        "imbalance_ratio": round(float(manifest.counts().max() / manifest.counts().min()), 4),
-        "completeness": card.completeness({name: row["images"] for name, row in counts.items()}),
+        "minority_classes": [task.classes[label] for label in minority_labels(manifest.counts())],
+        "imbalance_ratio": imbalance_ratio(manifest.counts()),
+        # Copies belong to what was published: the count is taken before they are dropped.
+        "completeness": task.completeness({name: row["images"] for name, row in found.items()}, selection),
     }
     with atomic_path(study.manifest_path.with_suffix(".quarantine.csv")) as path:
         frame = pd.DataFrame(quarantined, columns=["image_id", "reason"])
@@ -84,86 +98,211 @@ def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
     return manifest, {**summary, "quarantine": quarantined}
 
 
-def _walk(folder: Path) -> tuple[list[Path], int]:
-    if not folder.is_dir():
+def locate(study: Study, manifest: Manifest) -> dict[str, str]:
+    """Path inside the raw folder by image id; where ids are hashed, from the local file or made again with the key.
+
+    Raises:
+        DataError: When files of the manifest cannot be found with this machine's key.
+    """
+    table = manifest.table
+    if not manifest.meta.get("pseudonym_key"):
+        return dict(zip(table["image_id"], table["path"]))
+    if study.places_path.is_file():
+        places = pd.read_csv(study.places_path, dtype=str)
+        known = dict(zip(places["image_id"], places["path"]))
+    else:
+        paths, _ = _files(study, open_dataset(study)[0])
+        hashed = pseudonyms.load(study.name)
+        known = {hashed.of("image", path): path for path in paths}
+    lacking = int((~table["image_id"].isin(known)).sum())
+    if lacking:
         raise DataError(
-            f"There is no folder {folder}. Put the originals there (untouched), or name their folder with ingest.raw."
+            f"{lacking} of the {len(table)} images of study '{study.name}' are not found in {study.raw}. Its ids were "
+            f"made with the key {manifest.meta['pseudonym_key']}; use that key (EQUIPOISE_KEY), or run "
+            f"`equipoise ingest --study {study.name}` again."
         )
-    files, ignored = [], 0
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        parts = path.relative_to(folder).parts
-        hidden = "__MACOSX" in parts or any(part.startswith(".") for part in parts)
-        if hidden or path.suffix.lower() not in images.SUFFIXES:
-            ignored += 1
-        else:
-            files.append(path)
+    return {name: known[name] for name in table["image_id"]}
+
+
+def _files(study: Study, dataset: Dataset) -> tuple[list[str], int]:
+    files, ignored = images.walk(study.raw, dataset.suffixes)
     if not files:
         raise DataError(
-            f"{folder} holds no image file ({ignored} other files). Expected are files ending in "
-            f"{', '.join(sorted(images.SUFFIXES))}."
+            f"{study.raw} holds no image file ({ignored} other files). Expected are files ending in "
+            f"{', '.join(sorted(dataset.suffixes))}."
         )
     return files, ignored
 
 
-def _examine(raw: Path, path: Path, dataset: Any) -> dict[str, Any]:
-    image_id = path.relative_to(raw).as_posix()
+def _pseudonyms(study: Study, dataset: Dataset) -> Pseudonyms | None:
+    wanted = study.settings.ingest.pseudonymise
+    return pseudonyms.load(study.name) if (dataset.card.pseudonymise if wanted is None else wanted) else None
+
+
+def _read(
+    study: Study, dataset: Dataset, task: Task, paths: Sequence[str]
+) -> tuple[pd.DataFrame, np.ndarray, list[dict[str, str]]]:
+    """One row and one thumbnail per usable file; the rest with the reason why not."""
+    rows: list[dict[str, Any]] = []
+    thumbnails: list[np.ndarray] = []
+    quarantined: list[dict[str, str]] = []
+    # Small images are read faster than threads can be handed over: a few at a time.
+    pieces = [paths[start : start + _PIECE] for start in range(0, len(paths), _PIECE)]
+    read = parallel.in_threads(lambda piece: [_examine(study.raw, path, dataset, task) for path in piece], pieces)
+    examined = (result for piece in read for result in piece)
+    for row, thumbnail in parallel.progress(examined, f"reading {study.raw}", len(paths), "images"):
+        if thumbnail is None:
+            quarantined.append(row)
+        else:
+            rows.append(row)
+            thumbnails.append(thumbnail)
+    if not rows:
+        raise DataError(
+            f"None of the {len(paths)} image files in {study.raw} can be used for '{study.dataset}'. "
+            f"First reason: {quarantined[0]['reason']}"
+        )
+    return pd.DataFrame(rows), np.stack(thumbnails), quarantined
+
+
+def _examine(raw: Path, path: str, dataset: Dataset, task: Task) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The row of one file and its thumbnail, or the reason why it cannot be used and nothing."""
     try:
-        image_id.encode()
+        path.encode()
     except UnicodeEncodeError:
-        readable = os.fsencode(image_id).decode("utf-8", "backslashreplace")
-        return {"image_id": readable, "reason": "the file name is not valid UTF-8"}
+        readable = os.fsencode(path).decode("utf-8", "backslashreplace")
+        return {"image_id": readable, "reason": "the file name is not valid UTF-8"}, None
     try:
-        parsed = dataset.parse(PurePosixPath(image_id))
-        data = path.read_bytes()
-        pixels = images.decode(data)
+        parsed = dataset.parse(PurePosixPath(path))
+        content = images.read(raw, path)
+        pixels = images.decode(content)
     except Unrecognised as error:
-        return {"image_id": image_id, "reason": f"name not recognised: {error}"}
-    except (OSError, ValueError) as error:
-        return {"image_id": image_id, "reason": f"unreadable: {error}"}
+        return {"image_id": path, "reason": f"not recognised: {error}"}, None
+    except OSError as error:  # its full text holds the path
+        return {"image_id": path, "reason": f"unreadable: {error.strerror}"}, None
+    except ValueError as error:
+        return {"image_id": path, "reason": f"unreadable: {error}"}, None
+    thumbnail = duplicates.thumbnail(pixels)
+    pixels_digest = hashlib.sha256(repr(pixels.shape).encode())
+    pixels_digest.update(pixels.data)
+    name = task.class_of(parsed.class_name)
     return {
-        "image_id": image_id,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "path": image_id,
-        "label": dataset.CARD.classes.index(parsed.class_name),
-        "class_name": parsed.class_name,
+        "image_id": path,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "pixels": pixels_digest.hexdigest(),
+        "path": path,
+        "label": task.classes.index(name),
+        "class_name": name,
         **parsed.patients,
         "width_px": pixels.shape[1],
         "height_px": pixels.shape[0],
-        "bytes": len(data),
+        "bytes": len(content),
+        "grey_mean": round(float(thumbnail.mean()), 4),
         **parsed.columns,
-    }
+    }, thumbnail
 
 
-def _duplicates(table: pd.DataFrame, readings: list[str], drop: bool) -> tuple[pd.DataFrame, list[dict[str, str]]]:
-    """Join patients that share a picture; drop surplus copies; quarantine pictures filed under two classes."""
+def _selected(rows: pd.DataFrame, only: Mapping[str, str], study: Study) -> np.ndarray:
+    """Boolean (num_rows,): the images that `ingest.only` keeps."""
+    kept = np.ones(len(rows), dtype=bool)
+    for column, value in only.items():
+        if column not in rows:
+            raise unknown_name("column", column, set(rows.columns) - {"pixels"}, f" of dataset '{study.dataset}'")
+        if not (rows[column] == value).any():
+            raise ConfigError(
+                f"ingest.only keeps {column} {value!r}, which no image has. Found are: "
+                f"{', '.join(sorted(map(str, rows[column].unique()))[:10])}."
+            )
+        kept &= (rows[column] == value).to_numpy()
+    if not kept.any():
+        raise ConfigError("No image has all the values of ingest.only together.")
+    return kept
+
+
+def _hide(rows: pd.DataFrame, readings: list[str], hashed: Pseudonyms) -> pd.DataFrame:
+    rows = rows.assign(image_id=[hashed.of("image", path) for path in rows["path"]], path="")
     for reading in readings:
-        table[reading] = _joined(table[reading], table["sha256"])
-    same = table.groupby("sha256")
-    conflict = same["label"].transform("nunique") > 1
+        known = {value: hashed.of(f"patient/{reading}", value) for value in rows[reading].unique()}
+        rows[reading] = rows[reading].map(known)
+    return rows
+
+
+def _write_places(study: Study, image_ids: pd.Series, places: pd.DataFrame) -> None:
+    """The only file that leads from hashed ids back to people; it stays on this machine."""
+    with atomic_path(study.places_path) as path:
+        table = places.assign(image_id=image_ids)[["image_id", *places.columns]]
+        table.sort_values("image_id").to_csv(path, index=False, lineterminator="\n")
+
+
+def _group(rows: pd.DataFrame, thumbnails: np.ndarray, readings: list[str]) -> int:
+    """Name the picture of every row, join the patients who share one, and return the number of near copies.
+
+    Exact copies have the same pixels whatever the file; near copies are found by `duplicates`.
+    """
+    digests, first, code = np.unique(rows["pixels"].to_numpy(), return_index=True, return_inverse=True)
+    pairs = duplicates.near_pairs(thumbnails[first])
+    group = _components(pairs[:, 0], pairs[:, 1], len(digests))
+    rows.insert(2, "picture", digests[pd.Series(np.arange(len(digests))).groupby(group).transform("min")][code])
+    for reading in readings:
+        people, names = pd.factorize(rows[reading], sort=True)
+        whole = _components(people, len(names) + group[code], len(names) + len(digests))[: len(names)]
+        smallest = pd.Series(np.arange(len(names))).groupby(whole).transform("min").to_numpy()
+        rows[reading] = np.asarray(names)[smallest][people]
+    return len(digests) - len(np.unique(group))
+
+
+def _components(start: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
+    """The connected component of each node of a graph, int (size,)."""
+    graph = coo_array((np.ones(len(start), dtype=np.int8), (start, end)), shape=(size, size))
+    return connected_components(graph, directed=False)[1]
+
+
+def _conflicts(rows: pd.DataFrame, trusted: Sequence[str]) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """Quarantine pictures filed under two classes, but for the images whose label the user vouches for."""
+    if unknown := sorted(set(trusted) - set(rows["image_id"])):
+        raise ConfigError(f"ingest.trusted names {unknown[0]!r}, which is no usable image of this study.")
+    vouched = rows["image_id"].isin(trusted)
+    for _, labels in rows[vouched].groupby("pixels")["class_name"]:
+        if labels.nunique() > 1:
+            names = ", ".join(rows.loc[labels.index, "image_id"])
+            raise DataError(f"ingest.trusted vouches for {names}, the same pixels under two classes. Trust one.")
+    conflict = (rows.groupby("picture")["label"].transform("nunique") > 1) & ~vouched
+    quarantined = []
+    for digest in rows.loc[conflict, "picture"].unique():
+        group = rows[rows["picture"] == digest]
+        classes = " and ".join(sorted(group["class_name"].unique()))
+        for name, pixels in group.loc[conflict, ["image_id", "pixels"]].itertuples(index=False):
+            others = group[(group["image_id"] != name)]
+            kind = "same" if (others["pixels"] == pixels).any() else "nearly the same"
+            text = f"label conflict: {kind} picture as {others['image_id'].iloc[0]}, filed under {classes}; decide with"
+            quarantined.append({"image_id": name, "reason": f"{text} ingest.trusted"})
+    return rows[~conflict].reset_index(drop=True), quarantined
+
+
+def _drop_copies(rows: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """Drop all but the first of each picture; near copies only under `drop_near`.
+
+    A copy on the other published side stays, so that official results are those of the published sides.
+    """
+    if rule == "keep":
+        return rows, []
+    sides = [column for column in rows if str(column).startswith("official_split")]
+    same = rows.groupby(["picture" if rule == "drop_near" else "pixels", *sides])
+    first = same["image_id"].transform("first")
+    surplus = rows["image_id"] != first
+    exact = rows["pixels"] == same["pixels"].transform("first")
     quarantined = [
-        {"image_id": name, "reason": f"label conflict: the same bytes are filed under {' and '.join(names)}"}
-        for digest in table.loc[conflict, "sha256"].unique()
-        for names in [sorted(table.loc[table["sha256"] == digest, "class_name"].unique())]
-        for name in table.loc[table["sha256"] == digest, "image_id"]
+        {"image_id": name, "reason": f"{'exact' if is_exact else 'near'} duplicate of {original}"}
+        for name, original, is_exact in zip(rows.loc[surplus, "image_id"], first[surplus], exact[surplus])
     ]
-    table = table[~conflict].reset_index(drop=True)
-    if drop:
-        first = table.groupby("sha256")["image_id"].transform("first")
-        surplus = table["image_id"] != first
-        for name, original in zip(table.loc[surplus, "image_id"], first[surplus]):
-            quarantined.append({"image_id": name, "reason": f"exact duplicate of {original}"})
-        table = table[~surplus].reset_index(drop=True)
-    return table, quarantined
+    return rows[~surplus].reset_index(drop=True), quarantined
 
 
-def _joined(patients: pd.Series, digests: pd.Series) -> pd.Series:
-    """Give patients that share a picture one id: the smallest of theirs."""
-    codes, names = pd.factorize(patients, sort=True)
-    pictures, _ = pd.factorize(digests)
-    size = len(names)
-    graph = coo_array((np.ones(len(codes)), (codes, pictures + size)), shape=(size + pictures.max() + 1,) * 2)
-    _, component = connected_components(graph, directed=False)
-    smallest = pd.Series(np.arange(size)).groupby(component[:size]).transform("min").to_numpy()
-    return pd.Series(np.asarray(names)[smallest][codes], index=patients.index)
+def _every_class_present(study: Study, counts: Mapping[str, Any], quarantined: list[dict[str, str]]) -> None:
+    empty = [name for name, row in counts.items() if row["images"] == 0]
+    if empty:
+        found = ", ".join(f"{name} {row['images']}" for name, row in counts.items())
+        raise DataError(
+            f"{study.raw} holds no image of class {', '.join(empty)} (found: {found}); {len(quarantined)} files were "
+            f"left out{', the first: ' + quarantined[0]['reason'] if quarantined else ''}. A comparison needs every "
+            f"class; check that the folder is complete."
+        )

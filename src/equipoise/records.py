@@ -153,14 +153,27 @@ class _Record:
 class Manifest(_Record):
     """One row per usable image.
 
-    `image_id` is unique and stable (the path inside the raw folder), `sha256` is of the file's bytes and keys the
-    features, `label` is the index into `classes`, `patient_id` the dataset's first reading of who the patient is.
+    `image_id` is unique and stable (the path inside the raw folder, or its keyed hash), `sha256` is of the file's bytes
+    and keys the features, `picture` names what the file shows (exact and near copies share it), `path` is empty where
+    ids are hashed, `label` is the index into `classes`, `patient_id` the dataset's first reading of who the patient is.
     """
 
     COLUMNS = (
-        *("image_id", "sha256", "path", "label", "class_name", "patient_id"),
-        *("width_px", "height_px", "bytes"),
+        *("image_id", "sha256", "picture", "path", "label", "class_name", "patient_id"),
+        *("width_px", "height_px", "bytes", "grey_mean"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.table["image_id"].duplicated().any():
+            twice = self.table.loc[self.table["image_id"].duplicated(), "image_id"].iloc[0]
+            raise DataError(f"The manifest names image '{twice}' more than once. Run `equipoise ingest` again.")
+        if self.table[["patient_id", "picture"]].isna().any(axis=None):
+            raise DataError("The manifest holds images without patient_id or picture. Run `equipoise ingest` again.")
+        if not self.table["label"].between(0, len(self.meta["classes"]) - 1).all():
+            raise DataError(
+                f"The manifest holds labels outside its {len(self.meta['classes'])} classes. Run `equipoise ingest`."
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -194,6 +207,11 @@ class Splits(_Record):
     """One row per image, repeat and fold: `part` is train, val or test; `patient_id` is the group kept whole."""
 
     COLUMNS = ("image_id", "patient_id", "repeat", "fold", "part")
+
+    @property
+    def folds(self) -> int:
+        """Folds in a repeat: 1 for a holdout, more for k-fold and for several published splits."""
+        return int(self.table["fold"].nunique())
 
     def rounds(self) -> list[tuple[int, int]]:
         """The (repeat, fold) pairs, in order."""
@@ -284,7 +302,7 @@ class Predictions(_Record):
 
     `prob_<class>` are raw, `calibrated_<class>` pass through the calibrator, `threshold` is the operating point that
     val locked on the calibrated probability of the positive class (null for more than two classes), `overlap` marks
-    test rows whose patient is also on the train side (official splits only).
+    test rows whose patient or picture is also on the train side (official splits only).
     """
 
     COLUMNS = ("image_id", "patient_id", "repeat", "fold", "seed", "part", "label", "overlap", "threshold")
@@ -326,13 +344,23 @@ class Predictions(_Record):
 
 def class_table(labels: np.ndarray, patients: Sequence[str] | pd.Series, classes: Sequence[str]) -> dict[str, Any]:
     """Images, patients and share per class, as printed and kept by `ingest` and `split`."""
-    table = pd.DataFrame({"label": np.asarray(labels), "patient": np.asarray(patients)})
-    rows = {}
-    for label, name in enumerate(classes):
-        chosen = table[table["label"] == label]
-        rows[name] = {
-            "images": len(chosen),
-            "patients": int(chosen["patient"].nunique()),
-            "image_share": round(len(chosen) / max(len(table), 1), 4),
+    counts = np.bincount(labels, minlength=len(classes))
+    people = pd.DataFrame({"label": np.asarray(labels), "patient": np.asarray(patients)}).drop_duplicates()
+    shown = np.bincount(people["label"], minlength=len(classes))
+    return {
+        name: {
+            "images": int(images),
+            "patients": int(number),
+            "image_share": round(float(images / max(len(labels), 1)), 4),
         }
-    return rows
+        for name, images, number in zip(classes, counts, shown)
+    }
+
+
+def imbalance_ratio(counts: np.ndarray) -> float | None:
+    """Images of the largest class for each of the smallest; None where a class has none.
+
+    >>> imbalance_ratio(np.array([100, 400]))
+    4.0
+    """
+    return None if not min(counts) else round(float(max(counts) / min(counts)), 4)

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from equipoise import checks, parallel, tracking
+from equipoise import checks, images, ingest, parallel, tracking
 from equipoise.config import Study
 from equipoise.errors import ConfigError, DataError, PromotionRefused
 from equipoise.records import Manifest, Predictions, Splits, read_json, read_table
@@ -50,10 +50,11 @@ def register(study: Study) -> list[dict[str, Any]]:
     comparison = read_json(study.reports_path / "comparison.json")
     if not comparison["registrable"]:
         raise PromotionRefused(
-            f"Nothing is registered from study '{study.name}': patients are on both published sides (EQ-OFFICIAL). "
-            f"Use split.scheme: holdout, or a split.group_by under which the sides share nobody."
+            f"Nothing is registered from study '{study.name}': patients or pictures are on both published sides "
+            f"(EQ-OFFICIAL). Use split.scheme: holdout, or a split.group_by under which the sides share nobody."
         )
-    checks.run(Splits.read(study.splits_path), Manifest.read(study.manifest_path))
+    splits = Splits.read(study.splits_path)
+    checks.run(splits, Manifest.read(study.manifest_path))
     store = tracking.client()
     name = model_name(study.name)
     try:
@@ -69,6 +70,7 @@ def register(study: Study) -> list[dict[str, Any]]:
         summary = read_json(folder / "metrics.json")
         if summary["result_digest"] != row["result_digest"]:
             raise DataError(f"{folder} is newer than {study.reports_path}/comparison.json. Run `dvc repro` first.")
+        checks.written_plan_within_train(read_table(folder / "plan.parquet")[0], splits)
         version, fresh = _version_of(store, study, backbone, scenario, folder, summary, comparison)
         store.set_registered_model_alias(name, f"best-{backbone}", version)
         if backbone == comparison["challenger"]:
@@ -235,9 +237,9 @@ def _check(study: Study, backbone: str, folder: Path, package: Path) -> float:
     import mlflow
 
     stored = expected_predictions(folder)
-    manifest = Manifest.read(study.manifest_path).table.set_index("image_id")
+    places = ingest.locate(study, Manifest.read(study.manifest_path))
     some = stored.iloc[np.linspace(0, len(stored) - 1, min(_CHECKED_IMAGES, len(stored))).astype(int)]
-    data = [(study.raw / manifest.loc[name, "path"]).read_bytes() for name in some["image_id"]]
+    data = [images.read(study.raw, places[name]) for name in some["image_id"]]
     served = mlflow.pyfunc.load_model(str(package)).predict(pd.DataFrame({"image": data}))
     columns = [name for name in stored.columns if name.startswith("calibrated_")]
     values = served[[name.replace("calibrated_", "prob_") for name in columns]].to_numpy()

@@ -16,6 +16,7 @@ from equipoise.config import SCENARIO_SECTIONS, Study
 from equipoise.errors import ConfigError
 from equipoise.inputs import Inputs
 from equipoise.records import (
+    PARTS,
     Plan,
     Predictions,
     TrainRows,
@@ -64,10 +65,10 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     inputs = Inputs.read(study, backbone, scenario)
     found = checks.run(inputs.splits, inputs.manifest)
     _fits_number_of_classes(study, len(inputs.manifest.classes))
-    if study.settings.train.mode == "finetune" and inputs.splits.meta["settings"]["split"]["scheme"] == "kfold":
+    if study.settings.train.mode == "finetune" and inputs.splits.folds > 1:
         raise ConfigError(
-            "train.mode: finetune with split.scheme: kfold has no single model to serve: the refit on all rows is a "
-            "probe. Use holdout or official, or train.mode: probe."
+            "train.mode: finetune with several folds has no single model to serve: the refit on all rows is a "
+            "probe. Use holdout or one published split, or train.mode: probe."
         )
     folder = folder or study.result_path(backbone, scenario)
     jobs = [
@@ -86,11 +87,14 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     predictions = Predictions(pd.concat([item["predictions"] for item in rounds], ignore_index=True), meta)
     predictions = predictions.write(folder / "predictions.parquet")
     write_table(folder / "trials.parquet", pd.concat([item["trials"] for item in rounds], ignore_index=True), meta)
-    write_table(folder / "plan.parquet", pd.concat([item["plan"] for item in rounds], ignore_index=True), meta)
+    plan = pd.concat([item["plan"] for item in rounds], ignore_index=True)
+    write_table(folder / "plan.parquet", plan, meta)
+    planned = checks.written_plan_within_train(plan, inputs.splits)
+    found = [planned if check.code == planned.code else check for check in found]
     choices = [item["choice"] for item in rounds]
     write_json(folder / "best.json", choices)
     _write_served(inputs, rounds, folder / "model")
-    summary = _summary(inputs, predictions, choices, found, meta)
+    summary = _summary(inputs, predictions, choices, plan, found, meta)
     write_json(folder / "metrics.json", summary)
     return summary
 
@@ -121,7 +125,7 @@ def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, s
         {
             **{name: shown[name] for name in ("image_id", "patient_id")},
             **{"repeat": repeat, "fold": fold, "seed": seed, "part": shown["part"], "label": labels},
-            "overlap": checks.overlapping(rows)[~train],
+            "overlap": checks.overlapping(rows, inputs.manifest.table["picture"].to_numpy()[images])[~train],
             "threshold": np.nan if threshold is None else threshold,
         }
     )
@@ -197,11 +201,11 @@ def _calibrate(
 
 
 def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) -> None:
-    """Write the model that would be registered: of the first seed, or after k-fold a refit on all rows."""
+    """Write the model that would be registered: of the first seed, or after several folds a refit on all rows."""
     seed = inputs.study.settings.train.seeds[0]
     mine = [item for item in rounds if item["choice"]["seed"] == seed and item["choice"]["repeat"] == 0]
-    kfold = inputs.splits.meta["settings"]["split"]["scheme"] == "kfold"
-    if not kfold:
+    several = inputs.splits.folds > 1
+    if not several:
         served, calibrator, threshold, weights = (
             mine[0][name] for name in ("head", "calibrator", "threshold", "weights")
         )
@@ -233,7 +237,7 @@ def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) ->
         "calibrator": calibrator.as_dict(),
         "threshold": threshold,
         "evidence": "out-of-fold predictions of the folds; this model is a refit on all rows"
-        if kfold
+        if several
         else "exactly the model that made predictions.parquet for the first seed",
     }
     write_json(folder / "model.json", description)
@@ -243,6 +247,7 @@ def _summary(
     inputs: Inputs,
     predictions: Predictions,
     choices: list[dict[str, Any]],
+    plan: pd.DataFrame,
     found: list[checks.Check],
     meta: dict[str, Any],
 ) -> dict[str, Any]:
@@ -261,6 +266,7 @@ def _summary(
         "rows": {"test": len(test), "patients": int(test["patient_id"].nunique())},
         "inner_score": _mean([choice["score"] for choice in choices]),
         "metrics": evaluation.table(),
+        "distribution": _distribution(inputs, plan),
         "non_overlapping": None,
         "seed_has_effect": _seed_matters(predictions),
         "checks": [check.as_dict() for check in found],
@@ -287,6 +293,18 @@ def _summary(
         }
     summary["result_digest"] = digest_of([summary["digests"], summary["settings"], choices, meta])
     return summary
+
+
+def _distribution(inputs: Inputs, plan: pd.DataFrame) -> dict[str, Any]:
+    """Images, patients and imbalance before the split, in each part of the first round, and in its plan."""
+    rows = inputs.splits.round(0, 0).merge(inputs.manifest.table[["image_id", "label"]], on="image_id")
+    first = plan[(plan["repeat"] == 0) & (plan["fold"] == 0) & (plan["seed"] == plan["seed"].iloc[0])]
+    drawn = first[["image_id"]].merge(rows, on="image_id")
+    stages = {"all": rows, **{part: rows[rows["part"] == part] for part in PARTS}, "plan": drawn}
+    return {
+        stage: class_table(table["label"].to_numpy(), table["patient_id"], inputs.manifest.classes)
+        for stage, table in stages.items()
+    }
 
 
 def _mean(scores: list[float | None]) -> float | None:

@@ -182,6 +182,9 @@ def _write_result(store: MlflowClient, run_id: str, result: compare.Result, fold
     for name in ("metrics.json", "best.json"):
         store.log_artifact(run_id, str(folder / name))
     store.log_dict(run_id, result.summary["settings"], "settings.json")
+    rows = compare.distribution([result])
+    store.log_dict(run_id, {"distribution": rows}, "distribution.json")
+    store.log_text(run_id, figures.distribution(rows, list(result.predictions.classes)), "figures/distribution.svg")
     if len(result.predictions.classes) == 2:
         store.log_text(run_id, figures.roc([result]), "figures/roc.svg")
     store.log_text(run_id, figures.reliability([result]), "figures/reliability.svg")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from equipoise.datasets.base import Card, Parsed, Unrecognised
+from equipoise.datasets.base import Card, Parsed, Task, Unrecognised
 from equipoise.parallel import progress
 
 CARD = Card(
@@ -25,8 +25,7 @@ CARD = Card(
     source="drawn by `equipoise phantom` from a seed",
     licence="Apache-2.0, like the program",
     citation="none",
-    classes=("clear", "opacity"),
-    positive_class="opacity",
+    tasks={"binary": Task(classes=("clear", "opacity"), positive_class="opacity")},
     readings={"patient": "the number in the name"},
 )
 
@@ -40,7 +39,7 @@ def parse(path: PurePosixPath) -> Parsed:
     {'patient': 'patient0012'}
     """
     match = _NAME.fullmatch(path.name)
-    if not match or path.parent.name not in CARD.classes:
+    if not match or path.parent.name not in CARD.tasks["binary"].classes:
         raise Unrecognised("expected {clear,opacity}/patientNNNN_I.png")
     return Parsed(path.parent.name, {"patient": f"patient{match['patient']}"})
 

@@ -9,14 +9,21 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from equipoise import __version__
-from equipoise.compare import Result, metric_label, part_table
+from equipoise.compare import Result, distribution, metric_label
 from equipoise.config import Study
 from equipoise.records import atomic_path, read_json
 from equipoise.report import figures
 
 
-def run(study: Study, comparison: dict[str, Any], results: list[Result]) -> Path:
-    """Write report.html beside comparison.json and return its path. Names and labels are escaped."""
+def run(study: Study, comparison: dict[str, Any], results: list[Result], moved: dict[str, Any] | None = None) -> Path:
+    """Write report.html beside comparison.json and return its path. Names and labels are escaped.
+
+    Args:
+        study: Name and settings.
+        comparison: Contents of comparison.json.
+        results: What it was made from.
+        moved: What `versions.moved_patients` says of another revision, for a section of its own.
+    """
     environment = Environment(loader=PackageLoader("equipoise.report", "."), autoescape=select_autoescape(["html"]))
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.3f}"
@@ -32,8 +39,12 @@ def run(study: Study, comparison: dict[str, Any], results: list[Result]) -> Path
             for backbone in comparison["rows"]
             for own in [[result for result in results if result.backbone == backbone]]
         ],
-        distribution=Markup(figures.distribution(part_table(study), comparison["classes"])),
-        parts=part_table(study),
+        distributions=[
+            (backbone, rows, Markup(figures.distribution(rows, comparison["classes"])))
+            for backbone in comparison["rows"]
+            for rows in [distribution([result for result in results if result.backbone == backbone])]
+        ],
+        moved=moved,
         ingest=read_json(study.manifest_path.with_suffix(".json")),
         choices=[(result.backbone, result.scenario, choice) for result in results for choice in result.choices],
         digests=results[0].summary["digests"],

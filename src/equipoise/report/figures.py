@@ -94,19 +94,22 @@ def reliability(results: list[Result]) -> str:
     return _svg(figure, "Reliability, raw and calibrated")
 
 
-def distribution(parts: list[dict[str, Any]], classes: list[str]) -> str:
-    """Images per class in train, val and test."""
-    figure, (axis,) = _panel(5.2, 3.0)
-    names = list(dict.fromkeys(row["part"] for row in parts))
+def distribution(rows: list[dict[str, Any]], classes: list[str]) -> str:
+    """Images per class before the split, in each part and in each plan; rows are those of `compare.distribution`."""
+    names = list(dict.fromkeys(row["stage"] for row in rows))
+    figure, (axis,) = _panel(6.4, 0.9 + 0.2 * len(names) * (len(classes) + 0.6))
+    height = 0.8 / len(classes)
     for index, name in enumerate(classes):
-        counts = [row["images"] for row in parts if row["class_name"] == name]
-        places = np.arange(len(names)) + (index - (len(classes) - 1) / 2) * 0.8 / len(classes)
-        bars = axis.bar(places, counts, 0.75 / len(classes), color=_COLOURS[1 + index % 7], label=_label(name))
-        axis.bar_label(bars, fontsize=8)
-    axis.set_xticks(range(len(names)), names)
-    axis.set_ylabel("images")
-    axis.legend(frameon=False, fontsize=8)
-    return _svg(figure, "Class distribution by part")
+        counts = [row["images"] for row in rows if row["class_name"] == name]
+        places = np.arange(len(names)) + (index - (len(classes) - 1) / 2) * height
+        bars = axis.barh(places, counts, 0.94 * height, color=_COLOURS[1 + index % 7], label=_label(name))
+        axis.bar_label(bars, fontsize=7, padding=2)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_xlabel("images, or draws of a plan")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=min(len(classes), 4))
+    return _svg(figure, "Class distribution before and after the split and in each plan")
 
 
 def first_seed(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

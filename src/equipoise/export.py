@@ -1,0 +1,207 @@
+"""A study as folders or as a CSV, for other tools: made on request, by hard link, never by default."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from equipoise import augment, checks, images, ingest, parallel
+from equipoise.config import Study
+from equipoise.errors import DataError
+from equipoise.records import Manifest, Splits, digest_of, read_json, read_table, write_json
+
+_NOTE = "export.json"
+_COLUMNS = ["image_id", "sha256", "label", "class_name"]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One file or row to write: an image of a part, the how-manieth draw of it, and its view (0: plain)."""
+
+    row: Any
+    part: str
+    draw: int
+    view: int
+
+
+def run(
+    study: Study,
+    layout: Literal["folders", "csv"],
+    scenario: str | None = None,
+    backbone: str | None = None,
+    to: Path | None = None,
+    copy: bool = False,
+) -> tuple[Path, int]:
+    """Write train, val and test of a study, or what one scenario trains on, and return the folder and the new files.
+
+    The folder appears only when it is complete. Exporting the same thing again changes nothing (0 new files).
+
+    Args:
+        study: Name and settings.
+        layout: `folders` (`part/class/name`, below `repeat0_fold1/` where there are several rounds) or `csv`.
+        scenario: Train rows as this result's plan draws them, first seed; an image drawn five times is five links.
+            Augmented views are drawn as pictures, at the size the backbone saw.
+        backbone: Of the result; needed with a scenario.
+        to: Folder to write; `exports/<study>/...` when left out.
+        copy: Copy instead of linking, for tools that change files in place.
+
+    Raises:
+        DataError: When a parent is missing or the folder holds something else.
+    """
+    manifest, splits = Manifest.read(study.manifest_path), Splits.read(study.splits_path)
+    checks.run(splits, manifest)
+    plan = _plan(study, scenario, backbone)
+    name = layout if scenario is None else f"{layout}-{backbone}-{scenario}"
+    target = to or Path("exports") / study.name / name
+    plan_digest = None if plan is None else digest_of(plan.astype(str).to_numpy().tolist())
+    note = {
+        **{"study": study.name, "layout": layout, "scenario": scenario, "backbone": backbone, "copied": copy},
+        **{"manifest": manifest.digest, "splits": splits.digest, "plan": plan_digest},
+    }
+    _refuse_other(target)
+    for stale in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(stale)
+    if _complete(target, note):
+        return target, 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        work = scratch / "new"
+        work.mkdir()
+        files = (_write_csv if layout == "csv" else _write_folders)(study, manifest, splits, plan, work, copy)
+        write_json(work / _NOTE, {**note, "files": files})
+        if target.exists():
+            target.rename(scratch / "old")
+        work.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target, files
+
+
+def _plan(study: Study, scenario: str | None, backbone: str | None) -> pd.DataFrame | None:
+    if scenario is None:
+        return None
+    if backbone is None:
+        raise DataError("A scenario's plan depends on what was tuned on a backbone: name one with --backbone.")
+    path = study.result_path(backbone, scenario) / "plan.parquet"
+    if not path.is_file():
+        raise DataError(f"There is no {path}. Run `equipoise scenario` for {scenario} on {backbone} first.")
+    plan, _ = read_table(path)
+    return plan[plan["seed"] == plan["seed"].iloc[0]].drop(columns="seed").reset_index(drop=True)
+
+
+def _items(manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, repeat: int, fold: int) -> Iterator[_Item]:
+    """What belongs into one round: every image once, but train rows as often as the plan draws them."""
+    rows = splits.round(repeat, fold).merge(manifest.table[_COLUMNS], on="image_id")
+    for row in rows.itertuples(index=False):
+        if plan is None or row.part != "train":
+            yield _Item(row, row.part, 0, 0)
+    if plan is not None:
+        drawn = plan[(plan["repeat"] == repeat) & (plan["fold"] == fold)]
+        by_id = {row.image_id: row for row in rows.itertuples(index=False)}
+        repeats = drawn.groupby(["image_id", "view"]).cumcount()
+        for image_id, view, draw in zip(drawn["image_id"], drawn["view"], repeats):
+            yield _Item(by_id[image_id], "train", int(draw), int(view))
+
+
+def _write_folders(
+    study: Study, manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, work: Path, copy: bool
+) -> int:
+    places = ingest.locate(study, manifest)
+    rounds = splits.rounds()
+    render = _Renderer(study)
+    files = 0
+    for repeat, fold in rounds:
+        top = work / f"repeat{repeat}_fold{fold}" if len(rounds) > 1 else work
+        items = list(_items(manifest, splits, plan, repeat, fold))
+        for item in parallel.progress(items, f"exporting repeat {repeat}, fold {fold}", len(items), "files"):
+            place = places[item.row.image_id]
+            target = top / item.part / item.row.class_name / _file_name(item, place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if item.view:
+                render(place, item.row.sha256, item.view, target)
+            elif ".npz/" in place:
+                target.write_bytes(images.read(study.raw, place))
+            else:
+                _link(study.raw / place, target, copy)
+            files += 1
+    return files
+
+
+def _write_csv(
+    study: Study, manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, work: Path, copy: bool
+) -> int:
+    places = ingest.locate(study, manifest)
+    frames = [
+        {
+            **{"repeat": repeat, "fold": fold, "part": item.part, "image_id": item.row.image_id},
+            **{"path": places[item.row.image_id], "patient_id": item.row.patient_id, "label": item.row.label},
+            **{"class_name": item.row.class_name, "draw": item.draw, "view": item.view},
+        }
+        for repeat, fold in splits.rounds()
+        for item in _items(manifest, splits, plan, repeat, fold)
+    ]
+    pd.DataFrame(frames).to_csv(work / "split.csv", index=False, lineterminator="\n")
+    return 1
+
+
+def _file_name(item: _Item, place: str) -> str:
+    """The image id as one name, with the number of a further draw or of the view before the suffix."""
+    path = PurePosixPath(place)
+    suffix = ".bmp" if ".npz/" in place else path.suffix
+    stem = item.row.image_id.removesuffix(path.suffix).replace("/", "__")
+    view = f".view{item.view}" if item.view else ""
+    draw = f".draw{item.draw}" if item.draw else ""
+    return f"{stem}{view}{draw}{'.png' if item.view else suffix}"
+
+
+def _link(source: Path, target: Path, copy: bool) -> None:
+    if not copy:
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another disk, or too many links
+            pass
+    shutil.copyfile(source, target)
+
+
+class _Renderer:
+    """Augmented views as PNG, drawn by the functions that made the features."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def __call__(self, place: str, sha256: str, view: int, target: Path) -> None:
+        import tensorflow as tf
+
+        from equipoise.features import resize
+
+        size_px = self._study.settings.embed.image_size_px
+        pixels = images.decode(images.read(self._study.raw, place))
+        numbers = augment.view_parameters(sha256, view, self._study.settings.augment, size_px)
+        seen = augment.apply_views(resize(pixels, size_px)[None], tf.constant(numbers[None]))[0].numpy()
+        Image.fromarray(np.rint(seen).astype(np.uint8)).save(target, compress_level=6)
+
+
+def _refuse_other(target: Path) -> None:
+    if target.exists() and not (target / _NOTE).is_file():
+        raise DataError(f"{target} is there and is no export. Name another folder with --to, or remove it.")
+
+
+def _complete(target: Path, note: dict[str, Any]) -> bool:
+    """Whether the folder holds exactly this export, no file gone."""
+    if not target.exists():
+        return False
+    there = read_json(target / _NOTE)
+    files = there.pop("files", None)
+    found = sum(len(names) for _, _, names in os.walk(target)) - 1
+    return there == note and found == files
