@@ -5,13 +5,14 @@ BIN := .venv/bin
 # DVC and MLflow start `python`: they must find the one of this environment.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1
 
-.PHONY: help env demo test check lock clean
+.PHONY: help env demo test check lock bench clean
 
 help:
 	@echo "make demo   compare six remedies for imbalance on drawn images (about 3 minutes), register the winner"
 	@echo "make test   lint, types and the test suite"
 	@echo "make env    only make the environment (.venv)"
 	@echo "make lock   derive requirements.lock and conda.yaml from pyproject.toml"
+	@echo "make bench  measure costs beside the usual ways (about 15 minutes; BENCH=--quick: 2)"
 
 .venv/.made: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "Equipoise needs Python 3.11, 3.12 or 3.13, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ..."'
@@ -35,6 +36,9 @@ check: env
 
 lock: env
 	$(BIN)/python .ci/lock.py
+
+bench: env
+	$(RUN) $(BIN)/python benchmarks/bench.py $(BENCH)
 
 clean:
 	rm -rf .venv

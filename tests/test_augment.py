@@ -12,7 +12,7 @@ SHIPPED = config.load_study("demo", config.read_params(ROOT)).settings.augment
 STILL = {
     **dict.fromkeys(("horizontal_flip", "vertical_flip", "quarter_turns"), False),
     **dict.fromkeys(("rotation_degrees", "zoom_fraction", "shift_fraction"), 0.0),
-    **dict.fromkeys(("brightness_fraction", "contrast_fraction"), 0.0),
+    **dict.fromkeys(("brightness_fraction", "contrast_fraction", "stain_fraction"), 0.0),
     "seed": 7,
 }
 SIZE = 16
@@ -81,6 +81,21 @@ def test_parameters_stay_within_the_policy():
         assert abs(values).max() <= bound * 1.001
         assert values.min() < -0.3 * bound
         assert values.max() > 0.3 * bound
+
+
+def test_stain_jitter_leaves_the_other_numbers_as_drawn_and_stays_within_the_policy():
+    without, drawn = _views(SHIPPED), _views(SHIPPED.model_copy(update={"stain_fraction": 0.05}))
+    np.testing.assert_array_equal(drawn[:, :8], without[:, :8])
+    assert not without[:, 8:].any()
+    assert 0.03 < abs(drawn[:, 8:]).max() <= 0.05
+    assert len(np.unique(drawn[:, 8:])) == 6 * len(DIGESTS)
+
+
+def test_chest_films_are_not_turned_upside_down_and_only_histology_changes_stains():
+    params = config.read_params(ROOT)
+    film, slide = (config.load_study(name, params).settings.augment for name in ("chest_xray", "breakhis"))
+    assert (film.vertical_flip, film.quarter_turns, film.stain_fraction) == (False, False, 0.0)
+    assert (slide.vertical_flip, slide.quarter_turns, slide.stain_fraction) == (True, True, 0.05)
 
 
 def test_shift_is_a_fraction_of_the_size():
@@ -160,3 +175,43 @@ def test_a_view_does_not_depend_on_its_batch():
     together = _applied(parameters)
     alone = np.concatenate([_applied(parameters[number : number + 1]) for number in range(5)])
     np.testing.assert_allclose(together, alone, atol=1e-3)
+
+
+# --- stains: skimage/color/colorconv.py, written out ------------------------------------------------------------------
+
+RGB_FROM_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+
+
+def _rgb2hed(rgb):
+    """separate_stains(rgb, hed_from_rgb); rgb 0..1."""
+    rgb = np.maximum(rgb, 1e-6)
+    return np.maximum((np.log(rgb) / np.log(1e-6)) @ np.linalg.inv(RGB_FROM_HED), 0)
+
+
+def _hed2rgb(stains):
+    """combine_stains(stains, rgb_from_hed)."""
+    log_rgb = -(stains * -np.log(1e-6)) @ RGB_FROM_HED
+    return np.clip(np.exp(log_rgb), 0, 1)
+
+
+def test_stain_jitter_is_scikit_images_separation_changed_and_combined():
+    rng = np.random.default_rng(1)
+    pictures = 255 * _hed2rgb(rng.uniform(0.01, 0.08, (5, SIZE, SIZE, 3)))
+    parameters = np.tile(augment.IDENTITY, (5, 1))
+    parameters[:, 8:] = rng.uniform(-0.2, 0.2, (5, 6))
+    parameters[0] = augment.IDENTITY
+    relative, offset = parameters[:, None, None, 8:11].astype(float), parameters[:, None, None, 11:].astype(float)
+    # Its stains are optical densities over that of 1e-6, which is 6 in base 10.
+    expected = 255 * _hed2rgb(_rgb2hed(pictures / 255) * (1 + relative) + offset / 6)
+    shown = _applied(parameters, pictures.astype(np.float32))
+    np.testing.assert_allclose(shown, expected, atol=0.01)
+    assert np.abs(shown[1:] - pictures[1:]).mean() > 5
+
+
+def test_a_view_without_stain_jitter_is_the_same_pixels_beside_one_with_it():
+    parameters = _views(SHIPPED, DIGESTS[:4])
+    alone = _applied(parameters)
+    parameters[3, 8:] = 0.05
+    beside = _applied(parameters)
+    np.testing.assert_array_equal(beside[:3], alone[:3])
+    assert np.abs(beside[3] - alone[3]).max() > 1

@@ -104,14 +104,40 @@ def test_gradient_equals_finite_differences(classes, focusing):
         assert gradient[place] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-8)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("focusing", [0.0, 0.5, 2.0])
-def test_focal_optimum_is_stationary_and_zero_focusing_is_cross_entropy(focusing):
-    features, labels = rows(100, 5)
-    mine = fitted(features, labels, objective=Objective.neutral(2).replace(focusing=focusing))
+def test_focal_optimum_is_stationary_and_zero_focusing_is_cross_entropy(focusing, classes):
+    features, labels = rows(100, 5, classes)
+    mine = fitted(features, labels, objective=Objective.neutral(classes).replace(focusing=focusing))
     assert mine.gradient_norm < 1e-6
     plain = fitted(features, labels)
-    same = np.allclose(mine.coefficients, plain.coefficients, atol=1e-9)
-    assert same == (focusing == 0)
+    assert np.array_equal(mine.logits(features), plain.logits(features)) == (focusing == 0)
+
+
+def test_a_float32_search_ends_at_its_tolerance_and_not_in_a_failing_line_search():
+    rng, place = np.random.default_rng(0), np.arange(1, 101)
+    hidden = rng.normal(size=(8000, 100))
+    score = hidden @ (rng.normal(size=100) / np.sqrt(place))
+    labels = (20 * score / score.std() + rng.logistic(size=8000) > 1).astype(int)
+    features = (hidden * np.sqrt(place**-1.25)) @ np.linalg.qr(rng.normal(size=(100, 100)))[0]
+    rotated = Rotated.of(Standardiser.fit(features).apply(features, np.float32))
+    weights = rng.integers(0, 2, size=(8000, 24)) * np.where(labels == 0, 1, 4)[:, None]
+    solution = head.solve(
+        *(rotated, labels, weights, [Objective.neutral(2)] * 24, np.geomspace(1e-3, 1, 24), head.SEARCH_TOLERANCE)
+    )
+    assert solution.gradient_norm.max() <= head.SEARCH_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(90, 30), (30, 90)], ids=["more rows", "more features"])
+def test_a_rotation_keeps_every_distance(kind, shape):
+    standardised = np.random.default_rng(0).normal(size=shape).astype(kind)
+    rotated = Rotated.of(standardised)
+    accuracy = 1e-4 if kind == np.float32 else 1e-10
+    assert rotated.matrix.dtype == kind
+    assert rotated.basis.T @ rotated.basis == pytest.approx(np.eye(min(shape)), abs=accuracy)
+    inner = rotated.matrix[:, :-1] @ rotated.matrix[:, :-1].T
+    assert inner == pytest.approx(standardised @ standardised.T, abs=accuracy * max(shape))
 
 
 def loss_of(logits, label, objective):
@@ -198,6 +224,15 @@ def test_standardised_features_have_zero_mean_and_unit_spread():
     values = Standardiser.fit(features).apply(features)
     assert values.mean(axis=0) == pytest.approx(np.zeros(5), abs=1e-9)
     assert values.std(axis=0) == pytest.approx(np.ones(5))
+
+
+def test_a_large_matrix_is_standardised_piece_by_piece_without_a_trace():
+    features, _ = rows(head._BLOCK + 30, head._BLOCK + 1)
+    whole = features.astype(np.float64)
+    mine = Standardiser.fit(features)
+    assert np.array_equal(mine.mean, whole.mean(axis=0))
+    assert np.array_equal(mine.scale, whole.std(axis=0))
+    assert np.array_equal(mine.apply(features), (whole - mine.mean) / mine.scale)
 
 
 def test_dead_and_constant_features_are_left_out():

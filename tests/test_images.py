@@ -180,3 +180,24 @@ def test_bomb_is_refused_while_another_thread_decodes(monkeypatch):
             images.decode(large)
     finally:
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("draft_px", "shape"),
+    [(0, (240, 320, 3)), (121, (240, 320, 3)), (120, (120, 160, 3)), (60, (60, 80, 3)), (1, (30, 40, 3))],
+)
+def test_draft_is_the_smallest_scale_not_below_the_asked_size(draft_px, shape):
+    grey = np.add.outer(np.arange(240) // 2, np.arange(320) // 4).astype(np.uint8)
+    content = _encoded(Image.fromarray(grey), "JPEG", quality=95)
+    pixels = images.decode(content, draft_px)
+    assert pixels.shape == shape
+    scale = 240 // shape[0]
+    means = grey.reshape(shape[0], scale, shape[1], scale).mean(axis=(1, 3))
+    np.testing.assert_allclose(pixels[..., 0], means, atol=4)
+
+
+def test_draft_leaves_other_formats_as_they_are_and_keeps_the_orientation():
+    _assert_rgb(images.decode(_encoded(Image.fromarray(COLOUR)), 1), COLOUR)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert images.decode(_encoded(Image.new("L", (64, 32)), "JPEG", exif=exif), 16).shape == (32, 16, 3)

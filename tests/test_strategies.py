@@ -1,5 +1,6 @@
 """One contract over every strategy and small dataset; then what each of them claims."""
 
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from imblearn.under_sampling import RandomUnderSampler
 from sklearn.utils.class_weight import compute_class_weight
 
 from equipoise import strategies
-from equipoise.errors import ConfigError
+from equipoise.errors import ConfigError, TrialFailed
 from equipoise.records import TrainRows, minority_labels
 from equipoise.strategies import base
 
@@ -25,8 +26,15 @@ COUNTS = {
 
 
 def train_rows(counts, seed=3, views=VIEWS):
-    labels = np.repeat(np.arange(len(counts)), counts)
-    return TrainRows(np.random.default_rng(1).permutation(labels), len(counts), views, seed)
+    rng = np.random.default_rng(1)
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    patients = rng.integers(0, 1 + len(labels) // 3, len(labels))
+    features = rng.normal(size=(len(labels), 4)).astype(np.float32) + labels[:, None]
+    return TrainRows(labels, len(counts), views, seed, patients, lambda: features)
+
+
+def same(plan, other):
+    return all(np.array_equal(getattr(plan, item.name), getattr(other, item.name)) for item in fields(plan))
 
 
 def load(name, **settings):
@@ -69,11 +77,20 @@ def test_plan_draws_train_rows_and_objective_has_a_number_per_class(name, counts
     for end in (0, 1, None):
         cls = strategies.load_strategy(name)
         settings = cls.published(VIEWS, {}) if end is None else cls.search_space(Recorder(VIEWS, end))
-        plan, after, objective = applied(cls.of(settings), rows)
+        try:
+            plan, after, objective = applied(cls.of(settings), rows)
+        except TrialFailed:
+            assert min(filter(None, counts)) < 6, "only a class of a few images may be too small"
+            continue
         assert plan.row.dtype.kind == plan.view.dtype.kind == "i"
         assert plan.row.shape == plan.view.shape
         assert 0 <= plan.row.min() <= plan.row.max() < len(rows.labels)
         assert 0 <= plan.view.min() <= plan.view.max() <= VIEWS
+        assert 0 <= plan.partner.min() <= plan.partner.max() < len(rows.labels)
+        assert (rows.labels[plan.partner] == rows.labels[plan.row]).all(), "a mixed row has one label"
+        assert 0 <= plan.mix.min() <= plan.mix.max() < 1
+        assert plan.weight.min() > 0
+        assert plan.weight.mean() == pytest.approx(1)
         assert ((after > 0) == (rows.counts > 0)).all(), "no class appears or disappears"
         minority = minority_labels(rows.counts)
         assert np.isin(rows.labels[plan.row[plan.view > 0]], minority).all(), "only the minority has views"
@@ -87,10 +104,11 @@ def test_plan_draws_train_rows_and_objective_has_a_number_per_class(name, counts
 @every
 @everywhere
 def test_plan_depends_on_the_seed_alone(name, counts):
-    rows = train_rows(counts, seed=3)
-    plan, again = load(name).plan(rows), load(name).plan(rows)
-    assert np.array_equal(plan.row, again.row)
-    assert np.array_equal(plan.view, again.view)
+    try:
+        plan = load(name).plan(train_rows(counts, seed=3))
+    except TrialFailed as error:
+        pytest.skip(str(error))
+    assert same(plan, load(name).plan(train_rows(counts, seed=3)))
 
 
 @pytest.mark.parametrize("name", ["oversample", "undersample"])
@@ -107,31 +125,34 @@ def test_neutral_settings_are_the_baseline_exactly(name, counts):
     neutral = strategies.load_strategy(name).of(strategies.load_strategy(name).NEUTRAL)
     plan, _, objective = applied(neutral, rows)
     expected, _, plain = applied(load("baseline"), rows)
-    assert np.array_equal(plan.row, expected.row)
-    assert np.array_equal(plan.view, expected.view)
+    assert same(plan, expected)
     assert np.array_equal(objective.weights, plain.weights)
     assert np.array_equal(objective.offsets, plain.offsets)
     assert objective.focusing == plain.focusing
 
 
-@every
+@pytest.mark.parametrize("name", [name for name in strategies.names() if not name.startswith("imblearn_")])
 def test_equal_counts_make_every_published_setting_the_baseline(name):
-    rows = train_rows([14, 14])
+    """Samplers of imbalanced-learn are no part of it: they also clean classes of equal size."""
+    rows = replace(train_rows([14, 14]), patients=np.arange(28))
     plan, _, objective = applied(load(name), rows)
-    assert np.array_equal(plan.row, np.arange(28))
+    assert same(plan, load("baseline").plan(rows))
     assert objective.weights == pytest.approx(np.ones(2))
+    assert objective.offsets[0] == objective.offsets[1]
 
 
 @every
 @pytest.mark.parametrize("views", [1, 3, 8])
-def test_published_and_neutral_settings_lie_in_the_search_space(name, views):
+def test_published_settings_lie_in_the_search_space_and_neutral_ones_can_be_fixed(name, views):
     cls = strategies.load_strategy(name)
     trial = Recorder(views, 0)
     assert set(cls.search_space(trial)) == set(trial.ranges) == set(cls.published(views, {}))
-    for settings in (cls.published(views, {}), cls.NEUTRAL):
-        for key, value in settings.items():
-            low, high = trial.ranges[key]
-            assert low <= value <= high
+    for key, value in cls.published(views, {}).items():
+        low, high = trial.ranges[key]
+        assert low <= value <= high
+    assert cls.published(views, cls.NEUTRAL) == dict(cls.NEUTRAL), "neutral settings may be fixed"
+    outside = [key for key, value in cls.NEUTRAL.items() if not trial.ranges[key][0] <= value <= trial.ranges[key][1]]
+    assert outside == (["log10_one_minus_beta"] if name == "class_balanced" else []), "beta = 0 is a limit"
     assert set(cls.NEUTRAL) == set(trial.ranges)
 
 

@@ -1,22 +1,67 @@
 """The search: what is tried first, what is kept, and what happens when trials fail."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import optuna
 import pytest
 
 import made
-from equipoise import metrics, strategies, tuning
-from equipoise.errors import ConfigError, TrialFailed
+from equipoise import config, metrics, pipeline, scenario, strategies, tuning
+from equipoise.errors import ConfigError, DataError, TrialFailed
 from equipoise.records import Objective, Plan
 from equipoise.strategies import base
 
 
-def search(strategy="class_weight", matrix=None, fixed=None, seed=0, **changes):
+def search(strategy="class_weight", matrix=None, fixed=None, seed=0, data="", **changes):
     strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
     matrix = made.train_matrix() if matrix is None else matrix
-    return tuning.tune(matrix, strategy, fixed or {}, made.tune_section(**changes), seed, [1, 4, 0, 0])
+    return tuning.tune(matrix, strategy, fixed or {}, made.tune_section(**changes), seed, [1, 4, 0, 0], data)
+
+
+def same(first, second):
+    """To the last bit: frames, settings and summaries."""
+    return first.trials.equals(second.trials) and (first.settings, first.summary) == (second.settings, second.summary)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A folder of its own to keep searches in, and no database."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(tuning.STORAGE_VARIABLE, raising=False)
+    return tmp_path / tuning.STORE
+
+
+@pytest.fixture
+def solved(monkeypatch):
+    """Numbers of the trials that were solved, batch by batch."""
+    numbers, plain = [], tuning._Search._solve
+
+    def watched(self, candidates, start):
+        numbers.append(list(range(start, start + len(candidates))))
+        return plain(self, candidates, start)
+
+    monkeypatch.setattr(tuning._Search, "_solve", watched)
+    return numbers
+
+
+def kept_trials(storage):
+    """Every finished trial of every search in a store, read by Optuna alone."""
+    return [
+        trial
+        for study in optuna.get_all_study_names(storage)
+        for trial in optuna.load_study(study_name=study, storage=storage).trials
+    ]
+
+
+def journal(path):
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
 @dataclass(frozen=True)
@@ -297,3 +342,214 @@ def test_three_classes_are_searched_too():
     choice = search("weighted_augment", made.train_matrix((20, 9, 6)), trials=5, objective="auroc")
     assert 0.5 < choice.summary["score"] <= 1
     assert choice.summary["failed_trials"] == 0
+
+
+# --- a search that resumes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [
+        ("weighted_augment", {}),
+        (Fragile, {}),
+        (NotANumber, {"objective": "auroc"}),
+        ("class_weight", {"constraint": {"metric": "sensitivity", "at_least": 0.8}}),
+    ],
+)
+def test_a_finished_search_is_read_back_to_the_last_bit_and_nothing_is_solved(store, solved, strategy, changes):
+    changes = {"trials": 9, "batch_trials": 4, **changes}
+    plain = search(strategy, **changes)
+    first = search(strategy, data="d", **changes)
+    assert same(first, plain), "keeping a search changes nothing"
+    solved.clear()
+    assert same(search(strategy, data="d", **changes), first)
+    assert solved == []
+    (path,) = store.glob("*.log")
+    trials = kept_trials(journal(path))
+    assert [trial.value for trial in trials] == [None if np.isnan(score) else score for score in first.trials["score"]]
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
+
+
+def test_three_classes_are_read_back_too(store, solved):
+    matrix = made.train_matrix((20, 9, 6))
+    runs = [search("class_weight", matrix, data="d", trials=5, objective="auroc") for _ in range(2)]
+    assert same(*runs)
+    assert len(solved) == 2
+
+
+@pytest.mark.parametrize("before", [4, 6])
+def test_more_trials_go_on_where_the_search_was_and_end_as_if_asked_for_at_once(store, solved, before):
+    first = search(data="d", trials=before, batch_trials=4)
+    solved.clear()
+    more = search(data="d", trials=10, batch_trials=4)
+    assert solved == [[4, 5, 6, 7], [8, 9]], "the batch that was not full is solved again as a full one"
+    assert same(more, search(trials=10, batch_trials=4))
+    assert more.trials.head(4).equals(first.trials.head(4))
+    solved.clear()
+    assert same(search(data="d", trials=before, batch_trials=4), first)
+    assert solved == []
+
+
+def test_no_batch_repeats_the_suggestions_of_another(store):
+    trials = search(data="d", trials=24, batch_trials=4, l2_first=[0.1]).trials
+    assert trials["l2"].nunique() == 24
+    assert trials["exponent"].nunique() == 24
+
+
+KILLED = """
+import os, signal, sys
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from equipoise import config, scenario
+
+point, after = sys.argv[1], int(sys.argv[2])
+plain, seen = optuna.Study.add_trial, []
+
+def watched(study, trial):
+    # The searches themselves live in memory, so that only what reaches a journal counts.
+    if isinstance(study._storage, optuna.storages.JournalStorage):
+        seen.append(trial)
+        if len(seen) > after:
+            if point == "within a line":
+                JournalFileBackend.append_logs = torn
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+    plain(study, trial)
+
+def torn(backend, logs):
+    backend._lock.acquire()
+    with open(backend._file_path, "ab") as handle:
+        handle.write(b'{"op_code": 4, "user_attrs": {"logits')
+    os.kill(os.getpid(), signal.SIGKILL)
+
+optuna.Study.add_trial = watched
+scenario.run(config.load_study("made"), "vgg16", "class_weight")
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv(tuning.STORAGE_VARIABLE, raising=False)
+        study = made.study(folder, tune={"trials": 10, "batch_trials": 4})
+        scenario.run(study, made.BACKBONE, "class_weight")
+        return {path.name: path.read_bytes() for path in study.result_path(made.BACKBONE, "class_weight").glob("*.*")}
+
+
+@pytest.mark.parametrize(
+    ("point", "after", "left"),
+    [
+        ("before a trial", 0, [10, 10]),  # the trials that are solved after the kill, for each seed
+        ("before a trial", 6, [6, 10]),  # in the second batch of the first seed
+        ("within a line", 9, [2, 10]),  # in the last batch of the first seed
+        ("before a trial", 13, [10]),  # in the first batch of the second seed; the first search is whole
+    ],
+)
+def test_a_killed_scenario_goes_on_and_ends_in_the_very_same_bytes(store, solved, uninterrupted, point, after, left):
+    study = made.study(store.parents[2], tune={"trials": 10, "batch_trials": 4})
+    paths = os.pathsep.join([str(Path(tuning.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    child = [sys.executable, "-c", KILLED, point, str(after)]
+    assert subprocess.run(child, env={**os.environ, "PYTHONPATH": paths}).returncode == -9
+    assert not Path("results").exists()
+    scenario.run(study, made.BACKBONE, "class_weight")
+    found = study.result_path(made.BACKBONE, "class_weight").glob("*.*")
+    assert {path.name: path.read_bytes() for path in found} == uninterrupted
+    assert sum(map(len, solved)) == sum(left)
+    trials = [trial.user_attrs["place"] for path in store.glob("*.log") for trial in kept_trials(journal(path))]
+    assert len(trials) == 20, "each trial is kept once"
+
+
+TWICE = """
+import json, multiprocessing, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import made
+from equipoise import strategies, tuning
+
+def search(address):
+    section = made.tune_section(trials=8, batch_trials=2, storage=address)
+    strategy = strategies.load_strategy("class_weight")
+    return vars(tuning.tune(made.train_matrix(), strategy, {}, section, 0, [1, 4, 0, 0], "d"))
+
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    for address in (None, "sqlite:///searches.db"):
+        pair = pool.map(search, [address, address], chunksize=1)
+        print(json.dumps([[choice["settings"], choice["summary"]] for choice in pair]))
+"""
+
+
+def test_two_processes_at_once_agree_and_leave_a_store_that_can_be_read(store, solved):
+    folders = json.dumps([str(Path(__file__).parent), str(Path(tuning.__file__).parents[1])])
+    done = subprocess.run([sys.executable, "-c", TWICE, folders], stdout=subprocess.PIPE, text=True, check=True)
+    for address, line in zip((None, "sqlite:///searches.db"), done.stdout.splitlines(), strict=True):
+        first, second = json.loads(line)
+        again = search(data="d", trials=8, batch_trials=2, storage=address)
+        assert first == second == json.loads(json.dumps([again.settings, again.summary]))
+    assert solved == []
+
+
+def test_other_data_settings_space_or_code_are_another_search(store, monkeypatch):
+    def name(strategy="class_weight", matrix=None, fixed=None, seed=0, data="d", folds=2, **changes):
+        strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
+        matrix = matrix or made.train_matrix()
+        published, fixed = strategy.published(2, fixed or {}), fixed or {}
+        fold_of = np.arange(len(matrix.image_labels)) % folds
+        looking = tuning._Search(matrix, strategy, published, fixed, made.tune_section(**changes), seed, fold_of)
+        return looking.kept(data).study_name
+
+    wider = {"search_space": staticmethod(lambda trial: {"knob": trial.suggest_float("knob", 0.0, 2.0)})}
+    spaces = [type("Space", (Fragile,), more) for more in ({}, wider)]
+    others = [
+        *(name(), name(data="e"), name(seed=1), name(folds=3), name(fixed={"exponent": 0.5}), name("oversample")),
+        *(name(l2_low=0.002), name(objective="auroc"), name(batch_trials=3), *map(name, spaces)),
+    ]
+    assert len(set(others)) == len(others)
+    assert name(trials=99) == name(storage="sqlite:///elsewhere.db") == others[0]
+    plain = tuning.file_digest
+    monkeypatch.setattr(tuning, "file_digest", lambda path: "edited" if path.name == "head.py" else plain(path))
+    assert name() not in others
+
+
+def test_a_database_keeps_searches_too_and_the_environment_goes_before_the_setting(store, solved, monkeypatch):
+    first = search(data="d", trials=6, storage="sqlite:///setting.db")
+    assert same(search(data="d", trials=6, storage="sqlite:///setting.db"), first)
+    assert len(solved) == 2
+    assert len(kept_trials("sqlite:///setting.db")) == 6
+    monkeypatch.setenv(tuning.STORAGE_VARIABLE, "sqlite:///environment.db")
+    assert same(search(data="d", trials=6, storage="sqlite:///setting.db"), first)
+    assert len(solved) == 4
+    assert len(kept_trials("sqlite:///environment.db")) == 6
+    assert not list(store.glob("*.log"))
+
+
+def test_without_the_name_of_its_data_a_search_is_not_kept(store):
+    search(trials=2)
+    assert not store.exists()
+
+
+def test_where_a_search_is_kept_enters_no_digest_and_no_settings_file(store):
+    plain, moved = (config.load_study("made", made.params(tune={"storage": at})) for at in (None, "sqlite:///x.db"))
+    assert moved.settings.tune.storage == "sqlite:///x.db"
+    assert "storage" not in moved.settings.sections("tune")["tune"]
+    folders = [pipeline.adhoc_folder(study, "vgg16", "baseline", {}) for study in (plain, moved)]
+    assert folders[0] == folders[1]
+
+
+@pytest.mark.parametrize("address", ["postgresql://me:hush@host/db", "postgresql://host/db?user=me&password=hush"])
+def test_a_password_is_refused_in_settings_and_never_shown(store, monkeypatch, address):
+    with pytest.raises(ConfigError, match="EQUIPOISE_OPTUNA_STORAGE") as refused:
+        made.tune_section(storage=address)
+    monkeypatch.setenv(tuning.STORAGE_VARIABLE, address.replace("postgresql", "no-such-database"))
+    with pytest.raises(DataError, match=r"cannot be kept or read.*EQUIPOISE_OPTUNA_STORAGE") as failed:
+        search(data="d", trials=2)
+    assert "hush" not in f"{refused.value} {failed.value}"
+    assert made.tune_section(storage="postgresql://me@host:5432/db").storage
+
+
+def test_a_journal_that_cannot_be_read_is_named(store):
+    search(data="d", trials=2)
+    (path,) = store.glob("*.log")
+    path.write_bytes(b"{broken\n" + path.read_bytes())
+    with pytest.raises(DataError, match=rf"Delete {tuning.STORE.as_posix()}/{path.name}: it is searched again"):
+        search(data="d", trials=2)

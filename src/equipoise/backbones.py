@@ -79,6 +79,8 @@ def load_row(name: str) -> Backbone:
 
 def load_keras() -> Any:
     """Import Keras with TensorFlow, without the lines TensorFlow prints about absent GPUs; they alarm for nothing."""
+    # TensorFlow would take the whole memory of every GPU, also where another process or worker needs some.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -94,16 +96,28 @@ def load_keras() -> Any:
     return keras
 
 
-def build(name: str, weights: str, size_px: int) -> Any:
+def devices() -> list[str]:
+    """GPUs a pass is divided over, as CUDA_VISIBLE_DEVICES names them (MIG parts too); none on a CPU."""
+    import tensorflow as tf
+
+    found = [str(number) for number in range(len(tf.config.list_physical_devices("GPU")))]
+    # A process sees one MIG part at a time, so the list given to this one says more than what it sees.
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named if found and named else found
+
+
+def build(name: str, weights: str, size_px: int, pipeline: str = "") -> Any:
     """Build pixels -> features: scaling, convolutions and global average pooling as one flat Keras model.
 
     Args:
         name: A row of the table.
         weights: "imagenet", "random" (from a fixed seed) or the path of an .h5 file without the top.
         size_px: Width and height of the input, at least 32.
+        pipeline: `/mixed-float16` or `/mixed-bfloat16` in it computes in that precision, `/stored-float16` rounds the
+            features: the served model then sees what the heads were fitted on.
 
     Returns:
-        keras.Model from float32 (batch, size_px, size_px, 3), 0..255 RGB, to float32 (batch, num_features).
+        keras.Model from float32 (batch, size_px, size_px, 3), 0..255 RGB, to float32 (batch, num_features), or float16.
 
     Raises:
         DataError: When the weights are not there and cannot be downloaded, or do not fit.
@@ -114,7 +128,12 @@ def build(name: str, weights: str, size_px: int) -> Any:
     path = None if weights == "random" else _weights_file(name, weights)
     keras.utils.set_random_seed(0)  # random weights must be the same on every run
     pixels = keras.Input((size_px, size_px, 3), name="pixels")
+    mixed = [kind for kind in ("float16", "bfloat16") if f"/mixed-{kind}" in pipeline]
+    stored = "float16" if "/stored-float16" in pipeline else "float32"
+    before = keras.config.dtype_policy()
     try:
+        if mixed:
+            keras.config.set_dtype_policy(f"mixed_{mixed[0]}")
         built = getattr(module, row.constructor)(
             include_top=False,
             weights=None if path is None else str(path),
@@ -129,7 +148,12 @@ def build(name: str, weights: str, size_px: int) -> Any:
             f"The weights file {path} does not fit {row.constructor} without its top: {str(error).splitlines()[0]} "
             f"Expected is a file like {row.file_name}."
         ) from error
-    return keras.Model(pixels, built.output, name=name)
+    finally:
+        keras.config.set_dtype_policy(before)
+    output = built.output
+    if output.dtype != stored:
+        output = keras.layers.Identity(dtype=stored, name="features")(output)
+    return keras.Model(pixels, output, name=name)
 
 
 def weights_digest(model: Any) -> str:

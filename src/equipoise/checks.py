@@ -96,21 +96,25 @@ def plan_within_train(plan: Plan, num_train_rows: int) -> None:
     Raises:
         LeakageError: When a draw points outside the train rows.
     """
-    outside = plan.row[(plan.row < 0) | (plan.row >= num_train_rows)]
+    drawn = np.concatenate([plan.row, plan.partner])
+    outside = drawn[(drawn < 0) | (drawn >= num_train_rows)]
     if len(outside):
         raise LeakageError(
             f"EQ004: the plan draws row {int(outside[0])}, outside the {num_train_rows} train rows. "
-            f"A strategy may only repeat, drop or augment the rows it was given."
+            f"A strategy may only repeat, drop, augment or mix the rows it was given."
         )
 
 
 def written_plan_within_train(plan: pd.DataFrame, splits: Splits) -> Check:
-    """EQ004 for a written plan (the table of plan.parquet): each draw is a train row of its own repeat and fold.
+    """EQ004 for a written plan (the table of plan.parquet): draws and partners are train rows of their repeat and fold.
 
     Raises:
-        LeakageError: When a draw is of val, of test, or of no image of that round.
+        LeakageError: When one is of val, of test, or of no image of that round.
     """
     for (repeat, fold), drawn in plan.groupby(["repeat", "fold"]):
+        if "partner_id" in drawn:
+            partners = drawn[drawn["partner_id"] != drawn["image_id"]]
+            drawn = pd.concat([drawn, partners.assign(image_id=partners["partner_id"])])
         part = drawn["image_id"].map(splits.round(repeat, fold).set_index("image_id")["part"])
         outside = drawn.assign(part=part.fillna("no part"))[part != "train"]
         if len(outside):

@@ -56,7 +56,8 @@ def run(study: Study) -> tuple[dict[str, Any], list[Result]]:
     results = read_results(study)
     comparison = compare(study, results, control(study, results))
     write_json(study.reports_path / "comparison.json", comparison)
-    return comparison, results
+    # What is printed and drawn is what was written: where a metric does not exist the file says null.
+    return read_json(study.reports_path / "comparison.json"), results
 
 
 def control(study: Study, results: list[Result]) -> dict[str, Any]:

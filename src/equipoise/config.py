@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from equipoise.errors import ConfigError, unknown_name
 
@@ -83,6 +84,7 @@ class Augment(Section):
     shift_fraction: Annotated[float, Field(ge=0, lt=0.5)]
     brightness_fraction: Annotated[float, Field(ge=0, lt=1)]
     contrast_fraction: Annotated[float, Field(ge=0, lt=1)]
+    stain_fraction: Annotated[float, Field(ge=0, lt=1)]
     seed: int
 
 
@@ -94,6 +96,9 @@ class Embed(Section):
     views: Annotated[int, Field(ge=0)]
     views_of: Literal["minority", "all"]
     batch_size: Count
+    dtype: Literal["float32", "float16"]
+    mixed_precision: Literal["float16", "bfloat16"] | None
+    jpeg_draft: bool
 
     def weights_for(self, backbone: str) -> str:
         """The word or path for one backbone; a mapping must name it."""
@@ -123,11 +128,22 @@ class Tune(Section):
     sensitivity_floor: Fraction
     constraint: Constraint | None
     mode: Literal["probe"]
+    storage: Annotated[str | None, Field(exclude=True)]  # where a search is kept changes no number, so no digest either
     l2_low: Positive
     l2_high: Positive
     l2_first: Annotated[list[Positive], Field(min_length=1)]
     batch_trials: Count
     gain_resamples: Annotated[int, Field(ge=20)]
+
+    @field_validator("storage")
+    @classmethod
+    def _without_password(cls, storage: str | None) -> str | None:
+        if storage and re.search(r"//[^/]*:.+@|[?&]password=", storage):
+            raise ConfigError(
+                "tune.storage holds a password, and settings are kept with the results. Put the whole address into "
+                "the environment variable EQUIPOISE_OPTUNA_STORAGE instead."
+            )
+        return storage
 
     @model_validator(mode="after")
     def _ordered(self) -> Tune:
@@ -152,6 +168,9 @@ class Finetune(Section):
     evaluate_every_steps: Count
     batch_size: Count
     learning_rate: Positive
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    freeze_batch_norm: bool
+    mixed_precision: bool
     stop_fraction: Fraction
 
 

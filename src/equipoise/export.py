@@ -25,12 +25,18 @@ _COLUMNS = ["image_id", "sha256", "label", "class_name"]
 
 @dataclass(frozen=True)
 class _Item:
-    """One file or row to write: an image of a part, the how-manieth draw of it, and its view (0: plain)."""
+    """One file or row to write: an image of a part, the how-manieth draw of it, and its view (0: plain).
+
+    A draw may be mixed: `mix` (0..1) of the way to the features of `partner_id`; and it may weigh more or less than 1.
+    """
 
     row: Any
     part: str
-    draw: int
-    view: int
+    draw: int = 0
+    view: int = 0
+    partner_id: str | None = None
+    mix: float = 0.0
+    weight: float = 1.0
 
 
 def run(
@@ -49,17 +55,18 @@ def run(
         study: Name and settings.
         layout: `folders` (`part/class/name`, below `repeat0_fold1/` where there are several rounds) or `csv`.
         scenario: Train rows as this result's plan draws them, first seed; an image drawn five times is five links.
-            Augmented views are drawn as pictures, at the size the backbone saw.
+            Augmented views are drawn as pictures, at the size the backbone saw. A mixed draw is a row of the CSV
+            (`partner_id`, `mix`) and has no picture; what a draw weighs stands in `weight`.
         backbone: Of the result; needed with a scenario.
         to: Folder to write; `exports/<study>/...` when left out.
         copy: Copy instead of linking, for tools that change files in place.
 
     Raises:
-        DataError: When a parent is missing or the folder holds something else.
+        DataError: When a parent is missing, the folder holds something else, or the plan cannot be said in folders.
     """
     manifest, splits = Manifest.read(study.manifest_path), Splits.read(study.splits_path)
     checks.run(splits, manifest)
-    plan = _plan(study, scenario, backbone)
+    plan = _plan(study, layout, scenario, backbone)
     name = layout if scenario is None else f"{layout}-{backbone}-{scenario}"
     target = to or Path("exports") / study.name / name
     plan_digest = None if plan is None else digest_of(plan.astype(str).to_numpy().tolist())
@@ -87,7 +94,7 @@ def run(
     return target, files
 
 
-def _plan(study: Study, scenario: str | None, backbone: str | None) -> pd.DataFrame | None:
+def _plan(study: Study, layout: str, scenario: str | None, backbone: str | None) -> pd.DataFrame | None:
     if scenario is None:
         return None
     if backbone is None:
@@ -96,6 +103,12 @@ def _plan(study: Study, scenario: str | None, backbone: str | None) -> pd.DataFr
     if not path.is_file():
         raise DataError(f"There is no {path}. Run `equipoise scenario` for {scenario} on {backbone} first.")
     plan, _ = read_table(path)
+    mixed = int((plan.get("mix", pd.Series(dtype=float)) > 0).sum())
+    if mixed and layout == "folders":
+        raise DataError(
+            f"{mixed} of the {len(plan)} draws of {path} are mixed from the features of two images, so there is no "
+            f"picture of them. Use --layout csv, which names both images and the mix."
+        )
     return plan[plan["seed"] == plan["seed"].iloc[0]].drop(columns="seed").reset_index(drop=True)
 
 
@@ -104,13 +117,14 @@ def _items(manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, repeat
     rows = splits.round(repeat, fold).merge(manifest.table[_COLUMNS], on="image_id")
     for row in rows.itertuples(index=False):
         if plan is None or row.part != "train":
-            yield _Item(row, row.part, 0, 0)
+            yield _Item(row, row.part)
     if plan is not None:
         drawn = plan[(plan["repeat"] == repeat) & (plan["fold"] == fold)]
         by_id = {row.image_id: row for row in rows.itertuples(index=False)}
         repeats = drawn.groupby(["image_id", "view"]).cumcount()
-        for image_id, view, draw in zip(drawn["image_id"], drawn["view"], repeats):
-            yield _Item(by_id[image_id], "train", int(draw), int(view))
+        more = drawn.reindex(columns=["partner_id", "mix", "weight"]).itertuples(index=False)
+        for image_id, view, draw, extra in zip(drawn["image_id"], drawn["view"], repeats, more):
+            yield _Item(by_id[image_id], "train", int(draw), int(view), *extra)
 
 
 def _write_folders(
@@ -146,6 +160,7 @@ def _write_csv(
             **{"repeat": repeat, "fold": fold, "part": item.part, "image_id": item.row.image_id},
             **{"path": places[item.row.image_id], "patient_id": item.row.patient_id, "label": item.row.label},
             **{"class_name": item.row.class_name, "draw": item.draw, "view": item.view},
+            **{"partner_id": item.partner_id, "mix": item.mix, "weight": item.weight},
         }
         for repeat, fold in splits.rounds()
         for item in _items(manifest, splits, plan, repeat, fold)
@@ -183,10 +198,11 @@ class _Renderer:
     def __call__(self, place: str, sha256: str, view: int, target: Path) -> None:
         import tensorflow as tf
 
-        from equipoise.features import resize
+        from equipoise.features import draft_px, pipeline_of, resize
 
         size_px = self._study.settings.embed.image_size_px
-        pixels = images.decode(images.read(self._study.raw, place))
+        side_px = draft_px(pipeline_of(self._study.settings.embed), size_px)
+        pixels = images.decode(images.read(self._study.raw, place), side_px)
         numbers = augment.view_parameters(sha256, view, self._study.settings.augment, size_px)
         seen = augment.apply_views(resize(pixels, size_px)[None], tf.constant(numbers[None]))[0].numpy()
         Image.fromarray(np.rint(seen).astype(np.uint8)).save(target, compress_level=6)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from equipoise import augment, backbones, images, ingest, parallel
-from equipoise.config import Augment, Study
-from equipoise.errors import DataError
+from equipoise.config import Augment, Embed, Study
+from equipoise.errors import ConfigError, DataError
 from equipoise.records import (
     Manifest,
     atomic_path,
@@ -30,6 +34,8 @@ from equipoise.records import (
 PIPELINE = "pillow-rgb8/antialias-bilinear/1"
 _SHARDS = Path("data/cache/features")
 _SHARD_ROWS = 256
+#: Rounding of a stored feature over its spread; an ImageNet MobileNetV2 on chest films has 0.0003.
+_BLUR_LIMIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,9 @@ class FeatureStore:
     """Features by (sha256, view), memory-mapped.
 
     Attributes:
-        matrix: float32 (num_rows, num_features), read-only.
+        matrix: float32 or float16 (num_rows, num_features), read-only.
         row_of: (sha256, view) -> row of the matrix.
-        meta: Backbone, weights digest, size, number of passes.
+        meta: Backbone, weights digest, size, pipeline, number of passes.
         digest: Digest of the whole store.
     """
 
@@ -79,10 +85,11 @@ class FeatureStore:
 class Embedder:
     """Pixels -> features in two traced functions, used by `embed`, fine-tuning and the served model alike."""
 
-    def __init__(self, model: Any, size_px: int) -> None:
+    def __init__(self, model: Any, size_px: int, pipeline: str = PIPELINE) -> None:
         import tensorflow as tf
 
         self.model, self.size_px = model, size_px
+        self.draft_px = draft_px(pipeline, size_px)
         self.num_features = model.output_shape[-1]
         pixels = tf.TensorSpec([None, None, 3], tf.uint8)
         batch = tf.TensorSpec([None, size_px, size_px, 3], tf.float32)
@@ -97,9 +104,18 @@ class Embedder:
         """uint8 (height, width, 3) -> float32 (size_px, size_px, 3), 0..255; the aspect ratio is not kept."""
         return self._resize(pixels).numpy()
 
+    def load(self, source: bytes | Path | np.ndarray) -> np.ndarray:
+        """Decode and resize a file, its bytes or uint8 pixels: float32 (size_px, size_px, 3), 0..255."""
+        return self.resize(source if isinstance(source, np.ndarray) else images.decode(source, self.draft_px))
+
     def features(self, batch: np.ndarray, parameters: np.ndarray | None = None) -> np.ndarray:
-        """Features float32 (batch, num_features) of resized images, of views of them when parameters are given."""
+        """Features (batch, num_features) of resized images, of views of them when parameters are given."""
         return (self._plain(batch) if parameters is None else self._viewed(batch, parameters)).numpy()
+
+
+def draft_px(pipeline: str, size_px: int) -> int:
+    """The side that a JPEG decoded at a reduced scale keeps at least; 0 where the pipeline decodes at full scale."""
+    return 2 * size_px if "/jpeg-draft" in pipeline else 0
 
 
 def resize(pixels: Any, size_px: int) -> Any:
@@ -117,121 +133,205 @@ def wanted_rows(manifest: Manifest, views: int, views_of: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[["sha256", "view", "image_id"]]
 
 
+def pipeline_of(settings: Embed) -> str:
+    """How pixels become numbers, in words: part of every key, and kept beside every model.
+
+    >>> from types import SimpleNamespace
+    >>> pipeline_of(SimpleNamespace(jpeg_draft=True, mixed_precision=None, dtype="float32"))
+    'pillow-rgb8/antialias-bilinear/1/jpeg-draft'
+    """
+    draft = "/jpeg-draft" if settings.jpeg_draft else ""
+    mixed = f"/mixed-{settings.mixed_precision}" if settings.mixed_precision else ""
+    return PIPELINE + draft + mixed + ("/stored-float16" if settings.dtype == "float16" else "")
+
+
 def run(study: Study, backbone: str) -> dict[str, Any]:
     """Embed every distinct picture and view of a study that the shards lack, and assemble the feature folder.
 
     Shards lie outside DVC's outputs and are keyed by content, so a killed run goes on where it was, a new split needs
-    no pass, and new images cost only themselves.
+    no pass, and new images cost only themselves. `meta.json` counts the passes behind the features; how many this run
+    made stands in the last line of `passes.jsonl` beside the shards, so that a resumed run leaves the same outputs.
+
+    Returns:
+        The contents of meta.json, with `passes_now` and `folder`.
+
+    Raises:
+        ConfigError: When float16 cannot tell the images apart.
+        DataError: When an image has changed since ingest, or a feature is not a finite number.
     """
     settings = study.settings.embed
     manifest = Manifest.read(study.manifest_path)
     wanted = wanted_rows(manifest, settings.views, settings.views_of)
     wanted["path"] = wanted["image_id"].map(ingest.locate(study, manifest))
-    model = backbones.build(backbone, settings.weights_for(backbone), settings.image_size_px)
+    weights, pipeline = settings.weights_for(backbone), pipeline_of(settings)
+    model = backbones.build(backbone, weights, settings.image_size_px, pipeline)
     key = {
         "backbone": backbone,
         "weights_digest": backbones.weights_digest(model),
         "image_size_px": settings.image_size_px,
-        "pipeline": PIPELINE,
+        "pipeline": pipeline,
     }
-    embedder = Embedder(model, settings.image_size_px)
-    blocks, computed = [], 0
+    embedder = Embedder(model, settings.image_size_px, pipeline)
+    parts: list[tuple[Path, np.ndarray, np.ndarray]] = []
+    passes = {"images": 0, "views": 0}
+    computed = 0
     for augmented, rows in wanted.groupby(wanted["view"] > 0, sort=True):
-        policy = study.settings.augment
-        store = _Shards(_SHARDS / digest_of({**key, "augment": policy.model_dump() if augmented else None})[:24])
-        values, fresh = store.fill(rows, embedder, study.raw, policy if augmented else None, settings.batch_size)
-        blocks.append(values)
-        computed += fresh
-    matrix = np.concatenate(blocks)
-    bad = int((~np.isfinite(matrix)).any(axis=1).sum())
-    if bad:
-        raise DataError(
-            f"{bad} of {len(matrix)} features of {backbone} are not finite numbers. Check its weights file."
+        policy = study.settings.augment if augmented else None
+        folder = _SHARDS / digest_of({**key, "augment": policy.model_dump() if policy else None})[:24]
+        work = _Pass(
+            backbone, weights, settings.image_size_px, pipeline, study.raw, policy, settings.batch_size, folder
         )
+        missing = _find(folder, rows, parts)
+        _embed(work, [tuple(row) for row in missing[["sha256", "view", "path"]].itertuples(index=False)], embedder)
+        left = _find(folder, missing, parts) if len(missing) else missing
+        if len(left):
+            raise DataError(f"{len(left)} features vanished from {folder} while they were made. Run embed again.")
+        computed += len(missing)
+        passes["views" if augmented else "images"] = len(rows)
     folder = study.features_path(backbone)
-    with atomic_path(folder / "features.npy") as path, open(path, "wb") as handle:
-        np.save(handle, matrix, allow_pickle=False)
+    digest = _assemble(folder / "features.npy", parts, (len(wanted), embedder.num_features), backbone)
     write_table(folder / "index.parquet", wanted[["sha256", "view"]], {})
     meta = {
         **key,
         "study": study.name,
-        "weights": "file"
-        if settings.weights_for(backbone) not in ("imagenet", "random")
-        else settings.weights_for(backbone),
+        "weights": weights if weights in ("imagenet", "random") else "file",
         "manifest": manifest.digest,
         "settings": study.settings.sections("embed", "augment"),
         "passes": len(wanted),
-        "num_features": int(matrix.shape[1]),
-        "digest": digest_of([file_digest(folder / "features.npy"), file_digest(folder / "index.parquet")]),
+        "passes_of": passes,
+        "num_features": embedder.num_features,
+        "digest": digest_of([digest, file_digest(folder / "index.parquet")]),
     }
     write_json(folder / "meta.json", meta)
+    with open(_SHARDS / "passes.jsonl", "a", encoding="utf-8") as journal:
+        line = {"study": study.name, "backbone": backbone, "passes": len(wanted), "passes_now": computed}
+        journal.write(json.dumps(line) + "\n")
     return {**meta, "passes_now": computed, "folder": str(folder)}
 
 
-class _Shards:
-    """Features on disk in pieces of a few hundred rows: each is written whole, and believed only by its digest."""
+def _find(folder: Path, rows: pd.DataFrame, parts: list[tuple[Path, np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """Add to `parts` (shard, rows in it, rows of the matrix) what whole shards hold; return the rows they lack.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    A shard is its features and an index, both named after the digest of their content: two processes never write
+    different things to one name, and what does not match its name does not exist.
+    """
+    place = {key: index for index, key in zip(rows.index, zip(rows["sha256"], rows["view"]))}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            index = read_json(path)
+        except DataError:
+            continue
+        if digest_of(index)[:24] != path.stem:
+            continue
+        keys = list(map(tuple, index["rows"]))
+        held = [(source, place[key]) for source, key in enumerate(keys) if key in place]
+        shard = folder / f"{index['sha256'][:24]}.npy"
+        if held and shard.is_file() and file_digest(shard) == index["sha256"]:
+            source, to = np.array(held).T
+            parts.append((shard, source, to))
+            for at in source:
+                del place[keys[at]]
+    return rows.loc[list(place.values())]
 
-    def fill(
-        self, wanted: pd.DataFrame, embedder: Embedder, raw: Path, policy: Augment | None, batch_size: int
-    ) -> tuple[np.ndarray, int]:
-        """Features in the order of `wanted`, and how many of them had to be computed."""
-        keys = list(zip(wanted["sha256"], wanted["view"]))
-        matrix = np.empty((len(keys), embedder.num_features), dtype=np.float32)
-        place = {key: index for index, key in enumerate(keys)}
-        have = np.zeros(len(keys), dtype=bool)
-        for index_path in sorted(self.folder.glob("*.json")):
-            self._load(index_path, place, matrix, have)
-        missing = np.flatnonzero(~have)
-        jobs = [wanted.iloc[index] for index in missing]
-        name = "views" if policy else "images"
-        decoded = parallel.in_threads(lambda row: self._decode(row, embedder, raw, policy), jobs, ahead=3 * batch_size)
-        shown = parallel.progress(decoded, f"backbone pass over {name}", len(jobs), name)
-        pending: list[int] = []
-        batch: list[tuple[np.ndarray, np.ndarray]] = []
-        for index, item in zip(missing, shown):
-            batch.append(item)
-            pending.append(int(index))
-            last = len(pending) == _SHARD_ROWS or index == missing[-1]
-            if len(batch) == batch_size or last:
-                pixels = np.stack([image for image, _ in batch])
-                parameters = np.stack([numbers for _, numbers in batch]) if policy else None
-                matrix[pending[-len(batch) :]] = embedder.features(pixels, parameters)
-                batch = []
-            if last:
-                self._save(matrix[pending], [keys[index] for index in pending])
-                pending = []
-        return matrix, len(missing)
 
-    @staticmethod
-    def _decode(row: Any, embedder: Embedder, raw: Path, policy: Augment | None) -> tuple[np.ndarray, np.ndarray]:
-        data = images.read(raw, row["path"])
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise DataError(f"{raw / row['path']} is not the file that ingest read. Run `equipoise ingest` again.")
-        numbers = augment.view_parameters(row["sha256"], row["view"], policy, embedder.size_px) if policy else None
-        return embedder.resize(images.decode(data)), numbers  # type: ignore[return-value]
+def _assemble(target: Path, parts: list[tuple[Path, np.ndarray, np.ndarray]], shape: tuple[int, int], name: str) -> str:
+    """Copy shard by shard into one file, so that memory holds one shard at most; the digest of the file."""
+    bad = 0
+    with atomic_path(target) as path:
+        dtype = np.load(parts[0][0], mmap_mode="r", allow_pickle=False).dtype
+        matrix = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+        for shard, source, to in parts:
+            values = np.load(shard, mmap_mode="r", allow_pickle=False)[source]
+            bad += int((~np.isfinite(values)).any(axis=1).sum())
+            matrix[to] = values
+        if bad:
+            raise DataError(f"{bad} of {shape[0]} features of {name} are not finite numbers. Check its weights file.")
+        matrix.flush()
+        del matrix  # Windows moves no file that is mapped
+        return file_digest(path)
 
-    def _save(self, values: np.ndarray, keys: list[tuple[str, int]]) -> None:
-        rows = [[digest, int(view)] for digest, view in keys]
-        name = digest_of(rows)[:24]
-        with atomic_path(self.folder / f"{name}.npy") as path, open(path, "wb") as handle:
-            np.save(handle, values, allow_pickle=False)
-        # The index is written last: without it the piece does not exist.
-        write_json(self.folder / f"{name}.json", {"sha256": file_digest(self.folder / f"{name}.npy"), "rows": rows})
 
-    @staticmethod
-    def _load(index_path: Path, place: dict[tuple[str, int], int], matrix: np.ndarray, have: np.ndarray) -> None:
-        piece = index_path.with_suffix(".npy")
-        index = read_json(index_path)
-        if not piece.is_file() or file_digest(piece) != index["sha256"]:
-            index_path.unlink()
-            return
-        chosen = [(place[key], row) for row, key in enumerate(map(tuple, index["rows"])) if key in place]
-        if chosen:
-            values = np.load(piece, allow_pickle=False)
-            to, source = np.array(chosen).T
-            matrix[to] = values[source]
-            have[to] = True
+#: (sha256, view, path) of one feature to make.
+_Row = tuple[str, int, str]
+
+
+def _embed(work: _Pass, rows: list[_Row], embedder: Embedder) -> None:
+    """Make shards of rows, divided over the GPUs where there are several, by one process each."""
+    size = max(1, _SHARD_ROWS // work.batch_size) * work.batch_size
+    pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
+    devices = backbones.devices()
+    if min(len(devices), len(pieces)) < 2:
+        work.embed(pieces, embedder)
+        return
+    jobs = [(device, Path.cwd(), work, pieces[number :: len(devices)]) for number, device in enumerate(devices)]
+    parallel.run_jobs(_on_device, [job for job in jobs if job[3]], "backbone pass, GPUs", len(devices))
+
+
+def _on_device(device: str, folder: Path, work: _Pass, pieces: list[list[_Row]]) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = device  # before TensorFlow is imported in this process
+    os.chdir(folder)
+    model = backbones.build(work.backbone, work.weights, work.size_px, work.pipeline)
+    work.embed(pieces, Embedder(model, work.size_px, work.pipeline))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a process needs to make shards."""
+
+    backbone: str
+    weights: str
+    size_px: int
+    pipeline: str
+    raw: Path
+    policy: Augment | None
+    batch_size: int
+    folder: Path
+
+    def embed(self, pieces: list[list[_Row]], embedder: Embedder) -> None:
+        """Decode by threads while the backbone computes; each piece becomes a shard as soon as it is whole."""
+        rows, name = [row for piece in pieces for row in piece], "views" if self.policy else "images"
+        decoded = parallel.in_threads(lambda row: self._load(row, embedder), rows, ahead=3 * self.batch_size)
+        shown = parallel.progress(decoded, f"backbone pass over {name}", len(rows), name)
+        # A GPU searches for the best way to compute every new shape, so its last batch is filled up.
+        padded = self.batch_size if len(rows) > self.batch_size and backbones.devices() else 0
+        for piece in pieces:
+            batches = [min(self.batch_size, len(piece) - at) for at in range(0, len(piece), self.batch_size)]
+            values = np.concatenate([self._features(shown, size, padded, embedder) for size in batches])
+            if values.dtype == np.float16 and len(values) >= 32:
+                _refuse_blurred(values, self.backbone)
+            self._save(values, [[digest, int(view)] for digest, view, _ in piece])
+
+    def _load(self, row: _Row, embedder: Embedder) -> tuple[np.ndarray, np.ndarray | None]:
+        digest, view, path = row
+        content = images.read(self.raw, path)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise DataError(f"{self.raw / path} is not the file that ingest read. Run `equipoise ingest` again.")
+        numbers = augment.view_parameters(digest, view, self.policy, self.size_px) if self.policy else None
+        return embedder.load(content), numbers
+
+    def _features(self, decoded: Iterator[Any], size: int, padded: int, embedder: Embedder) -> np.ndarray:
+        items = list(itertools.islice(decoded, size))
+        items += items[-1:] * (padded - size)
+        pixels = np.stack([pixels for pixels, _ in items])
+        return embedder.features(pixels, np.stack([numbers for _, numbers in items]) if self.policy else None)[:size]
+
+    def _save(self, values: np.ndarray, rows: list[list[Any]]) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        index = {"sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(), "rows": rows}
+        with atomic_path(self.folder / f"{index['sha256'][:24]}.npy") as path:
+            path.write_bytes(buffer.getbuffer())
+        # The index is written last: without it the shard does not exist.
+        write_json(self.folder / f"{digest_of(index)[:24]}.json", index)
+
+
+def _refuse_blurred(values: np.ndarray, name: str) -> None:
+    exact = values.astype(np.float64)
+    step = np.spacing(np.abs(exact).mean(axis=0).astype(np.float16)).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        blur = float(np.median(step / np.sqrt(12) / exact.std(axis=0)))
+    if blur > _BLUR_LIMIT:
+        raise ConfigError(
+            f"float16 cannot hold the features of {name}: its rounding is {blur:.2g} of a feature's spread (median "
+            f"over features), at most {_BLUR_LIMIT} is expected. Set embed.dtype to float32."
+        )

@@ -88,11 +88,12 @@ def _members(path: Path, name: str) -> list[str]:
     return [f"{name}/{part}/{index:05d}" for part in NPZ_PARTS for index in range(len(arrays[f"{part}_images"]))]
 
 
-def decode(source: Path | bytes) -> np.ndarray:
+def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
     """Decode an image completely.
 
     Args:
         source: Path of a file, or the bytes of one.
+        draft_px: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as small as both sides stay this long; 0 for never.
 
     Returns:
         uint8 (height_px, width_px, 3), RGB, upright by its EXIF orientation; grey is repeated three times, 16-bit
@@ -111,6 +112,8 @@ def decode(source: Path | bytes) -> np.ndarray:
                 raise ValueError(
                     f"{size} pixels are more than {Image.MAX_IMAGE_PIXELS:,}: could be a decompression bomb"
                 )
+            if draft_px:
+                image.draft(None, (draft_px, draft_px))
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith(("I", "F")):
                 return _from_deep_grey(np.asarray(upright), upright.mode)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from equipoise.config import Study
 from equipoise.errors import DataError, TrialFailed
 from equipoise.features import FeatureStore
-from equipoise.records import Manifest, Plan, Splits
+from equipoise.head import Standardiser
+from equipoise.records import Manifest, Plan, Splits, TrainRows
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,53 @@ class TrainMatrix:
         """Label of every row, int (num_rows,)."""
         return self.image_labels[self.row]
 
+    @cached_property
+    def standardiser(self) -> Standardiser:
+        """Fitted on the plain images, once each."""
+        return Standardiser.fit(self.features[: len(self.image_labels)])
+
+    def train_rows(self, seed: int, inside: np.ndarray | None = None) -> TrainRows:
+        """What a strategy sees: all images, or those of an inner fold (int (num_inside,)) and nothing of the others."""
+        inside = np.arange(len(self.image_labels)) if inside is None else inside
+        return TrainRows(
+            *(self.image_labels[inside], self.num_classes, self.views, seed, self.patients[inside]),
+            make_features=lambda: self.standardiser.apply(self.features[inside], np.float32),
+        )
+
     def draws(self, plan: Plan) -> np.ndarray:
-        """How often a plan draws each row, int (num_rows,)."""
+        """How often a plan draws each row, times the weight of the draws, float (num_rows,); mixed draws apart."""
         place = np.full((len(self.image_labels), self.views + 1), -1)
         place[self.row, self.view] = np.arange(len(self.row))
-        drawn = place[plan.row, plan.view]
+        plain = plan.mix == 0
+        drawn = place[plan.row[plain], plan.view[plain]]
         if (drawn < 0).any():
             raise TrialFailed("The plan draws augmented views of an image that has none; set embed.views_of to all.")
-        return np.bincount(drawn, minlength=len(self.row))
+        return np.bincount(drawn, weights=plan.weight[plain], minlength=len(self.row))
+
+    def with_mixed(
+        self, table: np.ndarray, draws: np.ndarray, plans: Sequence[Plan]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Append the mixed rows of J plans, each different one once; plans without any leave everything as it is.
+
+        Args:
+            table: float (num_rows, width), the features or an affine image of them: points of a line stay on it.
+            draws: float (num_rows, J), as of `draws`.
+            plans: J plans.
+
+        Returns:
+            Rows (num_all, width), their labels int (num_all,) and draws float (num_all, J).
+        """
+        mixed = [np.stack([plan.row, plan.partner, plan.mix, plan.weight], axis=1)[plan.mix > 0] for plan in plans]
+        owner, every = np.repeat(np.arange(len(plans)), [len(rows) for rows in mixed]), np.concatenate(mixed)
+        if not len(every):
+            return table, self.labels, draws
+        points, place = np.unique(every[:, :3], axis=0, return_inverse=True)
+        extra = np.zeros((len(points), len(plans)))
+        np.add.at(extra, (place.ravel(), owner), every[:, 3])
+        row, partner = points[:, :2].astype(int).T
+        rows = table[row] + points[:, 2:].astype(table.dtype) * (table[partner] - table[row])
+        labels = np.concatenate([self.labels, self.image_labels[row]])
+        return np.concatenate([table, rows]), labels, np.concatenate([draws, extra])
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import expit, ndtri
 
 from equipoise.config import Compare
 from equipoise.errors import ConfigError, DataError, unknown_name
 from equipoise.records import Predictions
 
 _BLOCK = 256
+_BINS = 10
+#: Probabilities are kept this far from 0 and 1 where a logarithm is taken.
+_EPSILON = 1e-12
+_NEWTON_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Sample:
         decisions: int (n,), the label decided for.
         positive: Index of the positive class; for more than two classes metrics are macro averages.
         weights: float (B, n), how often each row counts in each resample.
-        sensitivity_floor: For `specificity_at_sensitivity`, within 0..1.
+        floor: For `specificity_at_sensitivity` and its reverse, within 0..1.
+        threshold: float (n,), the operating point of the decisions, for `net_benefit`.
     """
 
     labels: np.ndarray
@@ -39,7 +44,8 @@ class Sample:
     decisions: np.ndarray
     positive: int
     weights: np.ndarray
-    sensitivity_floor: float
+    floor: float
+    threshold: np.ndarray | float = 0.5
 
     @property
     def binary(self) -> bool:
@@ -51,8 +57,13 @@ class Sample:
         return [self.positive] if self.binary else list(range(self.probabilities.shape[1]))
 
     def total(self, rows: np.ndarray) -> np.ndarray:
-        """Weighted number of the rows marked, float (B,)."""
-        return np.asarray(self.weights @ rows.astype(self.weights.dtype), dtype=np.float64)
+        """Weighted number of the rows marked, or weighted sum of values, float (B,)."""
+        kind = self.weights.dtype if rows.dtype == bool else np.float64
+        return np.asarray(self.weights @ rows.astype(kind), dtype=np.float64)
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Weighted mean of values (n,), float (B,)."""
+        return _ratio(self.total(values), self.weights.sum(axis=1, dtype=np.float64))
 
 
 # --- rank metrics ----------------------------------------------------------------------------------------------------
@@ -102,12 +113,12 @@ def average_precision(sample: Sample) -> np.ndarray:
 
 def specificity_at_sensitivity(sample: Sample) -> np.ndarray:
     """The best specificity on the ROC curve where sensitivity is at least the floor. Two classes only. (B,), 0..1."""
-    if not sample.binary:
-        raise ConfigError(
-            "specificity_at_sensitivity (and with it sensitivity_floor) needs two classes; these data have "
-            f"{sample.probabilities.shape[1]}. Set tune.objective and compare.primary to auroc."
-        )
-    return _ranked(sample, lambda true, false: _specificity_at(true, false, sample.sensitivity_floor))
+    return _ranked(sample, lambda true, false: _specificity_at(true, false, sample.floor))
+
+
+def sensitivity_at_specificity(sample: Sample) -> np.ndarray:
+    """The best sensitivity on the ROC curve where specificity is at least the floor. Two classes only. (B,), 0..1."""
+    return specificity_at_sensitivity(replace(sample, positive=1 - sample.positive))
 
 
 def _auroc(true: np.ndarray, false: np.ndarray) -> np.ndarray:
@@ -142,7 +153,7 @@ def _macro(sample: Sample, of_class: Callable[[int], np.ndarray]) -> np.ndarray:
 
 def accuracy(sample: Sample) -> np.ndarray:
     """Share of correct decisions. (B,), 0..1."""
-    return _ratio(sample.total(sample.decisions == sample.labels), sample.weights.sum(axis=1, dtype=np.float64))
+    return sample.mean(sample.decisions == sample.labels)
 
 
 def sensitivity(sample: Sample) -> np.ndarray:
@@ -166,6 +177,36 @@ def precision(sample: Sample) -> np.ndarray:
     return _macro(sample, lambda c: np.nan_to_num(_recall(sample, sample.decisions == c, sample.labels == c)))
 
 
+def negative_predictive_value(sample: Sample) -> np.ndarray:
+    """Share of negative decisions that are right, 0 where there is none; macro for more classes. (B,), 0..1."""
+    return _macro(sample, lambda c: np.nan_to_num(_recall(sample, sample.decisions != c, sample.labels != c)))
+
+
+def mcc(sample: Sample) -> np.ndarray:
+    """Matthews' correlation of decisions and labels (Gorodkin 2004 for more classes), else 0. (B,), -1..1."""
+    classes = range(sample.probabilities.shape[1])
+    total = sample.weights.sum(axis=1, dtype=np.float64)
+    truth = np.stack([sample.total(sample.labels == c) for c in classes])
+    decided = np.stack([sample.total(sample.decisions == c) for c in classes])
+    covariance = sample.total(sample.decisions == sample.labels) * total - (truth * decided).sum(axis=0)
+    spread = np.sqrt((total**2 - (truth**2).sum(axis=0)) * (total**2 - (decided**2).sum(axis=0)))
+    return np.nan_to_num(_ratio(covariance, spread))
+
+
+def g_mean(sample: Sample) -> np.ndarray:
+    """Geometric mean over classes of the share decided correctly. (B,), 0..1."""
+    labels = range(sample.probabilities.shape[1])
+    recalls = [_recall(sample, sample.labels == c, sample.decisions == c) for c in labels]
+    return np.prod(recalls, axis=0) ** (1 / len(recalls))
+
+
+def net_benefit(sample: Sample) -> np.ndarray:
+    r"""True less false positives per image, a false one weighing $t/(1-t)$ (Vickers 2006). Two classes only. (B,)."""
+    alarms, true = sample.decisions == sample.positive, sample.labels == sample.positive
+    threshold = np.asarray(sample.threshold, dtype=np.float64)
+    return sample.mean(alarms * np.where(true, 1.0, -threshold / (1 - np.minimum(threshold, 1 - _EPSILON))))
+
+
 def f1(sample: Sample) -> np.ndarray:
     """Harmonic mean of precision and sensitivity; macro for more than two classes. (B,), 0..1."""
 
@@ -180,8 +221,71 @@ def f1(sample: Sample) -> np.ndarray:
 def brier(sample: Sample) -> np.ndarray:
     """Mean squared error of the probability of the positive class; summed over classes for more than two. (B,)."""
     truth = np.eye(sample.probabilities.shape[1])[sample.labels]
-    errors = ((sample.probabilities - truth) ** 2)[:, sample.classes()].sum(axis=1)
-    return _ratio(sample.weights @ errors, sample.weights.sum(axis=1, dtype=np.float64))
+    return sample.mean(((sample.probabilities - truth) ** 2)[:, sample.classes()].sum(axis=1))
+
+
+def brier_skill(sample: Sample) -> np.ndarray:
+    """1 - Brier score over that of always predicting the share of each class. (B,), at most 1; 0 is no skill."""
+    shares = [sample.mean(sample.labels == c) for c in sample.classes()]
+    return 1 - _ratio(brier(sample), np.sum([share * (1 - share) for share in shares], axis=0))
+
+
+def log_loss(sample: Sample) -> np.ndarray:
+    """Mean negative logarithm of the probability of the true class. (B,), >= 0."""
+    own = sample.probabilities[np.arange(len(sample.labels)), sample.labels]
+    return sample.mean(-np.log(np.clip(own, _EPSILON, 1)))
+
+
+def ece(sample: Sample) -> np.ndarray:
+    """Expected calibration error (Guo 2017) in 10 bins of equal width, the upper edge inside. (B,), 0..1.
+
+    For more than two classes it is of the class decided for.
+    """
+    if sample.binary:
+        prob, hit = sample.probabilities[:, sample.positive], sample.labels == sample.positive
+    else:
+        prob, hit = sample.probabilities.max(axis=1), sample.probabilities.argmax(axis=1) == sample.labels
+    inside = np.searchsorted(np.arange(1, _BINS) / _BINS, prob)
+    gaps = [np.abs(sample.total((hit - prob) * (inside == place))) for place in range(_BINS)]
+    return _ratio(np.sum(gaps, axis=0), sample.weights.sum(axis=1, dtype=np.float64))
+
+
+def calibration_slope(sample: Sample) -> np.ndarray:
+    r"""$b$ of the logistic fit $a + b \operatorname{logit} p$; 1 is right, below it too extreme. Two classes. (B,)."""
+    return _recalibrated(sample, slope=True)[:, 1]
+
+
+def calibration_intercept(sample: Sample) -> np.ndarray:
+    r"""$a$ of $a + \operatorname{logit} p$; 0 is right, above 0 the disease is underestimated. Two classes. (B,)."""
+    return _recalibrated(sample, slope=False)[:, 0]
+
+
+def _recalibrated(sample: Sample, slope: bool) -> np.ndarray:
+    """Intercept and slope (B, 2) by Newton's method, all resamples of a block at once; NaN where classes separate."""
+    prob = np.clip(sample.probabilities[:, sample.positive], _EPSILON, 1 - _EPSILON)
+    logit, truth = np.log(prob / (1 - prob)), (sample.labels == sample.positive).astype(np.float64)
+    # The estimate first: from there every resample is a few steps away.
+    start = _newton(sample.weights[:1], logit, truth, slope, np.array([[0.0, 1.0]]))
+    start = np.where(np.isnan(start), [[0.0, 1.0]], start)
+    blocks = [sample.weights[first : first + _BLOCK] for first in range(0, len(sample.weights), _BLOCK)]
+    return np.concatenate([_newton(block, logit, truth, slope, start) for block in blocks])
+
+
+def _newton(weights: np.ndarray, logit: np.ndarray, truth: np.ndarray, slope: bool, start: np.ndarray) -> np.ndarray:
+    """Fits of `truth` on a + b * logit under each row of weights, (B, 2); b stays where `slope` is false."""
+    share = weights / weights.sum(axis=1, keepdims=True, dtype=np.float64)
+    fitted = np.tile(start, (len(weights), 1))
+    for _ in range(_NEWTON_STEPS):
+        guess = expit(fitted[:, :1] + fitted[:, 1:] * logit)
+        miss, curve = share * (truth - guess), share * guess * (1 - guess)
+        first, a = miss.sum(axis=1), curve.sum(axis=1)
+        second, b, c = (miss @ logit, curve @ logit, curve @ logit**2) if slope else (0 * a, 0 * a, 0 * a + 1)
+        determinant = np.maximum(a * c - b * b, np.finfo(float).tiny)
+        step = np.stack([c * first - b * second, a * second - b * first], axis=1) / determinant[:, None]
+        fitted += np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            break
+    return np.where(np.abs(step).max(axis=1, keepdims=True) < 1e-6, fitted, np.nan)
 
 
 def _recall(sample: Sample, among: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -195,35 +299,61 @@ class Metric:
     Attributes:
         function: Sample -> float (B,).
         kind: rank (averaged over folds), decision or probability (pooled over folds).
-        better: Direction.
+        better: Direction; None where a certain value is right, so that it can be neither searched for nor compared by.
+        binary: Whether it needs two classes.
         among: For proportions, the rows of the denominator: their patients give a Wilson interval at 0 and 1.
     """
 
     function: Callable[[Sample], np.ndarray]
     kind: Literal["rank", "decision", "probability"]
-    better: Literal["higher", "lower"] = "higher"
+    better: Literal["higher", "lower"] | None = "higher"
     among: Callable[[Sample], np.ndarray] | None = None
+    binary: bool = False
 
 
 REGISTRY: dict[str, Metric] = {
     "auroc": Metric(auroc, "rank"),
     "average_precision": Metric(average_precision, "rank"),
-    "specificity_at_sensitivity": Metric(specificity_at_sensitivity, "rank"),
+    "specificity_at_sensitivity": Metric(specificity_at_sensitivity, "rank", binary=True),
+    "sensitivity_at_specificity": Metric(sensitivity_at_specificity, "rank", binary=True),
     "accuracy": Metric(accuracy, "decision", among=lambda s: np.ones(len(s.labels), dtype=bool)),
     "balanced_accuracy": Metric(balanced_accuracy, "decision"),
     "sensitivity": Metric(sensitivity, "decision", among=lambda s: s.labels == s.positive),
     "specificity": Metric(specificity, "decision", among=lambda s: s.labels != s.positive),
     "precision": Metric(precision, "decision", among=lambda s: s.decisions == s.positive),
+    "negative_predictive_value": Metric(
+        negative_predictive_value, "decision", among=lambda s: s.decisions != s.positive
+    ),
     "f1": Metric(f1, "decision"),
+    "mcc": Metric(mcc, "decision"),
+    "g_mean": Metric(g_mean, "decision"),
+    "net_benefit": Metric(net_benefit, "decision", binary=True),
     "brier": Metric(brier, "probability", "lower"),
+    "brier_skill": Metric(brier_skill, "probability"),
+    "log_loss": Metric(log_loss, "probability", "lower"),
+    "ece": Metric(ece, "probability", "lower"),
+    "calibration_slope": Metric(calibration_slope, "probability", None, binary=True),
+    "calibration_intercept": Metric(calibration_intercept, "probability", None, binary=True),
 }
 
 
-def load_metric(name: str) -> Metric:
-    """A metric by name; a ConfigError names the nearest when there is none."""
+def load_metric(name: str, classes: int = 2) -> Metric:
+    """A metric that results can be ordered by; a ConfigError names the nearest when there is none.
+
+    Args:
+        name: A key of `REGISTRY`.
+        classes: Number of classes it is wanted for.
+    """
     if name not in REGISTRY:
         raise unknown_name("metric", name, REGISTRY)
-    return REGISTRY[name]
+    metric = REGISTRY[name]
+    if metric.better is None:
+        raise ConfigError(f"{name} has one right value, so results cannot be ordered by it. Choose another metric.")
+    if metric.binary and classes > 2:
+        raise ConfigError(
+            f"{name} needs two classes; these data have {classes}. Set tune.objective and compare.primary to auroc."
+        )
+    return metric
 
 
 def decide(probabilities: np.ndarray, positive: int, threshold: float | np.ndarray = 0.5) -> np.ndarray:
@@ -369,11 +499,12 @@ def _evaluate_group(
     folds = list(table.groupby("fold", sort=True).indices.values())
     found: dict[str, tuple[np.ndarray, int]] = {}
     for point, (probabilities, decisions) in points.items():
-        whole = Sample(table["label"].to_numpy(), probabilities, decisions, positive, weights, floor)
+        at = threshold if point == "locked" else 0.5
+        whole = Sample(table["label"].to_numpy(), probabilities, decisions, positive, weights, floor, at)
         for name, metric in REGISTRY.items():
             if (metric.kind == "rank") != (point == "free"):
                 continue
-            if name == "specificity_at_sensitivity" and not whole.binary:
+            if metric.binary and not whole.binary:
                 continue
             if metric.kind == "rank":
                 # Scores of different folds come from different models: ranks are compared within a fold only.

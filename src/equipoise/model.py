@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from equipoise import backbones, images, metrics
+from equipoise import backbones, metrics
 from equipoise.calibration import Calibrator
 from equipoise.config import Study
 from equipoise.errors import DataError
@@ -35,7 +35,7 @@ def assemble(study: Study, backbone: str, result: Path) -> Any:
     """
     description = read_json(result / "model" / "model.json")
     weights = study.settings.embed.weights_for(backbone)
-    network = backbones.build(backbone, weights, description["image_size_px"])
+    network = backbones.build(backbone, weights, description["image_size_px"], description["pipeline"])
     if backbones.weights_digest(network) != description["weights_digest"]:
         raise DataError(
             f"The weights of {backbone} have changed since {result} was made. Restore them, or run `dvc repro`."
@@ -63,16 +63,12 @@ class Predictor:
         self.classes: list[str] = self.description["classes"]
         self.positive = self.classes.index(self.description["positive_class"])
         self.calibrator = Calibrator.from_dict(self.description["calibrator"])
-        self.embedder = Embedder(
-            backbones.load_keras().saving.load_model(Path(folder) / "model.keras"), self.description["image_size_px"]
-        )
+        network = backbones.load_keras().saving.load_model(Path(folder) / "model.keras")
+        self.embedder = Embedder(network, self.description["image_size_px"], self.description["pipeline"])
 
     def logits(self, sources: Iterable[bytes | Path | np.ndarray]) -> np.ndarray:
         """Logits float64 (n, C) of images given as bytes, paths or uint8 arrays (height, width, 3)."""
-        pixels = [
-            self.embedder.resize(source if isinstance(source, np.ndarray) else images.decode(source))
-            for source in sources
-        ]
+        pixels = [self.embedder.load(source) for source in sources]
         batches = [np.stack(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
         if not batches:
             return np.zeros((0, len(self.classes)))

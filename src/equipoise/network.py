@@ -38,3 +38,10 @@ def head_of(whole: Any, standardiser: Standardiser) -> Head:
     coefficients = kernel[standardiser.kept] * standardiser.scale[:, None]
     intercepts = bias + (standardiser.mean / standardiser.scale) @ coefficients
     return Head(standardiser, coefficients, intercepts, 0.0)
+
+
+def unfreeze(network: Any, prefixes: tuple[str, ...], freeze_batch_norm: bool) -> None:
+    """Leave only layers whose name starts with a prefix trainable, batch normalisation among them only when asked."""
+    for layer in network.layers:
+        frozen = freeze_batch_norm and type(layer).__name__ == "BatchNormalization"
+        layer.trainable = layer.name.startswith(prefixes) and not frozen

@@ -30,8 +30,9 @@ def progress(items: Iterable[Item], description: str, total: int, unit: str = "i
         yield item
         now = time.monotonic()
         if now - shown >= _LINE_SECONDS and done < total:
-            left = (now - start) / done * (total - done)
-            print(f"{description}: {done}/{total} {unit}, {now - start:.0f} s gone, {left:.0f} s left", file=sys.stderr)
+            gone = now - start
+            speed, left = f"{done / gone:.3g} {unit}/s", f"{gone / done * (total - done):.0f} s left"
+            print(f"{description}: {done}/{total} {unit}, {speed}, {gone:.0f} s gone, {left}", file=sys.stderr)
             shown = now
 
 

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -233,36 +234,67 @@ class TrainRows:
         num_classes: C; `labels` may lack a class.
         views: Augmented views available for each minority image.
         seed: Seed of every draw.
+        patients: (num_images,), patient of each image.
+        make_features: Gives the standardised features of these images alone, float32 (num_images, num_features).
     """
 
     labels: np.ndarray
     num_classes: int
     views: int
     seed: int
+    patients: np.ndarray | None = None
+    make_features: Callable[[], np.ndarray] | None = None
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def counts(self) -> np.ndarray:
         """Images per class, int (num_classes,)."""
         return np.bincount(self.labels, minlength=self.num_classes)
 
+    def once(self, name: str, make: Callable[[np.ndarray], Any]) -> Any:
+        """What `make` makes of the features, made once: neighbours cost more than the trials that share them."""
+        if self.make_features is None:
+            raise DataError("These train rows came without features. Take them from TrainMatrix.train_rows.")
+        if name not in self._made:
+            self._made[name] = make(self.make_features())
+        return self._made[name]
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows to train on, one per draw.
+    r"""The rows to train on, one per draw.
 
     Attributes:
         row: int (num_draws,), index into the train rows.
         view: int (num_draws,), 0 for the plain image, 1..K for an augmented view of it.
+        partner: int (num_draws,), the train row a draw is mixed with; itself where nothing is mixed.
+        mix: float (num_draws,), $\lambda$ in 0..1: the features are $x + \lambda (x_{partner} - x)$; 0 is the image.
+        weight: float (num_draws,), > 0, what the draw counts beside the weight of its class.
     """
 
     row: np.ndarray
     view: np.ndarray
+    partner: np.ndarray
+    mix: np.ndarray
+    weight: np.ndarray
 
     @classmethod
-    def of(cls, row: np.ndarray, view: np.ndarray | int = 0) -> Plan:
-        """A plan of plain images unless views are given."""
+    def of(
+        cls,
+        row: npt.ArrayLike,
+        view: np.ndarray | int = 0,
+        partner: np.ndarray | None = None,
+        mix: np.ndarray | float = 0.0,
+        weight: np.ndarray | float = 1.0,
+    ) -> Plan:
+        """A plan of plain images, unmixed and of weight 1, unless it is said otherwise."""
         row = np.asarray(row, dtype=np.int64)
-        return cls(row, np.broadcast_to(np.asarray(view, dtype=np.int64), row.shape).copy())
+        rest = ((view, np.int64), (row if partner is None else partner, np.int64), (mix, float), (weight, float))
+        return cls(row, *(np.broadcast_to(np.asarray(value, dtype=kind), row.shape).copy() for value, kind in rest))
+
+    def within(self, inside: np.ndarray) -> Plan:
+        """The same draws, counted in the rows that `inside` was taken from: int (num_rows of this plan,)."""
+        return dataclasses.replace(self, row=inside[self.row], partner=inside[self.partner])
 
     def counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
         """Draws per class after the plan, int (num_classes,)."""

@@ -19,7 +19,6 @@ from equipoise.records import (
     PARTS,
     Plan,
     Predictions,
-    TrainRows,
     atomic_path,
     class_table,
     digest_of,
@@ -133,13 +132,9 @@ def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, s
         for index, name in enumerate(inputs.manifest.classes):
             frame[f"{kind}_{name}"] = values[:, index]
     round_key = {"repeat": repeat, "fold": fold, "seed": seed}
-    plan = pd.DataFrame(
-        {
-            "image_id": inputs.manifest.table["image_id"].to_numpy()[fitted.images[fitted.plan.row]],
-            "view": fitted.plan.view,
-            **round_key,
-        }
-    )
+    drawn, names = fitted.plan, inputs.manifest.table["image_id"].to_numpy()[fitted.images]
+    plan = pd.DataFrame({"image_id": names[drawn.row], "view": drawn.view, **round_key})
+    plan = plan.assign(partner_id=names[drawn.partner], mix=drawn.mix, weight=drawn.weight)
     choice = {
         **round_key,
         "settings": fitted.choice.settings,
@@ -170,17 +165,22 @@ def _choose_and_fit(
     settings = inputs.study.settings
     matrix = inputs.train_matrix(images, patients)
     strategy = strategies.load_strategy(inputs.scenario)
+    if strategy.PROBE_ONLY and "finetune" in (settings.train.mode, settings.tune.mode):
+        raise ConfigError(
+            f"Scenario '{inputs.scenario}' {strategy.PROBE_ONLY}, so it cannot be fine-tuned; "
+            f"set train.mode and tune.mode to probe."
+        )
     fixed = inputs.study.scenario_settings.get(inputs.scenario, {})
     fold_seed = [settings.split.seed, 4, *round_seed]
-    choice = tuning.tune(matrix, strategy, fixed, settings.tune, _seed(seed, round_seed), fold_seed)
+    data = digest_of([inputs.manifest.digest, inputs.splits.digest, inputs.store.digest, images])
+    choice = tuning.tune(matrix, strategy, fixed, settings.tune, _seed(seed, round_seed), fold_seed, data)
     built = strategy.of(choice.settings)
-    plan = built.plan(TrainRows(matrix.image_labels, matrix.num_classes, matrix.views, _seed(seed, round_seed)))
+    plan = built.plan(matrix.train_rows(_seed(seed, round_seed)))
     checks.plan_within_train(plan, len(images))
     counts = plan.counts(matrix.image_labels, matrix.num_classes)
-    standardiser = head.Standardiser.fit(matrix.features[: len(images)])
-    solved = head.fit(
-        matrix.features, matrix.labels, matrix.draws(plan), built.objective(counts), choice.settings["l2"], standardiser
-    )
+    features, labels, draws = matrix.with_mixed(matrix.features, matrix.draws(plan)[:, None], [plan])
+    l2 = choice.settings["l2"]
+    solved = head.fit(features, labels, draws[:, 0], built.objective(counts), l2, matrix.standardiser)
     return Fitted(choice, plan, counts, images, solved)
 
 
@@ -260,6 +260,7 @@ def _summary(
         **meta,
         "mode": settings.train.mode,
         "weights": inputs.store.meta["weights"],
+        "passes": inputs.store.meta.get("passes"),  # of the backbone, whatever came after them
         "majority_class": inputs.manifest.classes[int(counts.argmax())],
         "minority_classes": [inputs.manifest.classes[label] for label in minority_labels(counts)],
         "test": class_table(test["label"].to_numpy(), test["patient_id"], inputs.manifest.classes),
@@ -321,8 +322,5 @@ def _seed_matters(predictions: Predictions) -> bool | None:
 
 
 def _fits_number_of_classes(study: Study, classes: int) -> None:
-    wanted = {"tune.objective": study.settings.tune.objective, "compare.primary": study.settings.compare.primary}
-    for key, name in wanted.items():
-        metrics.load_metric(name)
-        if classes > 2 and name == "specificity_at_sensitivity":
-            raise ConfigError(f"{key} is {name}, which needs two classes; these data have {classes}. Set it to auroc.")
+    for name in (study.settings.tune.objective, study.settings.compare.primary):
+        metrics.load_metric(name, classes)

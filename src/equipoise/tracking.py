@@ -169,7 +169,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _write_result(store: MlflowClient, run_id: str, result: compare.Result, folder: Path) -> None:
     now = int(time.time() * 1000)
-    values: dict[str, float | None] = {"inner_score": result.summary["inner_score"]}
+    values: dict[str, float | None] = {name: result.summary.get(name) for name in ("inner_score", "passes")}
     for point, table in result.summary["metrics"].items():
         for name, cell in table.items():
             values |= {f"{point}.{name}": cell["value"]}

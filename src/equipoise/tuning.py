@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.metadata
+import sqlite3
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +18,16 @@ import pandas as pd
 
 from equipoise import head, metrics, parallel, splits
 from equipoise.checks import plan_within_train
-from equipoise.config import Tune
-from equipoise.errors import TrialFailed
+from equipoise.config import Tune, environment
+from equipoise.errors import DataError, TrialFailed
 from equipoise.inputs import TrainMatrix
-from equipoise.records import Objective, Plan, TrainRows
+from equipoise.records import Objective, Plan, digest_of, file_digest
 from equipoise.strategies.base import Strategy
+
+#: Where searches are kept unless a database is named; outside DVC's outputs, which are deleted before each run.
+STORE = Path("data/cache/optuna")
+#: A database instead, with its password; goes before `tune.storage`.
+STORAGE_VARIABLE = "EQUIPOISE_OPTUNA_STORAGE"
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class _Trial:
     violation: float
     probabilities: np.ndarray | None
     error: str
+    logits: np.ndarray | None = None  # out of fold, (num_images, K): all that the rest is made from
 
 
 def tune(
@@ -51,6 +63,7 @@ def tune(
     settings: Tune,
     seed: int,
     fold_seed: list[int],
+    data_digest: str = "",
 ) -> Choice:
     """Search a strategy's settings and the penalty on pooled out-of-fold predictions of patient-grouped inner folds.
 
@@ -64,8 +77,10 @@ def tune(
         settings: The `tune` section.
         seed: Re-draws plans and the search.
         fold_seed: Seed of the inner folds, the same for every scenario.
+        data_digest: Names the train rows, so that finished trials are kept and read back; empty keeps nothing.
 
     Raises:
+        DataError: When the store that should keep the search cannot be read.
         TrialFailed: When every trial failed, with the last cause.
     """
     published = strategy.published(matrix.views, fixed)
@@ -82,7 +97,7 @@ def tune(
     search = _Search(
         matrix, strategy, published, dict(fixed), settings, seed, splits.assign_folds(rows, folds, fold_seed)
     )
-    trials = search.run()
+    trials = search.run(search.kept(data_digest) if data_digest else None)
     complete = [trial for trial in trials if trial.probabilities is not None]
     if not complete:
         raise TrialFailed(f"All {len(trials)} trials failed. The last one: {trials[-1].error}")
@@ -123,33 +138,88 @@ class _Search:
         self.settings, self.seed, self.fold_of = settings, seed, fold_of
         self.metric = metrics.load_metric(settings.objective)
         self.sign = 1 if self.metric.better == "higher" else -1
-        plain = matrix.features[: len(matrix.image_labels)]
-        # Shared by all heads: mean and spread of a feature do not depend on labels, plans or folds of train.
-        standardised = head.Standardiser.fit(plain).apply(matrix.features, np.float32)
-        self.rotated = head.Rotated.of(standardised)
+        outside = {fold: np.flatnonzero(fold_of != fold) for fold in np.unique(fold_of)}
+        self.inner = {fold: (inside, matrix.train_rows(seed, inside)) for fold, inside in outside.items()}
 
-    def run(self) -> list[_Trial]:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(seed=self.seed % 2**32)
-        study = optuna.create_study(direction="maximize" if self.sign > 0 else "minimize", sampler=sampler)
-        study.set_user_attr("views", self.matrix.views)
-        tuned = {name: value for name, value in self.published.items() if name not in self.fixed}
-        for l2 in self.settings.l2_first[: self.settings.trials]:
-            study.enqueue_trial({**tuned, "l2": l2})
+    @cached_property
+    def rotated(self) -> head.Rotated:
+        """Shared by all heads: mean and spread of a feature do not depend on labels, plans or folds of train."""
+        return head.Rotated.of(self.matrix.standardiser.apply(self.matrix.features, np.float32))
+
+    def kept(self, data_digest: str) -> optuna.Study:
+        """What the store holds of this search; other data, settings, space, code or versions are another search."""
+        new = self._new_study()
+        self._suggest(asked := new.ask())
+        kinds = (*self.strategy.__mro__[:-1], head.Rotated, metrics.Metric, Plan, TrainMatrix, _Search)
+        files = {str(sys.modules[kind.__module__].__file__) for kind in kinds}
+        parts = [
+            *(data_digest, self.fold_of, self.seed, self.published, self.fixed, kinds[0].__qualname__),
+            *(str(sorted(asked.distributions.items())), self.settings.model_dump(exclude={"trials"})),
+            *sorted(file_digest(Path(name)) for name in files),
+            *(importlib.metadata.version(name) for name in ("imbalanced-learn", "numpy", "optuna", "scipy")),
+        ]
+        name = f"{self.strategy.__module__.rsplit('.', 1)[-1]}-{digest_of(parts)[:32]}"
+        return _open_store(name, environment(STORAGE_VARIABLE) or self.settings.storage, new.direction)
+
+    def run(self, kept: optuna.Study | None) -> list[_Trial]:
+        """All trials in order. Those of a batch that the store holds whole are read back, the others searched.
+
+        A batch is asked for and solved as one, from a seed made of its place, so that a search which was killed and
+        goes on gives the same numbers to the last bit.
+        """
+        study = self._new_study()
+        found = {tuple(trial.user_attrs.get("place", ())): trial for trial in kept.get_trials()} if kept else {}
         done: list[_Trial] = []
         batches = range(0, self.settings.trials, self.settings.batch_trials)
         for start in parallel.progress(batches, "searching", len(batches), "batches of trials"):
             count = min(self.settings.batch_trials, self.settings.trials - start)
-            asked = [study.ask() for _ in range(count)]
-            for trial, result in zip(asked, self._solve([self._suggest(trial) for trial in asked], len(done))):
-                done.append(result)
-                if result.probabilities is None:
-                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                    continue
+            numbers = range(start, start + count)
+            if all((number, count) in found for number in numbers):
+                study.add_trials(found[number, count] for number in numbers)
+                done += [self._recalled(number, found[number, count].user_attrs) for number in numbers]
+            else:
+                done += self._batch(study, start, count, kept, found)
+        return done
+
+    def _new_study(self) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(direction="maximize" if self.sign > 0 else "minimize")
+        study.set_user_attr("views", self.matrix.views)
+        return study
+
+    def _batch(
+        self, study: optuna.Study, start: int, count: int, kept: optuna.Study | None, found: Mapping[Any, Any]
+    ) -> list[_Trial]:
+        """Ask, solve and tell a batch, and only then keep its trials: the store never holds one that still runs."""
+        # A new seed for every batch: with the same one, a search that goes on would suggest its first trials again.
+        seed = np.random.SeedSequence([self.seed, start]).generate_state(1)[0] if start else self.seed % 2**32
+        study.sampler = optuna.samplers.TPESampler(seed=int(seed))
+        tuned = {name: value for name, value in self.published.items() if name not in self.fixed}
+        for l2 in self.settings.l2_first[start : start + count]:
+            study.enqueue_trial({**tuned, "l2": l2})
+        asked = [study.ask() for _ in range(count)]
+        results = self._solve([self._suggest(trial) for trial in asked], start)
+        for trial, result in zip(asked, results):
+            if result.probabilities is None:
+                told = study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            else:
                 if self.settings.constraint:
                     trial.set_constraint(self.settings.constraint.metric, result.violation)
-                study.tell(trial, result.score)
-        return done
+                told = study.tell(trial, result.score)
+            if kept and (result.number, count) not in found:
+                told.user_attrs = {"place": [result.number, count], "settings": result.settings, "error": result.error}
+                if (logits := result.logits) is not None:
+                    text = base64.b64encode(logits.tobytes()).decode()
+                    told.set_user_attr("logits", [logits.dtype.str, logits.shape, text])
+                kept.add_trial(told)
+        return results
+
+    def _recalled(self, number: int, kept: Mapping[str, Any]) -> _Trial:
+        if "logits" not in kept:
+            return self._judged(number, kept["settings"], None, kept["error"])
+        kind, shape, text = kept["logits"]
+        logits = np.frombuffer(base64.b64decode(text), kind).reshape(shape)
+        return self._judged(number, kept["settings"], logits, "")
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         found = {**self.published, **self.strategy.search_space(trial), **self.fixed}
@@ -158,26 +228,28 @@ class _Search:
     def _solve(self, candidates: list[dict[str, Any]], start: int) -> list[_Trial]:
         """Solve every candidate on every inner fold as one batch, and score the pooled out-of-fold rows."""
         matrix, folds = self.matrix, np.unique(self.fold_of)
-        columns, objectives, failures = [], [], {}
+        columns, plans, objectives, failures = [], [], [], {}
         for index, candidate in enumerate(candidates):
             strategy = self.strategy.of(candidate)
-            for fold in folds:
+            for inside, rows in self.inner.values():
                 try:
-                    inside = np.flatnonzero(self.fold_of != fold)
-                    rows = TrainRows(matrix.image_labels[inside], matrix.num_classes, matrix.views, self.seed)
                     plan = strategy.plan(rows)
                     plan_within_train(plan, len(inside))
                     objective = strategy.objective(plan.counts(rows.labels, matrix.num_classes))
-                    draws = matrix.draws(Plan(inside[plan.row], plan.view))
-                    columns.append(draws * objective.weights[matrix.labels])
+                    plan = plan.within(inside)
+                    columns.append(matrix.draws(plan))
+                    plans.append(plan)
                     objectives.append(objective)
                 except (TrialFailed, ValueError, FloatingPointError) as error:
                     failures[index] = str(error)
                     columns.append(np.ones(len(matrix.row)))
+                    plans.append(Plan.of([]))
                     objectives.append(Objective.neutral(matrix.num_classes))
         l2 = np.repeat([candidate["l2"] for candidate in candidates], len(folds))
+        table, labels, draws = matrix.with_mixed(self.rotated.matrix, np.stack(columns, axis=1), plans)
+        weights = draws * np.stack([objective.weights for objective in objectives], axis=1)[labels]
         solution = head.solve(
-            self.rotated, matrix.labels, np.stack(columns, axis=1), objectives, l2, head.SEARCH_TOLERANCE
+            replace(self.rotated, matrix=table), labels, weights, objectives, l2, head.SEARCH_TOLERANCE
         )
         return [
             self._score(start + index, candidate, solution, index, folds, failures.get(index, ""))
@@ -198,22 +270,28 @@ class _Search:
         if not failure and not np.isfinite(solution.objective[own]).all():
             failure = "the loss became NaN or infinite"
         if failure:
-            return _Trial(number, candidate, float("nan"), 0.0, None, failure)
-        logits = np.zeros((images, self.matrix.num_classes))
-        first_column = self.matrix.num_classes - solution.parameters.shape[1]  # for two classes logit 0 is zero
+            return self._judged(number, candidate, None, failure)
+        logits = np.empty((images, solution.parameters.shape[1]), self.rotated.matrix.dtype)
         for position, fold in enumerate(folds):
             held = np.flatnonzero(self.fold_of == fold)
-            parameters = solution.parameters[..., own.start + position]
-            logits[held, first_column:] = self.rotated.matrix[held] @ parameters
-        probabilities = head.softmax(logits)
+            logits[held] = self.rotated.matrix[held] @ solution.parameters[..., own.start + position]
+        return self._judged(number, candidate, logits, "")
+
+    def _judged(self, number: int, candidate: dict[str, Any], logits: np.ndarray | None, failure: str) -> _Trial:
+        if logits is None:
+            return _Trial(number, candidate, float("nan"), 0.0, None, failure)
+        images = len(logits)
+        first_column = self.matrix.num_classes - logits.shape[1]  # for two classes logit 0 is zero
+        probabilities = head.softmax(np.pad(logits.astype(np.float64), ((0, 0), (first_column, 0))))
         score = float(self._measure(self.metric, probabilities, np.ones((1, images)))[0])
         violation = 0.0
         if constraint := self.settings.constraint:
             measured = self._measure(metrics.load_metric(constraint.metric), probabilities, np.ones((1, images)))
             violation = constraint.at_least - float(measured[0])
         if not np.isfinite(score):
-            return _Trial(number, candidate, score, violation, None, f"{self.settings.objective} is not a number")
-        return _Trial(number, candidate, score, violation, probabilities, "")
+            failure = f"{self.settings.objective} is not a number"
+            return _Trial(number, candidate, score, violation, None, failure, logits)
+        return _Trial(number, candidate, score, violation, probabilities, "", logits)
 
     def _measure(self, metric: metrics.Metric, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
         matrix = self.matrix
@@ -250,3 +328,41 @@ def _trial_table(trials: list[_Trial]) -> pd.DataFrame:
         }
         for trial in trials
     )
+
+
+class _Lock:
+    """A lock that the system lifts when its holder dies; Optuna's own is a file that outlives a kill by 30 seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = sqlite3.connect(path, timeout=600, isolation_level=None)
+
+    def acquire(self) -> bool:
+        self._file.execute("BEGIN EXCLUSIVE")
+        return True
+
+    def release(self, *_: Any) -> None:
+        self._file.execute("ROLLBACK")
+
+    __enter__, __exit__ = acquire, release
+
+
+def _open_store(name: str, address: str | None, direction: Any) -> optuna.Study:
+    """The study of that name, new or as it was left, in a database or in a journal of its own."""
+    STORE.mkdir(parents=True, exist_ok=True)
+    path = STORE / f"{name}.log"
+    lock = _Lock(STORE / f"{'database' if address else name}.lock")
+    try:
+        with lock:  # else two processes make the same tables at once, or one cuts off what the other is writing
+            if address:
+                storage = optuna.storages.RDBStorage(address)
+            else:
+                with open(path, "ab+") as journal:  # the next line would be glued to half a line that a kill left
+                    journal.seek(0)
+                    journal.truncate(journal.read().rfind(b"\n") + 1)
+                backend = optuna.storages.journal.JournalFileBackend(str(path), lock)
+                storage = optuna.storages.JournalStorage(backend)
+        return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+    except Exception as error:  # SQLAlchemy, drivers and Optuna raise what they like, with the address in it
+        cause = str(error).split("\n")[0].replace(str(address), "the address")
+        advice = f"Correct tune.storage or {STORAGE_VARIABLE}." if address else f"Delete {path}: it is searched again."
+        raise DataError(f"The search cannot be kept or read ({type(error).__name__}: {cause}). {advice}") from None

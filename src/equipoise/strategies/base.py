@@ -6,11 +6,12 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from equipoise.errors import ConfigError, unknown_name
+from equipoise.errors import ConfigError, TrialFailed, unknown_name
 from equipoise.records import Objective, Plan, TrainRows, minority_labels
 
 
@@ -19,11 +20,13 @@ class Strategy:
     """Does nothing: every train image once, plain cross-entropy. Strategies override what they change.
 
     The defaults of the fields are the published settings, tried first. `NEUTRAL` are the settings at which the strategy
-    is the baseline exactly.
+    is the baseline exactly; they may be fixed even where no search would look. `PROBE_ONLY` says why there is no
+    fine-tuning.
     """
 
     NEUTRAL: ClassVar[Mapping[str, Any]] = {}
     NEEDS_VIEWS: ClassVar[bool] = False
+    PROBE_ONLY: ClassVar[str] = ""
 
     def plan(self, rows: TrainRows) -> Plan:
         """The rows to train on, one per draw."""
@@ -57,7 +60,8 @@ class Strategy:
             if name not in defaults:
                 raise unknown_name("setting", name, defaults, f" of scenario '{own}'")
             kind, low, high = ranges.found[name]
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            number = isinstance(value, kind) and not isinstance(value, bool)
+            if not number or not (low <= value <= high or value == cls.NEUTRAL[name]):
                 raise ConfigError(f"scenarios.{own}.{name} is {value!r}; a number from {low} to {high} is expected.")
         return {**defaults, **fixed}
 
@@ -109,5 +113,60 @@ def inverse_frequency(counts: np.ndarray, exponent: float) -> np.ndarray:
     [1.939214, 0.673706]
     """
     present = np.maximum(np.asarray(counts, dtype=float), 1)
-    weights = np.where(counts > 0, present**-exponent, 1.0)
+    return mean_one(np.where(counts > 0, present**-exponent, 1.0), counts)
+
+
+def mean_one(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Scale weights float (num_classes,) so that their mean over int (num_classes,) draws per class is 1."""
     return weights / (np.sum(counts * weights) / np.sum(counts))
+
+
+@dataclass(frozen=True)
+class _Cleaned(Strategy):
+    r"""Leaves out, at random, the part $t$ of what a sampler of imbalanced-learn would leave out. $t=0$: baseline.
+
+    Attributes:
+        removed_fraction: $t$ in 0..1. Published: 1, exactly the sampler.
+    """
+
+    removed_fraction: float = 1.0
+
+    NEUTRAL: ClassVar[dict[str, Any]] = {"removed_fraction": 0.0}
+    SAMPLER: ClassVar[str] = ""
+
+    def plan(self, rows: TrainRows) -> Plan:
+        """What the sampler keeps, and the part $1-t$ of the rest."""
+        everything = np.arange(len(rows.labels))
+        if not self.removed_fraction:
+            return Plan.of(everything)
+        kept = rows.once(self.SAMPLER, partial(_kept, self.SAMPLER, rows))
+        removed = np.random.default_rng(rows.seed).permutation(np.setdiff1d(everything, kept))
+        return Plan.of(np.sort(np.concatenate([kept, removed[round(self.removed_fraction * len(removed)) :]])))
+
+    @staticmethod
+    def search_space(trial: Any) -> dict[str, Any]:
+        """$t$ in 0..1."""
+        return {"removed_fraction": trial.suggest_float("removed_fraction", 0.0, 1.0)}
+
+
+def imblearn(sampler: str, module: str) -> type[Strategy]:
+    """The strategy, for the file `module`, of one under-sampler of imbalanced-learn with its own defaults.
+
+    It looks at the standardised features of the train rows it is given and at nothing else.
+    """
+    return type("Strategy", (_Cleaned,), {"__module__": module, "SAMPLER": sampler})
+
+
+def _kept(sampler: str, rows: TrainRows, features: np.ndarray) -> np.ndarray:
+    built = getattr(importlib.import_module("imblearn.under_sampling"), sampler)()
+    if "random_state" in built.get_params(deep=False):
+        built.set_params(random_state=rows.seed % 2**32)
+    try:
+        # Numbered without gaps: some samplers take a label for a column.
+        built.fit_resample(features, np.unique(rows.labels, return_inverse=True)[1])
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise TrialFailed(f"{sampler} cannot resample {rows.counts.tolist()} images per class: {error}") from error
+    left = np.bincount(rows.labels[built.sample_indices_], minlength=rows.num_classes)
+    if ((left == 0) & (rows.counts > 0)).any():
+        raise TrialFailed(f"{sampler} leaves {left.tolist()} of {rows.counts.tolist()} images per class: one is empty.")
+    return built.sample_indices_
