@@ -1,5 +1,6 @@
 """One contract over every strategy and small dataset; then what each of them claims."""
 
+import re
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -107,7 +108,10 @@ def test_plan_depends_on_the_seed_alone(name, counts):
     try:
         plan = load(name).plan(train_rows(counts, seed=3))
     except TrialFailed as error:
-        pytest.skip(str(error))
+        # A sampler that cannot work on so few rows says so, whatever the seed.
+        with pytest.raises(TrialFailed, match=re.escape(str(error))):
+            load(name).plan(train_rows(counts, seed=3))
+        return
     assert same(plan, load(name).plan(train_rows(counts, seed=3)))
 
 
