@@ -46,8 +46,7 @@ def metadata_only(manifest: Manifest, splits: Splits, settings: Compare, sensiti
         model = make_pipeline(StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=1000))
         prob = model.fit(values[train], labels[train]).predict_proba(values[test])
         frames.append(prediction_rows(manifest, rows, test, prob, repeat, fold))
-    predictions = Predictions(pd.concat(frames, ignore_index=True), _meta(manifest))
-    return metrics.evaluate(predictions, settings, sensitivity_floor).interval("free.auroc")
+    return evaluated(manifest, frames, settings, sensitivity_floor).interval("free.auroc")
 
 
 def permuted_labels(
@@ -127,8 +126,12 @@ def prediction_rows(
     return frame
 
 
-def _meta(manifest: Manifest) -> dict[str, Any]:
-    return {"classes": list(manifest.classes), "positive_class": manifest.positive_class}
+def evaluated(
+    manifest: Manifest, frames: Sequence[pd.DataFrame], settings: Compare, sensitivity_floor: float
+) -> metrics.Evaluation:
+    """Metrics with intervals of the rows that `prediction_rows` made, one frame per round."""
+    meta = {"classes": list(manifest.classes), "positive_class": manifest.positive_class}
+    return metrics.evaluate(Predictions(pd.concat(frames, ignore_index=True), meta), settings, sensitivity_floor)
 
 
 def _finding(yes: bool) -> Any:

@@ -132,7 +132,6 @@ def _write_folders(
 ) -> int:
     places = ingest.locate(study, manifest)
     rounds = splits.rounds()
-    render = _Renderer(study)
     files = 0
     for repeat, fold in rounds:
         top = work / f"repeat{repeat}_fold{fold}" if len(rounds) > 1 else work
@@ -142,7 +141,7 @@ def _write_folders(
             target = top / item.part / item.row.class_name / _file_name(item, place)
             target.parent.mkdir(parents=True, exist_ok=True)
             if item.view:
-                render(place, item.row.sha256, item.view, target)
+                _render(study, place, item.row.sha256, item.view, target)
             elif ".npz/" in place:
                 target.write_bytes(images.read(study.raw, place))
             else:
@@ -189,23 +188,18 @@ def _link(source: Path, target: Path, copy: bool) -> None:
     shutil.copyfile(source, target)
 
 
-class _Renderer:
-    """Augmented views as PNG, drawn by the functions that made the features."""
+def _render(study: Study, place: str, sha256: str, view: int, target: Path) -> None:
+    """One augmented view as PNG, drawn by the functions that made the features."""
+    import tensorflow as tf
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+    from equipoise.features import draft_px, pipeline_of, resize
 
-    def __call__(self, place: str, sha256: str, view: int, target: Path) -> None:
-        import tensorflow as tf
-
-        from equipoise.features import draft_px, pipeline_of, resize
-
-        size_px = self._study.settings.embed.image_size_px
-        side_px = draft_px(pipeline_of(self._study.settings.embed), size_px)
-        pixels = images.decode(images.read(self._study.raw, place), side_px)
-        numbers = augment.view_parameters(sha256, view, self._study.settings.augment, size_px)
-        seen = augment.apply_views(resize(pixels, size_px)[None], tf.constant(numbers[None]))[0].numpy()
-        Image.fromarray(np.rint(seen).astype(np.uint8)).save(target, compress_level=6)
+    size_px = study.settings.embed.image_size_px
+    side_px = draft_px(pipeline_of(study.settings.embed), size_px)
+    pixels = images.decode(images.read(study.raw, place), side_px)
+    numbers = augment.view_parameters(sha256, view, study.settings.augment, size_px)
+    seen = augment.apply_views(resize(pixels, size_px)[None], tf.constant(numbers[None]))[0].numpy()
+    Image.fromarray(np.rint(seen).astype(np.uint8)).save(target, compress_level=6)
 
 
 def _refuse_other(target: Path) -> None:

@@ -16,7 +16,7 @@ from equipoise import controls, head, metrics, parallel, splits
 from equipoise.compare import metric_label
 from equipoise.config import Study
 from equipoise.inputs import Inputs
-from equipoise.records import Objective, Predictions, write_json
+from equipoise.records import Objective, write_json
 
 WHOLE, BY_IMAGE, BEFORE = "patients kept whole", "split by image", "oversampled before the split"
 SHOWN = ("free.auroc", "free.specificity_at_sensitivity", "raw.accuracy", "raw.balanced_accuracy", "raw.f1")
@@ -134,10 +134,8 @@ def _evaluate(inputs: Inputs, rounds: list[controls.Sides], l2: float) -> metric
         solved = head.fit(features, labels[train], np.ones(len(train), dtype=int), neutral, l2, standardiser)
         prob = head.softmax(solved.logits(inputs.features(test)))
         frames.append(controls.prediction_rows(inputs.manifest, groups, test, prob, 0, fold))
-    meta = {"classes": list(inputs.manifest.classes), "positive_class": inputs.manifest.positive_class}
-    predictions = Predictions(pd.concat(frames, ignore_index=True), meta)
     settings = inputs.study.settings
-    return metrics.evaluate(predictions, settings.compare, settings.tune.sensitivity_floor)
+    return controls.evaluated(inputs.manifest, frames, settings.compare, settings.tune.sensitivity_floor)
 
 
 def _difference(one: metrics.Evaluation, other: metrics.Evaluation, name: str) -> dict[str, float]:

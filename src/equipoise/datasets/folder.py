@@ -5,6 +5,7 @@ Expected is `CLASS/…/NAME.png`, or `train/CLASS/…` and `test/CLASS/…` wher
 and any others, of which only those named in `ingest.columns` are kept.
 """
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -67,7 +68,7 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     known = table is not None
     readings = CARD.readings if known else {"image": "every image counts as a patient: there is no ingest.table"}
     tasks = {"classes": Task(classes=ordered, positive_class=settings.positive_class)}
-    card = Card(**{**CARD.__dict__, "tasks": tasks, "readings": readings, "patient_ids": known})
+    card = replace(CARD, tasks=tasks, readings=readings, patient_ids=known)
     return Dataset(card, parse)
 
 

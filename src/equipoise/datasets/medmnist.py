@@ -4,6 +4,7 @@ Put one file, for example `pneumoniamnist_224.npz` (Zenodo record 10519652), int
 those of Kermany 2018 and BUSI; several are of one patient, which the files do not say: intervals are per image.
 """
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -56,5 +57,5 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
         label = int(labels[part][int(path.name)])
         return Parsed(_CLASSES[name][label], {"image": str(path)}, {"official_split": side})
 
-    card = Card(**{**CARD.__dict__, "tasks": {name: CARD.tasks[name]}})
+    card = replace(CARD, tasks={name: CARD.tasks[name]})
     return Dataset(card, parse, frozenset({".npz"}))
