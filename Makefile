@@ -5,7 +5,7 @@ BIN := .venv/bin
 # DVC and MLflow start `python`: they must find the one of this environment.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1
 
-.PHONY: help env demo test check lock bench clean
+.PHONY: help env demo test check lock bench validate clean
 
 help:
 	@echo "make demo   compare six remedies for imbalance on drawn images (about 3 minutes), register the winner"
@@ -13,6 +13,7 @@ help:
 	@echo "make env    only make the environment (.venv)"
 	@echo "make lock   derive requirements.lock and conda.yaml from pyproject.toml"
 	@echo "make bench  measure costs beside the usual ways (about 15 minutes; BENCH=--quick: 2)"
+	@echo "make validate  coverage and error rates of intervals and verdicts on simulated studies (VALIDATE=--quick: 1 minute)"
 
 .venv/.made: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "Equipoise needs Python 3.11, 3.12 or 3.13, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ..."'
@@ -27,7 +28,7 @@ demo: env
 	$(RUN) $(BIN)/equipoise main
 
 test: env check
-	$(RUN) $(BIN)/python -m pytest
+	$(RUN) $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 check: env
 	$(BIN)/ruff check .
@@ -39,6 +40,9 @@ lock: env
 
 bench: env
 	$(RUN) $(BIN)/python benchmarks/bench.py $(BENCH)
+
+validate: env
+	$(RUN) $(BIN)/python benchmarks/validation.py $(VALIDATE)
 
 clean:
 	rm -rf .venv

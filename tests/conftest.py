@@ -55,6 +55,7 @@ def make_small(params: dict) -> None:
     demo["embed"] |= {"image_size_px": 48, "views": 2}
     demo["tune"] |= {"trials": 6, "batch_trials": 3, "gain_resamples": 50}
     demo["compare"] = {"resamples": 200, "permutations": 20}
+    demo["promote"] = {"min_patients": 3, "sensitivity_low_at_least": 0.1, "calibration_slope": [0.05, 20.0]}
     demo["finetune"] = {"steps": 4, "evaluate_every_steps": 2, "batch_size": 4}
 
 

@@ -206,6 +206,9 @@ def result(
         },
         **{"calibrator": {"slope": 1.0, "biases": [0.0] * len(counts), "reason": ""}, "threshold": 0.5},
     }
+    plan = split.round(0, 0)
+    plan = plan.loc[plan["part"] == "train", ["image_id", "repeat", "fold"]].assign(seed=0, view=0, weight=1.0)
+    records.write_table(folder / "plan.parquet", plan, meta)
     records.write_json(folder / "best.json", [choice])
     return folder
 

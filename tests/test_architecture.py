@@ -62,7 +62,7 @@ def test_optuna_and_yaml_have_one_importer():
 
 def test_source_stays_small():
     lines = {path: len(path.read_text().splitlines()) for path in FILES}
-    assert sum(lines.values()) < 10_000
+    assert sum(lines.values()) < 13_000
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

@@ -52,7 +52,7 @@ def checkout(tmp_path_factory):
         (["fetch", "medmnist"], 2, "names no archive to download"),
         (["export", "--study", "demo", "--layout", "csv"], 1, "There is no data/manifest/demo.parquet"),
         (["leakage", "--study", "chest_xray", "--backbone", "vgg16"], 1, "There is no folder data/raw/chest_xray"),
-        (["report", "--study", "demo", "--against", "HEAD"], 1, "There is no reports/demo/comparison.json"),
+        (["report", "--study", "demo", "--against", "HEAD"], 1, "There is no reports/demo/evidence.json"),
     ],
 )
 def test_bad_input_is_a_sentence(checkout, monkeypatch, capsys, arguments, code, sentence):

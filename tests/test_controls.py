@@ -140,7 +140,7 @@ def test_leaks_inflate_and_patients_kept_whole_do_not(folder):
     inflation = rows[leakage.BY_IMAGE]["inflation"]["free.auroc"]
     assert inflation["low"] > 0
     assert inflation["value"] == pytest.approx(by_image["value"] - whole["value"])
-    assert rows[leakage.WHOLE]["inflation"]["free.auroc"] == {"value": 0, "low": 0, "high": 0}
+    assert rows[leakage.WHOLE]["inflation"]["free.auroc"] == {"value": 0, "low": 0, "high": 0, "p_value": 1}
     control = rows[leakage.WHOLE]["permuted_labels"]
     assert control["low"] <= control["auroc"] <= control["high"]
     assert rows[leakage.BY_IMAGE]["permuted_labels"]["auroc"] > rows[leakage.BY_IMAGE]["permuted_labels"]["high"]

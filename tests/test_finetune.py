@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from conftest import REPO
-from equipoise import backbones, config, features, finetune, head, images, ingest, splits
+from equipoise import backbones, config, features, finetune, head, images, ingest, records, scenario, splits
 from equipoise.datasets import phantom
 from equipoise.errors import ConfigError, DataError, TrialFailed
 from equipoise.inputs import Inputs
@@ -71,7 +71,8 @@ def arguments(scenario="baseline", backbone="vgg16", **changes):
 
 
 def training(scenario="baseline", backbone="vgg16", seed=0, **changes):
-    return finetune.Training(*arguments(scenario, backbone, **changes), seed)
+    inputs, settings, train, patients = arguments(scenario, backbone, **changes)
+    return finetune.Training(inputs, settings, train, finetune.held_out(inputs, train, patients), patients, seed)
 
 
 def tuned(scenario="baseline", backbone="vgg16", seed=0, part="test", **changes):
@@ -80,7 +81,7 @@ def tuned(scenario="baseline", backbone="vgg16", seed=0, part="test", **changes)
 
 
 def as_bytes(result):
-    logits, fitted, weights = result
+    logits, fitted, weights, _ = result
     return [value.tobytes() for value in (logits, fitted.coefficients, fitted.intercepts, *weights)]
 
 
@@ -108,8 +109,8 @@ def test_the_learning_rate_warms_up_and_falls_as_keras_cosine_decay(warmup_fract
 
 def test_every_scenario_takes_the_same_steps_at_the_same_rates():
     taken = {"oversample": [], "undersample": []}
-    for scenario, steps in taken.items():
-        made = training(scenario, finetune={"steps": 3})
+    for name, steps in taken.items():
+        made = training(name, finetune={"steps": 3})
         compiled = made.step
         made.step = lambda *batch, do=compiled, steps=steps: steps.append((len(batch[0]), batch[-1])) or do(*batch)
         list(made.evaluations())
@@ -202,9 +203,10 @@ def test_the_starting_weights_are_kept_when_nothing_better_comes(monkeypatch):
     made = training()
     losses = iter([0.5, 0.6, 0.7])
     evaluate = made._evaluate
-    monkeypatch.setattr(made, "_evaluate", lambda: dataclasses.replace(evaluate(), loss=next(losses)))
+    monkeypatch.setattr(made, "_evaluate", lambda step: dataclasses.replace(evaluate(step), loss=next(losses)))
     start = made.whole.get_weights()
     list(made.evaluations())
+    assert made.best.step == 0
     assert all(np.array_equal(kept, first) for kept, first in zip(made.best.weights, start))
     assert not all(np.array_equal(last, first) for last, first in zip(made.whole.get_weights(), start))
 
@@ -287,23 +289,74 @@ def test_another_setting_does_not_go_on_from_a_checkpoint():
     assert len(places) == 5
 
 
-def test_slice_scores_end_with_the_score_of_what_run_keeps():
+def trials(scenario="baseline", **changes):
+    inputs, settings, train, patients = arguments(scenario, **changes)
+    return finetune.Trials(inputs, train, patients, 0), settings
+
+
+def test_a_trial_ends_with_the_logits_of_what_run_keeps():
     given = arguments("oversample", finetune={"steps": 5})
-    pairs = list(finetune.slice_scores(*given, 0))
+    trainer, settings = trials("oversample", finetune={"steps": 5})
+    pairs = list(trainer.evaluations(settings))
     assert [step for step, _ in pairs] == [0, 2, 4, 5]
-    made = training("oversample", finetune={"steps": 5})
-    assert not set(given[3][np.isin(given[2], made.kept)]) & set(given[3][np.isin(given[2], made.held)])
-    logits, _, _ = finetune.run(*given, made.held, 0)
-    assert pairs[-1][1] == pytest.approx(roc_auc_score(made.labels[made.held], logits[:, 1] - logits[:, 0]))
+    train, patients = given[2:]
+    assert not set(patients[trainer.held]) & set(np.delete(patients, trainer.held))
+    logits, *_ = finetune.run(*given, train[trainer.held], 0)
+    assert pairs[-1][1] == pytest.approx(logits, abs=1e-6)
+
+
+def test_after_a_kill_every_evaluation_comes_again(monkeypatch):
+    monkeypatch.setattr(finetune, "_SAVE_SECONDS", 0)
+    trainer, settings = trials("oversample")
+    whole = list(trainer.evaluations(settings))
+    killed = trainer.evaluations(settings)
+    for _ in range(3):  # the last one saved before it was seen: a checkpoint of step 4 is left
+        next(killed)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.Training, "forget", lambda self: None)
+        killed.close()
+        again = list(trainer.evaluations(settings))
+    assert [step for step, _ in again] == [0, 2, 4]
+    assert [logits.tobytes() for _, logits in again] == [logits.tobytes() for _, logits in whole]
 
 
 def test_a_pruned_trial_leaves_no_checkpoint(checkpoints, monkeypatch):
     monkeypatch.setattr(finetune, "_SAVE_SECONDS", 0)
-    scores = finetune.slice_scores(*arguments(), 0)
-    assert [next(scores)[0], next(scores)[0], next(scores)[0]] == [0, 2, 4]
+    trainer, settings = trials()
+    seen = trainer.evaluations(settings)
+    assert [next(seen)[0], next(seen)[0], next(seen)[0]] == [0, 2, 4]
     assert list(checkpoints.glob("*/state.npz"))
-    scores.close()
+    seen.close()
     assert not list(checkpoints.glob("*"))
+
+
+def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitted(drawn, tmp_path, monkeypatch):
+    tune = {"mode": "finetune", "trials": 3, "l2_first": [0.1, 1.0]}
+    study = study_with(tune=tune, train={"seeds": [0]}, finetune={"learning_rate": 0.01})
+    folders = [tmp_path / "first", tmp_path / "again"]
+    trained, plain = [], finetune.Training.evaluations
+    monkeypatch.setattr(finetune.Training, "evaluations", lambda self: trained.append(1) or plain(self))
+    for folder in folders:
+        scenario.run(study, "vgg16", "class_weight", folder)
+    assert len(trained) == 3, "the second run read every trial back"
+    first, again = ({path.name: path.read_bytes() for path in folder.glob("*.*")} for folder in folders)
+    assert first == again
+    (choice,) = records.read_json(folders[0] / "best.json")
+    table, _ = records.read_table(folders[0] / "trials.parquet")
+    assert table["l2"].head(2).tolist() == pytest.approx([0.1, 1.0])
+    assert (table["state"].head(2) == "complete").all()
+    assert choice["steps"] == table["steps"].sum() == 3 * 4 - choice["steps_saved"]
+    assert (table["steps"] < 4).sum() == choice["pruned_trials"] == (table["state"] == "pruned").sum()
+    assert choice["settings"]["l2"] == table["l2"][choice["trial"]]
+    assert choice["inner_folds"] == 1
+    inputs = Inputs.read(study, "vgg16", "class_weight")
+    train, patients = rows_of(inputs, "train")
+    held = finetune.held_out(inputs, train, patients)
+    assert (choice["slice_images"], choice["slice_patients"]) == (len(held), len(set(patients[held])))
+    seed = scenario._seed(0, [0, 0])
+    logits, *_ = finetune.run(inputs, choice["settings"], train, patients, train[held], seed)
+    prob = logits[:, 1] - logits[:, 0]
+    assert choice["score"] == pytest.approx(roc_auc_score(inputs.labels(train[held]), prob), abs=1e-6)
 
 
 # --- the decoded cache -----------------------------------------------------------------------------------------------
@@ -318,8 +371,8 @@ def decoded(tmp_path, monkeypatch):
 def test_each_image_is_decoded_once_for_all_scenarios_and_seeds(decoded, monkeypatch):
     calls, decode = [], images.decode
     monkeypatch.setattr(images, "decode", lambda *given: calls.append(1) or decode(*given))
-    for scenario, seed in (("baseline", 0), ("oversample", 1)):
-        tuned(scenario, seed=seed)
+    for name, seed in (("baseline", 0), ("oversample", 1)):
+        tuned(name, seed=seed)
     inputs = Inputs.read(study_with(), "vgg16", "baseline")
     expected = len(rows_of(inputs, "train")[0]) + len(rows_of(inputs, "test")[0])
     assert len(calls) == expected == len(list(decoded.rglob("*.npy")))

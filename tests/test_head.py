@@ -1,5 +1,7 @@
 """The solver against scikit-learn, finite differences and known identities."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -226,13 +228,56 @@ def test_standardised_features_have_zero_mean_and_unit_spread():
     assert values.std(axis=0) == pytest.approx(np.ones(5))
 
 
-def test_a_large_matrix_is_standardised_piece_by_piece_without_a_trace():
+@pytest.fixture
+def small_blocks(monkeypatch, tmp_path):
+    """Blocks of 64 rows, and files beside the test for more of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(head, "_BLOCK_ROWS", 64)
+
+
+def test_one_block_is_standardised_as_numpy_does():
     features, _ = rows(head._BLOCK + 30, head._BLOCK + 1)
     whole = features.astype(np.float64)
     mine = Standardiser.fit(features)
     assert np.array_equal(mine.mean, whole.mean(axis=0))
     assert np.array_equal(mine.scale, whole.std(axis=0))
     assert np.array_equal(mine.apply(features), (whole - mine.mean) / mine.scale)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("focusing", [0.0, 2.0])
+def test_blocks_of_rows_give_the_fit_of_all_rows_at_once(classes, focusing, request):
+    features, labels = rows(500, 70, classes)
+    objective = Objective.neutral(classes).replace(focusing=focusing, weights=np.arange(1.0, classes + 1))
+    draws = np.random.default_rng(3).integers(0, 3, size=500)
+    whole = fitted(features, labels, draws=draws, objective=objective)
+    request.getfixturevalue("small_blocks")
+    mine = fitted(head.Rows(features, np.arange(500), features.dtype), labels, draws=draws, objective=objective)
+    assert np.abs(mine.standardiser.mean - whole.standardiser.mean).max() < 1e-12
+    assert mine.standardiser.scale == pytest.approx(whole.standardiser.scale, rel=1e-12)
+    assert mine.coefficients == pytest.approx(whole.coefficients, abs=1e-6)
+    assert mine.logits(features) == pytest.approx(whole.logits(features), abs=1e-5)
+    weights = draws * objective.weights[labels]
+    if not focusing:
+        oracle = LogisticRegression(C=1 / (0.1 * weights.sum()), tol=1e-10, max_iter=20_000)
+        standardised = mine.standardiser.apply(features)
+        oracle.fit(standardised, labels, sample_weight=weights)
+        assert head.softmax(mine.logits(features)) == pytest.approx(oracle.predict_proba(standardised), abs=1e-6)
+
+
+def test_blocks_of_rows_give_the_search_of_all_rows_at_once(request):
+    features, labels = rows(500, 30)
+    weights, l2 = np.random.default_rng(1).integers(0, 2, size=(500, 12)).astype(float), np.geomspace(1e-3, 1, 12)
+    found = []
+    for fixture in (None, "small_blocks"):
+        if fixture:
+            request.getfixturevalue(fixture)
+        standardiser = Standardiser.fit(features)
+        rotated = Rotated.of(head.Rows(features, np.arange(500), np.float32, standardiser))
+        found.append(head.solve(rotated, labels, weights, [Objective.neutral(2)] * 12, l2, head.SEARCH_TOLERANCE))
+        assert isinstance(rotated.matrix.base, np.memmap) == bool(fixture)
+    assert found[1].objective == pytest.approx(found[0].objective, rel=1e-6)
+    assert not list(Path(head._SCRATCH).iterdir()), "a file without a name"
 
 
 def test_dead_and_constant_features_are_left_out():

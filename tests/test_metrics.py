@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import statsmodels.api as sm
 from hypothesis import given
@@ -12,11 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from imblearn.metrics import geometric_mean_score
 from sklearn import metrics as sk
-from statsmodels.stats.proportion import proportion_confint
 
-import made
 from equipoise import metrics
-from equipoise.errors import ConfigError, DataError
+from equipoise.errors import ConfigError
 from equipoise.metrics import REGISTRY, Sample
 
 
@@ -31,7 +28,13 @@ def draw(seed, classes=2, rows=60, resamples=25, levels=12):
     weights[0] = 1
     positive = classes - 1
     decisions = metrics.decide(probabilities, positive, 0.5)
-    return Sample(labels, probabilities, decisions, positive, weights, 0.9)
+    return Sample(labels, probabilities, decisions, positive, weights, 0.9, shares=shares_of(rows))
+
+
+def shares_of(rows):
+    """1 / images of the patient of each row: patients of 1, 2, 3, 1, 2, 3 ... images."""
+    people = np.repeat(np.arange(rows), 1 + np.arange(rows) % 3)[:rows]
+    return 1 / np.bincount(people)[people]
 
 
 def specificity_on_curve(truth, scores, weight, floor):
@@ -67,6 +70,7 @@ BINARY = {
     "average_precision": lambda t, s, d, w: sk.average_precision_score(t, s, sample_weight=w),
     "specificity_at_sensitivity": lambda t, s, d, w: specificity_on_curve(t, s, w, 0.9),
     "accuracy": lambda t, s, d, w: sk.accuracy_score(t, d, sample_weight=w),
+    "patient_recognition_rate": lambda t, s, d, w: sk.accuracy_score(t, d, sample_weight=w * shares_of(len(w))),
     "balanced_accuracy": lambda t, s, d, w: sk.balanced_accuracy_score(t, d, sample_weight=w),
     "sensitivity": lambda t, s, d, w: sk.recall_score(t, d, sample_weight=w),
     "specificity": lambda t, s, d, w: sk.recall_score(t, d, pos_label=0, sample_weight=w),
@@ -145,6 +149,9 @@ def test_three_classes_are_macro_one_versus_rest(seed):
             "auroc": macro(sk.roc_auc_score, truth, sample.probabilities),
             "average_precision": macro(sk.average_precision_score, truth, sample.probabilities),
             "accuracy": sk.accuracy_score(sample.labels, sample.decisions, sample_weight=weight),
+            "patient_recognition_rate": sk.accuracy_score(
+                sample.labels, sample.decisions, sample_weight=weight * sample.shares
+            ),
             "balanced_accuracy": sk.balanced_accuracy_score(sample.labels, sample.decisions, sample_weight=weight),
             "sensitivity": macro(sk.recall_score, truth, decided),
             "specificity": macro(sk.recall_score, truth, decided, pos_label=0),
@@ -167,6 +174,26 @@ def test_three_classes_are_macro_one_versus_rest(seed):
         assert found == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_one_of_three_classes_alone_is_that_class_against_the_rest(label):
+    sample = replace(draw(2, classes=3), positive=label, alone=True)
+    truth, decided, weight = sample.labels == label, sample.decisions == label, sample.weights[5]
+    expected = {
+        "auroc": sk.roc_auc_score(truth, sample.probabilities[:, label], sample_weight=weight),
+        "average_precision": sk.average_precision_score(truth, sample.probabilities[:, label], sample_weight=weight),
+        "sensitivity": sk.recall_score(truth, decided, sample_weight=weight),
+        "specificity": sk.recall_score(truth, decided, pos_label=0, sample_weight=weight),
+        "precision": sk.precision_score(truth, decided, sample_weight=weight),
+        "f1": sk.f1_score(truth, decided, sample_weight=weight),
+    }
+    assert {name: REGISTRY[name].function(sample)[5] for name in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_patients_are_not_recognised_where_nobody_says_who_they_are():
+    with pytest.raises(ConfigError, match=r"whose image a row is.*tune\.objective"):
+        metrics.patient_recognition_rate(replace(draw(0), shares=None))
+
+
 def test_known_values():
     scores = np.array([0.1, 0.4, 0.35, 0.8])
     probabilities = np.stack([1 - scores, scores], axis=1)
@@ -177,7 +204,7 @@ def test_known_values():
 
 
 def test_more_resamples_than_one_block_agree_with_one_at_a_time():
-    sample = draw(3, resamples=2 * metrics._BLOCK + 3)
+    sample = draw(3, resamples=2 * metrics.BLOCK + 3)
     alone = [metrics.auroc(replace(sample, weights=weight[None]))[0] for weight in sample.weights]
     assert np.array_equal(metrics.auroc(sample), alone)
 
@@ -228,155 +255,3 @@ def test_decide_takes_one_threshold_or_one_per_row_and_argmax_for_three_classes(
     assert metrics.decide(probabilities, 0).tolist() == [0, 0, 1]
     assert metrics.decide(probabilities, 1, np.array([0.6, 0.4, 0.9])).tolist() == [0, 1, 0]
     assert metrics.decide(np.array([[0.4, 0.3, 0.3]]), 2, 0.1).tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [(16, 16, 0.8064, 1.0), (15, 16, 0.7167, 0.9889), (45, 50, 0.7864, 0.9565)],
-)
-def test_wilson_known_values(successes, trials, low, high):
-    assert metrics.wilson(successes, trials, 0.05) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
-def test_wilson_equals_statsmodels(alpha):
-    for trials in (1, 7, 40):
-        for successes in range(trials + 1):
-            expected = proportion_confint(successes, trials, alpha=alpha, method="wilson")
-            assert metrics.wilson(successes, trials, alpha) == pytest.approx(expected, abs=1e-12)
-
-
-PATIENTS = np.array(["b", "a", "c", "a", "d", "e", "f", "b"])
-LABELS = np.array([0, 0, 1, 1, 1, 0, 1, 0])  # a shows both classes
-
-
-def test_patient_resamples_keep_the_number_drawn_of_every_stratum():
-    names, drawn = metrics.patient_resamples(PATIENTS, LABELS, 300, seed=4)
-    assert names.tolist() == ["a", "b", "c", "d", "e", "f"]
-    assert drawn.shape == (301, 6)
-    assert (drawn[0] == 1).all()
-    for stratum in (["a"], ["b", "e"], ["c", "d", "f"]):
-        assert (drawn[:, np.isin(names, stratum)].sum(axis=1) == len(stratum)).all()
-    assert len(np.unique(drawn, axis=0)) > 15
-
-
-def test_patient_resamples_depend_on_the_seed_and_not_on_the_order_of_rows():
-    names, drawn = metrics.patient_resamples(PATIENTS, LABELS, 50, seed=4)
-    order = np.random.default_rng(0).permutation(len(PATIENTS))
-    again = metrics.patient_resamples(PATIENTS[order], LABELS[order], 50, seed=4)
-    assert np.array_equal(names, again[0])
-    assert np.array_equal(drawn, again[1])
-    assert not np.array_equal(drawn, metrics.patient_resamples(PATIENTS, LABELS, 50, seed=5)[1])
-
-
-def noisy(count=80, seed=0, patients=30):
-    rng = np.random.default_rng(seed)
-    people = rng.integers(patients, size=count)
-    labels = (people % 3 == 0).astype(int)
-    return rng.normal(size=count) + 1.2 * labels, labels, np.array([f"p{person}" for person in people])
-
-
-def test_evaluate_weights_rows_by_how_often_their_patient_is_drawn():
-    logits, labels, people = noisy()
-    made_up = made.predictions(logits, labels, people, threshold=0.3)
-    settings = made.settings(compare={"resamples": 100}).compare
-    evaluation = metrics.evaluate(made_up, settings, 0.8)
-    names, drawn = metrics.patient_resamples(people, labels, 100, settings.seed)
-    scores = made_up.probabilities("prob")[:, 1]
-    for row in (0, 1, 57, 100):
-        weight = drawn[row, np.searchsorted(names, people)].astype(float)
-        expected = {
-            "free.auroc": sk.roc_auc_score(labels, scores, sample_weight=weight),
-            "free.specificity_at_sensitivity": specificity_on_curve(labels, scores, weight, 0.8),
-            "raw.sensitivity": sk.recall_score(labels, scores >= 0.5, sample_weight=weight),
-            "locked.sensitivity": sk.recall_score(labels, scores >= 0.3, sample_weight=weight),
-            "raw.brier": sk.brier_score_loss(labels, scores, sample_weight=weight),
-        }
-        assert {name: evaluation.draws[name][row] for name in expected} == pytest.approx(expected, abs=1e-6)
-    interval = evaluation.interval("free.auroc")
-    assert interval["low"] < interval["value"] < interval["high"]
-    assert interval["interval"] == "patient bootstrap"
-    low, high = np.quantile(evaluation.draws["free.auroc"][1:], [0.025, 0.975])
-    assert (interval["low"], interval["high"]) == pytest.approx((low, high))
-
-
-def test_evaluate_does_not_depend_on_the_order_of_rows():
-    logits, labels, people = noisy()
-    order = np.random.default_rng(1).permutation(len(labels))
-    settings = made.settings().compare
-    left = metrics.evaluate(made.predictions(logits, labels, people), settings, 0.9)
-    right = metrics.evaluate(made.predictions(logits[order], labels[order], people[order]), settings, 0.9)
-    for name, values in left.draws.items():
-        assert values == pytest.approx(right.draws[name], abs=1e-6), name
-
-
-def test_rank_metrics_are_averaged_over_folds_and_counts_are_pooled():
-    labels = np.array([0, 0, 1, 1, 0, 1, 1, 1, 1, 1])
-    fold = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
-    logits = np.array([-9, -8, -7, -6, 5, 6, 6, 6, 6, 6.0])  # each fold ranks perfectly, on its own scale
-    evaluation = metrics.evaluate(made.predictions(logits, labels, fold=fold), made.settings().compare, 0.9)
-    assert evaluation.draws["free.auroc"][0] == 1
-    assert sk.roc_auc_score(labels, logits) < 1
-    assert evaluation.draws["raw.accuracy"][0] == pytest.approx(0.7)  # 7 of 10, not the mean of 2/4 and 5/6
-    assert evaluation.draws["raw.sensitivity"][0] == pytest.approx(5 / 7)
-
-
-def test_seeds_are_averaged_and_shown_one_by_one():
-    logits, labels, people = noisy(40)
-    tables = [made.predictions(logits * sign, labels, people, seed=seed).table for seed, sign in ((3, 1), (8, -1))]
-    both = made.predictions(logits, labels, people)
-    both = replace(both, table=pd.concat(tables, ignore_index=True))
-    evaluation = metrics.evaluate(both, made.settings().compare, 0.9)
-    first = sk.roc_auc_score(labels, logits)
-    assert evaluation.by_seed["free.auroc"] == pytest.approx([first, 1 - first])
-    assert evaluation.draws["free.auroc"][0] == pytest.approx(0.5)
-    assert evaluation.table()["free"]["auroc"]["by_seed"] == evaluation.by_seed["free.auroc"]
-
-
-def test_wilson_over_patients_bounds_a_proportion_of_0_or_1():
-    labels = np.array([1] * 6 + [0] * 8)
-    people = np.array([f"p{index // 2}" for index in range(14)])  # 3 and 4 patients
-    logits = np.where(labels == 1, 3.0, 2.0)  # every decision is positive
-    evaluation = metrics.evaluate(made.predictions(logits, labels, people), made.settings().compare, 0.9)
-    found, missed = evaluation.interval("raw.sensitivity"), evaluation.interval("raw.specificity")
-    assert (found["value"], found["interval"]) == (1, "Wilson, 3 patients")
-    assert (found["low"], found["high"]) == pytest.approx(metrics.wilson(3, 3, 0.05))
-    assert (missed["value"], missed["interval"]) == (0, "Wilson, 4 patients")
-    assert (missed["low"], missed["high"]) == pytest.approx(metrics.wilson(0, 4, 0.05))
-
-
-def test_resamples_in_which_a_metric_does_not_exist_are_counted():
-    labels = np.array([1, 0, 0, 1, 0, 0])
-    fold = np.array([0, 0, 0, 1, 1, 1])
-    made_up = made.predictions(np.array([1, 0, 2, 1, 0, -1.0]), labels, fold=fold)
-    settings = made.settings().compare
-    _, drawn = metrics.patient_resamples(made_up.table["patient_id"].to_numpy(), labels, 200, settings.seed)
-    lacking = (drawn[1:, [0, 3]] == 0).any(axis=1) | (drawn[1:, 1:3].sum(axis=1) == 0)
-    lacking |= drawn[1:, 4:].sum(axis=1) == 0
-    interval = metrics.evaluate(made_up, settings, 0.9).interval("free.auroc")
-    assert 0 < interval["degenerate"] < 200
-    assert interval["degenerate"] == lacking.sum()
-
-
-def test_a_metric_without_any_value_has_no_interval():
-    evaluation = metrics.Evaluation({"free.auroc": np.array([0.5, np.nan, np.nan])}, {}, {"free.auroc": [0.5]}, 0.05)
-    interval = evaluation.interval("free.auroc")
-    assert np.isnan([interval["low"], interval["high"]]).all()
-    assert interval["degenerate"] == 2
-
-
-def test_a_class_absent_from_test_is_an_error_with_the_counts():
-    with pytest.raises(DataError, match=r"lack a class \(clear 4, opacity 0\)"):
-        metrics.evaluate(made.predictions(np.zeros(4), np.zeros(4, dtype=int)), made.settings().compare, 0.9)
-
-
-def test_three_classes_have_no_specificity_at_sensitivity_and_decide_by_argmax():
-    rng = np.random.default_rng(2)
-    labels = np.arange(30) % 3
-    logits = rng.normal(size=(30, 3)) + np.eye(3)[labels]
-    made_up = made.predictions(logits, labels, classes=("a", "b", "c"))
-    evaluation = metrics.evaluate(made_up, made.settings().compare, 0.9)
-    assert "free.specificity_at_sensitivity" not in evaluation.draws
-    assert evaluation.draws["raw.accuracy"][0] == pytest.approx((logits.argmax(axis=1) == labels).mean())
-    expected = sk.roc_auc_score(labels, made_up.probabilities("prob"), multi_class="ovr")
-    assert evaluation.draws["free.auroc"][0] == pytest.approx(expected)

@@ -176,7 +176,8 @@ def test_digest_of_sees_values_and_not_their_kind_or_key_order():
 
 def test_record_carries_the_digest_of_its_file(tmp_path):
     path = tmp_path / "m.parquet"
-    written = Manifest(_manifest_table(), {"classes": ["a", "b"], "positive_class": "b"}).write(path)
+    meta = {"study": "s", "dataset": "d", "readings": [], "classes": ["a", "b"], "positive_class": "b"}
+    written = Manifest(_manifest_table(), meta).write(path)
     assert written.digest == records.file_digest(path) == Manifest.read(path).digest
     other = Manifest(_manifest_table(3), written.meta).write(path)
     assert other.digest != written.digest

@@ -13,7 +13,7 @@ from imblearn.over_sampling import SMOTE
 from sklearn.linear_model import LogisticRegression
 
 import made
-from equipoise import checks, export, head, records, scenario, strategies, tuning
+from equipoise import checks, export, head, inputs, records, scenario, strategies, tuning
 from equipoise.errors import ConfigError, DataError, LeakageError, TrialFailed
 from equipoise.records import Objective, Plan, TrainRows
 from equipoise.strategies import base
@@ -222,9 +222,10 @@ def test_mixing_commutes_with_standardising_and_rotating():
     matrix = made.train_matrix()
     plans = [built("smote", target_fraction=part).plan(matrix.train_rows(4)) for part in (0.5, 1.0)]
     draws = np.stack([matrix.draws(plan) for plan in plans], axis=1)
-    raw, labels, counted = matrix.with_mixed(matrix.features, draws, plans)
+    mixed = [inputs.mixed(plan) for plan in plans]
+    raw, labels, counted = matrix.with_mixed(matrix.features, draws, mixed)
     rotated = head.Rotated.of(matrix.standardiser.apply(matrix.features, np.float32))
-    table, again, _ = matrix.with_mixed(rotated.matrix, draws, plans)
+    table, again, _ = matrix.with_mixed(rotated.matrix, draws, mixed)
     assert table[:, :-1] == pytest.approx(matrix.standardiser.apply(raw, np.float32) @ rotated.basis, abs=1e-4)
     assert (table[:, -1] == 1).all(), "the column of the intercept"
     assert np.array_equal(labels, again)
@@ -238,7 +239,7 @@ def test_without_mixed_rows_nothing_is_copied():
     matrix = made.train_matrix()
     plan = built("oversample").plan(matrix.train_rows(0))
     draws = matrix.draws(plan)[:, None]
-    table, labels, counted = matrix.with_mixed(matrix.features, draws, [plan])
+    table, labels, counted = matrix.with_mixed(matrix.features, draws, [inputs.mixed(plan)])
     assert table is matrix.features
     assert counted is draws
     assert np.array_equal(labels, matrix.labels)

@@ -42,6 +42,8 @@ def test_run_holds_metrics_settings_and_digests(store, runs, workspace):
     assert {"metrics.json", "best.json", "settings.json", "figures"} <= names
     assert {item.path for item in store.list_artifacts(run.info.run_id, "figures")} == {
         "figures/roc.svg",
+        "figures/precision_recall.svg",
+        "figures/decision.svg",
         "figures/distribution.svg",
         "figures/reliability.svg",
     }

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +16,8 @@ import optuna
 import pytest
 
 import made
-from equipoise import config, metrics, pipeline, scenario, strategies, tuning
+import servers
+from equipoise import config, intervals, metrics, pipeline, scenario, strategies, tuning
 from equipoise.errors import ConfigError, DataError, TrialFailed
 from equipoise.records import Objective, Plan
 from equipoise.strategies import base
@@ -43,9 +47,9 @@ def solved(monkeypatch):
     """Numbers of the trials that were solved, batch by batch."""
     numbers, plain = [], tuning._Search._solve
 
-    def watched(self, candidates, start):
+    def watched(self, candidates, start, asked):
         numbers.append(list(range(start, start + len(candidates))))
-        return plain(self, candidates, start)
+        return plain(self, candidates, start, asked)
 
     monkeypatch.setattr(tuning._Search, "_solve", watched)
     return numbers
@@ -292,7 +296,7 @@ def test_the_gain_is_paired_over_patients():
     trials = [tuning._Trial(0, {}, score, 0.0, values, "") for score, values in ((0.6, first), (0.4, second))]
     gain, error = looking.gain(*trials)
     assert gain == pytest.approx(0.2)
-    names, drawn = metrics.patient_resamples(matrix.patients, matrix.image_labels, 40, 0)
+    names, drawn = intervals.patient_resamples(matrix.patients, matrix.image_labels, 40, 0)
     column = {name: index for index, name in enumerate(names)}
     weights = drawn[1:][:, [column[name] for name in matrix.patients]]
     values = [
@@ -489,6 +493,122 @@ def test_two_processes_at_once_agree_and_leave_a_store_that_can_be_read(store, s
     assert solved == []
 
 
+# --- a search that several machines share ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    """Address of an empty database on a server of its own."""
+    programs = servers.postgres_folder()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="searches in PostgreSQL need psycopg")
+    folder = Path(tempfile.mkdtemp(prefix="equipoise-searches-"))  # short, and its user must come in
+    folder.chmod(0o755)
+    try:
+        with servers._postgres(programs, folder) as address:
+            yield f"{address}/mlflow"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def searches(postgresql, store, monkeypatch):
+    """The same address, the database emptied and in use, with a short grace period."""
+    import psycopg
+
+    with psycopg.connect(postgresql, autocommit=True) as connection:
+        connection.execute("drop schema public cascade")
+        connection.execute("create schema public")
+    monkeypatch.setenv(tuning.STORAGE_VARIABLE, postgresql)
+    for name, value in (("HEARTBEAT", 1), ("GRACE", 2), ("POLL", 0.05)):
+        monkeypatch.setattr(tuning, f"_{name}_SECONDS", value)
+    return postgresql
+
+
+SHARED = """
+import sys, time
+from pathlib import Path
+from equipoise import config, scenario, tuning
+
+tuning._HEARTBEAT_SECONDS, tuning._GRACE_SECONDS, tuning._POLL_SECONDS = 1, 2, 0.05
+plain = tuning._Search._solve
+
+def watched(self, candidates, start, asked):
+    print(len(candidates), flush=True)
+    Path(sys.argv[1]).with_suffix(".begun").touch()
+    while len(list(Path().glob("*.begun"))) < 2:  # each begins with a search of its own
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return plain(self, candidates, start, asked)
+
+tuning._Search._solve = watched
+scenario.run(config.load_study("made"), "vgg16", "class_weight", Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("killed_after", [None, 2])
+def test_two_processes_share_one_database_to_the_budget_and_to_the_very_same_bytes(
+    searches, store, uninterrupted, killed_after
+):
+    made.study(store.parents[2], tune={"trials": 10, "batch_trials": 4})
+    paths = os.pathsep.join([str(Path(tuning.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    started = {"text": True, "stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": paths}}
+    pair = [subprocess.Popen([sys.executable, "-c", SHARED, name], **started) for name in ("first", "second")]
+    solved = [[], []]
+    if killed_after:
+        solved[0] = [int(pair[0].stdout.readline()) for _ in range(killed_after)]
+        pair[0].send_signal(signal.SIGKILL)
+    for own, process in zip(solved, pair):
+        own += map(int, process.communicate(timeout=120)[0].split())
+    assert [process.returncode for process in pair] == [-9 if killed_after else 0, 0]
+    for name in ("second",) if killed_after else ("first", "second"):
+        assert {path.name: path.read_bytes() for path in Path(name).glob("*.*")} == uninterrupted
+    names = optuna.get_all_study_names(searches)
+    assert len(names) == 2
+    for trials in (optuna.load_study(study_name=name, storage=searches).trials for name in names):
+        assert {trial.state.name for trial in trials} == {"COMPLETE"}
+        assert [trial.user_attrs["place"] for trial in trials] == [[i, 4] for i in range(8)] + [[8, 2], [9, 2]]
+    lost = solved[0][-1] if killed_after else 0  # the batch that died with its process is solved once more
+    assert sum(map(sum, solved)) == 20 + lost
+
+
+def test_a_lost_database_is_said_and_finished_trials_are_kept(searches, solved, monkeypatch):
+    import psycopg
+
+    plain, server = tuning._Search._solve, searches.replace("/mlflow", "/postgres")
+
+    def allow(connections):
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"alter database mlflow allow_connections {connections}")
+            connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'mlflow'")
+
+    def cut(self, candidates, start, asked):
+        if start == 4:
+            allow("false")
+        return plain(self, candidates, start, asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning._Search, "_solve", cut)
+        with pytest.raises(DataError, match=r"The database was lost\. Finished trials are kept: .* the same command"):
+            search(data="d", trials=10, batch_trials=4)
+    with pytest.raises(DataError, match="cannot be kept or read"):
+        search(data="d", trials=10, batch_trials=4)
+    allow("true")
+    solved.clear()
+    resumed = search(data="d", trials=10, batch_trials=4)
+    assert solved == [[4, 5, 6, 7], [8, 9]]
+    assert same(resumed, search(trials=10, batch_trials=4))
+
+
+def test_a_search_of_another_process_is_left_to_it_unless_one_waits(searches):
+    study = optuna.create_study(storage=searches, study_name="s")
+    with tuning._turn(study, True), pytest.raises(tuning.Busy), tuning._turn(study, False):
+        pass
+    with tuning._turn(study, False):
+        pass
+
+
 def test_other_data_settings_space_or_code_are_another_search(store, monkeypatch):
     def name(strategy="class_weight", matrix=None, fixed=None, seed=0, data="d", folds=2, **changes):
         strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
@@ -553,3 +673,112 @@ def test_a_journal_that_cannot_be_read_is_named(store):
     path.write_bytes(b"{broken\n" + path.read_bytes())
     with pytest.raises(DataError, match=rf"Delete {tuning.STORE.as_posix()}/{path.name}: it is searched again"):
         search(data="d", trials=2)
+
+
+# --- trials that are trained end to end ------------------------------------------------------------------------------
+
+
+class Pretend:
+    """Trains nothing: the higher the knob, the better its logits follow the labels, more so with every evaluation."""
+
+    steps = 6
+
+    def __init__(self, matrix):
+        self.held = np.flatnonzero([name[-1] in "147" for name in matrix.patients])
+        self.labels, self.taken, self.closed = matrix.image_labels[self.held], [], 0
+
+    def evaluations(self, settings):
+        noise = np.random.default_rng(0).normal(size=len(self.held))
+        try:
+            for step in (0, 2, 4, 6):
+                self.taken.append((settings["knob"], step))
+                if settings["knob"] > 0.95:
+                    raise TrialFailed("diverged")
+                signal = settings["knob"] * (1 + step) * (self.labels - 0.5)
+                yield step, np.stack([np.zeros(len(noise)), signal + noise], axis=1)
+        finally:
+            self.closed += 1
+
+
+class Free(Fragile):
+    limit: ClassVar[float] = 2.0
+
+
+def train_trials(data="", trainer=None, trials=16, **changes):
+    matrix = made.train_matrix((40, 30))
+    trainer = trainer or Pretend(matrix)
+    section = made.tune_section(mode="finetune", trials=trials, objective="auroc", l2_first=[0.1, 1.0], **changes)
+    return tuning.tune(matrix, Free, {}, section, 3, [1, 4, 0, 0], data, trainer), trainer
+
+
+def test_trained_trials_are_pruned_below_the_median_of_their_step_and_never_the_published_ones(store):
+    choice, trainer = train_trials("d")
+    table = choice.trials
+    assert (table["state"].head(2) == "complete").all()
+    pruned = table[table["state"] == "pruned"]
+    assert 0 < len(pruned) == choice.summary["pruned_trials"]
+    assert choice.summary["steps"] == table["steps"].sum()
+    assert choice.summary["steps_saved"] == (6 - pruned["steps"]).sum() > 0
+    assert pruned["steps"].min() > 0
+    assert trainer.closed == 16
+    (path,) = store.glob("*.log")
+    kept = kept_trials(journal(path))
+    for row in table.to_dict("records"):
+        mine = kept[row["trial"]].intermediate_values
+        assert sorted(mine) == [step for knob, step in trainer.taken if knob == row["knob"]][: len(mine)]
+        earlier = [trial for trial in kept[: row["trial"]] if trial.state.name == "COMPLETE"]
+        for step in (set(mine) - {0, 6}) if len(earlier) >= 2 else ():  # never on the starting weights alone
+            median = np.median([trial.intermediate_values[step] for trial in earlier])
+            below = max(value for at, value in mine.items() if at <= step) < median
+            assert below == (row["state"] == "pruned" and step == row["steps"])
+    assert choice.trials.loc[choice.summary["trial"], "state"] == "complete"
+
+
+def test_a_trained_search_measures_its_gain_on_the_patients_of_the_slice():
+    choice, trainer = train_trials(trials=12)
+    matrix = made.train_matrix((40, 30))
+    assert choice.summary["identified"] is True
+    assert choice.settings["knob"] > 0.25
+    assert choice.summary["slice_images"] == len(trainer.held)
+    prob = []
+    for settings in (choice.settings, {"knob": 0.25}):
+        *_, (_, logits) = trainer.evaluations(settings)
+        prob.append(logits[:, 1])
+    people = matrix.patients[trainer.held]
+    names, drawn = intervals.patient_resamples(people, trainer.labels, 30, 3)
+    from sklearn.metrics import roc_auc_score
+
+    values = [
+        [roc_auc_score(trainer.labels, one, sample_weight=row[np.searchsorted(names, people)]) for row in drawn]
+        for one in prob
+    ]
+    difference = np.subtract(*values)
+    assert choice.summary["gain"] == pytest.approx(difference[0])
+    assert choice.summary["gain_se"] == pytest.approx(np.std(difference[1:], ddof=1))
+
+
+@pytest.mark.parametrize("before", [1, 5, 9])
+def test_a_trained_search_that_was_killed_goes_on_to_the_same_bytes(store, before):
+    whole, _ = train_trials()
+
+    class Dies(Pretend):
+        def evaluations(self, settings):
+            if len({knob for knob, _ in self.taken} | {settings["knob"]}) > before:
+                raise KeyboardInterrupt
+            yield from super().evaluations(settings)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_trials("d", Dies(made.train_matrix((40, 30))))
+    assert 0 < len(kept_trials(journal(next(iter(store.glob("*.log")))))) < 16
+    resumed, trainer = train_trials("d")
+    assert same(resumed, whole)
+    resumed, trainer = train_trials("d")
+    assert same(resumed, whole)
+    assert trainer.taken == []
+
+
+def test_a_trained_trial_that_diverges_is_noted_and_the_search_goes_on():
+    choice, _ = train_trials(trials=25)
+    failed = choice.trials[choice.trials["knob"] > 0.95]
+    assert 0 < len(failed) == choice.summary["failed_trials"]
+    assert (failed["error"] == "diverged").all()

@@ -27,6 +27,8 @@ class Backbone:
         file_bytes: Size of that file.
         md5: MD5 of that file.
         last_block: Layers whose name starts with one of these are the last block, for fine-tuning.
+        num_features: Width of the features.
+        images_per_second: Of a pass at 224 px on 2 cores, for estimates where nothing was measured yet.
     """
 
     module: str
@@ -35,6 +37,8 @@ class Backbone:
     file_bytes: int
     md5: str
     last_block: tuple[str, ...]
+    num_features: int
+    images_per_second: float
 
     @property
     def file_name(self) -> str:
@@ -50,6 +54,8 @@ TABLE = {
         74_836_368,
         "c13680b51ded0fb44dff2d8f86ac8bb1",
         ("conv5", "bn"),
+        1920,
+        18.0,
     ),
     "vgg16": Backbone(
         "vgg16",
@@ -58,6 +64,8 @@ TABLE = {
         58_889_256,
         "6d6bbae143d832006294945121d1f1fc",
         ("block5",),
+        512,
+        10.0,
     ),
     "mobilenetv2": Backbone(
         "mobilenet_v2",
@@ -66,6 +74,8 @@ TABLE = {
         9_406_464,
         "",
         ("block_16", "Conv_1"),
+        1280,
+        100.0,
     ),
 }
 
@@ -94,6 +104,13 @@ def load_keras() -> Any:
         os.close(kept)
         os.close(nothing)
     return keras
+
+
+def weights_there(name: str, weights: str) -> bool:
+    """Whether the weights of a backbone are on this machine, so that nothing has to be downloaded."""
+    file = load_row(name).file_name
+    places = [WEIGHTS_FOLDER / file, Path.home() / ".keras/models" / file] if weights == "imagenet" else [Path(weights)]
+    return weights == "random" or any(path.expanduser().is_file() for path in places)
 
 
 def devices() -> list[str]:

@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from equipoise.config import Threshold
 from equipoise.head import softmax
 from equipoise.metrics import roc_steps
+from equipoise.records import Predictions
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,34 @@ def lock_threshold(prob: np.ndarray, truth: np.ndarray, rule: Threshold, sensiti
         chosen = int(np.argmax(sensitivity >= sensitivity_floor - 1e-12))
     below = scores[chosen + 1] if chosen + 1 < len(scores) else 0.0
     return float((scores[chosen] + below) / 2)
+
+
+def guard(predictions: Predictions, min_patients: int, rule: Threshold, floor: float) -> list[str]:
+    """What a small val means for calibrator and threshold, of the smallest round: a sentence, none if large enough.
+
+    Args:
+        predictions: Its val rows, the same for every scenario.
+        min_patients: Per class, for a calibrator.
+        rule: The study's rule for the locked threshold.
+        floor: Sensitivity that `sensitivity_floor` keeps.
+    """
+    val, classes, parts = predictions.part("val").table, predictions.classes, []
+    if val.empty:
+        return []
+    rounds = [rows.groupby("label") for _, rows in val.groupby(["repeat", "fold"])]
+    smallest = min(rounds, key=lambda labels: labels["patient_id"].nunique().min())
+    people, images = (
+        smallest[name].nunique().reindex(range(len(classes)), fill_value=0) for name in ("patient_id", "image_id")
+    )
+    if people.min() < min_patients:
+        counts = ", ".join(f"{name} {count}" for name, count in zip(classes, people))
+        parts.append(f"val is small: {counts} patients; {min_patients} of each class are wanted")
+    positives = int(images[predictions.positive_label])
+    below = int(positives * (1 - floor) + 1e-9)
+    if rule.rule == "sensitivity_floor" and (parts or not below) and len(classes) == 2:
+        parts.append(
+            f"the locked threshold is one of {positives} positive val scores, with {below} below it: "
+            f"sensitivity on test may be far from {floor:g}"
+        )
+    text = "; ".join(parts)
+    return [f"{text[:1].upper()}{text[1:]}."] if text else []

@@ -58,6 +58,8 @@ def run(splits: Splits, manifest: Manifest) -> list[Check]:
     """
     scheme, folds = (splits.meta["settings"]["split"][name] for name in ("scheme", "folds"))
     sides = published_test_sides(manifest) if scheme == "official" else {}
+    if (group_by := splits.meta["group_by"]) not in manifest.table:
+        raise DataError(f"{_file(splits)} was grouped by {group_by:.80}, which the manifest lacks. Run {_SPLIT_AGAIN}")
     rounds = _parts_by_round(splits, manifest, sides)
     patients = pd.Categorical(manifest.table[splits.meta["group_by"]].astype(str))
     groups = {"patient": patients, "picture": pd.Categorical(manifest.table["picture"])}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__, config
-from equipoise.errors import ConfigError, EquipoiseError
+from equipoise.errors import AuditFinding, ConfigError, DataError, EquipoiseError
 
 VERBS = {
     "fetch": "download, check and unpack a published dataset, and put it under DVC",
@@ -28,14 +28,16 @@ VERBS = {
     "register": "make each backbone's winner a version in the model registry",
     "promote": "move the alias champion to the challenger, or to a version",
     "rollback": "return the alias champion to the version before",
-    "predict": "images -> CSV, with a registered model",
+    "audit": "the log of promotions, refusals and rollbacks; `audit verify` finds gaps, edits and moved aliases",
+    "predict": "images, folders, patterns or a CSV -> CSV or Parquet, with a registered model",
+    "explain": "an image -> the decision of a registered model, and a map of what speaks for it",
     "doctor": "what this machine has for what params.yaml asks",
     "main": "dvc repro, track, register: the whole pipeline",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0, 1 data, 2 settings, 3 promotion refused."""
+    """Run one verb and return the exit code: 0, 1 data, 2 settings, 3 promotion refused, 4 audit finding, 5 server."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -43,13 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.chdir(config.find_root(Path(options.root) if options.root else None))
         return globals()[f"_{options.verb}"](options) or 0
     except EquipoiseError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _tell(error)
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
         print("Interrupted. Finished work is kept; the same command goes on from there.", file=sys.stderr)
         return 130
+    except Exception as error:
+        tracking = sys.modules.get("equipoise.tracking")  # where it was never imported no server was asked
+        told = tracking.store_error(error) if tracking else None
+        if told is None and isinstance(error, OSError):
+            told = DataError(
+                f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}. Free space or "
+                "permissions, then run the same command again: finished work is kept."
+            )
+        if told is None:
+            raise
+        return _tell(told)
+
+
+def _tell(error: EquipoiseError) -> int:
+    print(f"{type(error).__name__}: {config.masked(error)}", file=sys.stderr)
+    return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     studied = ("phantom", "ingest", "split", "embed", "scenario", "compare", "report", "leakage", "export")
     for name in (*studied, "promote", "rollback"):
         made[name].add_argument("--study", required=name != "phantom", default="demo", help="a study of params.yaml")
-    for name in ("track", "register"):
+    for name in ("track", "register", "audit"):
         made[name].add_argument("--study", help="a study of params.yaml (default: all of run.studies)")
     for name in ("embed", "scenario", "leakage"):
         made[name].add_argument("--backbone", required=True, help="densenet201, vgg16 or mobilenetv2")
@@ -80,10 +97,21 @@ def _parser() -> argparse.ArgumentParser:
     made["export"].add_argument("--to", help="folder to make (default: exports/STUDY/...)")
     made["export"].add_argument("--copy", action="store_true", help="copy files instead of linking them")
     made["promote"].add_argument("--version", help="promote this version instead of the challenger")
+    made["promote"].add_argument("--force", action="store_true", help="although gates fail; goes with --reason")
+    made["promote"].add_argument("--reason", help="why; kept in the log")
+    made["rollback"].add_argument("--reason", required=True, help="why; kept in the log")
+    made["audit"].add_argument("what", nargs="?", choices=("show", "verify"), default="show", help="default: show")
     made["predict"].add_argument("--model", required=True, help="for example models:/equipoise-demo@champion")
-    made["predict"].add_argument("images", nargs="+", help="image files or folders")
-    made["predict"].add_argument("--out", default="predictions.csv", help="CSV to write (default: predictions.csv)")
+    made["predict"].add_argument("images", nargs="+", help="files, folders, patterns, or a CSV with the column path")
+    made["predict"].add_argument("--out", default="predictions.csv", help=".csv or .parquet (default: predictions.csv)")
+    made["explain"].add_argument("image", help="an image file")
+    made["explain"].add_argument("--model", required=True, help="as for predict")
+    made["explain"].add_argument("-o", "--out", default="explained.png", help="PNG to write (default: explained.png)")
+    made["explain"].add_argument("--class", dest="class_name", help="map of this class (default: the one decided for)")
     made["doctor"].add_argument("--json", action="store_true", help="print JSON")
+    made["doctor"].add_argument("--devices", action="store_true", help="load TensorFlow and name its devices")
+    for name in ("embed", "scenario", "main"):
+        made[name].add_argument("--dry-run", action="store_true", help="say what would run and what it would cost")
     return parser
 
 
@@ -124,6 +152,8 @@ def _ingest(options: argparse.Namespace) -> None:
         _say(f"  ids are keyed hashes; the way back lies in data/local/{options.study}.csv, on this machine only")
     if not summary["patient_ids"]:
         _say("  no patient ids: every image counts as a patient, and intervals will be per image")
+    if odd := ", ".join(f"{count} {name}" for name, count in summary["flagged"].items() if count):
+        _say(f"  kept, and worth a look: {odd}")
     _say(f"  {summary['quarantined']} files quarantined" + (":" if summary["quarantined"] else ""))
     for item in summary["quarantine"][:10]:
         _say(f"    {item['image_id']}: {item['reason']}")
@@ -146,12 +176,23 @@ def _split(options: argparse.Namespace) -> None:
         _say(f"  {check['code']} {check['name']}: {check['answer']}{'; ' + check['detail'] if check['detail'] else ''}")
 
 
+def _dry_run(studies: list[config.Study], backbone: str | None = None, scenarios: list[str] | None = None) -> None:
+    from equipoise import estimate
+
+    for study in studies:
+        found = estimate.steps(study, [backbone] if backbone else None, scenarios, exact=backbone is not None)
+        for line in (*found, estimate.total(found)):
+            _say(f"{study.name}: {line}")
+
+
 def _embed(options: argparse.Namespace) -> None:
     from equipoise import backbones, features, parallel
 
     backbones.load_row(options.backbone)
     timer = parallel.Timer()
     study = config.load_study(options.study)
+    if options.dry_run:
+        return _dry_run([study], options.backbone, [])
     _say(f"building {options.backbone}, weights: {study.settings.embed.weights_for(options.backbone)}")
     meta = features.run(study, options.backbone)
     kind = " (random weights: to try the program, not for results)" if meta["weights"] == "random" else ""
@@ -173,6 +214,8 @@ def _scenario(options: argparse.Namespace) -> None:
     folder = study.result_path(options.backbone, options.scenario)
     if overrides:
         folder = pipeline.adhoc_folder(study, options.backbone, options.scenario, overrides)
+    if options.dry_run:
+        return _dry_run([study], options.backbone, [options.scenario])
     pipeline.ensure(study, options.backbone, _say)
     timer = parallel.Timer()
     summary = scenario.run(study, options.backbone, options.scenario, folder)
@@ -207,11 +250,11 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from equipoise import compare, report
+    from equipoise import compare, openings, report
     from equipoise.records import read_json
 
     study = config.load_study(options.study)
-    comparison = read_json(study.reports_path / "comparison.json")
+    comparison = read_json(study.reports_path / "evidence.json")
     moved = None
     if options.against:
         from equipoise import versions
@@ -219,6 +262,7 @@ def _report(options: argparse.Namespace) -> None:
         moved = versions.moved_patients(study, options.against)
         _print_moved(moved)
     _say(f"report: {report.run(study, comparison, compare.read_results(study), moved).resolve()}")
+    _say(openings.sentence(comparison))
 
 
 def _print_moved(moved: dict[str, Any]) -> None:
@@ -274,7 +318,7 @@ def _track(options: argparse.Namespace) -> None:
     for study in _studies(options):
         done = tracking.track(study)
         written, present = len(done["written"]), len(done["present"])
-        _say(f"{study.name}: {written} results written, {present} already in {tracking.tracking_uri()}")
+        _say(f"{study.name}: {written} results written, {present} already in {tracking.address()}")
 
 
 def _register(options: argparse.Namespace) -> None:
@@ -290,74 +334,83 @@ def _register(options: argparse.Namespace) -> None:
 def _promote(options: argparse.Namespace) -> None:
     from equipoise import registry
 
-    _moved(registry.promote(options.study, options.version))
+    study = config.load_study(options.study)
+    _moved(registry.promote(study, options.version, options.force, options.reason, _say))
 
 
 def _rollback(options: argparse.Namespace) -> None:
     from equipoise import registry
 
-    _moved(registry.rollback(options.study))
+    _moved(registry.rollback(config.load_study(options.study), options.reason, _say))
 
 
 def _moved(done: dict[str, Any]) -> None:
     if not done["moved"]:
         _say(f"version {done['champion']} of {done['name']} is the champion already; nothing moved")
         return
-    before = f"version {done['previous']} is kept for rollback" if done["previous"] else "there was no champion before"
-    _say(f"champion of {done['name']} is now version {done['champion']}; {before}")
+    before = f"version {done['previous']} is kept for rollback" if done["previous"] else "there was no champion"
+    forced = ", forced" if done["forced"] else ""
+    _say(
+        f"champion of {done['name']} is now version {done['champion']}; {before} (decision {done['decision']}{forced})"
+    )
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from equipoise import audit, registry, tracking
+
+    found, store = [], tracking.client()
+    for study in _studies(options):
+        name = registry.model_name(study.name)
+        if options.what == "show":
+            _say(audit.history_text(name, audit.read(store, name)))
+            continue
+        sentences = audit.verify(store, name)
+        _say(f"{name}: " + ("\n  ".join(sentences) or "the log is whole"))
+        found += sentences
+    if found:
+        raise AuditFinding(f"{len(found)} findings. docs/promotion.md says what to do about each.")
 
 
 def _predict(options: argparse.Namespace) -> None:
-    import pandas as pd
+    from equipoise import predict
 
-    from equipoise import images, parallel, registry
+    done = predict.run(options.model, options.images, Path(options.out), _say)
+    marked = f", {done['flagged']} of them marked in `flags`" if done["flagged"] else ""
+    _say(f"{done['predicted']} images predicted{marked}, {done['unreadable']} unreadable; written to {options.out}")
+    if not done["predicted"]:
+        raise EquipoiseError("No image could be read; the column `error` of the file says why.")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from equipoise import gates, gradcam
     from equipoise.records import atomic_path
 
-    paths: list[Path] = []
-    for item in map(Path, options.images):
-        if item.is_dir():
-            paths += sorted(path for path in item.rglob("*") if path.suffix.lower() in images.SUFFIXES)
-        else:
-            paths.append(item)
-    if not paths:
-        raise ConfigError(f"There is no image in {', '.join(options.images)}.")
-    _say(f"loading {options.model}")
-    model = registry.load(options.model)
-    rows: list[dict[str, Any]] = []
-    batches = [paths[start : start + 32] for start in range(0, len(paths), 32)]
-    for batch in parallel.progress(batches, "predicting", len(batches), "batches"):
-        good, data = [], []
-        for path in batch:
-            try:
-                content = path.read_bytes()
-                images.decode(content)
-                good.append(path)
-                data.append(content)
-            except (OSError, ValueError) as error:
-                rows.append({"image": str(path), "error": str(error)})
-        if good:
-            table = model.predict(pd.DataFrame({"image": data}))
-            rows += [{"image": str(path), "error": "", **row} for path, row in zip(good, table.to_dict("records"))]
-    order = {str(path): index for index, path in enumerate(paths)}
-    frame = pd.DataFrame(sorted(rows, key=lambda row: order[row["image"]]))
-    with atomic_path(Path(options.out)) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
-    failed = int((frame["error"] != "").sum())
-    _say(f"{len(frame) - failed} images predicted, {failed} unreadable; written to {options.out}")
-    if failed == len(frame):
-        raise EquipoiseError("No image could be read; the column `error` of the file says why.")
+    out = Path(options.out)
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ConfigError(f"The picture is written as PNG, and {out} is no name of such a file. Use -o NAME.png.")
+    try:
+        content = Path(options.image).read_bytes()
+    except OSError as error:
+        raise DataError(f"{options.image} cannot be read: {error.strerror}.") from error
+    predictor = getattr(gates.load(options.model).unwrap_python_model(), "predictor", None)
+    if predictor is None:
+        raise ConfigError(f"{options.model} is no model of Equipoise, so its maps cannot be drawn.")
+    explained = predictor.explain(content, options.class_name)
+    with atomic_path(out) as temporary:
+        gradcam.figure(explained.pixels, explained.heat, explained.text).savefig(temporary, format="png", dpi=150)
+    _say(f"{options.image}: {explained.text}; written to {out}".replace("\n", "; "))
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from equipoise import doctor
 
     os.environ.pop("MLFLOW_RUN_ID", None)
-    lines = doctor.examine()
+    lines = doctor.examine(options.devices)
     if options.json:
         _say(json.dumps(lines, indent=2))
     else:
         for line in lines:
-            _say(f"{line['level']:8}{line['what']:32}{line['detail']}")
+            _say(f"{line['level']:8}{line['what']:36} {line['detail']}")
     return int(any(line["level"] == "error" for line in lines))
 
 
@@ -365,6 +418,9 @@ def _main(options: argparse.Namespace) -> None:
     from equipoise import pipeline
     from equipoise.records import read_json
 
+    if options.dry_run:
+        options.study = None
+        return _dry_run(_studies(options))
     launcher = "MLFLOW_RUN_ID" in os.environ
     if launcher:
         from equipoise import tracking

@@ -1,40 +1,56 @@
-"""Paired differences against the baseline, corrected for multiplicity; the verdict in words."""
+"""Paired differences against the baseline, corrected for multiplicity, and what stands behind them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri, stdtr
 from statsmodels.stats.multitest import multipletests
 
-from equipoise import checks, controls, metrics, parallel, strategies
+from equipoise import calibration, checks, controls, evidence, intervals, metrics, parallel, strategies, wording
 from equipoise.backbones import load_row
 from equipoise.config import Study
 from equipoise.errors import ConfigError, DataError
 from equipoise.inputs import Inputs
-from equipoise.records import Manifest, Predictions, Splits, digest_of, imbalance_ratio, read_json, write_json
+from equipoise.patients import RULES, by_patient
+from equipoise.records import (
+    Manifest,
+    Predictions,
+    Splits,
+    digest_of,
+    imbalance_ratio,
+    read_json,
+    read_table,
+    write_json,
+)
+from equipoise.wording import BASELINE, UNCLEAR
 
-BASELINE = "baseline"
+table_text = wording.table
 #: Differences shown beside the primary one.
 _SECONDARY = (
     *("free.auroc", "free.average_precision"),
     *("raw.sensitivity", "raw.specificity", "raw.balanced_accuracy", "raw.brier"),
     *("locked.sensitivity", "locked.specificity", "locked.balanced_accuracy", "locked.brier"),
 )
-
-
-#: Findings that a reader of the table must know, whatever else is said about them.
-_WARNINGS = {
-    "EQ005": "too few patients to stratify",
-    "EQ006": "one picture under two classes",
-    "EQ007": "the files' metadata tell the classes apart, and a network may use the same shortcut",
-    "EQ008": "labels permuted between patients are learned, so test is not independent of train",
+#: What comparison.json keeps of all the numbers, beside the primary one.
+_SHORT = {
+    "free": ("auroc", "average_precision"),
+    **dict.fromkeys(("raw", "locked"), ("sensitivity", "specificity", "accuracy", "f1", "balanced_accuracy", "brier")),
 }
+#: A vote is no probability: only what follows from its order and its decisions.
+_NO_PROBABILITY = [
+    f"{point}.{name}"
+    for name, metric in metrics.REGISTRY.items()
+    for point in (("free",) if metric.kind == "rank" else ("raw", "locked"))
+    if metric.kind != "probability"
+]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """One scenario on one backbone, as read back from its files."""
 
@@ -43,21 +59,50 @@ class Result:
     summary: dict[str, Any]
     choices: list[dict[str, Any]]
     predictions: Predictions
-    evaluation: metrics.Evaluation
+    evaluation: intervals.Evaluation
 
 
 def run(study: Study) -> tuple[dict[str, Any], list[Result]]:
-    """Compare the configured scenarios of a study and write comparison.json.
+    """Compare the configured scenarios of a study; write evidence.json and comparison.json.
+
+    Returns:
+        Contents of evidence.json, of which comparison.json is the short form, and what it was made from.
 
     Raises:
         ConfigError: Without the baseline, or for an unknown metric.
         DataError: When a result is missing, or was tested on other rows than the rest.
     """
     results = read_results(study)
-    comparison = compare(study, results, control(study, results))
-    write_json(study.reports_path / "comparison.json", comparison)
+    found = compare(study, results, control(study, results))
+    write_json(study.reports_path / "evidence.json", found)
+    write_json(study.reports_path / "comparison.json", short_form(found))
     # What is printed and drawn is what was written: where a metric does not exist the file says null.
-    return read_json(study.reports_path / "comparison.json"), results
+    return read_json(study.reports_path / "evidence.json"), results
+
+
+def short_form(found: dict[str, Any]) -> dict[str, Any]:
+    """What a reader and `dvc metrics diff` need: main metrics with intervals, the primary difference, the verdicts."""
+    primary = found["primary"]
+
+    def cell(values: Mapping[str, Any]) -> dict[str, float]:
+        kept = ("value", "low", "high", "p_value", "p_holm")
+        return {name: float(f"{values[name]:.5g}") for name in kept if name in values}
+
+    def row(full: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: full[name] for name in ("inner_score", "result_digest", "seed_has_effect", "verdict")}
+        for point, names in _SHORT.items():
+            names = (*names, primary.split(".")[1]) if primary.startswith(point) else names
+            kept[point] = {name: cell(full[point][name]) for name in names if name in full[point]}
+        return kept | ({"delta": {primary: cell(full["delta"][primary])}} if "delta" in full else {})
+
+    return {
+        **found,
+        "checks": [{name: check[name] for name in ("code", "answer", "detail")} for check in found["checks"]],
+        "rows": {
+            backbone: {scenario: row(full) for scenario, full in rows.items()}
+            for backbone, rows in found["rows"].items()
+        },
+    }
 
 
 def control(study: Study, results: list[Result]) -> dict[str, Any]:
@@ -98,8 +143,11 @@ def read_results(study: Study) -> list[Result]:
 
 def load_result(study: Study, backbone: str, scenario: str, folder: Path) -> Result:
     """Read one result back and evaluate it with the study's resamples."""
-    predictions = Predictions.read(folder / "predictions.parquet")
-    evaluation = metrics.evaluate(predictions, study.settings.compare, study.settings.tune.sensitivity_floor)
+    try:
+        predictions = Predictions.read(folder / "predictions.parquet")
+        evaluation = intervals.evaluate(predictions, study.settings.compare, study.settings.tune.sensitivity_floor)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from error
     summary, choices = read_json(folder / "metrics.json"), read_json(folder / "best.json")
     return Result(backbone, scenario, summary, choices, predictions, evaluation)
 
@@ -107,16 +155,80 @@ def load_result(study: Study, backbone: str, scenario: str, folder: Path) -> Res
 def _alike(results: list[Result]) -> None:
     first = results[0]
     for other in results[1:]:
-        for what, mine, its in (
-            ("classes", first.predictions.classes, other.predictions.classes),
-            ("positive class", first.summary["positive_class"], other.summary["positive_class"]),
-            ("test rows (digest)", first.predictions.test_digest()[:12], other.predictions.test_digest()[:12]),
-        ):
+        pairs = {
+            "study": [result.predictions.meta.get("study", "") for result in (first, other)],
+            "classes": [result.predictions.classes for result in (first, other)],
+            "positive class": [result.summary["positive_class"] for result in (first, other)],
+            "test rows (digest)": [result.predictions.test_digest()[:12] for result in (first, other)],
+        }
+        for what, (mine, its) in pairs.items():
             if mine != its:
                 raise DataError(
                     f"{first.backbone}/{first.scenario} and {other.backbone}/{other.scenario} differ in their {what}: "
                     f"{mine} and {its}. Only results on the same test rows can be compared; run `dvc repro`."
                 )
+
+
+def paired(
+    evaluations: Mapping[str, intervals.Evaluation],
+    baselines: Mapping[str, str],
+    primary: str,
+    alpha: float,
+    better: int,
+) -> dict[str, dict[str, Any]]:
+    """The written procedure behind every verdict.
+
+    1. Of each rival, take the difference to its baseline in the primary endpoint, on the test rows and on the same
+       resamples of whole patients: estimate, percentile interval, and the two-sided p, which is twice the smaller share
+       of resamples on either side of 0, the estimate counted as one of them.
+    2. Correct all p together after Holm (1979), over scenarios and backbones.
+    3. With a corrected p not below alpha: "no clear difference". Else "better" or "worse", by the sign of the estimate.
+
+    Args:
+        evaluations: Of rivals and baselines, by any key, on the same resamples.
+        baselines: Key of a rival -> key of its baseline.
+        primary: "point.metric".
+        alpha: Of the intervals and of the family of comparisons.
+        better: 1 where higher is better, -1 where lower is.
+
+    Returns:
+        Key of a rival -> value, low, high, p_value, p_holm, verdict.
+
+    Raises:
+        DataError: When the endpoint exists in no resample.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for rival, baseline in baselines.items():
+        try:
+            found[rival] = difference(evaluations[rival], evaluations[baseline], primary, alpha)
+        except DataError as error:
+            raise DataError(f"{rival}: {error}") from error
+    for row, p_holm in zip(found.values(), holm([row["p_value"] for row in found.values()])):
+        side = "better" if better * row["value"] > 0 else "worse"
+        row |= {"p_holm": p_holm, "verdict": side if p_holm < alpha else UNCLEAR}
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Corrected p (Holm 1979); no p, none corrected.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+
+
+def difference(one: intervals.Evaluation, other: intervals.Evaluation, name: str, alpha: float) -> dict[str, Any]:
+    """Paired difference: estimate, percentile interval, two-sided bootstrap p."""
+    draws = one.draws[name] - other.draws[name]
+    resampled = draws[1:][~np.isnan(draws[1:])]
+    if not len(resampled):
+        raise DataError(f"{name} exists in no resample; the test part is too small.")
+    # The estimate counts as one resample, so that p is never 0.
+    tail = min((resampled <= 0).sum(), (resampled >= 0).sum()) + 1
+    patients, share = one.effective_patients, min(0.5, tail / (len(resampled) + 1))
+    p_value = 2 * float(stdtr(patients - 1, np.sqrt((patients - 1) / patients) * ndtri(share)))
+    return {**intervals.effect(draws, alpha, patients), "p_value": p_value}
 
 
 def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> dict[str, Any]:
@@ -129,41 +241,26 @@ def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> 
         raise ConfigError(
             f"compare.primary is {settings.primary}, which does not exist for {first.predictions.classes}."
         )
-    baselines = {result.backbone: result for result in results if result.scenario == BASELINE}
-    rivals = [result for result in results if result.scenario != BASELINE]
-    better = 1 if metric.better == "higher" else -1
-    deltas = {id(result): _delta(result, baselines[result.backbone], primary, settings.alpha) for result in rivals}
-    if rivals:
-        raw = [deltas[id(result)]["p_value"] for result in rivals]
-        for result, adjusted in zip(rivals, multipletests(raw, alpha=settings.alpha, method="holm")[1]):
-            deltas[id(result)]["p_holm"] = float(adjusted)
+    keyed = {f"{result.backbone}/{result.scenario}": result for result in results}
+    baselines = {key: f"{result.backbone}/{BASELINE}" for key, result in keyed.items() if result.scenario != BASELINE}
+    evaluations = {key: result.evaluation for key, result in keyed.items()}
+    deltas = paired(evaluations, baselines, primary, settings.alpha, 1 if metric.better == "higher" else -1)
+    patient_ids = read_json(study.manifest_path.with_suffix(".json"))["patient_ids"]
+    behind = _behind(study, keyed, baselines, "patients" if patient_ids else "images")
     rows: dict[str, dict[str, Any]] = {}
-    for result in results:
-        row: dict[str, Any] = {
-            "inner_score": result.summary["inner_score"],
-            "result_digest": result.summary["result_digest"],
-            "seed_has_effect": result.summary["seed_has_effect"],
-            **result.evaluation.table(),
-        }
-        if result.scenario == BASELINE:
-            row["verdict"] = BASELINE
-        else:
-            delta = deltas[id(result)]
-            clear = delta["p_holm"] < settings.alpha
-            row["verdict"] = (
-                "no clear difference" if not clear else "better" if better * delta["value"] > 0 else "worse"
-            )
-            row["delta"] = {
-                primary: delta,
-                **{
-                    name: _delta(result, baselines[result.backbone], name, settings.alpha)
-                    for name in _SECONDARY
-                    if name != primary and name in result.evaluation.draws
-                },
-            }
+    for key, result in keyed.items():
+        row = {name: result.summary[name] for name in ("inner_score", "result_digest", "seed_has_effect")}
+        row |= {**result.evaluation.table(), "verdict": BASELINE, "reason": ""}
+        if key in baselines:
+            delta = deltas[key]
+            row["verdict"] = delta.pop("verdict")
+            row["reason"] = wording.reason(delta, row["verdict"], len(deltas), settings.alpha)
+            rest = [name for name in _SECONDARY if name != primary and name in result.evaluation.draws]
+            one, other = result.evaluation, evaluations[baselines[key]]
+            row["delta"] = {primary: delta, **{name: difference(one, other, name, settings.alpha) for name in rest}}
         if result.summary["non_overlapping"]:
             row["non_overlapping"] = result.summary["non_overlapping"]
-        rows.setdefault(result.backbone, {})[result.scenario] = row
+        rows.setdefault(result.backbone, {})[result.scenario] = row | behind[key]
     sign = 1 if metrics.load_metric(study.settings.tune.objective).better == "higher" else -1
     winners = {backbone: _winner(own, sign) for backbone, own in rows.items()}
     challenger = max(winners, key=lambda backbone: _inner(rows[backbone][winners[backbone]], sign))
@@ -176,213 +273,107 @@ def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> 
     comparison = {
         "study": study.name,
         "classes": list(first.predictions.classes),
-        "positive_class": first.summary["positive_class"],
-        "majority_class": first.summary["majority_class"],
-        "minority_classes": first.summary["minority_classes"],
+        **{name: first.summary[name] for name in ("positive_class", "majority_class", "minority_classes")},
         "weights": {result.backbone: result.summary["weights"] for result in results},
-        "mode": first.summary["mode"],
-        "test": first.summary["test"],
+        **{name: first.summary[name] for name in ("mode", "test")},
         "test_images": int(test["image_id"].nunique()),
         "test_patients": int(test["patient_id"].nunique()),
         "test_digest": first.predictions.test_digest(),
         "primary": primary,
         "sensitivity_floor": study.settings.tune.sensitivity_floor,
-        "alpha": settings.alpha,
-        "resamples": settings.resamples,
-        "units": "patients" if read_json(study.manifest_path.with_suffix(".json"))["patient_ids"] else "images",
+        **{"alpha": settings.alpha, "resamples": settings.resamples},
+        "units": "patients" if patient_ids else "images",
+        "comparisons": len(deltas),
+        "seeds": int(test["seed"].nunique()),
+        "folds": int(test["fold"].nunique()),
         "controls": controlled,
         "checks": found,
-        "scheme": splits["scheme"],
-        "group_by": splits["group_by"],
+        **{"scheme": splits["scheme"], "group_by": splits["group_by"]},
         "rows": rows,
         "winners": winners,
         "challenger": challenger,
     }
     comparison["registrable"] = not checks.finding(found, "EQ-OFFICIAL")
-    comparison["verdict"] = verdict_text(comparison)
-    comparison["notes"] = _notes(comparison, results)
-    comparison["digest"] = digest_of({name: value for name, value in comparison.items() if name != "digest"})
-    return comparison
+    comparison["verdict"] = " ".join(wording.verdict(comparison))
+    choices = {f"{result.scenario} ({result.backbone})": result.choices for result in results}
+    comparison["notes"] = wording.notes(comparison, choices, first.summary["settings"]["tune"]) + calibration.guard(
+        first.predictions,
+        study.settings.calibrate.min_patients,
+        study.settings.threshold,
+        study.settings.tune.sensitivity_floor,
+    )
+    return comparison | {"digest": digest_of(comparison)}
 
 
-def _delta(result: Result, baseline: Result, name: str, alpha: float) -> dict[str, Any]:
-    """Paired difference to the baseline: estimate, percentile interval, two-sided bootstrap p."""
-    draws = result.evaluation.draws[name] - baseline.evaluation.draws[name]
-    resampled = draws[1:][~np.isnan(draws[1:])]
-    if not len(resampled):
-        raise DataError(
-            f"{name} of {result.backbone}/{result.scenario} exists in no resample; the test part is too small."
-        )
-    low, high = np.quantile(resampled, [alpha / 2, 1 - alpha / 2])
-    # The estimate counts as one resample, so that p is never 0.
-    tail = min((resampled <= 0).sum(), (resampled >= 0).sum()) + 1
-    p_value = min(1.0, 2 * tail / (len(resampled) + 1))
-    return {"value": float(draws[0]), "low": float(low), "high": float(high), "p_value": float(p_value)}
+def _behind(
+    study: Study, results: Mapping[str, Result], baselines: Mapping[str, str], units: str
+) -> dict[str, dict[str, Any]]:
+    """What stands behind each row: patients, McNemar, per 1,000, prior correction, subgroups, classes, folds."""
+    settings, floor = study.settings.compare, study.settings.tune.sensitivity_floor
+    manifest = Manifest.read(study.manifest_path)
+    labels = manifest.table.set_index("image_id")["label"]
+    found: dict[str, dict[str, Any]] = {}
+    means: dict[str, tuple[Predictions, intervals.Evaluation | None]] = {}
+    for key, result in parallel.progress(results.items(), "patients and subgroups", len(results), "results"):
+        predictions, two = result.predictions, len(result.predictions.classes) == 2
+        whole = {rule: by_patient(predictions, rule, study.settings.threshold, floor) for rule in RULES}
+        levels = {rule: _of_patients(study, own, rule) for rule, own in whole.items()}
+        means[key] = whole["mean"], levels["mean"]
+        prior = None
+        if two and result.summary["mode"] == "probe":
+            plan, _ = read_table(study.result_path(result.backbone, result.scenario) / "plan.parquet")
+            positive = predictions.positive_label
+            prior = evidence.prior_correction(result.scenario, result.choices, plan, labels, positive)
+        found[key] = {
+            "by_fold": result.evaluation.by_fold,
+            "patient": {
+                rule: {
+                    "patients": int(own.part("test").table["patient_id"].nunique()),
+                    "left_out": own.meta["left_out"],
+                    **(level.table() if (level := levels[rule]) else {}),
+                }
+                for rule, own in whole.items()
+                if units == "patients"
+            },
+            "prior_correction": prior,
+            "subgroups": evidence.subgroups(predictions, manifest, settings, floor),
+            "per_class": evidence.per_class(predictions, settings, floor),
+        }
+    for key, baseline in baselines.items():
+        # Penalty and chance move the baseline's offset too; what is left is the remedy's.
+        if (prior := found[key]["prior_correction"]) and (without := found[baseline]["prior_correction"]):
+            prior["found_beyond_baseline"] = prior["found"] - without["found"]
+        (mine, level), (other, base) = means[key], means[baseline]
+        found[key]["mcnemar"] = evidence.mcnemar(mine, other, units)
+        if len(mine.classes) == 2:
+            per = {"images": (results[key].evaluation, results[baseline].evaluation, results[key].predictions)}
+            if units == "patients" and level and base:
+                per = {"patients": (level, base, mine), **per}
+            found[key]["per_1000"] = {unit: evidence.per_thousand(*given, unit) for unit, given in per.items()}
+    for point in ("raw", "locked"):
+        tests = [found[key]["mcnemar"][point] for key in baselines]
+        for test, p_holm in zip(tests, holm([test["p_value"] for test in tests])):
+            test["p_holm"] = p_holm
+    return found
+
+
+def _of_patients(study: Study, own: Predictions, rule: str) -> intervals.Evaluation | None:
+    """All metrics on patients; None where those who show several classes left a class without any."""
+    if own.part("test").table["label"].nunique() < len(own.classes):
+        return None
+    names = _NO_PROBABILITY if rule == "vote" else ()
+    return intervals.evaluate(own, study.settings.compare, study.settings.tune.sensitivity_floor, names)
 
 
 def _winner(rows: dict[str, Any], sign: int) -> str:
     """The baseline, unless scenarios are better: then the best inner score among those."""
     better = [scenario for scenario, row in rows.items() if row["verdict"] == "better"]
-    return max(better, key=lambda scenario: _inner(rows[scenario], sign)) if better else BASELINE
+    return max(better, key=lambda scenario: _inner(rows[scenario], sign), default=BASELINE)
 
 
 def _inner(row: dict[str, Any], sign: int) -> float:
     """The inner score, higher is better; without a search there is none, and it loses to any."""
     return -np.inf if row["inner_score"] is None else sign * row["inner_score"]
-
-
-def metric_label(name: str, floor: float) -> str:
-    """Words for `point.metric`.
-
-    >>> metric_label("free.specificity_at_sensitivity", 0.95)
-    'specificity at 95 % sensitivity'
-    """
-    point, metric = name.split(".")
-    if metric == "specificity_at_sensitivity":
-        return f"specificity at {100 * floor:g} % sensitivity"
-    words = {"auroc": "AUROC", "f1": "F1", "brier": "Brier score"}.get(metric, metric.replace("_", " "))
-    return words + {"free": "", "raw": " at 0.5", "locked": " at the locked threshold"}[point]
-
-
-def verdict_text(comparison: dict[str, Any]) -> str:
-    """One sentence per backbone: which remedy is better than doing nothing, by how much, how surely."""
-    label = metric_label(comparison["primary"], comparison["sensitivity_floor"])
-    level = f"{100 * (1 - comparison['alpha']):g} %"
-    sentences = []
-    for backbone, rows in comparison["rows"].items():
-        winner = comparison["winners"][backbone]
-        rivals = [row for row in rows.values() if "delta" in row]
-        if winner != BASELINE:
-            delta = rows[winner]["delta"][comparison["primary"]]
-            sentences.append(
-                f"{backbone}: {winner} is better than the baseline in {label} by {delta['value']:+.3f} "
-                f"({level} interval {delta['low']:+.3f} to {delta['high']:+.3f}, Holm p = {delta['p_holm']:.3f})."
-            )
-            continue
-        worse = [scenario for scenario, row in rows.items() if row["verdict"] == "worse"]
-        text = f"{backbone}: no remedy is clearly better than the baseline in {label}"
-        if rivals:
-            ends = [row["delta"][comparison["primary"]] for row in rivals]
-            lowest, highest = min(d["low"] for d in ends), max(d["high"] for d in ends)
-            text += f" (intervals of the differences lie within {lowest:+.3f} to {highest:+.3f})"
-        sentences.append(text + (f"; {', '.join(worse)} is worse." if worse else "."))
-    return " ".join(sentences)
-
-
-def _notes(comparison: dict[str, Any], results: list[Result]) -> list[str]:
-    """What a reader must know before believing the table."""
-    units, classes = comparison["units"], comparison["classes"]
-    roles = f"Positive class: {comparison['positive_class']}. " if len(classes) == 2 else ""
-    notes = [
-        f"{roles}Majority: {comparison['majority_class']}. "
-        f"Minority: {', '.join(comparison['minority_classes']) or 'none, the classes are equal'}.",
-        f"Intervals resample the {comparison[f'test_{units}']} test {units} "
-        f"{comparison['resamples']} times; test decided the choice of the winner, so its own number is optimistic.",
-    ]
-    if units == "images":
-        notes.append(
-            "These data carry no patient ids: intervals are per image, too narrow where images share a patient."
-        )
-    if len(classes) == 2 and comparison["positive_class"] == comparison["majority_class"]:
-        notes.append("The positive class is the majority: re-balancing favours the negatives and lowers sensitivity.")
-    for code, text in _WARNINGS.items():
-        notes += [
-            f"{code}: {text}: {check['detail']}."
-            for check in comparison["checks"]
-            if check["code"] == code and check["answer"] == "finding"
-        ]
-    if (weights := comparison["weights"]) and "random" in weights.values():
-        drawn = ", ".join(name for name, kind in weights.items() if kind == "random")
-        notes.append(
-            f"The weights of {drawn} are random, not ImageNet's: the numbers show the procedure, not its best."
-        )
-    still = sorted({result.scenario for result in results if result.summary["seed_has_effect"] is False})
-    if still:
-        notes.append(f"The seed has no effect on {', '.join(still)}: equal numbers over seeds are not zero spread.")
-    plain: dict[str, list[str]] = {}
-    for result in results:
-        for reason in sorted({choice["calibrator"]["reason"] for choice in result.choices} - {""}):
-            plain.setdefault(reason, []).append(f"{result.scenario} ({result.backbone})")
-    for reason, names in plain.items():
-        which = "every scenario" if len(names) == len(results) else ", ".join(names)
-        notes.append(f"Calibration is the identity for {which}: {reason}.")
-    vague = sorted(
-        {
-            f"{result.scenario} ({result.backbone})"
-            for result in results
-            if result.scenario != BASELINE and not any(choice.get("identified") for choice in result.choices)
-        }
-    )
-    if vague:
-        notes.append(
-            f"The parameter is not identified by these data, so published settings are kept: {', '.join(vague)}."
-        )
-    folds = {choice["inner_folds"] for result in results for choice in result.choices}
-    wanted = results[0].summary["settings"]["tune"]["inner_folds"]
-    if min(folds) < wanted:
-        notes.append(f"A class has few train patients: inner folds fell from {wanted} to as few as {min(folds)}.")
-    if not comparison["registrable"]:
-        notes.append(
-            f"EQ-OFFICIAL: {_detail(comparison, 'EQ-OFFICIAL')}. Results are also given on the other rows, and nothing "
-            f"can be registered from this split."
-        )
-    return notes
-
-
-def _detail(comparison: dict[str, Any], code: str) -> str:
-    return next(check["detail"] for check in comparison["checks"] if check["code"] == code)
-
-
-def table_text(comparison: dict[str, Any]) -> str:
-    """The comparison as lines of text, one row per scenario."""
-    primary, binary = comparison["primary"], len(comparison["classes"]) == 2
-    label = metric_label(primary, comparison["sensitivity_floor"])
-    columns = ["free.auroc", *([primary] if primary != "free.auroc" else [])]
-    columns += (
-        ["raw.sensitivity", "raw.specificity", "locked.sensitivity", "locked.specificity"]
-        if binary
-        else [
-            "raw.accuracy",
-            "raw.balanced_accuracy",
-        ]
-    )
-    short = {"raw.sensitivity": "sens @0.5", "raw.specificity": "spec @0.5", "locked.sensitivity": "sens locked"}
-    short |= {
-        "locked.specificity": "spec locked",
-        primary: label.replace("specificity", "spec").replace("sensitivity", "sens"),
-    }
-    heads = [
-        "scenario",
-        *(short.get(name, metric_label(name, 0)) for name in columns),
-        "difference to baseline",
-        "verdict",
-    ]
-    per = "; intervals are per image: there are no patient ids" if comparison["units"] == "images" else ""
-    lines = []
-    for backbone, rows in comparison["rows"].items():
-        body = []
-        for scenario, row in rows.items():
-            cells = [scenario]
-            for name in columns:
-                point, metric = name.split(".")
-                value = row[point][metric]
-                cells.append(f"{_number(value['value'])} [{_number(value['low'])}, {_number(value['high'])}]")
-            delta = row.get("delta", {}).get(primary)
-            cells.append(
-                f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}] p={delta['p_holm']:.3f}"
-                if delta
-                else "-"
-            )
-            body.append([*cells, row["verdict"] + (" *" if comparison["winners"][backbone] == scenario else "")])
-        widths = [max(len(row[index]) for row in [heads, *body]) for index in range(len(heads))]
-        lines.append(f"{comparison['study']}, {backbone} (* the winner; difference in {label}, p after Holm{per})")
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [heads, *body]]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or np.isnan(value) else f"{value:.3f}"
 
 
 def distribution(results: list[Result]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,20 +15,53 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from equipoise.errors import ConfigError, unknown_name
 
 PARAMS = "params.yaml"
+#: The shipped file has about 250.
+_VALUES_MAX = 20_000
 
 #: Sections of the settings that a result depends on beyond its parents; overrides may touch these only.
 SCENARIO_SECTIONS = ("tune", "train", "finetune", "calibrate", "threshold", "compare")
 
+_short = reprlib.repr
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values cannot change afterwards."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
+            if isinstance(values.get(name), bool) and "bool" not in str(field.annotation):
+                raise ValueError(f"{name} is {values[name]}, which is neither a number nor a name")
+        return values
+
+
+class Engine(Section):
+    """Where jobs run side by side: processes of this machine, or the workers of a Dask scheduler."""
+
+    backend: Literal["loky", "dask"] = "loky"
+    scheduler: str | None = None
+    workers: int = 1
+
+    @model_validator(mode="after")
+    def _usable(self) -> Engine:
+        if self.workers < -1 or self.workers == 0:
+            raise ValueError(f"workers is {self.workers}; -1 (every core) or at least 1 is expected")
+        if self.scheduler and self.backend != "dask":
+            raise ValueError("scheduler is set, and only backend: dask has one")
+        return self
+
+    @property
+    def address(self) -> str | None:
+        """The scheduler to join; None starts workers on this machine."""
+        return environment("EQUIPOISE_DASK_SCHEDULER") or self.scheduler if self.backend == "dask" else None
 
 
 class Phantom(Section):
@@ -43,7 +77,7 @@ class Phantom(Section):
     radius_high_fraction: Fraction
     patient_effect: NonNegative
     noise: NonNegative
-    seed: int
+    seed: Seed
 
 
 class Ingest(Section):
@@ -70,7 +104,7 @@ class Split(Section):
     test_fraction: Fraction
     folds: Annotated[int, Field(ge=2)]
     repeats: Count
-    seed: int
+    seed: Seed
 
 
 class Augment(Section):
@@ -85,7 +119,7 @@ class Augment(Section):
     brightness_fraction: Annotated[float, Field(ge=0, lt=1)]
     contrast_fraction: Annotated[float, Field(ge=0, lt=1)]
     stain_fraction: Annotated[float, Field(ge=0, lt=1)]
-    seed: int
+    seed: Seed
 
 
 class Embed(Section):
@@ -127,7 +161,7 @@ class Tune(Section):
     objective: str
     sensitivity_floor: Fraction
     constraint: Constraint | None
-    mode: Literal["probe"]
+    mode: Literal["probe", "finetune"]
     storage: Annotated[str | None, Field(exclude=True)]  # where a search is kept changes no number, so no digest either
     l2_low: Positive
     l2_high: Positive
@@ -157,7 +191,7 @@ class Train(Section):
     """How the final models are fitted."""
 
     mode: Literal["probe", "finetune"]
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
 
 
 class Finetune(Section):
@@ -194,13 +228,29 @@ class Compare(Section):
     alpha: Fraction
     resamples: Annotated[int, Field(ge=100)]
     permutations: Annotated[int, Field(ge=20)]
-    seed: int
+    mistakes: Annotated[int | None, Field(ge=0, exclude=True)]  # showing them changes no number, so no digest either
+    seed: Seed
 
 
 class Tracking(Section):
     """Which trials are mirrored into MLflow as child runs."""
 
     trials: Literal["all", "best", "none"]
+
+
+class Promote(Section):
+    """Bounds of the gates between challenger and champion."""
+
+    non_inferiority_margin: Annotated[float, Field(ge=0, lt=1)]
+    sensitivity_low_at_least: Annotated[float, Field(ge=0, le=1)]
+    calibration_slope: tuple[Positive, Positive]
+    min_patients: Count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Promote:
+        if self.calibration_slope[0] > self.calibration_slope[1]:
+            raise ValueError("calibration_slope: [lowest, highest] is expected")
+        return self
 
 
 class Settings(Section):
@@ -218,6 +268,7 @@ class Settings(Section):
     threshold: Threshold
     compare: Compare
     tracking: Tracking
+    promote: Promote
 
     def sections(self, *names: str) -> dict[str, Any]:
         """Plain data of some sections, as kept beside results and mirrored into MLflow."""
@@ -232,7 +283,7 @@ class Study(Section):
     scenario_settings: dict[str, dict[str, Any]]
     backbones: tuple[str, ...]
     scenarios: tuple[str, ...]
-    workers: int
+    engine: Engine
 
     @property
     def dataset(self) -> str:
@@ -286,13 +337,11 @@ def read_params(root: Path = Path()) -> dict[str, Any]:
     """Plain contents of params.yaml."""
     path = Path(root) / PARAMS
     try:
-        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+        params = _yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no {path}. Run Equipoise inside a checkout.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]} {_where(error)}") from error
     if not isinstance(params, dict):
         raise ConfigError(
             f"{path} holds {type(params).__name__}, a mapping with run, defaults and studies is expected."
@@ -300,9 +349,24 @@ def read_params(root: Path = Path()) -> dict[str, Any]:
     return params
 
 
-def _where(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"(line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+def _yaml(text: str, where: str) -> Any:
+    """Read YAML; anchors that repeat each other without end are refused before anything walks through them."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{where} is not valid YAML: {str(error).splitlines()[0]}{place}.") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:  # a date that is none, deep brackets
+        raise ConfigError(f"{where} is not valid YAML: {str(error)[:100]}.") from error
+    waiting, seen = [value], 0
+    while waiting:
+        item = waiting.pop()
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else ()
+        seen += 1
+        if seen > _VALUES_MAX:
+            raise ConfigError(f"{where} holds more than {_VALUES_MAX:,} values once its anchors are written out.")
+    return value
 
 
 def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[str, Any] | None = None) -> Study:
@@ -321,13 +385,15 @@ def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[
     studies = _mapping(params, "studies")
     if name not in studies:
         raise unknown_name("study", name, studies)
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise ConfigError(f"The study name {_short(name)} names files: letters, digits, '_', '-' and '.' are expected.")
     merged = copy.deepcopy(_mapping(params, "defaults"))
     _known_keys(merged, set(Settings.model_fields), "defaults.")
     own = studies[name] or {}
     _known_keys(own, set(Settings.model_fields), f"studies.{name}.")
     for section, values in (*merged.items(), *own.items()):
         if not isinstance(values, dict | None):
-            raise ConfigError(f"Section '{section}' of study '{name}' is {values!r}, a mapping is expected.")
+            raise ConfigError(f"Section '{section}' of study '{name}' is {_short(values)}, a mapping is expected.")
     for section, values in own.items():
         merged[section] = {**(merged.get(section) or {}), **(values or {})}
     merged["phantom"] = merged.get("phantom") or None
@@ -335,7 +401,7 @@ def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[
         section, _, field = key.partition(".")
         _known_keys({section: None}, set(Settings.model_fields), "")
         if not field:
-            raise ConfigError(f"'{key}' is a section; name a key in it, for example {section}.KEY=VALUE.")
+            raise ConfigError(f"'{key:.100}' is a section; name a key in it, for example {section}.KEY=VALUE.")
         merged[section] = {**(merged.get(section) or {}), field: value}
     for section in Settings.model_fields:
         model = _section_model(section)
@@ -346,7 +412,7 @@ def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[
         _known_keys(merged[section], set(model.model_fields), f"studies.{name}.{section}.")
     run = _mapping(params, "run")
     _known_keys(run, {"studies", "backbones", "scenarios"}, "run.")
-    _known_keys(engine := _mapping(params, "engine"), {"workers"}, "engine.")
+    _known_keys(engine := _mapping(params, "engine"), set(Engine.model_fields), "engine.")
     try:
         return Study(
             name=name,
@@ -354,7 +420,7 @@ def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[
             scenario_settings={key: value or {} for key, value in _mapping(params, "scenarios").items()},
             backbones=_names(run, "backbones"),
             scenarios=_names(run, "scenarios"),
-            workers=engine.get("workers", 1),
+            engine=engine,  # type: ignore[arg-type]
         )
     except ValidationError as error:
         raise ConfigError(_validation_text(name, error)) from error
@@ -374,16 +440,27 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
-        raise ConfigError(f"'{text}' is not of the form section.key=value, for example tune.trials=5.")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{text}': the value is not valid YAML {_where(error)}.") from error
+        raise ConfigError(f"'{text:.100}' is not of the form section.key=value, for example tune.trials=5.")
+    return key.strip(), _yaml(value, f"'{text:.100}'")
 
 
 def environment(name: str) -> str | None:
     """An environment variable that Equipoise respects, None when unset or empty."""
     return os.environ.get(name) or None
+
+
+def masked(text: object) -> str:
+    """Text without passwords: those in addresses, and the values of variables that are named like secrets.
+
+    >>> masked("postgresql://ada:pa@ss@host/searches?sslpassword=x&a=1")
+    'postgresql://***@host/searches?sslpassword=***&a=1'
+    """
+    shown = re.sub(r"(://)[^/\s'\"]*@|[^\s:/@'\"]+:[^\s/'\"]+@", lambda found: (found[1] or "") + "***@", str(text))
+    shown = re.sub(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\";,]+", r"\1***", shown)
+    for name, value in os.environ.items():
+        if re.search(r"PASSWORD|TOKEN|SECRET", name) and len(value) >= 6:
+            shown = shown.replace(value, "***")
+    return shown
 
 
 def _section_model(section: str) -> type[Section]:
@@ -393,20 +470,20 @@ def _section_model(section: str) -> type[Section]:
 def _mapping(params: dict[str, Any], key: str) -> dict[str, Any]:
     value = params.get(key)
     if not isinstance(value, dict):
-        raise ConfigError(f"params.yaml needs a mapping under '{key}', it holds {value!r}.")
+        raise ConfigError(f"params.yaml needs a mapping under '{key}', it holds {_short(value)}.")
     return value
 
 
 def _names(run: dict[str, Any], key: str) -> tuple[str, ...]:
     names = run.get(key) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"run.{key} is {names!r}, a list of names is expected, for example [{names}].")
+        raise ConfigError(f"run.{key} is {_short(names)}, a list of names is expected, for example [demo].")
     return tuple(dict.fromkeys(names))
 
 
 def _known_keys(values: Any, known: set[str], prefix: str) -> None:
     if not isinstance(values, dict):
-        raise ConfigError(f"params.yaml needs a mapping under '{prefix.rstrip('.')}', it holds {values!r}.")
+        raise ConfigError(f"params.yaml needs a mapping under '{prefix.rstrip('.')}', it holds {_short(values)}.")
     for key in values:
         if key not in known:
             raise unknown_name("key", f"{prefix}{key}", {prefix + name for name in known}, " in params.yaml")
@@ -414,7 +491,7 @@ def _known_keys(values: Any, known: set[str], prefix: str) -> None:
 
 def _validation_text(study: str, error: ValidationError) -> str:
     lines = []
-    for item in error.errors():
+    for item in error.errors()[:10]:
         where = ".".join(str(part) for part in item["loc"] if part != "settings")
-        lines.append(f"{where} is {item['input']!r}: {item['msg']}")
+        lines.append(f"{where} is {_short(item['input'])}: {item['msg']}")
     return f"Settings of study '{study}' cannot be used. " + "; ".join(lines) + ". Correct params.yaml."

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from equipoise import head, metrics
+from equipoise import head, intervals
 from equipoise.checks import Check
 from equipoise.config import Compare
 from equipoise.inputs import Inputs
@@ -33,7 +33,7 @@ def metadata_only(manifest: Manifest, splits: Splits, settings: Compare, sensiti
     came from different devices or were stored differently it does well, and so may a network, for that reason alone.
 
     Returns:
-        The interval of `metrics.Evaluation.interval`: value, low, high, over patients.
+        The interval of `intervals.Evaluation.interval`: value, low, high, over patients.
     """
     table = manifest.table
     sizes = np.log(table[["width_px", "height_px", "bytes"]].to_numpy(dtype=np.float64))
@@ -71,7 +71,9 @@ def permuted_labels(
     """
     people, patients = pd.factorize(inputs.manifest.table["patient_id"], sort=True)
     classes = len(inputs.manifest.classes)
-    own = _patient_labels(people, inputs.labels(np.arange(len(people))), len(patients), classes)
+    shown = np.zeros((len(patients), classes), dtype=int)
+    np.add.at(shown, (people, inputs.labels(np.arange(len(people)))), 1)
+    own = shown.argmax(axis=1)  # the class most images of a patient show
     rng = np.random.default_rng([seed, 8])
     shuffled = np.stack([rng.permutation(own) for _ in range(permutations)])
     observed, chance = [], []
@@ -89,13 +91,15 @@ def checks_of(metadata: dict[str, Any], permuted: dict[str, dict[str, float]]) -
     """EQ007 and EQ008 in words."""
     text = f"width, height, bytes and grey level alone reach AUROC {metadata['value']:.3f} [{metadata['low']:.3f}, "
     text += f"{metadata['high']:.3f}]"
-    found = [Check("EQ007", "classes told apart by metadata alone", _finding(metadata["low"] > 0.5), text)]
+    found = [
+        Check("EQ007", "classes told apart by metadata alone", "finding" if metadata["low"] > 0.5 else "none", text)
+    ]
     outside = [name for name, row in permuted.items() if not row["low"] <= row["auroc"] <= row["high"]]
     values = "; ".join(
         f"{name}: AUROC {row['auroc']:.3f}, chance gives {row['low']:.3f} to {row['high']:.3f}"
         for name, row in permuted.items()
     )
-    found.append(Check("EQ008", "permuted labels are learned", _finding(bool(outside)), values))
+    found.append(Check("EQ008", "permuted labels are learned", "finding" if outside else "none", values))
     return found
 
 
@@ -128,21 +132,10 @@ def prediction_rows(
 
 def evaluated(
     manifest: Manifest, frames: Sequence[pd.DataFrame], settings: Compare, sensitivity_floor: float
-) -> metrics.Evaluation:
+) -> intervals.Evaluation:
     """Metrics with intervals of the rows that `prediction_rows` made, one frame per round."""
     meta = {"classes": list(manifest.classes), "positive_class": manifest.positive_class}
-    return metrics.evaluate(Predictions(pd.concat(frames, ignore_index=True), meta), settings, sensitivity_floor)
-
-
-def _finding(yes: bool) -> Any:
-    return "finding" if yes else "none"
-
-
-def _patient_labels(people: np.ndarray, labels: np.ndarray, patients: int, classes: int) -> np.ndarray:
-    """The class most images of a patient show, int (num_patients,)."""
-    counts = np.zeros((patients, classes), dtype=int)
-    np.add.at(counts, (people, labels), 1)
-    return counts.argmax(axis=1)
+    return intervals.evaluate(Predictions(pd.concat(frames, ignore_index=True), meta), settings, sensitivity_floor)
 
 
 def _ridge_scores(

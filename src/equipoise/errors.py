@@ -34,13 +34,25 @@ class PromotionRefused(EquipoiseError):
     exit_code = 3
 
 
+class AuditFinding(EquipoiseError):
+    """The log of decisions has a gap or an edit, or the champion is not where the log left it."""
+
+    exit_code = 4
+
+
+class StoreError(EquipoiseError):
+    """MLflow's server cannot be reached or does not let this user; results stay in files."""
+
+    exit_code = 5
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
     """Build the error for a name that does not exist, with the nearest one that does.
 
     >>> str(unknown_name("scenario", "oversampl", ["baseline", "oversample"]))
     "There is no scenario 'oversampl'. Did you mean 'oversample'? Known: baseline, oversample."
     """
-    names = sorted(known)
+    name, names = str(name)[:100], sorted(map(str, known))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return ConfigError(f"There is no {kind} '{name}'{where}.{hint} Known: {', '.join(names) or 'none'}.")

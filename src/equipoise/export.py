@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -21,22 +19,7 @@ from equipoise.records import Manifest, Splits, digest_of, read_json, read_table
 
 _NOTE = "export.json"
 _COLUMNS = ["image_id", "sha256", "label", "class_name"]
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One file or row to write: an image of a part, the how-manieth draw of it, and its view (0: plain).
-
-    A draw may be mixed: `mix` (0..1) of the way to the features of `partner_id`; and it may weigh more or less than 1.
-    """
-
-    row: Any
-    part: str
-    draw: int = 0
-    view: int = 0
-    partner_id: str | None = None
-    mix: float = 0.0
-    weight: float = 1.0
+_DRAW = ["draw", "view", "partner_id", "mix", "weight"]
 
 
 def run(
@@ -112,67 +95,58 @@ def _plan(study: Study, layout: str, scenario: str | None, backbone: str | None)
     return plan[plan["seed"] == plan["seed"].iloc[0]].drop(columns="seed").reset_index(drop=True)
 
 
-def _items(manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, repeat: int, fold: int) -> Iterator[_Item]:
-    """What belongs into one round: every image once, but train rows as often as the plan draws them."""
+def _items(manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, repeat: int, fold: int) -> pd.DataFrame:
+    """What belongs into one round, a row for each file: every image once, but train rows as the plan draws them.
+
+    `draw` counts the draws of a view (0: plain) of an image. A draw may be mixed: `mix` (0..1) of the way to the
+    features of `partner_id`; and it may weigh more or less than 1.
+    """
     rows = splits.round(repeat, fold).merge(manifest.table[_COLUMNS], on="image_id")
-    for row in rows.itertuples(index=False):
-        if plan is None or row.part != "train":
-            yield _Item(row, row.part)
-    if plan is not None:
-        drawn = plan[(plan["repeat"] == repeat) & (plan["fold"] == fold)]
-        by_id = {row.image_id: row for row in rows.itertuples(index=False)}
-        repeats = drawn.groupby(["image_id", "view"]).cumcount()
-        more = drawn.reindex(columns=["partner_id", "mix", "weight"]).itertuples(index=False)
-        for image_id, view, draw, extra in zip(drawn["image_id"], drawn["view"], repeats, more):
-            yield _Item(by_id[image_id], "train", int(draw), int(view), *extra)
+    whole = rows.assign(draw=0, view=0, partner_id=None, mix=0.0, weight=1.0)
+    if plan is None:
+        return whole
+    drawn = plan[(plan["repeat"] == repeat) & (plan["fold"] == fold)]
+    drawn = drawn.assign(draw=drawn.groupby(["image_id", "view"]).cumcount()).reindex(columns=["image_id", *_DRAW])
+    return pd.concat([whole[whole["part"] != "train"], drawn.merge(rows, on="image_id", how="left")])
 
 
 def _write_folders(
     study: Study, manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, work: Path, copy: bool
 ) -> int:
-    places = ingest.locate(study, manifest)
-    rounds = splits.rounds()
-    files = 0
+    places, rounds, files = ingest.locate(study, manifest), splits.rounds(), 0
     for repeat, fold in rounds:
         top = work / f"repeat{repeat}_fold{fold}" if len(rounds) > 1 else work
-        items = list(_items(manifest, splits, plan, repeat, fold))
+        items = list(_items(manifest, splits, plan, repeat, fold).itertuples(index=False))
         for item in parallel.progress(items, f"exporting repeat {repeat}, fold {fold}", len(items), "files"):
-            place = places[item.row.image_id]
-            target = top / item.part / item.row.class_name / _file_name(item, place)
+            place = places[item.image_id]
+            target = top / item.part / item.class_name / _file_name(item, place)
             target.parent.mkdir(parents=True, exist_ok=True)
             if item.view:
-                _render(study, place, item.row.sha256, item.view, target)
+                _render(study, place, item.sha256, item.view, target)
             elif ".npz/" in place:
                 target.write_bytes(images.read(study.raw, place))
             else:
                 _link(study.raw / place, target, copy)
-            files += 1
+        files += len(items)
     return files
 
 
 def _write_csv(
     study: Study, manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, work: Path, copy: bool
 ) -> int:
-    places = ingest.locate(study, manifest)
-    frames = [
-        {
-            **{"repeat": repeat, "fold": fold, "part": item.part, "image_id": item.row.image_id},
-            **{"path": places[item.row.image_id], "patient_id": item.row.patient_id, "label": item.row.label},
-            **{"class_name": item.row.class_name, "draw": item.draw, "view": item.view},
-            **{"partner_id": item.partner_id, "mix": item.mix, "weight": item.weight},
-        }
-        for repeat, fold in splits.rounds()
-        for item in _items(manifest, splits, plan, repeat, fold)
-    ]
-    pd.DataFrame(frames).to_csv(work / "split.csv", index=False, lineterminator="\n")
+    rounds = [_items(manifest, splits, plan, *key).assign(repeat=key[0], fold=key[1]) for key in splits.rounds()]
+    table = pd.concat(rounds)
+    table["path"] = table["image_id"].map(ingest.locate(study, manifest))
+    names = ["repeat", "fold", "part", "image_id", "path", "patient_id", "label", "class_name", *_DRAW]
+    table[names].to_csv(work / "split.csv", index=False, lineterminator="\n")
     return 1
 
 
-def _file_name(item: _Item, place: str) -> str:
+def _file_name(item: Any, place: str) -> str:
     """The image id as one name, with the number of a further draw or of the view before the suffix."""
     path = PurePosixPath(place)
     suffix = ".bmp" if ".npz/" in place else path.suffix
-    stem = item.row.image_id.removesuffix(path.suffix).replace("/", "__")
+    stem = item.image_id.removesuffix(path.suffix).replace("/", "__")
     view = f".view{item.view}" if item.view else ""
     draw = f".draw{item.draw}" if item.draw else ""
     return f"{stem}{view}{draw}{'.png' if item.view else suffix}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from equipoise import augment, backbones, images, ingest, parallel
-from equipoise.config import Augment, Embed, Study
+from equipoise.config import Augment, Embed, Engine, Study
 from equipoise.errors import ConfigError, DataError
 from equipoise.records import (
     Manifest,
@@ -32,7 +34,7 @@ from equipoise.records import (
 
 #: Part of every key: raise it when decoding, resizing or scaling changes, so that no stale feature is used.
 PIPELINE = "pillow-rgb8/antialias-bilinear/1"
-_SHARDS = Path("data/cache/features")
+SHARDS = Path("data/cache/features")
 _SHARD_ROWS = 256
 #: Rounding of a stored feature over its spread; an ImageNet MobileNetV2 on chest films has 0.0003.
 _BLUR_LIMIT = 0.01
@@ -159,35 +161,22 @@ def run(study: Study, backbone: str) -> dict[str, Any]:
         ConfigError: When float16 cannot tell the images apart.
         DataError: When an image has changed since ingest, or a feature is not a finite number.
     """
-    settings = study.settings.embed
-    manifest = Manifest.read(study.manifest_path)
-    wanted = wanted_rows(manifest, settings.views, settings.views_of)
-    wanted["path"] = wanted["image_id"].map(ingest.locate(study, manifest))
-    weights, pipeline = settings.weights_for(backbone), pipeline_of(settings)
-    model = backbones.build(backbone, weights, settings.image_size_px, pipeline)
-    key = {
-        "backbone": backbone,
-        "weights_digest": backbones.weights_digest(model),
-        "image_size_px": settings.image_size_px,
-        "pipeline": pipeline,
-    }
-    embedder = Embedder(model, settings.image_size_px, pipeline)
+    manifest, wanted, key, embedder, works = _prepare(study, backbone)
+    weights = study.settings.embed.weights_for(backbone)
     parts: list[tuple[Path, np.ndarray, np.ndarray]] = []
     passes = {"images": 0, "views": 0}
-    computed = 0
-    for augmented, rows in wanted.groupby(wanted["view"] > 0, sort=True):
-        policy = study.settings.augment if augmented else None
-        folder = _SHARDS / digest_of({**key, "augment": policy.model_dump() if policy else None})[:24]
-        work = _Pass(
-            backbone, weights, settings.image_size_px, pipeline, study.raw, policy, settings.batch_size, folder
-        )
+    computed, start = 0, time.monotonic()
+    for work, rows in works:
+        folder = work.folder
         missing = _find(folder, rows, parts)
-        _embed(work, [tuple(row) for row in missing[["sha256", "view", "path"]].itertuples(index=False)], embedder)
+        todo = [tuple(row) for row in missing[["sha256", "view", "path"]].itertuples(index=False)]
+        _embed(work, todo, embedder, study.engine)
         left = _find(folder, missing, parts) if len(missing) else missing
         if len(left):
             raise DataError(f"{len(left)} features vanished from {folder} while they were made. Run embed again.")
         computed += len(missing)
-        passes["views" if augmented else "images"] = len(rows)
+        passes["views" if work.policy else "images"] = len(rows)
+    seconds = round(time.monotonic() - start, 3)
     folder = study.features_path(backbone)
     digest = _assemble(folder / "features.npy", parts, (len(wanted), embedder.num_features), backbone)
     write_table(folder / "index.parquet", wanted[["sha256", "view"]], {})
@@ -203,10 +192,39 @@ def run(study: Study, backbone: str) -> dict[str, Any]:
         "digest": digest_of([digest, file_digest(folder / "index.parquet")]),
     }
     write_json(folder / "meta.json", meta)
-    with open(_SHARDS / "passes.jsonl", "a", encoding="utf-8") as journal:
-        line = {"study": study.name, "backbone": backbone, "passes": len(wanted), "passes_now": computed}
-        journal.write(json.dumps(line) + "\n")
+    with open(SHARDS / "passes.jsonl", "a", encoding="utf-8") as journal:
+        line = {"study": study.name, "backbone": backbone, "image_size_px": embedder.size_px, "passes": len(wanted)}
+        journal.write(json.dumps({**line, "passes_now": computed, "seconds": seconds}) + "\n")
     return {**meta, "passes_now": computed, "folder": str(folder)}
+
+
+def passes_left(study: Study, backbone: str) -> int:
+    """Passes that `run` would make now. Builds the backbone: features are kept under the digest of its weights."""
+    return sum(len(_find(work.folder, rows, [])) for work, rows in _prepare(study, backbone)[-1])
+
+
+def _prepare(
+    study: Study, backbone: str
+) -> tuple[Manifest, pd.DataFrame, dict[str, Any], Embedder, list[tuple[_Pass, pd.DataFrame]]]:
+    settings = study.settings.embed
+    manifest = Manifest.read(study.manifest_path)
+    wanted = wanted_rows(manifest, settings.views, settings.views_of)
+    wanted["path"] = wanted["image_id"].map(ingest.locate(study, manifest))
+    weights, pipeline = settings.weights_for(backbone), pipeline_of(settings)
+    model = backbones.build(backbone, weights, settings.image_size_px, pipeline)
+    key: dict[str, Any] = {
+        "backbone": backbone,
+        "weights_digest": backbones.weights_digest(model),
+        "image_size_px": settings.image_size_px,
+        "pipeline": pipeline,
+    }
+    works = []
+    for augmented, rows in wanted.groupby(wanted["view"] > 0, sort=True):
+        policy = study.settings.augment if augmented else None
+        folder = SHARDS / digest_of({**key, "augment": policy.model_dump() if policy else None})[:24]
+        model_of = (backbone, key["weights_digest"], settings.image_size_px, pipeline)
+        works.append((_Pass(*model_of, study.raw, policy, settings.batch_size, folder), rows))
+    return manifest, wanted, key, Embedder(model, settings.image_size_px, pipeline), works
 
 
 def _find(folder: Path, rows: pd.DataFrame, parts: list[tuple[Path, np.ndarray, np.ndarray]]) -> pd.DataFrame:
@@ -255,23 +273,45 @@ def _assemble(target: Path, parts: list[tuple[Path, np.ndarray, np.ndarray]], sh
 _Row = tuple[str, int, str]
 
 
-def _embed(work: _Pass, rows: list[_Row], embedder: Embedder) -> None:
-    """Make shards of rows, divided over the GPUs where there are several, by one process each."""
+def _embed(work: _Pass, rows: list[_Row], embedder: Embedder, engine: Engine) -> None:
+    """Make shards of rows: here, in one process for each GPU where there are several, or by the workers of `engine`."""
     size = max(1, _SHARD_ROWS // work.batch_size) * work.batch_size
     pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
-    devices = backbones.devices()
-    if min(len(devices), len(pieces)) < 2:
-        work.embed(pieces, embedder)
+    devices, here = backbones.devices(), engine.backend == "loky"
+    # A GPU searches for the best way to compute every new shape, so its last batch is filled up.
+    fill = len(rows) > work.batch_size
+    if len(pieces) < 2 or (here and (len(devices) == 1 or (not devices and engine.workers == 1))):
+        work.embed(pieces, embedder, fill)
         return
-    jobs = [(device, Path.cwd(), work, pieces[number :: len(devices)]) for number, device in enumerate(devices)]
-    parallel.run_jobs(_on_device, [job for job in jobs if job[3]], "backbone pass, GPUs", len(devices))
+    jobs: list[tuple[Any, ...]] = [(work, [piece], fill, None) for piece in pieces]
+    if here and devices:
+        jobs = [(work, pieces[number :: len(devices)], fill, device) for number, device in enumerate(devices)]
+        jobs, engine = [job for job in jobs if job[1]], Engine(workers=len(devices))
+    # Workers read the weights: they may lack the file, and beside Dask's threads drawing them is not repeatable.
+    with atomic_path(_weights_path(work.weights_digest)) as path, open(path, "wb") as handle:
+        np.savez(handle, *embedder.model.get_weights())
+    parallel.run_jobs(_in_worker, jobs, "backbone pass", engine)
 
 
-def _on_device(device: str, folder: Path, work: _Pass, pieces: list[list[_Row]]) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = device  # before TensorFlow is imported in this process
-    os.chdir(folder)
-    model = backbones.build(work.backbone, work.weights, work.size_px, work.pipeline)
-    work.embed(pieces, Embedder(model, work.size_px, work.pipeline))
+def _in_worker(work: _Pass, pieces: list[list[_Row]], fill: bool, device: str | None) -> None:
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before TensorFlow is imported in this process
+    work.embed(pieces, _embedder(work.backbone, work.weights_digest, work.size_px, work.pipeline), fill)
+
+
+def _weights_path(digest: str) -> Path:
+    return SHARDS / f"{digest[:24]}.npz"
+
+
+@functools.lru_cache(maxsize=1)
+def _embedder(backbone: str, weights_digest: str, size_px: int, pipeline: str) -> Embedder:
+    """A worker builds the backbone once."""
+    model = backbones.build(backbone, "random", size_px, pipeline)
+    with np.load(_weights_path(weights_digest), allow_pickle=False) as weights:
+        model.set_weights([weights[name] for name in weights.files])
+    if backbones.weights_digest(model) != weights_digest:
+        raise DataError(f"{_weights_path(weights_digest)} is damaged. Run `equipoise embed` again.")
+    return Embedder(model, size_px, pipeline)
 
 
 @dataclass(frozen=True)
@@ -279,7 +319,7 @@ class _Pass:
     """What a process needs to make shards."""
 
     backbone: str
-    weights: str
+    weights_digest: str
     size_px: int
     pipeline: str
     raw: Path
@@ -287,13 +327,12 @@ class _Pass:
     batch_size: int
     folder: Path
 
-    def embed(self, pieces: list[list[_Row]], embedder: Embedder) -> None:
+    def embed(self, pieces: list[list[_Row]], embedder: Embedder, fill: bool) -> None:
         """Decode by threads while the backbone computes; each piece becomes a shard as soon as it is whole."""
         rows, name = [row for piece in pieces for row in piece], "views" if self.policy else "images"
         decoded = parallel.in_threads(lambda row: self._load(row, embedder), rows, ahead=3 * self.batch_size)
         shown = parallel.progress(decoded, f"backbone pass over {name}", len(rows), name)
-        # A GPU searches for the best way to compute every new shape, so its last batch is filled up.
-        padded = self.batch_size if len(rows) > self.batch_size and backbones.devices() else 0
+        padded = self.batch_size if fill and backbones.devices() else 0
         for piece in pieces:
             batches = [min(self.batch_size, len(piece) - at) for at in range(0, len(piece), self.batch_size)]
             values = np.concatenate([self._features(shown, size, padded, embedder) for size in batches])

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from equipoise import augment, backbones, head, images, ingest, metrics, parallel, splits, strategies
+from equipoise import augment, backbones, head, images, ingest, parallel, splits, strategies
 from equipoise.config import Finetune
 from equipoise.errors import ConfigError, DataError, TrialFailed
 from equipoise.features import PIPELINE, Embedder
@@ -38,7 +38,7 @@ def run(
     patients: np.ndarray,
     wanted: np.ndarray,
     seed: int,
-) -> tuple[np.ndarray, head.Head, list[np.ndarray]]:
+) -> tuple[np.ndarray, head.Head, list[np.ndarray], int]:
     """Fine-tune one model and predict.
 
     Args:
@@ -50,13 +50,14 @@ def run(
         seed: Of the plans, the batches and TensorFlow.
 
     Returns:
-        Logits float64 (len(wanted), C), the tuned head, and the tuned weights of the backbone.
+        Logits float64 (len(wanted), C), the tuned head, the tuned weights of the backbone, and the step they are of: 0
+        where no step lowered the objective on the slice, so that the starting weights are kept.
 
     Raises:
         TrialFailed: When the loss becomes NaN.
         ConfigError: For mixed precision without a GPU.
     """
-    training = Training(inputs, settings, train, patients, seed)
+    training = Training(inputs, settings, train, held_out(inputs, train, patients), patients, seed)
     for _ in training.evaluations():
         pass
     # Built anew: it is served in the precision of the features, whatever it was trained in.
@@ -64,20 +65,31 @@ def run(
     whole.set_weights(training.best.weights)
     logits = training.logits(Embedder(whole, training.pixels.size_px), wanted)
     training.forget()
-    return logits, head_of(whole, training.standardiser), network.get_weights()
+    return logits, head_of(whole, training.standardiser), network.get_weights(), training.best.step
 
 
-def slice_scores(
-    inputs: Inputs, settings: Mapping[str, Any], train: np.ndarray, patients: np.ndarray, seed: int
-) -> Iterator[tuple[int, float]]:
-    """Train as `run` does and yield (step, score) at every evaluation, the starting weights first.
+def held_out(inputs: Inputs, train: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """The slice of train that chooses, whole patients and the same for every scenario: int, places in `train`."""
+    rows = pd.DataFrame({"patient": patients, "label": inputs.labels(train)})
+    settings = inputs.study.settings
+    return np.flatnonzero(splits.draw(rows, settings.finetune.stop_fraction, [settings.split.seed, 5]))
 
-    A score is `tune.objective` on the slice of train set aside, of the weights that would be kept if training ended
-    there. The last pair is the final score. Closing the generator earlier prunes the trial and removes its checkpoint.
-    """
-    training = Training(inputs, settings, train, patients, seed)
-    yield from training.evaluations()
-    training.forget()
+
+class Trials:
+    """A `tuning.Trainer`: trains trials as `run` does, each from the same seed and on the same slice."""
+
+    def __init__(self, inputs: Inputs, train: np.ndarray, patients: np.ndarray, seed: int) -> None:
+        self.held, self.steps = held_out(inputs, train, patients), inputs.study.settings.finetune.steps
+        self._inputs, self._rows = inputs, (train, self.held, patients, seed)
+
+    def evaluations(self, settings: Mapping[str, Any]) -> Generator[tuple[int, np.ndarray]]:
+        """Yield (step, logits) at every evaluation: of the slice, by the weights kept if training ended there.
+
+        The starting weights come first. Closing the generator earlier prunes the trial and removes its checkpoint.
+        """
+        training = Training(self._inputs, settings, *self._rows)
+        yield from training.evaluations()
+        training.forget()
 
 
 def learning_rate_at(step: int, options: Finetune) -> float:
@@ -95,10 +107,11 @@ def learning_rate_at(step: int, options: Finetune) -> float:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Weights with the lowest objective on the slice so far, and their `tune.objective` there."""
+    """Weights with the lowest objective on the slice so far, and their logits there."""
 
+    step: int
     loss: float
-    score: float
+    logits: np.ndarray
     weights: list[np.ndarray]
 
 
@@ -111,7 +124,13 @@ class Training:
     """
 
     def __init__(
-        self, inputs: Inputs, settings: Mapping[str, Any], train: np.ndarray, patients: np.ndarray, seed: int
+        self,
+        inputs: Inputs,
+        settings: Mapping[str, Any],
+        train: np.ndarray,
+        held: np.ndarray,
+        patients: np.ndarray,
+        seed: int,
     ) -> None:
         keras = backbones.load_keras()
         import tensorflow as tf
@@ -125,10 +144,8 @@ class Training:
                 "less exact. Set finetune.mixed_precision: false."
             )
         self.labels = inputs.manifest.table["label"].to_numpy()
-        rows = pd.DataFrame({"patient": patients, "label": self.labels[train]})
-        stop = splits.draw(rows, self.options.stop_fraction, [inputs.study.settings.split.seed, 5])
-        self.kept, self.held = train[~stop], train[stop]
-        matrix = inputs.train_matrix(self.kept, patients[~stop])
+        self.kept, self.held = np.delete(train, held), train[held]
+        matrix = inputs.train_matrix(self.kept, np.delete(patients, held))
         self.strategy = strategies.load_strategy(inputs.scenario).of(settings)
         self.rows, self.standardiser, l2 = matrix.train_rows(seed), matrix.standardiser, settings["l2"]
         plan = self.plan(0)
@@ -145,7 +162,7 @@ class Training:
         self.pixels = Pixels(inputs, self.embedder)
         self.optimizer, self.step = _training_step(self.whole, self.objective, l2, self.standardiser, self.options)
         everything = {
-            **inputs.study.settings.sections("finetune", "augment", "embed", "tune"),
+            **inputs.study.settings.sections("finetune", "augment", "embed"),
             **{"scenario": inputs.scenario, "settings": dict(settings), "seed": seed, "train": train},
             **{"patients": patients, "manifest": inputs.manifest.digest, "features": inputs.store.digest},
             **{"weights": backbones.weights_digest(network), "pipeline": pipeline, "tensorflow": tf.__version__},
@@ -179,19 +196,20 @@ class Training:
         parameters = self.pixels.parameters(positions, views)
         return tuple(map(tf.constant, (self.pixels(positions), parameters, self.labels[positions], weights)))
 
-    def evaluations(self) -> Iterator[tuple[int, float]]:
-        """Train, and yield (step, score) as `slice_scores` does."""
+    def evaluations(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Train, and yield (step, logits) as `Trials.evaluations` does, after a kill all of them again."""
         try:
             yield from self._evaluations()
         except (GeneratorExit, TrialFailed):
             self.forget()
             raise
 
-    def _evaluations(self) -> Iterator[tuple[int, float]]:
+    def _evaluations(self) -> Iterator[tuple[int, np.ndarray]]:
         total, done = self.options.steps, self._restore()
         if not done:
-            self.best = self._evaluate()
-        yield done, self.best.score
+            self.best = self._evaluate(0)
+            self.seen = [(0, self.best.logits)]
+        yield from list(self.seen)
         saved, losses = time.monotonic(), []
         numbers = parallel.progress(range(done + 1, total + 1), "fine-tuning", total - done, "steps")
         for number, batch in zip(numbers, self.batches(done + 1)):
@@ -206,25 +224,21 @@ class Training:
                     f"finetune.learning_rate."
                 )
             losses = []
-            found = self._evaluate()
+            found = self._evaluate(number)
             self.best = found if found.loss < self.best.loss else self.best
+            self.seen.append((number, self.best.logits))
             if time.monotonic() - saved >= _SAVE_SECONDS:
                 self._save(number)
                 saved = time.monotonic()
-            yield number, self.best.score
+            yield self.seen[-1]
 
-    def _evaluate(self) -> _Kept:
-        """The scenario's own objective, without the penalty, and `tune.objective` on the slice set aside."""
+    def _evaluate(self, step: int) -> _Kept:
+        """The scenario's own objective on the slice set aside, without the penalty."""
         logits, labels = self.logits(self.embedder, self.held), self.labels[self.held]
         shifted = head.softmax(logits + self.objective.offsets)[np.arange(len(labels)), labels]
         losses = (1 - shifted) ** self.objective.focusing * -np.log(np.maximum(shifted, np.finfo(float).tiny))
         loss = float(np.average(losses, weights=self.objective.weights[labels]))
-        tune, probabilities = self.inputs.study.settings.tune, head.softmax(logits)
-        positive, once = self.inputs.positive, np.ones((1, len(labels)))
-        decisions = metrics.decide(probabilities, positive)
-        sample = metrics.Sample(labels, probabilities, decisions, positive, once, tune.sensitivity_floor)
-        score = float(metrics.load_metric(tune.objective).function(sample)[0])
-        return _Kept(loss, score, self.whole.get_weights())
+        return _Kept(step, loss, logits, self.whole.get_weights())
 
     def logits(self, embedder: Embedder, positions: np.ndarray) -> np.ndarray:
         """float64 (num_images, C) of plain images; the next batches are read while one is computed."""
@@ -245,7 +259,8 @@ class Training:
         groups = {"now": self.whole.get_weights(), "best": self.best.weights, "optimizer": optimizer}
         arrays = {f"{name}{index:04d}": value for name, values in groups.items() for index, value in enumerate(values)}
         with atomic_path(self.checkpoint) as path, open(path, "wb") as handle:
-            np.savez(handle, step=step, loss=self.best.loss, score=self.best.score, **arrays)
+            steps, logits = map(np.stack, zip(*self.seen))
+            np.savez(handle, steps=steps, logits=logits, loss=self.best.loss, kept=self.best.step, **arrays)
 
     def _restore(self) -> int:
         """Go back to the checkpoint and return its step; 0 without one."""
@@ -260,8 +275,9 @@ class Training:
         self.whole.set_weights(now)
         for variable, value in zip(self.optimizer.variables, optimizer):
             variable.assign(value)
-        self.best = _Kept(float(arrays["loss"]), float(arrays["score"]), best)
-        return int(arrays["step"])
+        self.seen = list(zip(map(int, arrays["steps"]), arrays["logits"]))
+        self.best = _Kept(int(arrays["kept"]), float(arrays["loss"]), self.seen[-1][1], best)
+        return self.seen[-1][0]
 
     def forget(self) -> None:
         """Remove the checkpoint."""

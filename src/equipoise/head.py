@@ -2,11 +2,13 @@ r"""Solves linear heads for plans and objectives: many at once for trials, one b
 
 All heads of a search share one feature matrix $X$; a head is a column of row weights (rows left out weigh 0) with its
 own focusing, offsets and $l_2$. $X$ is rotated once into the eigenbasis of its Gram matrix, where the curvature is
-nearly diagonal, and a batched L-BFGS moves all heads together: one matrix product each way per step.
+nearly diagonal, and a batched L-BFGS moves all heads together: one matrix product each way per step. Rows are walked in
+blocks: what lies in memory is one block, the numbers per row and head, and the Gram matrix.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,56 @@ _CURVATURE = 0.15
 _MEMORY = 10
 #: Features or rows converted to float64 at a time.
 _BLOCK = 256
+#: Rows in memory at a time. Copies of more lie in files without a name, which the system pages.
+_BLOCK_ROWS = 8192
+_SCRATCH = Path("data/cache")
 _MAX_ITERATIONS = 500
 #: Gradient norms (preconditioned) at which a head is solved: searching, and final fits.
 SEARCH_TOLERANCE = 1e-4
 FINAL_TOLERANCE = 1e-8
+
+
+def blocks(rows: int) -> list[slice]:
+    """Slices that cover that many rows, each of what may lie in memory."""
+    return [slice(start, min(start + _BLOCK_ROWS, rows)) for start in range(0, rows, _BLOCK_ROWS)]
+
+
+def scratch(shape: tuple[int, int], dtype: Any) -> np.ndarray:
+    """An empty matrix: in memory when it is one block, else in a file that goes with the last who holds it."""
+    if shape[0] <= _BLOCK_ROWS:
+        return np.empty(shape, dtype)
+    _SCRATCH.mkdir(parents=True, exist_ok=True)  # not the system's temporary folder, which may itself be memory
+    with tempfile.TemporaryFile(dir=_SCRATCH) as file:
+        return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Chosen rows of a matrix, read, and standardised if wanted, only where they are indexed.
+
+    Attributes:
+        matrix: (any, num_features), as a rule a memory map.
+        chosen: int (num_rows,).
+        standardiser: Applied to what is read; None reads raw features.
+        dtype: Of what is read.
+    """
+
+    matrix: np.ndarray | Rows
+    chosen: np.ndarray
+    dtype: Any
+    standardiser: Standardiser | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(num_rows, num_features)."""
+        return len(self.chosen), self.matrix.shape[1] if self.standardiser is None else len(self.standardiser.kept)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        found = self.matrix[self.chosen[rows]]
+        return found if self.standardiser is None else self.standardiser.apply(found, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -44,16 +92,14 @@ class Standardiser:
     scale: np.ndarray
 
     @classmethod
-    def fit(cls, features: np.ndarray) -> Standardiser:
+    def fit(cls, features: np.ndarray | Rows) -> Standardiser:
         """Fit on float (num_rows, num_features).
 
         A feature is dead when its spread is below 1e-4 of the median spread, or below float32's resolution at its mean:
         262 of 1,920 features of an untrained DenseNet201 are constant.
         """
-        # A few features or rows at a time, here and below: the float64 copy of a large matrix need not fit in memory.
-        blocks = np.array_split(np.arange(features.shape[1]), -(-features.shape[1] // _BLOCK))
-        found = [_moments(features[:, block[0] : block[-1] + 1]) for block in blocks]
-        mean, spread = np.concatenate(found, axis=1)
+        mean = _column_totals(features) / len(features)
+        spread = np.sqrt(_column_totals(features, mean) / len(features))
         alive = spread[spread > 0]
         floor = 1e-4 * np.median(alive) if alive.size else np.inf
         kept = np.flatnonzero(spread > np.maximum(floor, np.finfo(np.float32).eps * np.abs(mean)))
@@ -63,7 +109,7 @@ class Standardiser:
             )
         return cls(kept, mean[kept], spread[kept])
 
-    def apply(self, features: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
+    def apply(self, features: np.ndarray | Rows, dtype: Any = np.float64) -> np.ndarray:
         """Standardise float (num_rows, num_features) to (num_rows, num_kept)."""
         # In float64 whatever comes out: features of an untrained network vary by 1e-13 of their size.
         # Column by column, as numpy lays out chosen columns: products of the other layout round differently.
@@ -90,22 +136,19 @@ class Head:
     intercepts: np.ndarray
     gradient_norm: float
 
-    def logits(self, features: np.ndarray) -> np.ndarray:
+    def logits(self, features: np.ndarray | Rows) -> np.ndarray:
         """float64 (num_rows, C) of raw features (num_rows, num_features)."""
-        return self.standardiser.apply(features) @ self.coefficients + self.intercepts
+        logits = np.empty((len(features), len(self.intercepts)))
+        for rows in blocks(len(features)):
+            logits[rows] = self.standardiser.apply(features[rows]) @ self.coefficients + self.intercepts
+        return logits
 
     def save(self, path: Path) -> None:
         """Write an .npz of plain arrays."""
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-            np.savez(
-                handle,
-                kept=self.standardiser.kept,
-                mean=self.standardiser.mean,
-                scale=self.standardiser.scale,
-                coefficients=self.coefficients,
-                intercepts=self.intercepts,
-                gradient_norm=self.gradient_norm,
-            )
+            fitted: dict[str, Any] = {**vars(self.standardiser), **vars(self)}
+            del fitted["standardiser"]
+            np.savez(handle, **fitted)
 
     @classmethod
     def load(cls, path: Path) -> Head:
@@ -136,32 +179,43 @@ class Rotated:
     spectrum: np.ndarray
 
     @classmethod
-    def of(cls, standardised: np.ndarray) -> Rotated:
+    def of(cls, standardised: np.ndarray | Rows) -> Rotated:
         """Rotate (num_rows, num_features); the smaller of the two Gram matrices is decomposed."""
-        rows, width = standardised.shape
-        if rows >= width and standardised.dtype == np.float32:
+        count, width = standardised.shape
+        if count >= width:
+            gram = sum(_gram(standardised[rows]) for rows in blocks(count)) / count
             # Any orthonormal basis gives the same optimum, so a search needs no float64 here: 3 times as fast.
-            values, basis = eigh(standardised.T @ standardised / rows, overwrite_a=True, driver="evd")
-            values = np.maximum(values, np.finfo(np.float32).eps * values[-1])
-        elif rows >= width:
-            values, basis = eigh(_gram(standardised.T) / rows, overwrite_a=True)
+            single = gram.dtype == np.float32
+            values, basis = eigh(gram, overwrite_a=True, driver="evd" if single else None)
+            values = np.maximum(values, np.finfo(np.float32).eps * values[-1]) if single else values
         else:
-            values, left = eigh(_gram(standardised) / rows, overwrite_a=True)
-            basis = standardised.T @ (left / np.sqrt(np.maximum(values, np.finfo(float).tiny) * rows))
+            whole = standardised[:]
+            values, left = eigh((whole @ whole.T).astype(np.float64) / count, overwrite_a=True)
+            basis = whole.T @ (left / np.sqrt(np.maximum(values, np.finfo(float).tiny) * count))
         kept = values > 1e-10 * values[-1]
         basis = basis[:, kept].astype(standardised.dtype)
-        ones = np.ones((rows, 1), dtype=standardised.dtype)
-        return cls(np.hstack([standardised @ basis, ones]), basis, values[kept])
+        matrix = scratch((count, basis.shape[1] + 1), standardised.dtype)
+        matrix[:, -1] = 1
+        for rows in blocks(count):
+            matrix[rows, :-1] = standardised[rows] @ basis
+        return cls(matrix, basis, values[kept])
 
 
-def _moments(features: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation of each feature, float64 (2, num_features)."""
-    values = np.asarray(features, dtype=np.float64)
-    return np.stack([values.mean(axis=0), values.std(axis=0)])
+def _gram(part: np.ndarray) -> np.ndarray:
+    return part.T @ part
 
 
-def _gram(matrix: np.ndarray) -> np.ndarray:
-    return (matrix @ matrix.T).astype(np.float64)
+def _column_totals(features: np.ndarray | Rows, mean: np.ndarray | None = None) -> np.ndarray:
+    """Sum of each feature, or of its squared distance to its mean, in float64: (num_features,)."""
+    totals = np.zeros(features.shape[1])
+    pieces = np.array_split(np.arange(len(totals)), -(-len(totals) // _BLOCK))  # never one column: it sums differently
+    for rows in blocks(len(features)):
+        part = features[rows]
+        for piece in pieces:
+            columns = slice(piece[0], piece[-1] + 1)
+            values = part[:, columns].astype(np.float64)
+            totals[columns] += (values if mean is None else (values - mean[columns]) ** 2).sum(axis=0)
+    return totals
 
 
 @dataclass(frozen=True)
@@ -200,19 +254,59 @@ def solve(
         l2: float (J,), penalties > 0, no unit (features have unit spread).
         tolerance: Norm of the preconditioned gradient to stop at.
     """
-    problem = _Problem(rotated, labels, row_weights, objectives, l2)
-    heads = row_weights.shape[1]
-    parameters = np.zeros((rotated.matrix.shape[1], problem.columns, heads), dtype=problem.dtype)
-    norms, values = np.zeros(heads), np.zeros(heads)
-    work = _Lbfgs(problem, tolerance)
-    for index, scaled, norm, value in work.run():
-        parameters[:, :, index] = scaled * problem.scale[:, None, index]
-        norms[index], values[index] = norm, value
-    return Solution(parameters, norms, values)
+    problem, heads = _Problem(rotated, labels, row_weights, objectives, l2), np.arange(row_weights.shape[1])
+    point = np.zeros((rotated.matrix.shape[1], problem.columns, len(heads)), dtype=problem.dtype)
+    solution = Solution(point.copy(), np.zeros(len(heads)), np.zeros(len(heads)))
+    value, gradient = problem.evaluate(point, heads)
+    steps: list[np.ndarray] = []
+    changes: list[np.ndarray] = []
+    stalled = np.zeros(len(heads), dtype=bool)
+    for iteration in range(_MAX_ITERATIONS + 1):
+        norm = np.sqrt(_dot(gradient, gradient))
+        done = (norm <= tolerance) | stalled | ~np.isfinite(value) | (iteration == _MAX_ITERATIONS)
+        # Dropping columns copies the history: worth it only when a good part of the batch is finished.
+        if done.all() or done.mean() > 0.25:
+            own = heads[done]
+            solution.parameters[..., own] = point[..., done] * problem.scale[:, None, own]
+            solution.gradient_norm[own], solution.objective[own] = norm[done], value[done]
+            if done.all():
+                break
+            heads, point, gradient, value = heads[~done], point[..., ~done], gradient[..., ~done], value[~done]
+            steps = [step[..., ~done] for step in steps]
+            changes = [change[..., ~done] for change in changes]
+            stalled, done = stalled[~done], done[~done]
+        direction = _two_loop(gradient, steps, changes)
+        slope = _dot(gradient, direction)
+        uphill = ~(slope < 0)
+        direction[..., uphill] = -gradient[..., uphill]
+        slope[uphill] = -_dot(gradient, gradient)[uphill]
+        direction[..., done] = 0
+        length = np.ones(len(heads), dtype=problem.dtype)
+        if not steps:
+            length = np.minimum(1, 1 / np.maximum(np.sqrt(_dot(direction, direction)), 1e-30)).astype(problem.dtype)
+        # Each head's step is halved until its objective falls enough, with room for rounding noise in the objective.
+        moved, new_value, new_gradient = point.copy(), value.copy(), gradient.copy()
+        noise = 10 * np.finfo(problem.dtype).eps * np.abs(value)
+        pending = np.flatnonzero(~done)
+        for _ in range(30):
+            trial = point[..., pending] + length[pending] * direction[..., pending]
+            trial_value, trial_gradient = problem.evaluate(trial, heads[pending])
+            fell = trial_value <= value[pending] + 1e-4 * length[pending] * slope[pending] + noise[pending]
+            chosen = pending[fell]
+            moved[..., chosen] = trial[..., fell]
+            new_value[chosen], new_gradient[..., chosen] = trial_value[fell], trial_gradient[..., fell]
+            pending = pending[~fell]
+            if not len(pending):
+                break
+            length[pending] *= 0.5
+        stalled[pending] = True
+        steps, changes = [*steps, moved - point][-_MEMORY:], [*changes, new_gradient - gradient][-_MEMORY:]
+        point, value, gradient = moved, new_value, new_gradient
+    return solution
 
 
 def fit(
-    features: np.ndarray,
+    features: np.ndarray | Rows,
     labels: np.ndarray,
     draws: np.ndarray,
     objective: Objective,
@@ -232,8 +326,8 @@ def fit(
     Raises:
         TrialFailed: When the objective is not a finite number.
     """
-    used = draws > 0
-    rotated = Rotated.of(standardiser.apply(features[used]))
+    used = np.flatnonzero(draws > 0)
+    rotated = Rotated.of(Rows(features, used, np.float64, standardiser))
     weights = (draws[used] * objective.weights[labels[used]])[:, None].astype(np.float64)
     solution = solve(rotated, labels[used], weights, [objective], np.array([l2]), FINAL_TOLERANCE)
     if not np.isfinite(solution.objective[0]):
@@ -255,7 +349,10 @@ class _Problem:
         self.matrix, self.dtype = rotated.matrix, rotated.matrix.dtype
         classes = len(objectives[0].weights)
         self.columns = 1 if classes == 2 else classes
-        self.weights = (weights / weights.sum(axis=0)).astype(self.dtype)
+        self.blocks = blocks(len(self.matrix))
+        self.weights, totals = np.empty(weights.shape, self.dtype), weights.sum(axis=0)
+        for rows in self.blocks:
+            self.weights[rows] = weights[rows] / totals
         self.focusing = np.array([objective.focusing for objective in objectives], dtype=self.dtype)
         self.offsets = np.array([objective.offsets for objective in objectives], dtype=self.dtype).T
         self.l2 = l2.astype(self.dtype)
@@ -269,35 +366,40 @@ class _Problem:
         """Values (j,) and gradients (rank + 1, K, j) of the chosen heads at preconditioned parameters."""
         scale, l2 = self.scale[:, None, heads], self.l2[heads]
         parameters = scaled * scale
-        shape = (len(self.matrix), self.columns, len(heads))
-        scores = (self.matrix @ parameters.reshape(len(parameters), -1)).reshape(shape)
-        loss, slope = self._binary(scores, heads) if self.columns == 1 else self._softmax(scores, heads)
-        gradient = (self.matrix.T @ slope.reshape(len(slope), -1)).reshape(parameters.shape)
+        flat = parameters.reshape(len(parameters), -1)
+        total, gradient = np.zeros(len(heads)), np.zeros_like(flat)
+        for rows in self.blocks:
+            part = self.matrix[rows]
+            scores = (part @ flat).reshape(len(part), self.columns, len(heads))
+            loss, slope = (self._binary if self.columns == 1 else self._softmax)(scores, rows, heads)
+            total += loss
+            gradient += part.T @ slope.reshape(len(part), -1)
         shrunk = self.penalised * parameters
-        value = loss + 0.5 * l2 * _dot(shrunk, shrunk)
-        return value, (gradient + l2 * shrunk) * scale
+        value = total + 0.5 * l2 * _dot(shrunk, shrunk)
+        return value, (gradient.reshape(parameters.shape) + l2 * shrunk) * scale
 
-    def _binary(self, scores: np.ndarray, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        margin = self.sign * (scores[:, 0] + (self.offsets[1] - self.offsets[0])[heads])
+    def _binary(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sign = self.sign[rows]
+        margin = sign * (scores[:, 0] + (self.offsets[1] - self.offsets[0])[heads])
         small = np.exp(-np.abs(margin))
         log_prob = np.minimum(margin, 0) - np.log1p(small)
         wrong = np.where(margin >= 0, small, 1) / (1 + small)  # 1 - p of the true class
         loss, slope = _focal(log_prob, 1 - wrong, wrong, self.focusing[heads])
-        weights = self.weights[:, heads]
-        return _column_sums(weights, loss), (weights * self.sign * wrong * slope)[:, None, :]
+        weights = self.weights[rows][:, heads]
+        return _column_sums(weights, loss), (weights * sign * wrong * slope)[:, None, :]
 
-    def _softmax(self, scores: np.ndarray, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _softmax(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         logits = scores + self.offsets[:, heads]
         shifted = logits - logits.max(axis=1, keepdims=True)
         log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         probs = np.exp(log_probs)
-        rows = np.arange(len(scores))
-        log_prob = log_probs[rows, self.labels]
-        wrong = 1 - probs[rows, self.labels]
-        loss, slope = _focal(log_prob, probs[rows, self.labels], wrong, self.focusing[heads])
+        own = np.arange(len(scores)), self.labels[rows]
+        log_prob = log_probs[own]
+        wrong = 1 - probs[own]
+        loss, slope = _focal(log_prob, probs[own], wrong, self.focusing[heads])
         toward = -probs
-        toward[rows, self.labels] += 1
-        weights = self.weights[:, heads]
+        toward[own] += 1
+        weights = self.weights[rows][:, heads]
         return _column_sums(weights, loss), (weights * slope)[:, None, :] * toward
 
 
@@ -315,82 +417,6 @@ def _focal(
 def _column_sums(weights: np.ndarray, loss: np.ndarray) -> np.ndarray:
     # Summed in float64: the noise of a float32 sum made line searches fail close to the solution.
     return np.einsum("nj,nj->j", weights, loss, dtype=np.float64)
-
-
-class _Lbfgs:
-    """L-BFGS on many independent problems at once; solved heads leave the batch."""
-
-    def __init__(self, problem: _Problem, tolerance: float) -> None:
-        self.problem, self.tolerance = problem, tolerance
-
-    def run(self) -> Any:
-        """Yield (head numbers, preconditioned parameters, gradient norms, values) as heads are finished."""
-        problem = self.problem
-        heads = np.arange(problem.weights.shape[1])
-        point = np.zeros((problem.matrix.shape[1], problem.columns, len(heads)), dtype=problem.dtype)
-        value, gradient = problem.evaluate(point, heads)
-        steps: list[np.ndarray] = []
-        changes: list[np.ndarray] = []
-        stalled = np.zeros(len(heads), dtype=bool)
-        for iteration in range(_MAX_ITERATIONS + 1):
-            norm = np.sqrt(_dot(gradient, gradient))
-            done = (norm <= self.tolerance) | stalled | ~np.isfinite(value) | (iteration == _MAX_ITERATIONS)
-            # Dropping columns copies the history: worth it only when a good part of the batch is finished.
-            if done.all() or done.mean() > 0.25:
-                yield heads[done], point[..., done], norm[done], value[done]
-                if done.all():
-                    return
-                heads, point, gradient, value = heads[~done], point[..., ~done], gradient[..., ~done], value[~done]
-                steps = [step[..., ~done] for step in steps]
-                changes = [change[..., ~done] for change in changes]
-                stalled, done = stalled[~done], done[~done]
-            direction = _two_loop(gradient, steps, changes)
-            slope = _dot(gradient, direction)
-            uphill = ~(slope < 0)
-            direction[..., uphill] = -gradient[..., uphill]
-            slope[uphill] = -_dot(gradient, gradient)[uphill]
-            direction[..., done] = 0
-            length = np.ones(len(heads), dtype=problem.dtype)
-            if not steps:
-                length = np.minimum(1, 1 / np.maximum(np.sqrt(_dot(direction, direction)), 1e-30)).astype(problem.dtype)
-            moved, new_value, new_gradient, stuck = self._search(
-                heads, point, value, gradient, direction, slope, length, ~done
-            )
-            stalled = stalled | stuck
-            steps.append(moved - point)
-            changes.append(new_gradient - gradient)
-            steps, changes = steps[-_MEMORY:], changes[-_MEMORY:]
-            point, value, gradient = moved, new_value, new_gradient
-
-    def _search(
-        self,
-        heads: np.ndarray,
-        point: np.ndarray,
-        value: np.ndarray,
-        gradient: np.ndarray,
-        direction: np.ndarray,
-        slope: np.ndarray,
-        length: np.ndarray,
-        active: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Halve each head's step until its objective falls enough, tolerating rounding noise in the objective."""
-        moved, new_value, new_gradient = point.copy(), value.copy(), gradient.copy()
-        noise = 10 * np.finfo(self.problem.dtype).eps * np.abs(value)
-        pending = np.flatnonzero(active)
-        for _ in range(30):
-            trial = point[..., pending] + length[pending] * direction[..., pending]
-            trial_value, trial_gradient = self.problem.evaluate(trial, heads[pending])
-            fell = trial_value <= value[pending] + 1e-4 * length[pending] * slope[pending] + noise[pending]
-            chosen = pending[fell]
-            moved[..., chosen] = trial[..., fell]
-            new_value[chosen], new_gradient[..., chosen] = trial_value[fell], trial_gradient[..., fell]
-            pending = pending[~fell]
-            if not len(pending):
-                break
-            length[pending] *= 0.5
-        stuck = np.zeros(len(heads), dtype=bool)
-        stuck[pending] = True
-        return moved, new_value, new_gradient, stuck
 
 
 def _two_loop(gradient: np.ndarray, steps: list[np.ndarray], changes: list[np.ndarray]) -> np.ndarray:

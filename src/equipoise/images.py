@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
+import re
+import threading
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,6 +23,11 @@ from equipoise.errors import DataError
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
+#: Shorter sides, spreads and differences between channels (grey levels of 255) outside of which a picture is odd.
+FLAGS = ("tiny", "blank", "colour")
+_TINY_PX, _BLANK_LEVELS, _COLOUR_LEVELS = 24, 1.0, 8.0
+#: Larger ones are decoded one at a time: each may take 1.4 GB on the way.
+_LARGE_PX, _LARGE = 2**24, threading.Lock()
 NPZ_PARTS = ("train", "val", "test")
 
 
@@ -88,6 +97,23 @@ def _members(path: Path, name: str) -> list[str]:
     return [f"{name}/{part}/{index:05d}" for part in NPZ_PARTS for index in range(len(arrays[f"{part}_images"]))]
 
 
+def flags(pixels: np.ndarray, grey: bool) -> list[str]:
+    """What is odd about a decoded picture; the same rules count at `ingest` and mark rows at `predict`.
+
+    Args:
+        pixels: uint8 (height_px, width_px, 3).
+        grey: Whether grey is expected, so that colours are odd.
+
+    >>> flags(np.zeros((8, 64, 3), dtype=np.uint8), grey=True)
+    ['tiny', 'blank']
+    """
+    step = max(1, min(pixels.shape[:2]) // 128)  # enough pixels to tell
+    some = pixels[::step, ::step].astype(np.float32)
+    odd = ["tiny"] if min(pixels.shape[:2]) < _TINY_PX else []
+    odd += ["blank"] if some.std(axis=(0, 1)).max() < _BLANK_LEVELS else []
+    return odd + (["colour"] if grey and np.abs(np.diff(some)).sum(axis=2).mean() > _COLOUR_LEVELS else [])
+
+
 def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
     """Decode an image completely.
 
@@ -114,12 +140,34 @@ def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
                 )
             if draft_px:
                 image.draft(None, (draft_px, draft_px))
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith(("I", "F")):
-                return _from_deep_grey(np.asarray(upright), upright.mode)
-            return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+            with _LARGE if image.width * image.height > _LARGE_PX else contextlib.nullcontext():
+                ImageOps.exif_transpose(image, in_place=True)  # a copy would double what a large picture takes
+                if image.mode.startswith(("I", "F")):
+                    return _from_deep_grey(np.asarray(image), image.mode)
+                return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).replace("<_io.BytesIO object", "<bytes")) from error
+        raise ValueError(re.sub(r" <_io.BytesIO object at \w+>", "", str(error))) from error  # an address says nothing
+
+
+def as_rgb(values: np.ndarray | list[Any]) -> np.ndarray:
+    """Pixels given as an array or as nested lists -> uint8 (height_px, width_px, 3); grey is repeated three times.
+
+    >>> as_rgb([[0, 255]]).shape
+    (1, 2, 3)
+
+    Raises:
+        ValueError: For anything but whole numbers 0..255 of shape (height, width) or (height, width, 3).
+    """
+    wanted = "whole numbers 0..255 of shape (height, width) or (height, width, 3) are expected"
+    try:
+        pixels = np.asarray(values)
+    except ValueError as error:  # lists of unlike lengths
+        raise ValueError(f"the rows of the pixels differ in length; {wanted}") from error
+    shaped = pixels.size and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3))
+    if not shaped or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(f"the pixels have shape {pixels.shape} and type {pixels.dtype}; {wanted}")
+    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+    return np.ascontiguousarray(rgb, dtype=np.uint8)
 
 
 def _from_deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
@@ -129,5 +177,8 @@ def _from_deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
     # occur only in float images, and there they are shares of white.
     top = pixels.max(initial=0)
     scale = 256.0 if top > 255 else 1 / 255 if mode == "F" and 0 < top <= 1 else 1.0
-    grey = np.clip(pixels.astype(np.float64) / scale, 0, 255).astype(np.uint8)
+    grey = np.empty(pixels.shape, dtype=np.uint8)
+    for start in range(0, len(pixels), 256):  # in float64 the largest picture would take 2 GB
+        block = slice(start, start + 256)
+        grey[block] = np.clip(pixels[block].astype(np.float64) / scale, 0, 255)
     return np.repeat(grey[..., None], 3, axis=-1)

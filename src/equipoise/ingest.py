@@ -21,6 +21,7 @@ from equipoise.pseudonyms import Pseudonyms
 from equipoise.records import Manifest, atomic_path, class_table, imbalance_ratio, minority_labels, write_json
 
 _PIECE = 16
+_INTERNAL = ["pixels", "odd"]  # columns that end here
 
 
 def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
@@ -67,7 +68,7 @@ def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
         "pseudonym_key": hashed.fingerprint if hashed else None,
         "settings": study.settings.sections("ingest"),
     }
-    manifest = Manifest(table.drop(columns="pixels"), meta).write(study.manifest_path)
+    manifest = Manifest(table.drop(columns=_INTERNAL), meta).write(study.manifest_path)
     selection = ", ".join(f"{column}={value}" for column, value in sorted(settings.only.items()))
     summary = {
         **{key: meta[key] for key in ("study", "dataset", "classes", "positive_class", "patient_ids")},
@@ -85,6 +86,7 @@ def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
         "quarantined": len(quarantined),
         "near_copies": near,
         "label_conflicts": len(conflicts),
+        "flagged": {flag: int(table["odd"].map(lambda odd, flag=flag: flag in odd).sum()) for flag in images.FLAGS},
         "by_class": counts,
         "minority_classes": [task.classes[label] for label in minority_labels(manifest.counts())],
         "imbalance_ratio": imbalance_ratio(manifest.counts()),
@@ -189,6 +191,7 @@ def _examine(raw: Path, path: str, dataset: Dataset, task: Task) -> tuple[dict[s
         "image_id": path,
         "sha256": hashlib.sha256(content).hexdigest(),
         "pixels": pixels_digest.hexdigest(),
+        "odd": images.flags(pixels, grey=True),
         "path": path,
         "label": task.classes.index(name),
         "class_name": name,
@@ -206,7 +209,7 @@ def _selected(rows: pd.DataFrame, only: Mapping[str, str], study: Study) -> np.n
     kept = np.ones(len(rows), dtype=bool)
     for column, value in only.items():
         if column not in rows:
-            raise unknown_name("column", column, set(rows.columns) - {"pixels"}, f" of dataset '{study.dataset}'")
+            raise unknown_name("column", column, set(rows.columns) - set(_INTERNAL), f" of dataset '{study.dataset}'")
         if not (rows[column] == value).any():
             raise ConfigError(
                 f"ingest.only keeps {column} {value!r}, which no image has. Found are: "

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from equipoise.config import Study
 from equipoise.errors import DataError, TrialFailed
 from equipoise.features import FeatureStore
-from equipoise.head import Standardiser
+from equipoise.head import Rows, Standardiser, blocks, scratch
 from equipoise.records import Manifest, Plan, Splits, TrainRows
+
+Table = TypeVar("Table", bound=np.ndarray | Rows)
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class TrainMatrix:
     """Features of the train rows of one round: the plain images first, then their augmented views.
 
     Attributes:
-        features: float32 (num_rows, num_features), raw.
+        features: float32 (num_rows, num_features), raw; read from disk where they are used.
         row: int (num_rows,), the train image a row is of; row i < num_images is the plain image i.
         view: int (num_rows,), 0 for the plain image.
         image_labels: int (num_images,).
@@ -30,7 +33,7 @@ class TrainMatrix:
         positive: Index of the positive class.
     """
 
-    features: np.ndarray
+    features: np.ndarray | Rows
     row: np.ndarray
     view: np.ndarray
     image_labels: np.ndarray
@@ -47,7 +50,7 @@ class TrainMatrix:
     @cached_property
     def standardiser(self) -> Standardiser:
         """Fitted on the plain images, once each."""
-        return Standardiser.fit(self.features[: len(self.image_labels)])
+        return Standardiser.fit(Rows(self.features, np.arange(len(self.image_labels)), self.features.dtype))
 
     def train_rows(self, seed: int, inside: np.ndarray | None = None) -> TrainRows:
         """What a strategy sees: all images, or those of an inner fold (int (num_inside,)) and nothing of the others."""
@@ -68,29 +71,39 @@ class TrainMatrix:
         return np.bincount(drawn, weights=plan.weight[plain], minlength=len(self.row))
 
     def with_mixed(
-        self, table: np.ndarray, draws: np.ndarray, plans: Sequence[Plan]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Append the mixed rows of J plans, each different one once; plans without any leave everything as it is.
+        self, table: Table, draws: np.ndarray, mixed: Sequence[np.ndarray]
+    ) -> tuple[Table | np.ndarray, np.ndarray, np.ndarray]:
+        """Append the mixed rows of J plans, each different one once; without any everything is left as it is.
 
         Args:
             table: float (num_rows, width), the features or an affine image of them: points of a line stay on it.
             draws: float (num_rows, J), as of `draws`.
-            plans: J plans.
+            mixed: J times float (num_mixed, 4), as of `mixed`.
 
         Returns:
             Rows (num_all, width), their labels int (num_all,) and draws float (num_all, J).
         """
-        mixed = [np.stack([plan.row, plan.partner, plan.mix, plan.weight], axis=1)[plan.mix > 0] for plan in plans]
-        owner, every = np.repeat(np.arange(len(plans)), [len(rows) for rows in mixed]), np.concatenate(mixed)
+        owner, every = np.repeat(np.arange(len(mixed)), [len(rows) for rows in mixed]), np.concatenate(mixed)
         if not len(every):
             return table, self.labels, draws
         points, place = np.unique(every[:, :3], axis=0, return_inverse=True)
-        extra = np.zeros((len(points), len(plans)))
+        extra = np.zeros((len(points), len(mixed)))
         np.add.at(extra, (place.ravel(), owner), every[:, 3])
         row, partner = points[:, :2].astype(int).T
-        rows = table[row] + points[:, 2:].astype(table.dtype) * (table[partner] - table[row])
+        whole = scratch((len(table) + len(points), table.shape[1]), table.dtype)
+        for part in blocks(len(table)):
+            whole[part] = table[part]
+        appended = whole[len(table) :]
+        for part in blocks(len(points)):
+            first, mix = table[row[part]], points[part, 2:].astype(table.dtype)
+            appended[part] = first + mix * (table[partner[part]] - first)
         labels = np.concatenate([self.labels, self.image_labels[row]])
-        return np.concatenate([table, rows]), labels, np.concatenate([draws, extra])
+        return whole, labels, np.concatenate([draws, extra])
+
+
+def mixed(plan: Plan) -> np.ndarray:
+    """The mixed draws of a plan, float (num_mixed, 4): row, partner, mix, weight."""
+    return np.stack([plan.row, plan.partner, plan.mix, plan.weight], axis=1)[plan.mix > 0]
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,7 @@ class Inputs:
         row = np.concatenate([np.arange(len(images)), np.tile(viewed, views)])
         view = np.concatenate([np.zeros(len(images), dtype=int), np.repeat(np.arange(1, views + 1), len(viewed))])
         return TrainMatrix(
-            features=self.store.matrix[self.store.rows(digests[row], view)],
+            features=Rows(self.store.matrix, self.store.rows(digests[row], view), self.store.matrix.dtype),
             row=row,
             view=view,
             image_labels=table["label"].to_numpy(),
@@ -147,7 +160,12 @@ class Inputs:
             positive=self.positive,
         )
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Plain features of images, positions in the manifest, float32 (num_images, num_features)."""
+    def rows(self, images: np.ndarray) -> Rows:
+        """Plain features of images, positions in the manifest, float32 (num_images, num_features), still on disk."""
         digests = self.manifest.table["sha256"].to_numpy()[images]
-        return self.store.matrix[self.store.rows(digests, np.zeros(len(images), dtype=int))]
+        chosen = self.store.rows(digests, np.zeros(len(images), dtype=int))
+        return Rows(self.store.matrix, chosen, self.store.matrix.dtype)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """What `rows` names, read."""
+        return self.rows(images)[:]

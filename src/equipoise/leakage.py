@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from equipoise import controls, head, metrics, parallel, splits
-from equipoise.compare import metric_label
+from equipoise import controls, head, intervals, parallel, splits
+from equipoise.compare import difference
 from equipoise.config import Study
 from equipoise.inputs import Inputs
 from equipoise.records import Objective, write_json
+from equipoise.wording import aligned, metric_label
 
 WHOLE, BY_IMAGE, BEFORE = "patients kept whole", "split by image", "oversampled before the split"
 SHOWN = ("free.auroc", "free.specificity_at_sensitivity", "raw.accuracy", "raw.balanced_accuracy", "raw.f1")
@@ -37,7 +38,8 @@ def run(study: Study, backbone: str) -> dict[str, Any]:
     settings = study.settings
     l2 = float(np.median(settings.tune.l2_first))
     kinds = _sides(inputs)
-    evaluations: dict[str, metrics.Evaluation] = {}
+    evaluations: dict[str, intervals.Evaluation] = {}
+    alpha = settings.compare.alpha
     rows: dict[str, dict[str, Any]] = {}
     for kind, rounds in parallel.progress(kinds.items(), "cross-validating", len(kinds), "kinds of split"):
         evaluations[kind] = _evaluate(inputs, rounds, l2)
@@ -45,7 +47,7 @@ def run(study: Study, backbone: str) -> dict[str, Any]:
         permuted = controls.permuted_labels(inputs, rounds, l2, settings.compare.permutations, settings.compare.seed)
         rows[kind] = {
             "metrics": {name: evaluations[kind].interval(name) for name in shown},
-            "inflation": {name: _difference(evaluations[kind], evaluations[WHOLE], name) for name in shown},
+            "inflation": {name: difference(evaluations[kind], evaluations[WHOLE], name, alpha) for name in shown},
             "permuted_labels": permuted,
         }
     result = {
@@ -69,12 +71,8 @@ def folder(study: Study, backbone: str) -> Path:
 def table_text(result: dict[str, Any]) -> str:
     """The result as lines of text: one per kind of split."""
     names = list(result["rows"][WHOLE]["metrics"])
-    heads = [
-        "",
-        *(f"{metric_label(name, result['sensitivity_floor'])} (inflation)" for name in names),
-        "labels permuted",
-    ]
-    body = []
+    heads = [f"{metric_label(name, result['sensitivity_floor'])} (inflation)" for name in names]
+    heads, body = ["", *heads, "labels permuted"], []
     for kind, row in result["rows"].items():
         cells = [kind]
         for name in names:
@@ -83,13 +81,10 @@ def table_text(result: dict[str, Any]) -> str:
             cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]{change}")
         control = row["permuted_labels"]
         body.append([*cells, f"AUROC {control['auroc']:.3f}, chance {control['low']:.3f} to {control['high']:.3f}"])
-    widths = [max(len(line[index]) for line in [heads, *body]) for index in range(len(heads))]
-    lines = [
+    return (
         f"{result['study']}, {result['backbone']}: {result['images']} images of {result['patients']} patients by "
-        f"{result['group_by']}, {result['folds']} folds, the same baseline"
-    ]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [heads, *body]]
-    return "\n".join(lines)
+        f"{result['group_by']}, {result['folds']} folds, the same baseline\n{aligned([heads, *body])}"
+    )
 
 
 def _sides(inputs: Inputs) -> dict[str, list[controls.Sides]]:
@@ -123,7 +118,7 @@ def _sides(inputs: Inputs) -> dict[str, list[controls.Sides]]:
     }
 
 
-def _evaluate(inputs: Inputs, rounds: list[controls.Sides], l2: float) -> metrics.Evaluation:
+def _evaluate(inputs: Inputs, rounds: list[controls.Sides], l2: float) -> intervals.Evaluation:
     labels = inputs.labels(np.arange(len(inputs.manifest.table)))
     neutral = Objective.neutral(len(inputs.manifest.classes))
     groups = inputs.splits.round(0, 0)
@@ -136,10 +131,3 @@ def _evaluate(inputs: Inputs, rounds: list[controls.Sides], l2: float) -> metric
         frames.append(controls.prediction_rows(inputs.manifest, groups, test, prob, 0, fold))
     settings = inputs.study.settings
     return controls.evaluated(inputs.manifest, frames, settings.compare, settings.tune.sensitivity_floor)
-
-
-def _difference(one: metrics.Evaluation, other: metrics.Evaluation, name: str) -> dict[str, float]:
-    """Paired over the same patient resamples."""
-    draws = one.draws[name] - other.draws[name]
-    low, high = np.nanquantile(draws[1:], [one.alpha / 2, 1 - one.alpha / 2])
-    return {"value": float(draws[0]), "low": float(low), "high": float(high)}

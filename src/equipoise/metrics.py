@@ -1,4 +1,4 @@
-"""Predictions -> numbers with patient-clustered intervals.
+"""What a metric is: labels, probabilities and decisions -> a number.
 
 Every metric is computed for all resamples at once: a resample is a weight per image (how often its patient was drawn),
 so one sort and cumulative sums serve 2,000 of them.
@@ -6,19 +6,18 @@ so one sort and cumulative sums serve 2,000 of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cached_property, wraps
+from typing import Literal
 
 import numpy as np
-import pandas as pd
-from scipy.special import expit, ndtri
+from scipy.special import expit
 
-from equipoise.config import Compare
-from equipoise.errors import ConfigError, DataError, unknown_name
-from equipoise.records import Predictions
+from equipoise.errors import ConfigError, unknown_name
 
-_BLOCK = 256
+#: Resamples at a time: their steps stay in the processor's cache.
+BLOCK = 64
 _BINS = 10
 #: Probabilities are kept this far from 0 and 1 where a logarithm is taken.
 _EPSILON = 1e-12
@@ -37,6 +36,8 @@ class Sample:
         weights: float (B, n), how often each row counts in each resample.
         floor: For `specificity_at_sensitivity` and its reverse, within 0..1.
         threshold: float (n,), the operating point of the decisions, for `net_benefit`.
+        shares: float (n,), 1 / images of the row's patient, for `patient_recognition_rate`.
+        alone: Of more than two classes, look at the positive one against the rest instead of at all of them.
     """
 
     labels: np.ndarray
@@ -46,6 +47,8 @@ class Sample:
     weights: np.ndarray
     floor: float
     threshold: np.ndarray | float = 0.5
+    shares: np.ndarray | None = None
+    alone: bool = False
 
     @property
     def binary(self) -> bool:
@@ -54,7 +57,17 @@ class Sample:
 
     def classes(self) -> list[int]:
         """The classes a macro average runs over: the positive one alone when there are two."""
-        return [self.positive] if self.binary else list(range(self.probabilities.shape[1]))
+        return [self.positive] if self.binary or self.alone else list(range(self.probabilities.shape[1]))
+
+    def blocks(self) -> Iterator[Sample]:
+        """The same rows with a few of the resamples each."""
+        for start in range(0, len(self.weights), BLOCK):
+            yield replace(self, weights=self.weights[start : start + BLOCK])
+
+    @cached_property
+    def steps(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """`roc_steps` of each class, once for all rank metrics."""
+        return {c: roc_steps(self.labels == c, self.probabilities[:, c], self.weights) for c in self.classes()}
 
     def total(self, rows: np.ndarray) -> np.ndarray:
         """Weighted number of the rows marked, or weighted sum of values, float (B,)."""
@@ -83,60 +96,54 @@ def roc_steps(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tup
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    sorted_weights, positive = weights[:, order], truth[order]
-    true = np.cumsum(sorted_weights * positive, axis=1, dtype=np.float64)[:, ends]
-    false = np.cumsum(sorted_weights * ~positive, axis=1, dtype=np.float64)[:, ends]
-    return true, false
+    # take keeps a resample's weights side by side in memory; after [:, order] the sums take three times as long.
+    sorted_weights = np.take(weights, order, axis=1)
+    true = np.cumsum(sorted_weights * truth[order], axis=1, dtype=np.float64)
+    false = np.cumsum(sorted_weights, axis=1, dtype=np.float64) - true
+    return (true, false) if len(ends) == len(order) else (true[:, ends], false[:, ends])
 
 
-def _ranked(sample: Sample, of_steps: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    values = np.zeros(len(sample.weights))
-    for label in sample.classes():
-        truth, scores = sample.labels == label, sample.probabilities[:, label]
-        blocks = [
-            of_steps(*roc_steps(truth, scores, sample.weights[start : start + _BLOCK]))
-            for start in range(0, len(sample.weights), _BLOCK)
-        ]
-        values += np.concatenate(blocks) / len(sample.classes())
-    return values
+def _ranked(of_steps: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> Callable[[Sample], np.ndarray]:
+    """A metric of a `Sample` from one of true and false positives (B, steps) and the floor; mean over its classes."""
+
+    @wraps(of_steps)
+    def metric(sample: Sample) -> np.ndarray:
+        if len(sample.weights) > BLOCK:
+            return np.concatenate([metric(block) for block in sample.blocks()])
+        return np.mean([of_steps(*sample.steps[label], sample.floor) for label in sample.classes()], axis=0)
+
+    return metric
 
 
-def auroc(sample: Sample) -> np.ndarray:
+@_ranked
+def auroc(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
     """Area under the ROC curve, ties count one half; macro one-vs-rest for more than two classes. (B,), 0..1."""
-    return _ranked(sample, _auroc)
+    # The shoelace formula, which needs no array of differences.
+    twice = true[:, -1] * false[:, -1] + np.vecdot(true[:, :-1], false[:, 1:]) - np.vecdot(true[:, 1:], false[:, :-1])
+    return _ratio(twice / 2, true[:, -1] * false[:, -1])
 
 
-def average_precision(sample: Sample) -> np.ndarray:
+@_ranked
+def average_precision(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
     r"""Average precision $\sum_k (R_k - R_{k-1}) P_k$, macro one-vs-rest for more than two classes. (B,), 0..1."""
-    return _ranked(sample, _average_precision)
-
-
-def specificity_at_sensitivity(sample: Sample) -> np.ndarray:
-    """The best specificity on the ROC curve where sensitivity is at least the floor. Two classes only. (B,), 0..1."""
-    return _ranked(sample, lambda true, false: _specificity_at(true, false, sample.floor))
-
-
-def sensitivity_at_specificity(sample: Sample) -> np.ndarray:
-    """The best sensitivity on the ROC curve where specificity is at least the floor. Two classes only. (B,), 0..1."""
-    return specificity_at_sensitivity(replace(sample, positive=1 - sample.positive))
-
-
-def _auroc(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    below = np.diff(true, axis=1, prepend=0) / 2
-    area = ((true - below) * np.diff(false, axis=1, prepend=0)).sum(axis=1)
-    return _ratio(area, true[:, -1] * false[:, -1])
-
-
-def _average_precision(true: np.ndarray, false: np.ndarray) -> np.ndarray:
     precision = np.divide(true, true + false, out=np.zeros_like(true), where=true + false > 0)
     return _ratio((np.diff(true, axis=1, prepend=0) * precision).sum(axis=1), true[:, -1])
 
 
-def _specificity_at(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
-    enough = true >= (floor - 1e-12) * true[:, -1:]
-    first = enough.argmax(axis=1)
+@_ranked
+def specificity_at_sensitivity(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
+    """The best specificity on the ROC curve where sensitivity is at least the floor. Two classes only. (B,), 0..1."""
+    first = (true >= (floor - 1e-12) * true[:, -1:]).argmax(axis=1)
     alarms = false[np.arange(len(false)), first]
     return np.where(true[:, -1] > 0, 1 - _ratio(alarms, false[:, -1]), np.nan)
+
+
+@_ranked
+def sensitivity_at_specificity(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
+    """The best sensitivity on the ROC curve where specificity is at least the floor. Two classes only. (B,), 0..1."""
+    few = (false <= (1 - floor + 1e-12) * false[:, -1:]).sum(axis=1)
+    found = np.where(few > 0, true[np.arange(len(true)), few - 1], 0.0)
+    return np.where(false[:, -1] > 0, _ratio(found, true[:, -1]), np.nan)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -156,6 +163,20 @@ def accuracy(sample: Sample) -> np.ndarray:
     return sample.mean(sample.decisions == sample.labels)
 
 
+def patient_recognition_rate(sample: Sample) -> np.ndarray:
+    """Mean over patients of the share of their images decided correctly (Spanhol 2016). (B,), 0..1.
+
+    Raises:
+        ConfigError: Where it is not known whose images the rows are, as in the search.
+    """
+    if sample.shares is None:
+        raise ConfigError(
+            "patient_recognition_rate needs to know whose image a row is, which only the test rows tell. "
+            "Set tune.objective to another metric."
+        )
+    return _ratio(sample.total(sample.shares * (sample.decisions == sample.labels)), sample.total(sample.shares))
+
+
 def sensitivity(sample: Sample) -> np.ndarray:
     """Share of the positive class decided as such; macro for more than two classes. (B,), 0..1."""
     return _macro(sample, lambda c: _recall(sample, sample.labels == c, sample.decisions == c))
@@ -166,10 +187,15 @@ def specificity(sample: Sample) -> np.ndarray:
     return _macro(sample, lambda c: _recall(sample, sample.labels != c, sample.decisions != c))
 
 
+def _recalls(sample: Sample) -> np.ndarray:
+    """Share of each class decided correctly, float (C, B)."""
+    labels = range(sample.probabilities.shape[1])
+    return np.stack([_recall(sample, sample.labels == c, sample.decisions == c) for c in labels])
+
+
 def balanced_accuracy(sample: Sample) -> np.ndarray:
     """Mean over classes of the share decided correctly. (B,), 0..1."""
-    labels = range(sample.probabilities.shape[1])
-    return np.mean([_recall(sample, sample.labels == c, sample.decisions == c) for c in labels], axis=0)
+    return np.mean(_recalls(sample), axis=0)
 
 
 def precision(sample: Sample) -> np.ndarray:
@@ -195,8 +221,7 @@ def mcc(sample: Sample) -> np.ndarray:
 
 def g_mean(sample: Sample) -> np.ndarray:
     """Geometric mean over classes of the share decided correctly. (B,), 0..1."""
-    labels = range(sample.probabilities.shape[1])
-    recalls = [_recall(sample, sample.labels == c, sample.decisions == c) for c in labels]
+    recalls = _recalls(sample)
     return np.prod(recalls, axis=0) ** (1 / len(recalls))
 
 
@@ -265,10 +290,9 @@ def _recalibrated(sample: Sample, slope: bool) -> np.ndarray:
     prob = np.clip(sample.probabilities[:, sample.positive], _EPSILON, 1 - _EPSILON)
     logit, truth = np.log(prob / (1 - prob)), (sample.labels == sample.positive).astype(np.float64)
     # The estimate first: from there every resample is a few steps away.
-    start = _newton(sample.weights[:1], logit, truth, slope, np.array([[0.0, 1.0]]))
+    start = _newton(np.ones((1, len(truth))), logit, truth, slope, np.array([[0.0, 1.0]]))
     start = np.where(np.isnan(start), [[0.0, 1.0]], start)
-    blocks = [sample.weights[first : first + _BLOCK] for first in range(0, len(sample.weights), _BLOCK)]
-    return np.concatenate([_newton(block, logit, truth, slope, start) for block in blocks])
+    return np.concatenate([_newton(block.weights, logit, truth, slope, start) for block in sample.blocks()])
 
 
 def _newton(weights: np.ndarray, logit: np.ndarray, truth: np.ndarray, slope: bool, start: np.ndarray) -> np.ndarray:
@@ -317,6 +341,7 @@ REGISTRY: dict[str, Metric] = {
     "specificity_at_sensitivity": Metric(specificity_at_sensitivity, "rank", binary=True),
     "sensitivity_at_specificity": Metric(sensitivity_at_specificity, "rank", binary=True),
     "accuracy": Metric(accuracy, "decision", among=lambda s: np.ones(len(s.labels), dtype=bool)),
+    "patient_recognition_rate": Metric(patient_recognition_rate, "decision"),
     "balanced_accuracy": Metric(balanced_accuracy, "decision"),
     "sensitivity": Metric(sensitivity, "decision", among=lambda s: s.labels == s.positive),
     "specificity": Metric(specificity, "decision", among=lambda s: s.labels != s.positive),
@@ -367,162 +392,3 @@ def decide(probabilities: np.ndarray, positive: int, threshold: float | np.ndarr
     if probabilities.shape[1] > 2:
         return probabilities.argmax(axis=1)
     return np.where(probabilities[:, positive] >= threshold, positive, 1 - positive)
-
-
-def wilson(successes: int, trials: int, alpha: float) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), covering 1 - alpha.
-
-    >>> [round(end, 4) for end in wilson(15, 16, 0.05)]
-    [0.7167, 0.9889]
-    """
-    squared = float(ndtri(1 - alpha / 2)) ** 2
-    share, spread = successes / trials, squared / trials
-    centre = (share + spread / 2) / (1 + spread)
-    half = np.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
-
-
-# --- resamples and intervals -----------------------------------------------------------------------------------------
-
-
-def patient_resamples(
-    patients: np.ndarray, labels: np.ndarray, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw whole patients with replacement, within strata of the classes a patient shows.
-
-    Args:
-        patients: (n,), patient of each row; their order does not matter.
-        labels: int (n,).
-        resamples: B.
-        seed: The same seed and patients give the same resamples, so differences between models are paired.
-
-    Returns:
-        Patient ids (P,), sorted, and float32 (B + 1, P): how often each is drawn; the first row is all ones.
-    """
-    rows = pd.DataFrame({"patient": patients, "label": labels})
-    shown = rows.groupby("patient")["label"].agg(lambda values: tuple(sorted(set(values)))).sort_index()
-    drawn = np.ones((resamples + 1, len(shown)), dtype=np.float32)
-    rng = np.random.default_rng(seed)
-    for stratum in sorted(shown.unique()):
-        members = np.flatnonzero(shown == stratum)
-        drawn[1:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
-    return shown.index.to_numpy(), drawn
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All numbers of one result on one set of test rows.
-
-    Attributes:
-        draws: "point.metric" -> float64 (B + 1,): the estimate first, then one value per resample.
-        among: "point.metric" -> patients in the denominator of a proportion.
-        by_seed: "point.metric" -> one estimate per seed.
-        alpha: Intervals cover 1 - alpha.
-    """
-
-    draws: dict[str, np.ndarray]
-    among: dict[str, int]
-    by_seed: dict[str, list[float]]
-    alpha: float
-
-    def interval(self, name: str) -> dict[str, Any]:
-        """Estimate, percentile interval, and the number of resamples in which the metric does not exist."""
-        estimate, draws = float(self.draws[name][0]), self.draws[name][1:]
-        return {"value": estimate, **self._bounds(name, estimate, draws), "degenerate": int(np.isnan(draws).sum())}
-
-    def _bounds(self, name: str, estimate: float, draws: np.ndarray) -> dict[str, Any]:
-        patients = self.among.get(name)
-        if patients and estimate in (0.0, 1.0):
-            # All resamples of 24 out of 24 are 24 out of 24; the patients behind it still bound what is known.
-            low, high = wilson(round(estimate * patients), patients, self.alpha)
-            return {"low": low, "high": high, "interval": f"Wilson, {patients} patients"}
-        if np.isnan(draws).all():
-            return {"low": float("nan"), "high": float("nan"), "interval": "none: undefined in every resample"}
-        low, high = np.nanquantile(draws, [self.alpha / 2, 1 - self.alpha / 2])
-        return {"low": float(low), "high": float(high), "interval": "patient bootstrap"}
-
-    def table(self) -> dict[str, dict[str, Any]]:
-        """{"free" | "raw" | "locked": {metric: interval}}."""
-        nested: dict[str, dict[str, Any]] = {}
-        for name in self.draws:
-            point, metric = name.split(".")
-            nested.setdefault(point, {})[metric] = {**self.interval(name), "by_seed": self.by_seed[name]}
-        return nested
-
-
-def evaluate(predictions: Predictions, settings: Compare, sensitivity_floor: float) -> Evaluation:
-    """Compute every metric on test rows, at both operating points, with resamples.
-
-    "free" needs no threshold; "raw" is 0.5 on raw probabilities; "locked" is the threshold of val on calibrated ones.
-    Rank metrics are averaged over folds, decisions pooled; repeats and seeds are averaged.
-
-    Raises:
-        DataError: When a class is absent from the test rows.
-    """
-    test = predictions.part("test")
-    labels = test.table["label"].to_numpy()
-    num_classes = len(test.classes)
-    present = np.bincount(labels, minlength=num_classes)
-    if (present == 0).any():
-        counts = ", ".join(f"{name} {count}" for name, count in zip(test.classes, present))
-        raise DataError(f"The test rows lack a class ({counts}), so nothing can be compared. Split again.")
-    patients, drawn = patient_resamples(test.table["patient_id"].to_numpy(), labels, settings.resamples, settings.seed)
-    column = pd.Series(np.arange(len(patients)), index=patients)
-    groups = []
-    for (_, seed), rows in test.table.groupby(["repeat", "seed"], sort=True):
-        group = replace(test, table=rows.reset_index(drop=True))
-        groups.append((int(seed), _evaluate_group(group, drawn, column, sensitivity_floor)))
-    names = list(groups[0][1])
-    draws = {name: np.mean([values[name][0] for _, values in groups], axis=0) for name in names}
-    among = {name: groups[0][1][name][1] for name in names if groups[0][1][name][1]}
-    seeds = sorted({seed for seed, _ in groups})
-    by_seed = {
-        name: [float(np.mean([values[name][0][0] for own, values in groups if own == seed])) for seed in seeds]
-        for name in names
-    }
-    return Evaluation(draws, among, by_seed, settings.alpha)
-
-
-def _evaluate_group(
-    group: Predictions, drawn: np.ndarray, column: pd.Series, floor: float
-) -> dict[str, tuple[np.ndarray, int]]:
-    """One repeat and seed: name -> (float64 (B + 1,), patients in the denominator of a proportion or 0)."""
-    table, positive = group.table, group.positive_label
-    kinds = {kind: group.probabilities(kind) for kind in ("prob", "calibrated")}
-    threshold = table["threshold"].to_numpy(dtype=np.float64)
-    points = {
-        "free": (kinds["prob"], decide(kinds["prob"], positive)),
-        "raw": (kinds["prob"], decide(kinds["prob"], positive)),
-        "locked": (kinds["calibrated"], decide(kinds["calibrated"], positive, threshold)),
-    }
-    weights = drawn[:, column.loc[table["patient_id"]].to_numpy()]
-    folds = list(table.groupby("fold", sort=True).indices.values())
-    found: dict[str, tuple[np.ndarray, int]] = {}
-    for point, (probabilities, decisions) in points.items():
-        at = threshold if point == "locked" else 0.5
-        whole = Sample(table["label"].to_numpy(), probabilities, decisions, positive, weights, floor, at)
-        for name, metric in REGISTRY.items():
-            if (metric.kind == "rank") != (point == "free"):
-                continue
-            if metric.binary and not whole.binary:
-                continue
-            if metric.kind == "rank":
-                # Scores of different folds come from different models: ranks are compared within a fold only.
-                values = np.mean([metric.function(_subset(whole, rows)) for rows in folds], axis=0)
-            else:
-                values = metric.function(whole)
-            patients = 0
-            if metric.among is not None and whole.binary:
-                patients = int(table.loc[metric.among(whole), "patient_id"].nunique())
-            found[f"{point}.{name}"] = (values, patients)
-    return found
-
-
-def _subset(sample: Sample, rows: np.ndarray) -> Sample:
-    return replace(
-        sample,
-        labels=sample.labels[rows],
-        probabilities=sample.probabilities[rows],
-        decisions=sample.decisions[rows],
-        weights=sample.weights[:, rows],
-    )

@@ -37,7 +37,7 @@ def ensure(study: Study, backbone: str, say: Any) -> None:
         say(f"drawing {study.raw}")
         draw_phantoms(study)
     manifest = _read(Manifest, study.manifest_path)
-    if manifest is None or manifest.meta["settings"] != study.settings.sections("ingest"):
+    if manifest is None or manifest.meta.get("settings") != study.settings.sections("ingest"):
         say(f"ingesting {study.raw}")
         manifest, _ = ingest.run(study)
     split = _read(Splits, study.splits_path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,18 +32,47 @@ _META = b"equipoise"
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and move it there when the block ends well: no half-written file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    """Yield a temporary path beside `path` and move it there when the block ends well: no half-written file.
+
+    Raises:
+        DataError: When the disk is full or does not let this user write; a file that was there stays as it was.
+    """
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent.absolute())
+        mine = f".{_machine()}-{os.getpid()}~"
+        handle, name = tempfile.mkstemp(mine, f".{path.name}.", path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}. Nothing half-written was left; free space or "
+            "permissions, then run the same command again: finished work is kept."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left half-written in a folder, once per process."""
+    for left in folder.glob(f".*.{_machine()}-*~") if os.name == "posix" else ():
+        try:
+            os.kill(int(left.name.rpartition("-")[2][:-1]), 0)  # signal 0 only asks whether the process is there
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, PermissionError):  # no name of ours, or another user's process
+            continue
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,7 +87,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not readable as JSON ({error}). Run the stage that writes it again.") from error
 
 
@@ -85,13 +116,22 @@ def write_table(path: Path, table: pd.DataFrame, meta: dict[str, Any]) -> None:
 
 def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read what `write_table` wrote."""
+    table, meta, _ = _read_parquet(path)
+    return table, meta
+
+
+def _read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any], pa.Schema]:
     try:
-        arrow = pq.read_table(path)
+        arrow = pq.ParquetFile(path).read()  # read_table would take a folder
+        arrow.validate(full=True)  # damaged bytes may be no text, which pandas would find much later
+        names, meta = arrow.schema.names, json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
+        if len(set(names)) < len(names) or not isinstance(meta, dict):
+            raise ValueError("a column twice, or metadata that are no mapping")
+        return arrow.to_pandas(), meta, arrow.schema
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not readable as Parquet ({error}). Run the stage that writes it again.") from error
-    return arrow.to_pandas(), json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
 
 
 def _missing(path: Path) -> DataError:
@@ -114,6 +154,15 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
+_KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "text": (pa.types.is_string, pa.types.is_large_string),
+    "whole numbers": (pa.types.is_integer,),
+    "number": (pa.types.is_floating,),
+    "yes or no": (pa.types.is_boolean,),
+}
+_ROUND = {"repeat": "whole numbers", "fold": "whole numbers"}
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -125,12 +174,14 @@ class _Record:
     meta: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
 
-    COLUMNS: ClassVar[tuple[str, ...]] = ()
+    #: Column -> kind of its values (a key of `_KINDS`); and what the metadata of a file hold.
+    COLUMNS: ClassVar[dict[str, str]] = {}
+    META: ClassVar[dict[str, type]] = {}
 
     def __post_init__(self) -> None:
         self._require(self.COLUMNS)
 
-    def _require(self, columns: Sequence[str]) -> None:
+    def _require(self, columns: Iterable[str]) -> None:
         lacking = [name for name in columns if name not in self.table.columns]
         if lacking:
             raise DataError(
@@ -140,9 +191,41 @@ class _Record:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read and check a record."""
-        table, meta = read_table(path)
+        """Read and check a record.
+
+        Raises:
+            DataError: For a file that is missing, damaged, or holds something else.
+        """
+        table, meta, schema = _read_parquet(path)
+        problem = next(cls._problems(table, meta, schema), None)
+        if problem:
+            raise DataError(f"{path} {problem}. Run the stage that writes it again.")
         return cls(table, meta, file_digest(path))
+
+    @classmethod
+    def _problems(cls, table: pd.DataFrame, meta: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
+        for name, wanted in cls.META.items():
+            if not isinstance(meta.get(name), wanted):
+                yield f"says {meta.get(name)!r:.80} of {name} in its metadata, {wanted.__name__} is expected"
+        classes = meta.get("classes", ["one"])
+        if not all(isinstance(name, str) for name in classes) or not 0 < len(set(classes)) == len(classes):
+            yield f"names the classes {classes!r:.80}, different names are expected"
+        if meta.get("positive_class", classes[0]) not in classes:
+            yield f"names the positive class {meta['positive_class']!r:.80}, which is none of its classes"
+        if "label" in table and not table["label"].isin(range(len(classes))).all():
+            yield f"holds labels outside its {len(classes)} classes"
+        if "part" in table and not table["part"].isin(PARTS).all():
+            yield f"holds parts other than {', '.join(PARTS)}"
+        kinds = dict(cls.COLUMNS)
+        kinds |= {name: "number" for name in schema.names if name.startswith(("prob_", "calibrated_"))}
+        kinds |= {str(name): "text" for name in meta.get("readings", ())}
+        for name, kind in kinds.items():
+            if name not in table and name not in cls.COLUMNS:
+                yield f"lacks the column {name:.80}, which its metadata name"
+            if name in table and not any(test(schema.field(name).type) for test in _KINDS[kind]):
+                yield f"holds {schema.field(name).type} in column {name}, {kind} is expected"
+            if name in table and kind != "number" and table[name].isna().any():
+                yield f"has rows without {name}"
 
     def write(self, path: Path) -> Self:
         """Write the record atomically and return it with its digest."""
@@ -159,10 +242,12 @@ class Manifest(_Record):
     ids are hashed, `label` is the index into `classes`, `patient_id` the dataset's first reading of who the patient is.
     """
 
-    COLUMNS = (
-        *("image_id", "sha256", "picture", "path", "label", "class_name", "patient_id"),
-        *("width_px", "height_px", "bytes", "grey_mean"),
-    )
+    COLUMNS: ClassVar = {
+        **dict.fromkeys(("image_id", "sha256", "picture", "path", "class_name", "patient_id"), "text"),
+        **dict.fromkeys(("label", "width_px", "height_px", "bytes"), "whole numbers"),
+        "grey_mean": "number",
+    }
+    META: ClassVar = {"study": str, "dataset": str, "classes": list, "positive_class": str, "readings": list}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,7 +292,8 @@ def minority_labels(counts: np.ndarray) -> list[int]:
 class Splits(_Record):
     """One row per image, repeat and fold: `part` is train, val or test; `patient_id` is the group kept whole."""
 
-    COLUMNS = ("image_id", "patient_id", "repeat", "fold", "part")
+    COLUMNS: ClassVar = {**dict.fromkeys(("image_id", "patient_id", "part"), "text"), **_ROUND}
+    META: ClassVar = {"study": str, "manifest": str, "group_by": str, "settings": dict}
 
     @property
     def folds(self) -> int:
@@ -337,7 +423,13 @@ class Predictions(_Record):
     test rows whose patient or picture is also on the train side (official splits only).
     """
 
-    COLUMNS = ("image_id", "patient_id", "repeat", "fold", "seed", "part", "label", "overlap", "threshold")
+    COLUMNS: ClassVar = {
+        **dict.fromkeys(("image_id", "patient_id", "part"), "text"),
+        **_ROUND,
+        **dict.fromkeys(("seed", "label"), "whole numbers"),
+        **{"overlap": "yes or no", "threshold": "number"},
+    }
+    META: ClassVar = {"classes": list, "positive_class": str}
 
     def __post_init__(self) -> None:
         kinds = [f"{kind}_{name}" for kind in ("prob", "calibrated") for name in self.meta["classes"]]

@@ -1,30 +1,29 @@
-"""Register winners, promote, roll back. Evidence travels as tags of the version; aliases are plain MLflow aliases."""
+"""Register winners, promote, roll back. Evidence travels with the version; aliases are plain MLflow aliases."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from equipoise import checks, images, ingest, parallel, tracking
+from equipoise import audit, card, checks, gates, parallel, tracking
+from equipoise.audit import CHAMPION, by_alias
 from equipoise.config import Study
 from equipoise.errors import ConfigError, DataError, PromotionRefused
-from equipoise.records import Manifest, Predictions, Splits, read_json, read_table
+from equipoise.gates import TOLERANCE, load
+from equipoise.records import Manifest, Predictions, Splits, digest_of, file_digest, read_json, read_table
 
-CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous-champion", "challenger"
-#: Served probabilities may differ from the stored ones by this much: rounding, never another model.
-TOLERANCE = 1e-5
-_CHECKED_IMAGES = 16
+CHALLENGER = "challenger"
 #: What service imports; versions are those of this environment.
 _REQUIREMENTS = (
     *("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "scipy", "pyarrow", "pydantic", "pyyaml"),
@@ -79,83 +78,90 @@ def register(study: Study) -> list[dict[str, Any]]:
     return done
 
 
-def promote(study: str, version: str | None = None) -> dict[str, Any]:
-    """Move `champion` to the challenger, or to a version, after its artifact has loaded; the old one is kept.
+def promote(
+    study: Study,
+    version: str | None = None,
+    force: bool = False,
+    reason: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Hold the challenger, or a version, against every gate; `champion` moves when all pass.
+
+    Args:
+        study: For its name, the bounds of `promote` and the raw images.
+        version: Instead of the challenger.
+        force: Move although gates failed; the decision is recorded as forced.
+        reason: Recorded; needed to force.
+        say: Called with the table of gates, and with what was settled of a killed call.
 
     Raises:
-        PromotionRefused: When there is nothing to promote or the model does not load.
+        PromotionRefused: With every reason, when a gate fails; recorded, and nothing is moved.
     """
-    store, name = tracking.client(), model_name(study)
-    target = _version(store, name, version) if version else by_alias(store, name, CHALLENGER)
-    if target is None:
-        asked = f"version {version}" if version else f"alias {CHALLENGER}"
-        raise PromotionRefused(f"{name} has no {asked}. Run `equipoise register --study {study}` first.")
-    current = by_alias(store, name, CHAMPION)
-    if current and current.version == target.version:
-        return {"name": name, "champion": target.version, "previous": None, "moved": False}
-    _loads(name, target.version)
-    _move(store, name, target, current)
-    return {"name": name, "champion": target.version, "previous": current.version if current else None, "moved": True}
+    if force and not (reason or "").strip():
+        raise ConfigError("--force goes with --reason TEXT: who reads the log later must learn why.")
+    store, name = tracking.client(), model_name(study.name)
+    with audit.locked(name):
+        target = audit.version_of(store, name, version) if version else by_alias(store, name, CHALLENGER)
+        if target is None:
+            asked = f"version {version}" if version else f"alias {CHALLENGER}"
+            raise PromotionRefused(f"{name} has no {asked}. Run `equipoise register --study {study.name}` first.")
+        audit.settle(store, name, say)
+        current, number = by_alias(store, name, CHAMPION), str(target.version)
+        before = str(current.version) if current else None
+        if before == number and not audit.misplaced(store, name, audit.read(store, name)):
+            return {"name": name, "champion": number, "previous": None, "moved": False}
+        found = gates.judge(study, store, name, target, current)
+        say(gates.table_text(found))
+        failed = [gate for gate in found if gate.verdict == "failed"]
+        forced = force and bool(failed)
+        refused = bool(failed) and not (force and all(gate.forceable for gate in failed))
+        decision = {
+            **{"kind": "refuse" if refused else "promote", "from": before, "to": number},
+            **{"reason": reason, "forced": forced, "gates": [gate.as_dict() for gate in found]},
+            **{"digests": _digests(target), "bounds": study.settings.promote.model_dump()},
+        }
+        if refused:
+            entry = audit.write(store, name, decision, "refused")
+            raise PromotionRefused(
+                f"version {number} of {name} does not become champion: {'; '.join(map(str, failed))}. "
+                f"Nothing was moved; the refusal is decision {entry.decision['number']} of the log."
+            )
+        return _moved(audit.move(store, name, decision))
 
 
-def rollback(study: str) -> dict[str, Any]:
-    """Return `champion` to the version it was before the last promotion, after that one has loaded.
+def rollback(study: Study, reason: str, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Return `champion` to the version before, by the log, after that one has loaded.
 
     Raises:
-        PromotionRefused: Without a previous champion.
+        PromotionRefused: Without a previous champion, or when it does not load.
     """
-    store, name = tracking.client(), model_name(study)
-    previous, current = by_alias(store, name, PREVIOUS), by_alias(store, name, CHAMPION)
-    if previous is None:
-        raise PromotionRefused(f"{name} has no previous champion to return to.")
-    _loads(name, previous.version)
-    _move(store, name, previous, current)
-    return {
-        "name": name,
-        "champion": previous.version,
-        "previous": current.version if current else None,
-        "moved": True,
-    }
+    if not reason.strip():
+        raise ConfigError("A rollback needs --reason TEXT: who reads the log later must learn why.")
+    store, name = tracking.client(), model_name(study.name)
+    with audit.locked(name):
+        audit.settle(store, name, say)
+        target, before = audit.previous(store, name, audit.read(store, name)), audit.pointed_at(store, name)
+        if target is None:
+            raise PromotionRefused(f"{name} has no previous champion to return to.")
+        number = str(target.version)
+        decision = {"from": before, "to": number, "reason": reason, "forced": False, "digests": _digests(target)}
+        try:
+            load(f"models:/{name}/{number}")
+        except Exception as error:
+            audit.write(store, name, {"kind": "refuse", **decision}, "refused")
+            raise PromotionRefused(f"Version {number} of {name} does not load: {error}") from error
+        return _moved(audit.move(store, name, {"kind": "rollback", **decision}))
 
 
-def by_alias(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version an alias points to, or None."""
-    try:
-        return store.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+def _moved(entry: audit.Entry) -> dict[str, Any]:
+    decision = entry.decision
+    done = {"name": decision["model"], "champion": decision["to"], "previous": decision["from"], "moved": True}
+    return {**done, "forced": decision["forced"], "decision": decision["number"]}
 
 
-def load(uri: str) -> Any:
-    """Load a registered model; a missing one is a ConfigError."""
-    import mlflow
-
-    tracking.client()
-    try:
-        return mlflow.pyfunc.load_model(uri)
-    except MlflowException as error:
-        raise ConfigError(f"{uri} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _move(store: MlflowClient, name: str, target: ModelVersion, current: ModelVersion | None) -> None:
-    # The way back is written first: a kill in between leaves the old champion serving.
-    if current:
-        store.set_registered_model_alias(name, PREVIOUS, current.version)
-    store.set_registered_model_alias(name, CHAMPION, target.version)
-
-
-def _loads(name: str, version: str) -> None:
-    try:
-        load(f"models:/{name}/{version}")
-    except Exception as error:
-        raise PromotionRefused(f"Version {version} of {name} does not load: {error}") from error
-
-
-def _version(store: MlflowClient, name: str, version: str) -> ModelVersion | None:
-    try:
-        return store.get_model_version(name, version)
-    except MlflowException:
-        return None
+def _digests(version: ModelVersion) -> dict[str, str]:
+    names = (tracking.DIGEST, "equipoise.git_commit", "equipoise.digest.splits", "equipoise.digest.test")
+    return {name.removeprefix("equipoise."): version.tags[name] for name in names if name in version.tags}
 
 
 def _version_of(
@@ -168,15 +174,32 @@ def _version_of(
     comparison: Mapping[str, Any],
 ) -> tuple[str, bool]:
     name, digest = model_name(study.name), summary["result_digest"]
-    for version in store.search_model_versions(f"name = '{name}'"):
-        if version.tags.get(tracking.DIGEST) == digest:
-            return version.version, False
+    for version in store.search_model_versions(f"name = '{name}' and tags.`{tracking.DIGEST}` = '{digest}'"):
+        return str(version.version), False
     run_id, _ = tracking.mirror(store, study, backbone, scenario, folder)
+    commit, changed = tracking.version_tags(), gates.uncommitted()
+    evidence = gates.collect(study, folder, summary["digests"], expected_predictions(folder))
     with tempfile.TemporaryDirectory() as scratch:
         package = save(study, backbone, folder, Path(scratch), run_id)
-        difference = _check(study, backbone, folder, package)
+        model = load(str(package))
+        difference, _ = gates.differences(study, model, evidence)
+        if not difference <= TOLERANCE:
+            raise DataError(
+                f"The saved model of {folder} serves probabilities that differ from the stored ones by "
+                f"{difference:.2e} (allowed: {TOLERANCE:.0e}). Run `dvc repro --force "
+                f"scenario@{study.name}-{backbone}-{scenario}`."
+            )
+        answer = model.predict(model.input_example).iloc[0].to_dict()
+        evidence = replace(evidence, meta={**evidence.meta, "example": answer})
+        store.log_artifacts(run_id, str(gates.write(evidence, Path(scratch) / "evidence")), "evidence")
+        software = {**_versions(), "commit": commit["equipoise.git_commit"]}
+        (package / "MODEL_CARD.md").write_text(card.card(study, backbone, scenario, software), encoding="utf-8")
+        store.log_artifact(run_id, str(package / "MODEL_CARD.md"))
         store.log_artifacts(run_id, str(package), "model")
     source = f"{store.get_run(run_id).info.artifact_uri}/model"
+    threshold = read_json(folder / "model" / "model.json")["threshold"]
+    raw = Manifest.read(study.manifest_path).table[["image_id", "sha256"]].sort_values("image_id")
+    lock = Path("dvc.lock")
     tags = {
         tracking.DIGEST: digest,
         "equipoise.study": study.name,
@@ -188,20 +211,32 @@ def _version_of(
         "equipoise.verdict": comparison["rows"][backbone][scenario]["verdict"],
         "equipoise.comparison": comparison["digest"],
         "equipoise.served_difference": f"{difference:.1e}",
+        "equipoise.threshold": "argmax" if threshold is None else f"{threshold:.6f}",
+        "equipoise.grey": str(_grey(study)),
         **{f"equipoise.digest.{part}": value for part, value in summary["digests"].items()},
-        **{f"equipoise.check.{check['code']}": check["answer"] for check in summary["checks"]},
-        **_metric_tags(summary["metrics"]),
-        **tracking.version_tags(),
+        "equipoise.digest.raw": digest_of(raw.to_numpy().tolist()),
+        "equipoise.digest.dvc_lock": file_digest(lock) if lock.is_file() else "none",
+        **{f"equipoise.check.{check['code']}": check["answer"] for check in comparison["checks"]},
+        **{
+            f"equipoise.{point}.{metric}": _interval(cell)
+            for point, cells in summary["metrics"].items()
+            for metric, cell in cells.items()
+        },
+        **commit,
+        "equipoise.uncommitted": "no git" if changed is None else ", ".join(changed)[:5000],
     }
     made = store.create_model_version(name, source, run_id, tags=tags, description=comparison["verdict"])
-    return made.version, True
+    return str(made.version), True
 
 
-def _metric_tags(table: Mapping[str, Any]) -> dict[str, str]:
-    def text(cell: Mapping[str, Any]) -> str:
-        return " ".join("nan" if cell[key] is None else f"{cell[key]:.4f}" for key in ("value", "low", "high"))
+def _grey(study: Study) -> bool | None:
+    """Whether grey images are expected: at most one in a hundred of the study has colours."""
+    summary = read_json(study.manifest_path.with_suffix(".json"))
+    return summary["flagged"]["colour"] <= summary["images"] / 100 if "flagged" in summary else None
 
-    return {f"equipoise.{point}.{name}": text(cell) for point, cells in table.items() for name, cell in cells.items()}
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    return " ".join("nan" if cell[key] is None else f"{cell[key]:.4f}" for key in ("value", "low", "high"))
 
 
 def save(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) -> Path:
@@ -209,13 +244,17 @@ def save(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) 
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
 
     from equipoise import model
 
     network = model.save(study, backbone, folder, scratch / "network")
     classes = read_json(network / "model.json")["classes"]
     outputs = [ColSpec(DataType.double, f"{kind}_{name}") for kind in ("prob", "raw") for name in classes]
-    outputs += [ColSpec(DataType.string, "decision"), ColSpec(DataType.double, "threshold")]
+    outputs += [ColSpec(DataType.string, "decision"), ColSpec(DataType.long, "label")]
+    outputs += [ColSpec(DataType.double, "threshold", required=False)]
+    given = {"image": DataType.binary, "path": DataType.string, "pixels": AnyType()}  # one of them in each row
+    inputs = [ColSpec(kind, name, required=False) for name, kind in given.items()]
     grey = io.BytesIO()
     Image.new("L", (64, 64), 128).save(grey, "png")  # an example goes into the artifact: never a patient's image
     package = Path(__file__).parent
@@ -226,30 +265,15 @@ def save(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) 
         artifacts={"model": str(network)},
         mlflow_model=Model(artifact_path="model", run_id=run_id),
         input_example=pd.DataFrame({"image": [grey.getvalue()]}),
-        signature=ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema(outputs)),
-        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
+        signature=ModelSignature(Schema(inputs), Schema(outputs)),
+        model_config={"image_folder": None},
+        pip_requirements=[f"{name}=={version}" for name, version in _versions().items()],
     )
     return scratch / "model"
 
 
-def _check(study: Study, backbone: str, folder: Path, package: Path) -> float:
-    """Largest difference between what the package serves and what is stored, on a few images."""
-    import mlflow
-
-    stored = expected_predictions(folder)
-    places = ingest.locate(study, Manifest.read(study.manifest_path))
-    some = stored.iloc[np.linspace(0, len(stored) - 1, min(_CHECKED_IMAGES, len(stored))).astype(int)]
-    data = [images.read(study.raw, places[name]) for name in some["image_id"]]
-    served = mlflow.pyfunc.load_model(str(package)).predict(pd.DataFrame({"image": data}))
-    columns = [name for name in stored.columns if name.startswith("calibrated_")]
-    values = served[[name.replace("calibrated_", "prob_") for name in columns]].to_numpy()
-    difference = float(np.abs(values - some[columns].to_numpy()).max())
-    if not difference <= TOLERANCE:
-        raise DataError(
-            f"The saved model of {folder} serves probabilities that differ from the stored ones by {difference:.2e} "
-            f"(allowed: {TOLERANCE:.0e}). Run `dvc repro --force scenario@{study.name}-{backbone}-{folder.name}`."
-        )
-    return difference
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _REQUIREMENTS}
 
 
 def expected_predictions(folder: Path) -> pd.DataFrame:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from equipoise import calibration, checks, head, metrics, parallel, strategies, tuning
+from equipoise import calibration, checks, head, intervals, metrics, openings, parallel, strategies, tuning
 from equipoise.calibration import Calibrator
 from equipoise.config import SCENARIO_SECTIONS, Study
 from equipoise.errors import ConfigError
-from equipoise.inputs import Inputs
+from equipoise.inputs import Inputs, mixed
 from equipoise.records import (
     PARTS,
     Plan,
@@ -63,7 +63,8 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
         strategies.load_strategy(name)
     inputs = Inputs.read(study, backbone, scenario)
     found = checks.run(inputs.splits, inputs.manifest)
-    _fits_number_of_classes(study, len(inputs.manifest.classes))
+    for name in (study.settings.tune.objective, study.settings.compare.primary):
+        metrics.load_metric(name, len(inputs.manifest.classes))
     if study.settings.train.mode == "finetune" and inputs.splits.folds > 1:
         raise ConfigError(
             "train.mode: finetune with several folds has no single model to serve: the refit on all rows is a "
@@ -75,14 +76,16 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
         for repeat, fold in inputs.splits.rounds()
         for seed in study.settings.train.seeds
     ]
-    rounds = parallel.run_jobs(_round, jobs, f"{scenario} on {study.name}, {backbone}", study.workers)
-    meta = {
-        "study": study.name,
-        "backbone": backbone,
-        "scenario": scenario,
-        "classes": list(inputs.manifest.classes),
-        "positive_class": inputs.manifest.positive_class,
-    }
+    # Rounds that another machine searches are left for the end; most are read back by then.
+    rounds: list[dict[str, Any]] = [{}] * len(jobs)
+    for wait in (False, True):
+        left = [index for index, made in enumerate(rounds) if not made]
+        calls = [(*jobs[index], wait) for index in left]
+        done = parallel.run_jobs(_round, calls, f"{scenario} on {study.name}, {backbone}", study.engine)
+        for index, made in zip(left, done):
+            rounds[index] = made
+    meta: dict[str, Any] = {"study": study.name, "backbone": backbone, "scenario": scenario}
+    meta |= {"classes": list(inputs.manifest.classes), "positive_class": inputs.manifest.positive_class}
     predictions = Predictions(pd.concat([item["predictions"] for item in rounds], ignore_index=True), meta)
     predictions = predictions.write(folder / "predictions.parquet")
     write_table(folder / "trials.parquet", pd.concat([item["trials"] for item in rounds], ignore_index=True), meta)
@@ -94,29 +97,33 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     write_json(folder / "best.json", choices)
     _write_served(inputs, rounds, folder / "model")
     summary = _summary(inputs, predictions, choices, plan, found, meta)
+    openings.note(summary["digests"]["test"], summary["result_digest"])
     write_json(folder / "metrics.json", summary)
     return summary
 
 
 @_ONE_THREAD
-def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, seed: int) -> dict[str, Any]:
-    """One repeat, fold and seed; importable, so that it can run in another process."""
+def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, seed: int, wait: bool) -> dict[str, Any]:
+    """One repeat, fold and seed; importable, so that it can run in another process. Empty: another one searches it."""
     inputs = Inputs.read(study, backbone, scenario)
     rows = inputs.splits.round(repeat, fold)
     position = pd.Series(np.arange(len(inputs.manifest.table)), index=inputs.manifest.table["image_id"])
     images, patients = position.loc[rows["image_id"]].to_numpy(), rows["patient_id"].to_numpy()
     part = rows["part"].to_numpy()
     train, val = part == "train", part == "val"
-    fitted = _choose_and_fit(inputs, images[train], patients[train], seed, [repeat, fold])
+    try:
+        fitted = _choose_and_fit(inputs, images[train], patients[train], seed, [repeat, fold], wait)
+    except tuning.Busy:
+        return {}
     shown = rows[~train].reset_index(drop=True)
     if study.settings.train.mode == "finetune":
         from equipoise import finetune
 
-        logits, served, weights = finetune.run(
+        logits, served, weights, kept_step = finetune.run(
             inputs, fitted.choice.settings, images[train], patients[train], images[~train], seed
         )
     else:
-        logits, served, weights = fitted.head.logits(inputs.features(images[~train])), fitted.head, None
+        logits, served, weights, kept_step = fitted.head.logits(inputs.rows(images[~train])), fitted.head, None, None
     labels = inputs.labels(images[~train])
     on_val = val[~train]
     calibrator, threshold = _calibrate(inputs, logits[on_val], labels[on_val], shown["patient_id"].to_numpy()[on_val])
@@ -142,24 +149,18 @@ def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, s
         "train_counts": np.bincount(inputs.labels(images[train]), minlength=len(inputs.manifest.classes)),
         "plan_counts": fitted.plan_counts,
         "gradient_norm": fitted.head.gradient_norm,
+        **({} if kept_step is None else {"kept_step": kept_step}),
         "calibrator": calibrator.as_dict(),
         "threshold": threshold,
     }
     return {
-        "predictions": frame,
-        "logits": logits,
-        "plan": plan,
-        "trials": fitted.choice.trials.assign(**round_key),
-        "choice": choice,
-        "head": served,
-        "weights": weights,
-        "calibrator": calibrator,
-        "threshold": threshold,
+        **{"predictions": frame, "logits": logits, "plan": plan, "trials": fitted.choice.trials.assign(**round_key)},
+        **{"choice": choice, "head": served, "weights": weights, "calibrator": calibrator, "threshold": threshold},
     }
 
 
 def _choose_and_fit(
-    inputs: Inputs, images: np.ndarray, patients: np.ndarray, seed: int, round_seed: list[int]
+    inputs: Inputs, images: np.ndarray, patients: np.ndarray, seed: int, round_seed: list[int], wait: bool = True
 ) -> Fitted:
     """Tune on train images, then plan and fit the head with what was chosen."""
     settings = inputs.study.settings
@@ -173,12 +174,18 @@ def _choose_and_fit(
     fixed = inputs.study.scenario_settings.get(inputs.scenario, {})
     fold_seed = [settings.split.seed, 4, *round_seed]
     data = digest_of([inputs.manifest.digest, inputs.splits.digest, inputs.store.digest, images])
-    choice = tuning.tune(matrix, strategy, fixed, settings.tune, _seed(seed, round_seed), fold_seed, data)
+    own, trainer = _seed(seed, round_seed), None
+    if settings.tune.mode == "finetune":
+        from equipoise import finetune
+
+        trainer = finetune.Trials(inputs, images, patients, own)
+        data = digest_of([data, settings.sections("finetune", "augment", "embed"), settings.split.seed])
+    choice = tuning.tune(matrix, strategy, fixed, settings.tune, own, fold_seed, data, trainer, wait)
     built = strategy.of(choice.settings)
-    plan = built.plan(matrix.train_rows(_seed(seed, round_seed)))
+    plan = built.plan(matrix.train_rows(own))
     checks.plan_within_train(plan, len(images))
     counts = plan.counts(matrix.image_labels, matrix.num_classes)
-    features, labels, draws = matrix.with_mixed(matrix.features, matrix.draws(plan)[:, None], [plan])
+    features, labels, draws = matrix.with_mixed(matrix.features, matrix.draws(plan)[:, None], [mixed(plan)])
     l2 = choice.settings["l2"]
     solved = head.fit(features, labels, draws[:, 0], built.objective(counts), l2, matrix.standardiser)
     return Fitted(choice, plan, counts, images, solved)
@@ -204,24 +211,21 @@ def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) ->
     """Write the model that would be registered: of the first seed, or after several folds a refit on all rows."""
     seed = inputs.study.settings.train.seeds[0]
     mine = [item for item in rounds if item["choice"]["seed"] == seed and item["choice"]["repeat"] == 0]
-    several = inputs.splits.folds > 1
-    if not several:
-        served, calibrator, threshold, weights = (
-            mine[0][name] for name in ("head", "calibrator", "threshold", "weights")
-        )
-    else:
+    served, calibrator, threshold, weights = (mine[0][name] for name in ("head", "calibrator", "threshold", "weights"))
+    evidence = "exactly the model that made predictions.parquet for the first seed"
+    if inputs.splits.folds > 1:
         out = pd.concat([item["predictions"].assign(logits=list(item["logits"])) for item in mine])
         pooled = out[out["part"] == "test"]
         everything = np.arange(len(inputs.manifest.table))
         position = inputs.splits.round(0, 0).set_index("image_id")["patient_id"]
         group = position.loc[inputs.manifest.table["image_id"]].to_numpy()
         fitted = _choose_and_fit(inputs, everything, group, seed, [_REFIT])
-        served, weights = fitted.head, None
+        served, evidence = fitted.head, "out-of-fold predictions of the folds; this model is a refit on all rows"
         calibrator, threshold = _calibrate(
             inputs, np.stack(pooled["logits"]), pooled["label"].to_numpy(), pooled["patient_id"].to_numpy()
         )
         # No stored prediction is of the refit: these are what service must reproduce.
-        values = calibrator.apply(served.logits(inputs.features(everything)))
+        values = calibrator.apply(served.logits(inputs.rows(everything)))
         columns = {f"calibrated_{name}": values[:, index] for index, name in enumerate(inputs.manifest.classes)}
         refit = pd.DataFrame({"image_id": inputs.manifest.table["image_id"], **columns})
         write_table(folder / "refit_predictions.parquet", refit, {})
@@ -236,9 +240,7 @@ def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) ->
         "positive_class": inputs.manifest.positive_class,
         "calibrator": calibrator.as_dict(),
         "threshold": threshold,
-        "evidence": "out-of-fold predictions of the folds; this model is a refit on all rows"
-        if several
-        else "exactly the model that made predictions.parquet for the first seed",
+        "evidence": evidence,
     }
     write_json(folder / "model.json", description)
 
@@ -254,8 +256,9 @@ def _summary(
     settings = inputs.study.settings
     floor = settings.tune.sensitivity_floor
     counts = inputs.manifest.counts()
-    evaluation = metrics.evaluate(predictions, settings.compare, floor)
+    evaluation = intervals.evaluate(predictions, settings.compare, floor)
     test = predictions.part("test").table.drop_duplicates("image_id")
+    scores = [choice["score"] for choice in choices]  # None where a round had no search
     summary: dict[str, Any] = {
         **meta,
         "mode": settings.train.mode,
@@ -265,18 +268,15 @@ def _summary(
         "minority_classes": [inputs.manifest.classes[label] for label in minority_labels(counts)],
         "test": class_table(test["label"].to_numpy(), test["patient_id"], inputs.manifest.classes),
         "rows": {"test": len(test), "patients": int(test["patient_id"].nunique())},
-        "inner_score": _mean([choice["score"] for choice in choices]),
+        "inner_score": None if None in scores else float(np.mean(scores)),
         "metrics": evaluation.table(),
         "distribution": _distribution(inputs, plan),
         "non_overlapping": None,
         "seed_has_effect": _seed_matters(predictions),
         "checks": [check.as_dict() for check in found],
         "digests": {
-            "manifest": inputs.manifest.digest,
-            "splits": inputs.splits.digest,
-            "features": inputs.store.digest,
-            "predictions": predictions.digest,
-            "test": predictions.test_digest(),
+            **{name: getattr(inputs, name).digest for name in ("manifest", "splits")},
+            **{"features": inputs.store.digest, "predictions": predictions.digest, "test": predictions.test_digest()},
         },
         "settings": {
             **settings.sections("split", "embed", "augment", *SCENARIO_SECTIONS),
@@ -290,7 +290,7 @@ def _summary(
         summary["non_overlapping"] = {
             "rows": {"test": len(rest), "patients": int(rest["patient_id"].nunique())},
             # Without the shared patients a class may be gone; then there is nothing to measure.
-            "metrics": metrics.evaluate(kept, settings.compare, floor).table() if whole else None,
+            "metrics": intervals.evaluate(kept, settings.compare, floor).table() if whole else None,
         }
     summary["result_digest"] = digest_of([summary["digests"], summary["settings"], choices, meta])
     return summary
@@ -308,19 +308,8 @@ def _distribution(inputs: Inputs, plan: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _mean(scores: list[float | None]) -> float | None:
-    """Mean inner score over rounds; None where a round had no search."""
-    known = [score for score in scores if score is not None]
-    return float(np.mean(known)) if len(known) == len(scores) else None
-
-
 def _seed_matters(predictions: Predictions) -> bool | None:
     """Whether any probability differs between seeds; None when there is one seed."""
     columns = [f"prob_{name}" for name in predictions.classes]
     groups = [rows[columns].to_numpy() for _, rows in predictions.table.groupby("seed", sort=True)]
     return None if len(groups) < 2 else any(not np.array_equal(groups[0], other) for other in groups[1:])
-
-
-def _fits_number_of_classes(study: Study, classes: int) -> None:
-    for name in (study.settings.tune.objective, study.settings.compare.primary):
-        metrics.load_metric(name, classes)

@@ -8,20 +8,27 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import requests
+from filelock import FileLock
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import read_mlflow_creds
+from sqlalchemy.exc import OperationalError
 
-from equipoise import compare, parallel
-from equipoise.config import Study, environment
-from equipoise.records import read_table
+from equipoise import compare, openings, parallel
+from equipoise.config import Study, environment, masked
+from equipoise.errors import StoreError
+from equipoise.records import atomic_path, digest_of, read_table
 from equipoise.report import figures
 
 DIGEST = "equipoise.result_digest"
@@ -43,8 +50,61 @@ def client() -> MlflowClient:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # that tables are made is no news
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 take 4 minutes to miss a server
+    if tracking_uri() == _default_uri():
+        _make_store(Path.cwd() / "mlflow.db")
     mlflow.set_tracking_uri(tracking_uri())
     return MlflowClient()
+
+
+def _make_store(path: Path) -> None:
+    """Make the tables of a store whole or not at all: MLflow refuses one whose making was killed half-way."""
+    from mlflow.store.db import utils
+
+    with FileLock(Path(tempfile.gettempdir()) / f"equipoise-{digest_of(path)[:16]}.lock", mode=0o666):
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                engine = utils.create_sqlalchemy_engine(f"sqlite:///{temporary}")
+                utils._initialize_tables(engine)
+                engine.dispose()
+
+
+def address() -> str:
+    """`tracking_uri` as it may be printed: without a password."""
+    return masked(tracking_uri())
+
+
+def store_error(error: BaseException | None) -> StoreError | None:
+    """What an error of MLflow's client says about its server or database, in words; None for every other error."""
+    if isinstance(error, MlflowException):
+        gone = re.match(r"API request to \S+ failed with (timeout )?exception", str(error))
+        lost, status = bool(gone) or error.error_code == "TEMPORARILY_UNAVAILABLE", error.get_http_status_code()
+    elif isinstance(error, requests.RequestException):
+        lost, status = error.response is None, 0 if error.response is None else error.response.status_code
+    elif isinstance(error, OperationalError):  # MLflow speaks to a database itself
+        lost, status = True, 0
+    else:
+        return None
+    user = read_mlflow_creds().username
+    if lost:
+        return StoreError(
+            f"The MLflow server {address()} cannot be reached. Results stay in files: start the server or set "
+            f"MLFLOW_TRACKING_URI, then run the same command again; it goes on from there."
+        )
+    if status == 401:
+        whom = f"the password of user {user}" if user else "a user without a name"
+        return StoreError(
+            f"The MLflow server {address()} does not accept {whom}. "
+            f"Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (docs/servers.md)."
+        )
+    if status == 403:
+        return StoreError(
+            f"User {user} may not do this at the MLflow server {address()} (403 Forbidden). The right EDIT is needed: "
+            f"on the experiment equipoise-STUDY to track, on the model equipoise-STUDY too to register, on that model "
+            f"and the experiment equipoise-registry to promote and roll back. An administrator grants it "
+            f"(docs/servers.md)."
+        )
+    return None
 
 
 def track(study: Study) -> dict[str, list[str]]:
@@ -170,6 +230,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _write_result(store: MlflowClient, run_id: str, result: compare.Result, folder: Path) -> None:
     now = int(time.time() * 1000)
     values: dict[str, float | None] = {name: result.summary.get(name) for name in ("inner_score", "passes")}
+    digest = result.summary["result_digest"]
+    values["test_openings"] = openings.count(result.predictions.test_digest(), {digest})
     for point, table in result.summary["metrics"].items():
         for name, cell in table.items():
             values |= {f"{point}.{name}": cell["value"]}
@@ -184,10 +246,12 @@ def _write_result(store: MlflowClient, run_id: str, result: compare.Result, fold
     store.log_dict(run_id, result.summary["settings"], "settings.json")
     rows = compare.distribution([result])
     store.log_dict(run_id, {"distribution": rows}, "distribution.json")
-    store.log_text(run_id, figures.distribution(rows, list(result.predictions.classes)), "figures/distribution.svg")
-    if len(result.predictions.classes) == 2:
-        store.log_text(run_id, figures.roc([result]), "figures/roc.svg")
-    store.log_text(run_id, figures.reliability([result]), "figures/reliability.svg")
+    classes = list(result.predictions.classes)
+    drawn = {"distribution": figures.distribution(rows, classes, result.backbone)}
+    drawings = (figures.roc, figures.precision_recall, figures.reliability, figures.decision)
+    drawn |= {draw.__name__: draw([result]) for draw in (drawings if len(classes) == 2 else drawings[:3])}
+    for name, figure in drawn.items():
+        store.log_text(run_id, figure.svg, f"figures/{name}.svg")
 
 
 def _write_trials(store: MlflowClient, experiment: str, parent: str, which: str, folder: Path) -> None:
@@ -206,7 +270,8 @@ def _write_trials(store: MlflowClient, experiment: str, parent: str, which: str,
         params = [Param(key, str(value)) for key, value in row.items() if key not in fixed and not pd.isna(value)]
         score = [Metric("score", float(row["score"]), now, 0)] if not pd.isna(row["score"]) else []
         store.log_batch(child, metrics=score, params=params)
-        store.set_terminated(child, "FINISHED" if row["state"] == "complete" else "FAILED")
+        ended = {"complete": "FINISHED", "pruned": "KILLED"}.get(row["state"], "FAILED")
+        store.set_terminated(child, ended)
 
 
 def _remove_unfinished(store: MlflowClient, experiment: str, digest: str) -> None:
@@ -225,13 +290,6 @@ def _digest_tags(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def version_tags() -> dict[str, str]:
     """Tags with the git commit and whether the work tree differed from it."""
-
-    def git(*words: str) -> str | None:
-        try:
-            return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     if commit is None:
         return {"equipoise.git_commit": "none"}
@@ -240,3 +298,11 @@ def version_tags() -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "equipoise.git_dirty": str(bool(changes)),
     }
+
+
+def git(*words: str) -> str | None:
+    """What a git command says; None where there is no git checkout."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.rstrip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

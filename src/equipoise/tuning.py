@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.metadata
 import sqlite3
 import sys
-from collections.abc import Mapping
+import threading
+import time
+import warnings
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
 import pandas as pd
 
-from equipoise import head, metrics, parallel, splits
+from equipoise import head, intervals, metrics, parallel, splits
 from equipoise.checks import plan_within_train
 from equipoise.config import Tune, environment
 from equipoise.errors import DataError, TrialFailed
-from equipoise.inputs import TrainMatrix
+from equipoise.inputs import TrainMatrix, mixed
 from equipoise.records import Objective, Plan, digest_of, file_digest
 from equipoise.strategies.base import Strategy
 
@@ -28,6 +32,15 @@ from equipoise.strategies.base import Strategy
 STORE = Path("data/cache/optuna")
 #: A database instead, with its password; goes before `tune.storage`.
 STORAGE_VARIABLE = "EQUIPOISE_OPTUNA_STORAGE"
+#: In a database: how often a process says that it lives, after which silence another one takes its search over, and how
+#: often those that wait look.
+_HEARTBEAT_SECONDS, _GRACE_SECONDS, _POLL_SECONDS = 10, 60, 1.0
+#: Resamples times images that are scored at a time.
+_CELLS = 2**22
+
+
+class Busy(Exception):
+    """Another process works on this search."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,21 @@ class Choice:
     trials: pd.DataFrame
 
 
+class Trainer(Protocol):
+    """Trains trials end to end, for `tune.mode: finetune`.
+
+    Attributes:
+        held: int (num_held,), train images of the slice set aside, the same for every trial and scenario.
+        steps: Optimiser steps of a trial that is not pruned.
+    """
+
+    held: np.ndarray
+    steps: int
+
+    def evaluations(self, settings: Mapping[str, Any]) -> Generator[tuple[int, np.ndarray]]:
+        """Yield (step, logits of the slice if training ended there); closed early, the trial is pruned."""
+
+
 @dataclass(frozen=True)
 class _Trial:
     number: int
@@ -53,7 +81,9 @@ class _Trial:
     violation: float
     probabilities: np.ndarray | None
     error: str
-    logits: np.ndarray | None = None  # out of fold, (num_images, K): all that the rest is made from
+    logits: np.ndarray | None = None  # (num_images, K) of the images that score: all that the rest is made from
+    steps: int | None = None  # taken by a trial that was trained end to end
+    pruned: bool = False
 
 
 def tune(
@@ -64,8 +94,12 @@ def tune(
     seed: int,
     fold_seed: list[int],
     data_digest: str = "",
+    trainer: Trainer | None = None,
+    wait: bool = True,
 ) -> Choice:
     """Search a strategy's settings and the penalty on pooled out-of-fold predictions of patient-grouped inner folds.
+
+    With a trainer, every trial is trained end to end instead and scored on the one slice of train that it sets aside.
 
     The published settings are tried first and kept unless the best trial beats the best of them by one paired standard
     error (patient bootstrap): otherwise these data do not identify the parameter, and noise would choose it.
@@ -78,9 +112,12 @@ def tune(
         seed: Re-draws plans and the search.
         fold_seed: Seed of the inner folds, the same for every scenario.
         data_digest: Names the train rows, so that finished trials are kept and read back; empty keeps nothing.
+        trainer: Trains the trials, one after the other; None solves heads on the features, in batches.
+        wait: For another process that works on this search, in a database that they share.
 
     Raises:
-        DataError: When the store that should keep the search cannot be read.
+        Busy: When there is one and `wait` is False.
+        DataError: When the store that should keep the search cannot be read or written.
         TrialFailed: When every trial failed, with the last cause.
     """
     published = strategy.published(matrix.views, fixed)
@@ -94,11 +131,16 @@ def tune(
         reason = "a class has fewer than 2 train patients, so nothing was searched: published settings"
         summary |= {"trials": 0, "failed_trials": 0, "inner_folds": folds, "reason": reason}
         return Choice({**published, "l2": settings.l2_first[0]}, summary, pd.DataFrame())
-    search = _Search(
-        matrix, strategy, published, dict(fixed), settings, seed, splits.assign_folds(rows, folds, fold_seed)
+    fold_of = splits.assign_folds(rows, folds, fold_seed)
+    search = (_Search if trainer is None else _TrainedSearch)(
+        matrix, strategy, published, dict(fixed), settings, seed, fold_of, trainer
     )
-    trials = search.run(search.kept(data_digest) if data_digest else None)
-    complete = [trial for trial in trials if trial.probabilities is not None]
+    try:
+        trials = search.run(search.kept(data_digest) if data_digest else None, wait)
+    except optuna.exceptions.StorageInternalError as error:
+        advice = "The database was lost. Finished trials are kept: when it is back, the same command goes on."
+        raise _unreachable(error.__cause__ or error, search.address, advice) from None
+    complete = [trial for trial in trials if trial.probabilities is not None and not trial.pruned]
     if not complete:
         raise TrialFailed(f"All {len(trials)} trials failed. The last one: {trials[-1].error}")
     first = [trial for trial in complete if trial.number < len(settings.l2_first)]
@@ -106,9 +148,9 @@ def tune(
     kept = search.best(first) if first else best
     summary["published_score"] = kept.score if first else None
     if best is not kept:
-        gain, error = search.gain(best, kept)
-        summary |= {"gain": gain, "gain_se": error}
-        if gain > error or kept.violation > max(best.violation, 0):
+        gain, spread = search.gain(best, kept)
+        summary |= {"gain": gain, "gain_se": spread}
+        if gain > spread or kept.violation > max(best.violation, 0):
             kept = best
     summary |= {
         "score": kept.score,
@@ -116,74 +158,90 @@ def tune(
         "identified": kept is best and kept.number >= len(settings.l2_first),
         "feasible": kept.violation <= 0,
         "trials": len(trials),
-        "failed_trials": len(trials) - len(complete),
-        "inner_folds": folds,
+        "failed_trials": sum(trial.probabilities is None for trial in trials),
+        "inner_folds": folds if trainer is None else 1,
         "trial": kept.number,
+        **search.effort(trials),
     }
     return Choice(kept.settings, summary, _trial_table(trials))
 
 
+@dataclass
 class _Search:
-    def __init__(
-        self,
-        matrix: TrainMatrix,
-        strategy: type[Strategy],
-        published: dict[str, Any],
-        fixed: dict[str, Any],
-        settings: Tune,
-        seed: int,
-        fold_of: np.ndarray,
-    ) -> None:
-        self.matrix, self.strategy, self.published, self.fixed = matrix, strategy, published, fixed
-        self.settings, self.seed, self.fold_of = settings, seed, fold_of
-        self.metric = metrics.load_metric(settings.objective)
+    matrix: TrainMatrix
+    strategy: type[Strategy]
+    published: dict[str, Any]
+    fixed: dict[str, Any]
+    settings: Tune
+    seed: int
+    fold_of: np.ndarray
+    trainer: Trainer | None = None
+
+    def __post_init__(self) -> None:
+        self.address = environment(STORAGE_VARIABLE) or self.settings.storage
+        self.labels, self.patients = self.matrix.image_labels, self.matrix.patients  # of the images that score
+        self.metric = metrics.load_metric(self.settings.objective)
         self.sign = 1 if self.metric.better == "higher" else -1
-        outside = {fold: np.flatnonzero(fold_of != fold) for fold in np.unique(fold_of)}
-        self.inner = {fold: (inside, matrix.train_rows(seed, inside)) for fold, inside in outside.items()}
+        insides = [np.flatnonzero(self.fold_of != fold) for fold in np.unique(self.fold_of)]
+        self.inner = [(inside, self.matrix.train_rows(self.seed, inside)) for inside in insides]
 
     @cached_property
     def rotated(self) -> head.Rotated:
         """Shared by all heads: mean and spread of a feature do not depend on labels, plans or folds of train."""
-        return head.Rotated.of(self.matrix.standardiser.apply(self.matrix.features, np.float32))
+        rows = np.arange(len(self.matrix.row))
+        return head.Rotated.of(head.Rows(self.matrix.features, rows, np.float32, self.matrix.standardiser))
 
     def kept(self, data_digest: str) -> optuna.Study:
         """What the store holds of this search; other data, settings, space, code or versions are another search."""
         new = self._new_study()
         self._suggest(asked := new.ask())
         kinds = (*self.strategy.__mro__[:-1], head.Rotated, metrics.Metric, Plan, TrainMatrix, _Search)
+        kinds += (type(self.trainer),) if self.trainer else ()
         files = {str(sys.modules[kind.__module__].__file__) for kind in kinds}
         parts = [
             *(data_digest, self.fold_of, self.seed, self.published, self.fixed, kinds[0].__qualname__),
             *(str(sorted(asked.distributions.items())), self.settings.model_dump(exclude={"trials"})),
             *sorted(file_digest(Path(name)) for name in files),
             *(importlib.metadata.version(name) for name in ("imbalanced-learn", "numpy", "optuna", "scipy")),
+            importlib.metadata.version("keras") if self.trainer else "",
         ]
         name = f"{self.strategy.__module__.rsplit('.', 1)[-1]}-{digest_of(parts)[:32]}"
-        return _open_store(name, environment(STORAGE_VARIABLE) or self.settings.storage, new.direction)
+        return _open_store(name, self.address, new.direction)
 
-    def run(self, kept: optuna.Study | None) -> list[_Trial]:
+    def run(self, kept: optuna.Study | None, wait: bool = True) -> list[_Trial]:
         """All trials in order. Those of a batch that the store holds whole are read back, the others searched.
 
         A batch is asked for and solved as one, from a seed made of its place, so that a search which was killed and
-        goes on gives the same numbers to the last bit.
+        goes on, or which several processes work on in turn, gives the same numbers to the last bit.
         """
         study = self._new_study()
-        found = {tuple(trial.user_attrs.get("place", ())): trial for trial in kept.get_trials()} if kept else {}
+        found = _by_place(kept)
         done: list[_Trial] = []
-        batches = range(0, self.settings.trials, self.settings.batch_trials)
-        for start in parallel.progress(batches, "searching", len(batches), "batches of trials"):
-            count = min(self.settings.batch_trials, self.settings.trials - start)
-            numbers = range(start, start + count)
-            if all((number, count) in found for number in numbers):
-                study.add_trials(found[number, count] for number in numbers)
-                done += [self._recalled(number, found[number, count].user_attrs) for number in numbers]
-            else:
-                done += self._batch(study, start, count, kept, found)
+        size = 1 if self.trainer else self.settings.batch_trials
+        batches = range(0, self.settings.trials, size)
+        with contextlib.ExitStack() as turn:
+            mine = kept is None
+            for start in parallel.progress(batches, "searching", len(batches), "batches of trials"):
+                count = min(size, self.settings.trials - start)
+                places = [(number, count) for number in range(start, start + count)]
+                if not mine and not found.keys() >= {*places}:
+                    turn.enter_context(_turn(kept, wait))
+                    mine, found = True, _by_place(kept)
+                if found.keys() >= {*places}:
+                    study.add_trials(found[place] for place in places)
+                    done += [self._recalled(place[0], found[place].user_attrs) for place in places]
+                else:
+                    done += self._batch(study, start, count, kept, found)
         return done
 
     def _new_study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(direction="maximize" if self.sign > 0 else "minimize")
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of its heartbeat
+        # Twenty trials of five evaluations are too few for Hyperband: each of its brackets wants more than ten trials.
+        # The published settings are never pruned: what is kept is measured against them. Nor is a trial before its
+        # first step: its weights are still those of the probe.
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=len(self.settings.l2_first), n_warmup_steps=1)
+        study = optuna.create_study(direction="maximize" if self.sign > 0 else "minimize", pruner=pruner)
         study.set_user_attr("views", self.matrix.views)
         return study
 
@@ -198,16 +256,18 @@ class _Search:
         for l2 in self.settings.l2_first[start : start + count]:
             study.enqueue_trial({**tuned, "l2": l2})
         asked = [study.ask() for _ in range(count)]
-        results = self._solve([self._suggest(trial) for trial in asked], start)
+        results = self._solve([self._suggest(trial) for trial in asked], start, asked)
         for trial, result in zip(asked, results):
-            if result.probabilities is None:
-                told = study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            if result.pruned or result.probabilities is None:
+                ended = optuna.trial.TrialState.PRUNED if result.pruned else optuna.trial.TrialState.FAIL
+                told = study.tell(trial, state=ended)
             else:
                 if self.settings.constraint:
                     trial.set_constraint(self.settings.constraint.metric, result.violation)
                 told = study.tell(trial, result.score)
             if kept and (result.number, count) not in found:
                 told.user_attrs = {"place": [result.number, count], "settings": result.settings, "error": result.error}
+                told.user_attrs |= {} if result.steps is None else {"steps": result.steps, "pruned": result.pruned}
                 if (logits := result.logits) is not None:
                     text = base64.b64encode(logits.tobytes()).decode()
                     told.set_user_attr("logits", [logits.dtype.str, logits.shape, text])
@@ -216,66 +276,65 @@ class _Search:
 
     def _recalled(self, number: int, kept: Mapping[str, Any]) -> _Trial:
         if "logits" not in kept:
-            return self._judged(number, kept["settings"], None, kept["error"])
-        kind, shape, text = kept["logits"]
-        logits = np.frombuffer(base64.b64decode(text), kind).reshape(shape)
-        return self._judged(number, kept["settings"], logits, "")
+            found = self._judged(number, kept["settings"], None, kept["error"])
+        else:
+            kind, shape, text = kept["logits"]
+            logits = np.frombuffer(base64.b64decode(text), kind).reshape(shape)
+            found = self._judged(number, kept["settings"], logits, "")
+        return replace(found, steps=kept.get("steps"), pruned=kept.get("pruned", False))
+
+    def effort(self, trials: list[_Trial]) -> dict[str, Any]:
+        """What is told of the search beside its scores."""
+        return {}
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         found = {**self.published, **self.strategy.search_space(trial), **self.fixed}
         return {**found, "l2": trial.suggest_float("l2", self.settings.l2_low, self.settings.l2_high, log=True)}
 
-    def _solve(self, candidates: list[dict[str, Any]], start: int) -> list[_Trial]:
+    def _solve(self, candidates: list[dict[str, Any]], start: int, _: Any = ()) -> list[_Trial]:
         """Solve every candidate on every inner fold as one batch, and score the pooled out-of-fold rows."""
         matrix, folds = self.matrix, np.unique(self.fold_of)
-        columns, plans, objectives, failures = [], [], [], {}
+        draws = np.ones((len(matrix.row), len(candidates) * len(folds)))
+        mixes: list[np.ndarray] = []
+        objectives: list[Objective] = []
+        failures = {}
         for index, candidate in enumerate(candidates):
             strategy = self.strategy.of(candidate)
-            for inside, rows in self.inner.values():
+            for inside, rows in self.inner:
                 try:
                     plan = strategy.plan(rows)
                     plan_within_train(plan, len(inside))
                     objective = strategy.objective(plan.counts(rows.labels, matrix.num_classes))
                     plan = plan.within(inside)
-                    columns.append(matrix.draws(plan))
-                    plans.append(plan)
+                    draws[:, len(objectives)] = matrix.draws(plan)
+                    mixes.append(mixed(plan))
                     objectives.append(objective)
                 except (TrialFailed, ValueError, FloatingPointError) as error:
                     failures[index] = str(error)
-                    columns.append(np.ones(len(matrix.row)))
-                    plans.append(Plan.of([]))
+                    mixes.append(mixed(Plan.of([])))
                     objectives.append(Objective.neutral(matrix.num_classes))
         l2 = np.repeat([candidate["l2"] for candidate in candidates], len(folds))
-        table, labels, draws = matrix.with_mixed(self.rotated.matrix, np.stack(columns, axis=1), plans)
-        weights = draws * np.stack([objective.weights for objective in objectives], axis=1)[labels]
+        table, labels, weights = matrix.with_mixed(self.rotated.matrix, draws, mixes)
+        per_class = np.stack([objective.weights for objective in objectives], axis=1)
+        for block in head.blocks(len(labels)):
+            weights[block] *= per_class[labels[block]]
         solution = head.solve(
             replace(self.rotated, matrix=table), labels, weights, objectives, l2, head.SEARCH_TOLERANCE
         )
-        return [
-            self._score(start + index, candidate, solution, index, folds, failures.get(index, ""))
-            for index, candidate in enumerate(candidates)
-        ]
-
-    def _score(
-        self,
-        number: int,
-        candidate: dict[str, Any],
-        solution: head.Solution,
-        index: int,
-        folds: np.ndarray,
-        failure: str,
-    ) -> _Trial:
-        images = len(self.matrix.image_labels)
-        own = slice(index * len(folds), (index + 1) * len(folds))
-        if not failure and not np.isfinite(solution.objective[own]).all():
-            failure = "the loss became NaN or infinite"
-        if failure:
-            return self._judged(number, candidate, None, failure)
-        logits = np.empty((images, solution.parameters.shape[1]), self.rotated.matrix.dtype)
-        for position, fold in enumerate(folds):
-            held = np.flatnonzero(self.fold_of == fold)
-            logits[held] = self.rotated.matrix[held] @ solution.parameters[..., own.start + position]
-        return self._judged(number, candidate, logits, "")
+        results = []
+        for index, candidate in enumerate(candidates):
+            own = slice(index * len(folds), (index + 1) * len(folds))
+            logits: np.ndarray | None = None
+            if index not in failures and not np.isfinite(solution.objective[own]).all():
+                failures[index] = "the loss became NaN or infinite"
+            if index not in failures:
+                logits = np.empty((len(self.labels), solution.parameters.shape[1]), self.rotated.matrix.dtype)
+                for fold, parameters in zip(folds, np.moveaxis(solution.parameters[..., own], -1, 0)):
+                    held = np.flatnonzero(self.fold_of == fold)
+                    for block in head.blocks(len(held)):
+                        logits[held[block]] = self.rotated.matrix[held[block]] @ parameters
+            results.append(self._judged(start + index, candidate, logits, failures.get(index, "")))
+        return results
 
     def _judged(self, number: int, candidate: dict[str, Any], logits: np.ndarray | None, failure: str) -> _Trial:
         if logits is None:
@@ -294,20 +353,21 @@ class _Search:
         return _Trial(number, candidate, score, violation, probabilities, "", logits)
 
     def _measure(self, metric: metrics.Metric, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        matrix = self.matrix
-        decisions = metrics.decide(probabilities, matrix.positive)
-        floor = self.settings.sensitivity_floor
-        sample = metrics.Sample(matrix.image_labels, probabilities, decisions, matrix.positive, weights, floor)
-        return metric.function(sample)
+        positive, floor = self.matrix.positive, self.settings.sensitivity_floor
+        decisions = metrics.decide(probabilities, positive)
+        return metric.function(metrics.Sample(self.labels, probabilities, decisions, positive, weights, floor))
 
     def gain(self, best: _Trial, kept: _Trial) -> tuple[float, float]:
         """By how much `best` beats `kept`, and the paired standard error of that over patients."""
-        matrix = self.matrix
-        patients, drawn = metrics.patient_resamples(
-            matrix.patients, matrix.image_labels, self.settings.gain_resamples, self.seed
+        patients, drawn = intervals.patient_resamples(
+            self.patients, self.labels, self.settings.gain_resamples, self.seed
         )
-        weights = drawn[1:, np.searchsorted(patients, matrix.patients)]
-        values = [self._measure(self.metric, trial.probabilities, weights) for trial in (best, kept)]  # type: ignore[arg-type]
+        place = np.searchsorted(patients, self.patients)
+        parts = np.array_split(drawn[1:], -(-len(drawn) * len(place) // _CELLS))
+        values = [
+            np.concatenate([self._measure(self.metric, trial.probabilities, part[:, place]) for part in parts])  # type: ignore[arg-type]
+            for trial in (best, kept)
+        ]
         error = float(np.nanstd(values[0] - values[1], ddof=1))
         return self.sign * (best.score - kept.score), error
 
@@ -316,18 +376,86 @@ class _Search:
         return min(trials, key=lambda trial: (max(trial.violation, 0.0), -self.sign * trial.score, trial.number))
 
 
+class _TrainedSearch(_Search):
+    """Every trial is trained end to end and scored on the slice; what is worse than the median of its step is pruned.
+
+    There is one slice instead of inner folds, so the paired standard error of a gain is that of its patients alone.
+    """
+
+    trainer: Trainer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.labels, self.patients = self.labels[self.trainer.held], self.patients[self.trainer.held]
+
+    def _solve(self, candidates: list[dict[str, Any]], start: int, asked: Any = ()) -> list[_Trial]:
+        (trial,), (candidate,) = asked, candidates
+        step, result = 0, self._judged(start, candidate, None, "")
+        try:
+            with contextlib.closing(self.trainer.evaluations(candidate)) as evaluations:
+                for step, logits in evaluations:
+                    result = self._judged(start, candidate, logits, "")
+                    trial.report(result.score, step)
+                    # A trial that is through is never pruned: it costs nothing any more.
+                    if step < self.trainer.steps and trial.should_prune():
+                        return [replace(result, steps=step, pruned=True)]
+        except (TrialFailed, ValueError, FloatingPointError) as error:
+            result = self._judged(start, candidate, None, str(error))
+        return [replace(result, steps=step)]
+
+    def effort(self, trials: list[_Trial]) -> dict[str, Any]:
+        """Pruned trials, and the optimiser steps taken and saved."""
+        steps = sum(trial.steps or 0 for trial in trials)
+        saved = sum(self.trainer.steps - (trial.steps or 0) for trial in trials if trial.pruned)
+        held = {"slice_images": len(self.labels), "slice_patients": len(np.unique(self.patients))}
+        return {"pruned_trials": sum(trial.pruned for trial in trials), "steps": steps, "steps_saved": saved, **held}
+
+
 def _trial_table(trials: list[_Trial]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "trial": trial.number,
-            "state": "failed" if trial.probabilities is None else "complete",
+            "state": "failed" if trial.probabilities is None else "pruned" if trial.pruned else "complete",
             "score": trial.score,
             "violation": trial.violation,
             "error": trial.error,
+            **({} if trial.steps is None else {"steps": trial.steps}),
             **trial.settings,
         }
         for trial in trials
     )
+
+
+def importances(trials: pd.DataFrame, maximise: bool) -> dict[str, float]:
+    """Share of each searched setting in what sets good trials apart (PED-ANOVA), mean over rounds, largest first.
+
+    Args:
+        trials: Of trials.parquet: `state`, `score`, the settings, `repeat`, `fold`, `seed`.
+        maximise: Whether a higher score is better.
+
+    Returns:
+        Name -> 0..1; empty with fewer than ten complete trials in every round.
+
+    Reference: Watanabe et al. 2023, https://arxiv.org/abs/2304.10255
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    fixed = {"trial", "state", "score", "violation", "error", "repeat", "fold", "seed"}
+    complete, found = trials[trials["state"] == "complete"], []
+    for _, rows in complete.groupby(["repeat", "fold", "seed"], sort=True):
+        values = rows.drop(columns=[*fixed & {*rows}]).select_dtypes("number")
+        values = values.loc[:, values.nunique() > 1]
+        if len(rows) < 10 or values.empty or rows["score"].nunique() < 2:
+            continue
+        study = optuna.create_study(direction="maximize" if maximise else "minimize")
+        kinds = {
+            name: optuna.distributions.FloatDistribution(float(own.min()), float(own.max()), log=name == "l2")
+            for name, own in values.items()
+        }
+        for score, row in zip(rows["score"], values.to_dict("records")):
+            study.add_trial(optuna.create_trial(params=row, distributions=kinds, value=float(score)))
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        found.append(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    return pd.DataFrame(found).mean().sort_values(ascending=False, kind="stable").to_dict() if found else {}
 
 
 class _Lock:
@@ -354,7 +482,9 @@ def _open_store(name: str, address: str | None, direction: Any) -> optuna.Study:
     try:
         with lock:  # else two processes make the same tables at once, or one cuts off what the other is writing
             if address:
-                storage = optuna.storages.RDBStorage(address)
+                seconds = {"heartbeat_interval": _HEARTBEAT_SECONDS, "grace_period": _GRACE_SECONDS}
+                ping = {"pool_pre_ping": "sqlite" not in address}  # a server may have closed what lay idle
+                storage = optuna.storages.RDBStorage(address, engine_kwargs=ping, **seconds)
             else:
                 with open(path, "ab+") as journal:  # the next line would be glued to half a line that a kill left
                     journal.seek(0)
@@ -363,6 +493,67 @@ def _open_store(name: str, address: str | None, direction: Any) -> optuna.Study:
                 storage = optuna.storages.JournalStorage(backend)
         return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
     except Exception as error:  # SQLAlchemy, drivers and Optuna raise what they like, with the address in it
-        cause = str(error).split("\n")[0].replace(str(address), "the address")
         advice = f"Correct tune.storage or {STORAGE_VARIABLE}." if address else f"Delete {path}: it is searched again."
-        raise DataError(f"The search cannot be kept or read ({type(error).__name__}: {cause}). {advice}") from None
+        raise _unreachable(error, address, advice) from None
+
+
+def _unreachable(error: BaseException, address: str | None, advice: str) -> DataError:
+    cause = str(error).split("\n")[0].replace(str(address), "the address")
+    return DataError(f"The search cannot be kept or read ({type(error).__name__}: {cause}). {advice}")
+
+
+def _by_place(kept: optuna.Study | None) -> dict[tuple[int, int], optuna.trial.FrozenTrial]:
+    """What a store holds: (number of the trial, size of its batch) -> trial."""
+    trials = kept.get_trials() if kept else []
+    return {tuple(trial.user_attrs["place"]): trial for trial in trials if "place" in trial.user_attrs}
+
+
+@contextlib.contextmanager
+def _turn(kept: optuna.Study, wait: bool) -> Iterator[None]:
+    """Hold a search that several machines share in a database, as long as its trials are made.
+
+    Each batch follows from those before it, so one process works on a search and the others on other searches, or
+    wait. Who does is a running trial of a study beside it, kept alive by Optuna's heartbeat; of two the earlier one.
+    """
+    if isinstance(kept._storage, optuna.storages.JournalStorage):  # of one machine
+        yield
+        return
+    storage: Any = kept._storage._backend  # without the cache, which knows no deletion
+    name, mine, seen = f"{kept.study_name}-turn", None, set()
+    while mine is None:
+        with contextlib.suppress(KeyError, IndexError):  # another one ended its turn between two of these lines
+            turns = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+            optuna.storages.fail_stale_trials(turns)
+            new = None if _running(turns) else storage.create_new_trial(turns._study_id)
+            first = _running(turns)[0]
+            if first not in seen:
+                storage.record_heartbeat(first)  # another one may have been killed before its own first
+                if wait and new is None:
+                    print(f"Another process searches {kept.study_name}; waiting for its trials.", file=sys.stderr)
+            seen.add(first)
+            if new == first:
+                mine = new
+                break
+            if new is not None:
+                storage.set_trial_state_values(new, optuna.trial.TrialState.FAIL)
+            if not wait:
+                raise Busy(kept.study_name)
+        time.sleep(_POLL_SECONDS)
+    ended = threading.Event()
+
+    def live() -> None:
+        while not ended.wait(_HEARTBEAT_SECONDS):
+            with contextlib.suppress(Exception):  # the search itself will find that the database is gone
+                storage.record_heartbeat(mine)
+
+    threading.Thread(target=live, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        with contextlib.suppress(Exception):
+            optuna.delete_study(study_name=name, storage=storage)
+
+
+def _running(turns: optuna.Study) -> list[int]:
+    return [trial._trial_id for trial in turns.get_trials(False, (optuna.trial.TrialState.RUNNING,))]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,7 +52,9 @@ def draw(folder: Path, settings: Mapping[str, Any]) -> int:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    scratch = folder.with_name(f".{folder.name}.drawing")  # one name, so that what a killed run left is found
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     try:
         for patient in progress(range(settings["patients"]), "drawing patients", settings["patients"], "patients"):
             for name, pixels in _patient(patient, settings):
@@ -61,7 +62,6 @@ def draw(folder: Path, settings: Mapping[str, Any]) -> int:
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(pixels).save(path, compress_level=6)
         _plant_faults(scratch)
-        scratch.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally:

@@ -1,0 +1,652 @@
+"""Fuzz run: damaged and hostile images, settings, CSV files and tables through the doors that users come in by.
+
+    python benchmarks/fuzz.py [--inputs 12000] [--seed 0] [--only images params]
+
+Each input ends accepted, or refused with a sentence: a ValueError of the decoder (which `ingest` and `predict` turn
+into a reason beside the file), a quarantined row, or an EquipoiseError. Everything else is a defect: another exception,
+an empty or unbounded sentence, more than 10 s, more than 2 GB, or a file opened for writing outside the workspace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import traceback
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS_MAX, BYTES_MAX, SENTENCE_MAX = 10, 2 * 2**30, 4000
+#: Share of each kind among the inputs.
+KINDS = {"images": 0.5, "folders": 0.05, "served": 0.05, "params": 0.15, "overrides": 0.05, "csv": 0.1, "tables": 0.1}
+JUNK: list[Any] = [
+    *(None, True, False, 0, -1, 1, 2, 10**30, -(10**9), 0.5, 1e308, float("inf"), float("nan"), 1e-320, "", "x"),
+    *([], {}, [[]], [None], {"a": {"b": 1}}, ["x"] * 50, "../../x", "/etc/passwd", "~", "a\0b", "\ud800", "\u202eabc"),
+    *(
+        "ż\u0301" * 40,
+        "x" * 100_000,
+        "🫁",
+        {1: 2},
+        {None: None},
+        [1, "a", None],
+        "NaN",
+        "1e-3",
+        "null",
+        "on",
+        "12:30:45",
+    ),
+]
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process; ru_maxrss of a child starts at its parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Hang(BaseException):
+    """An input took longer than it may; no `except Exception` takes it for its own."""
+
+
+class Guard:
+    """Counts what came of inputs, and notices what they must not do."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace, self.counts, self.outside = str(workspace) + os.sep, Counter[tuple[str, str]](), []
+        self.defects: list[str] = []
+        self.too_big = False
+        sys.addaudithook(self._watch)
+
+    def _watch(self, event: str, values: tuple[Any, ...]) -> None:
+        changes = event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "subprocess.Popen", "os.system")
+        if event == "open" and isinstance(values[2], int):
+            changes = bool(values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if changes and isinstance(values[0], str | bytes | os.PathLike):
+            path = os.path.abspath(os.fsdecode(values[0]))
+            if not (path + os.sep).startswith(self.workspace) and path != os.devnull and "__pycache__" not in path:
+                self.outside.append(f"{event} {path}")
+
+    def run(self, kind: str, what: str, door: Callable[[], int | None]) -> None:
+        """Let one input through a door, which may return how many of its parts it refused with a reason."""
+        from equipoise.errors import EquipoiseError
+
+        def hang(*_: Any) -> None:
+            raise Hang
+
+        signal.signal(signal.SIGALRM, hang)
+        signal.alarm(SECONDS_MAX)
+        problem, refused = "", False
+        try:
+            refused = bool(door())
+        except (EquipoiseError, Refused) as error:
+            refused, text = True, str(error)
+            if not 10 <= len(text) <= SENTENCE_MAX:
+                problem = f"a sentence of {len(text)} characters: {text[:60]!r}"
+        except Hang:
+            problem = f"longer than {SECONDS_MAX} s"
+        except BaseException as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            mine = [frame for frame in traceback.extract_tb(error.__traceback__) if "equipoise" in frame.filename]
+            place = mine[-1] if mine else place
+            problem = f"{type(error).__name__}: {str(error)[:100]} ({Path(place.filename).name}:{place.lineno})"
+        finally:
+            signal.alarm(0)
+        if (peak := peak_bytes()) > BYTES_MAX and not self.too_big:
+            self.too_big = True
+            problem = f"{peak / 2**30:.1f} GB of memory"
+        if self.outside:
+            problem = f"touched {self.outside[0]}"
+            self.outside.clear()
+        if problem:
+            self.defects.append(f"{kind}, {what}: {problem}")
+        self.counts[kind, "defect" if problem else "refused" if refused else "accepted"] += 1
+
+
+class Refused(ValueError):
+    """The decoder's answer, as its callers tell it on."""
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def good_images(rng: np.random.Generator) -> list[tuple[str, bytes]]:
+    """Small images of every format and mode that a hospital may send."""
+    grey = (rng.random((40, 48)) * 255).astype(np.uint8)
+    colour = np.dstack([grey, grey.T[:40, :40].repeat(2, 1)[:, :48], 255 - grey])
+    modes: dict[str, Image.Image] = {
+        "L": Image.fromarray(grey),
+        "RGB": Image.fromarray(colour),
+        "RGBA": Image.fromarray(np.dstack([colour, grey])),
+        "LA": Image.fromarray(np.dstack([grey, grey]), "LA"),
+        "P": Image.fromarray(colour).convert("P"),
+        "1": Image.fromarray(grey).convert("1"),
+        "CMYK": Image.fromarray(colour).convert("CMYK"),
+        "YCbCr": Image.fromarray(colour).convert("YCbCr"),
+        "LAB": Image.fromarray(colour).convert("LAB"),
+        "I;16": Image.fromarray(grey.astype(np.uint16) * 257),
+        "I": Image.fromarray(grey.astype(np.int32) * 300),
+        "F": Image.fromarray(grey.astype(np.float32) / 255),
+        "nan": Image.fromarray(np.where(grey > 9, np.float32("nan"), grey).astype(np.float32)),
+    }
+    found = []
+    for kind in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000"):
+        for mode, image in modes.items():
+            buffer = io.BytesIO()
+            with contextlib.suppress(OSError, ValueError, KeyError, SystemError):
+                image.save(buffer, kind)
+                found.append((f"{kind} {mode}", buffer.getvalue()))
+    for kind in ("GIF", "TIFF", "PNG", "WEBP"):
+        buffer = io.BytesIO()
+        modes["P"].save(buffer, kind, save_all=True, append_images=[modes["P"].rotate(90), modes["P"]])
+        found.append((f"{kind} animated", buffer.getvalue()))
+    for compression in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits", "group4"):
+        buffer = io.BytesIO()
+        modes["1" if compression == "group4" else "RGB"].save(buffer, "TIFF", compression=compression)
+        found.append((f"TIFF {compression}", buffer.getvalue()))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    modes["RGB"].save(buffer, "JPEG", exif=exif)
+    return [*found, ("JPEG exif", buffer.getvalue())]
+
+
+def png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> bytes:
+    """A PNG that says what it is told to say."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def large_images() -> list[tuple[str, bytes]]:
+    """Few bytes that claim, or are, as many pixels as are let in."""
+    found = []
+    for depth, colour, size in ((8, 2, 3), (16, 0, 2), (16, 6, 8), (8, 0, 1), (1, 0, 1)):
+        for side in (9_300, 100_000, 2**31 - 1):
+            claim = png(side, side, depth, colour, b"\0")
+            found.append((f"PNG of {side} px with one byte", claim))
+        rows = 9_300 * (1 + (9_300 * size if depth >= 8 else 9_300 // 8 + 1))
+        found.append((f"PNG of 9300 px, depth {depth}, colour {colour}", png(9_300, 9_300, depth, colour, bytes(rows))))
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((9_300, 9_300), np.float32)).save(buffer, "TIFF", compression="tiff_deflate")
+    return [*found, ("float TIFF of 9300 px", buffer.getvalue())]
+
+
+def spoil(content: bytes, other: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+    """Damage bytes in one of the ways in which files are damaged, or made to harm."""
+    data, way = bytearray(content), int(rng.integers(8))
+    at = int(rng.integers(len(data))) if data else 0
+    if way == 0:
+        return "cut", bytes(data[:at])
+    if way == 1:
+        for place in rng.integers(len(data), size=int(rng.integers(1, 20))):
+            data[place] ^= 1 << int(rng.integers(8))
+        return "bits flipped", bytes(data)
+    if way == 2:
+        start = min(len(data), int(rng.integers(64)))
+        data[start : start + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\xff\xff"])
+        return "header numbers", bytes(data)
+    if way == 3:
+        return "spliced", bytes(data[:at]) + other[int(rng.integers(len(other))) :]
+    if way == 4:
+        data[at:at] = rng.bytes(int(rng.integers(1, 200)))
+        return "inserted", bytes(data)
+    if way == 5:
+        heads = (b"", b"\0" * 100, b"%PDF-1.7", b"PK\x03\x04", b"PAR1", b"DICM", b"<svg>", b"\x93NUMPY", b"GIF89a")
+        return "wrong type", heads[int(rng.integers(len(heads)))] + rng.bytes(int(rng.integers(0, 300)))
+    if way == 6:
+        del data[at : at + int(rng.integers(1, 60))]
+        return "bytes lost", bytes(data)
+    return "as it is", bytes(data)
+
+
+def spoilt_images(count: int, rng: np.random.Generator, large: int) -> Iterator[tuple[str, bytes]]:
+    """Inputs of the decoder: the large ones once, unless `large` is 0, and damaged ones."""
+    good, some = good_images(rng), large_images()[:large] if large else []
+    yield from some
+    for _ in range(count - len(some)):
+        (name, content), (_, other) = (good[int(rng.integers(len(good)))] for _ in range(2))
+        way, data = spoil(content, other, rng)
+        yield f"{name} {way}", data
+
+
+def images_door(content: bytes) -> Callable[[], None]:
+    """The decoder, as `embed` and as fine-tuning call it."""
+    from equipoise import images
+
+    def door() -> None:
+        try:
+            pixels = images.decode(content, draft_px=32 if len(content) % 2 else 0)
+        except ValueError as error:
+            raise Refused(f"unreadable: {error}") from error
+        assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3), pixels.shape
+        images.flags(pixels, grey=True)
+
+    return door
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _places(item, (*path, key))
+
+
+def spoilt_params(count: int, rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Texts of params.yaml: values, keys and characters changed; anchors that grow."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi")
+    )
+    fixed = [bomb + text, bomb + text.replace("scenarios: [", "scenarios: [*i, "), "studies: &s {demo: *s}\n" + text]
+    fixed += [text.replace("trials:", "trials: *i #", 1) + bomb, "[" * 5000, "{a: " * 3000, "!!python/object:os.x {}"]
+    fixed += [
+        "a: " + "9" * 6000,
+        "a: 2001-99-99",
+        "? [1]\n: 2",
+        "",
+        "\0",
+        "- 1",
+        "=",
+        "%YAML 9",
+        "&a [*a]",
+        "a: !!int x",
+    ]
+    fixed += [
+        bomb + text.replace("  baseline:", "  baseline: *i\n  focal:"),
+        text.replace("demo:", "../../../demo:", 1),
+    ]
+    yield from ((f"text {number}", made.encode()) for number, made in enumerate(fixed[:count]))
+    for _ in range(count - len(fixed)):
+        if rng.random() < 0.3:
+            way, content = spoil(text.encode(), text.encode(), rng)
+            yield way, content
+            continue
+        params = yaml.safe_load(text)
+        for _ in range(int(rng.integers(1, 3))):
+            places = list(_places(params))
+            *way_in, last = places[int(rng.integers(len(places)))]
+            parent = params
+            for key in way_in:
+                parent = parent[key]
+            junk = JUNK[int(rng.integers(len(JUNK)))]
+            if isinstance(parent, dict) and rng.random() < 0.3:
+                parent[junk if isinstance(junk, str | int | None) else "trails"] = parent.pop(last)
+            else:
+                parent[last] = junk
+        with contextlib.suppress(yaml.YAMLError, UnicodeEncodeError):
+            yield f"{'.'.join(map(str, [*way_in, last]))}", yaml.safe_dump(params).encode()
+            continue
+        yield "surrogate", b"\xed\xa0\x80: 1"
+
+
+def params_door(content: bytes) -> Callable[[], None]:
+    """What every verb does first; what was accepted must be finite and be written again."""
+    from equipoise import config, pipeline
+
+    def door() -> None:
+        Path("params.yaml").write_bytes(content)
+        params = config.read_params()
+        for name in {*config.run_studies(params), "demo"}:
+            study = config.load_study(name, params)
+            json.dumps(study.model_dump(mode="json"), allow_nan=False)
+            pipeline.adhoc_folder(study, "vgg16", "baseline", {})
+            assert Path(study.manifest_path).resolve().is_relative_to(Path.cwd())
+
+    return door
+
+
+def overrides(count: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Texts behind `--set`."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["defaults"]
+    keys = [f"{section}.{key}" for section, values in params.items() for key in values or ()]
+    for _ in range(count):
+        value = JUNK[int(rng.integers(len(JUNK)))]
+        key = keys[int(rng.integers(len(keys)))] if rng.random() < 0.8 else str(JUNK[int(rng.integers(len(JUNK)))])
+        text = f"{key}={value}"
+        yield (
+            key[:40],
+            text
+            if rng.random() < 0.7
+            else spoil(text.encode(errors="replace"), b"x=1", rng)[1].decode(errors="replace"),
+        )
+
+
+def overrides_door(text: str) -> Callable[[], None]:
+    """What `equipoise scenario --set` does."""
+    from equipoise import config, pipeline
+
+    def door() -> None:
+        changes = dict([config.parse_override(text)])
+        study = config.load_study("demo", overrides=changes)
+        pipeline.adhoc_folder(study, "vgg16", "baseline", changes)
+
+    return door
+
+
+# --- CSV files, folders and tables -----------------------------------------------------------------------------------
+
+
+def spoilt_csv(count: int, rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Tables of whose image is whose."""
+    for _ in range(count):
+        names = [f"{name}/{number}.png" for name in ("sick", "well") for number in range(4)]
+        rows = [[name, f"p{number // 2}", "x"] for number, name in enumerate(names)]
+        head, way = ["image", "patient_id", "scanner"], int(rng.integers(9))
+        if way == 0:
+            head[int(rng.integers(3))] = str(rng.choice(["", "Image", "patient", "image", "patient_id", "\ufeffimage"]))
+        elif way == 1:
+            rows += rows[: int(rng.integers(1, 4))]
+        elif way == 2:
+            junk = JUNK[int(rng.integers(len(JUNK)))]
+            rows[int(rng.integers(8))][int(rng.integers(3))] = str(junk)
+        elif way == 3:
+            rows[int(rng.integers(8))][1] = "x" * int(rng.choice([1_000, 200_000, 3_000_000]))
+        elif way == 4:
+            rows[int(rng.integers(8))] += ["more"] * int(rng.integers(1, 4))
+        elif way == 5:
+            rows = rows[: int(rng.integers(3))]
+        elif way == 6:
+            rows[2][0] = str(rng.choice(["/etc/passwd", "../../x.png", "sick\\0.png", "./sick/0.png", "SICK/0.PNG"]))
+        text = "\n".join(",".join(row) for row in [head, *rows]) + "\n"
+        content = text.encode(str(rng.choice(["utf-8", "utf-8-sig", "utf-16", "latin-1"])), errors="replace")
+        yield f"way {way}", spoil(content, b'"a\0', rng)[1] if way >= 7 or rng.random() < 0.2 else content
+
+
+def csv_door(content: bytes) -> Callable[[], int | None]:
+    """`ingest` of an own folder with its table, and the list of images that `predict` reads."""
+    from equipoise import config, ingest, predict
+    from equipoise.errors import EquipoiseError
+
+    def door() -> int | None:
+        Path("data/raw/own/ids.csv").write_bytes(content)
+        refused = 0
+        try:
+            predict.find(["data/raw/own/ids.csv"])
+        except EquipoiseError:
+            refused = 1
+        return ingest.run(config.load_study("own"))[1]["quarantined"] or refused
+
+    return door
+
+
+def folders_door(contents: list[bytes], rng: np.random.Generator) -> Callable[[], int]:
+    """`ingest` of a folder of damaged images, with names that no convention foresaw."""
+    from equipoise import config, ingest
+
+    names = ["a.png", "b.JPG", "c\nd.tif", "é.bmp", "x" * 200 + ".png", "=cmd.gif", "..png", "q'\".webp", "a b.jpeg"]
+
+    def door() -> int:
+        folder = Path("data/raw/many")
+        shutil.rmtree(folder, ignore_errors=True)
+        for label in ("sick", "well"):
+            (folder / label).mkdir(parents=True)
+            for number in range(3):
+                shutil.copy(f"data/raw/own/{label}/{number}.png", folder / label / f"good{number}.png")
+        for number, content in enumerate(contents):
+            name = names[number] if number < len(names) else f"{number}.png"
+            (folder / ("sick", "well")[number % 2] / name).write_bytes(content)
+        os.symlink("/etc", folder / "sick" / "out.png")
+        return ingest.run(config.load_study("many"))[1]["quarantined"]
+
+    return door
+
+
+def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | None]:
+    """A request to the served model and a row of `predict`, with a model that only decodes."""
+    from mlflow.exceptions import MlflowException
+
+    from equipoise import images, predict, served
+    from equipoise.errors import DataError
+
+    def predictions(sources: list[Any]) -> pd.DataFrame:
+        for source in sources:
+            try:
+                source if isinstance(source, np.ndarray) else images.decode(source)
+            except (ValueError, OSError) as error:
+                raise DataError(f"Image cannot be read: {error}.") from error
+        return pd.DataFrame({"prob_sick": [0.5] * len(sources), "threshold": 0.5})
+
+    model = served.ServedModel()
+    model.image_folder = Path("data/raw/own").resolve()
+    model.predictor = SimpleNamespace(predict=predictions)
+    text = [value for value in JUNK if value != "\ud800"]  # no request in JSON holds half a character
+    junk = [text[int(rng.integers(len(text)))] for _ in range(3)]
+    row = [
+        {"image": content},
+        {"path": str(junk[0]).encode(errors="replace").decode()},
+        {"pixels": junk[1]},
+        {"image": content, "path": "sick/0.png"},
+        {"pixels": [[0, 255], [1]]},
+        {"pixels": [[0.5, 1e9]]},
+        {"image": junk[2]},
+        {"path": junk[2]},
+    ][int(rng.integers(8))]
+
+    def door() -> int | None:
+        Path("one.png").write_bytes(content)
+        told = predict._rows(
+            SimpleNamespace(predict=lambda table: predictions(list(table["image"]))), ["one.png"], True
+        )
+        try:
+            model.predict(None, pd.DataFrame([row]))
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            return 1
+        return int(bool(told[0]["error"]))
+
+    return door
+
+
+def spoilt_tables(count: int, rng: np.random.Generator, workspace: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Manifests, splits, predictions and JSON files: columns dropped, types changed, rows twice, metadata lost."""
+    from equipoise import checks, config, records, splits
+
+    study = config.load_study("made")
+    result = study.result_path("vgg16", "baseline")
+    kinds: dict[str, tuple[Path, Callable[[], Any]]] = {
+        "manifest": (study.manifest_path, lambda: splits.run(study)),
+        "splits": (
+            study.splits_path,
+            lambda: checks.run(records.Splits.read(study.splits_path), records.Manifest.read(study.manifest_path)),
+        ),
+        "predictions": (
+            result / "predictions.parquet",
+            lambda: records.Predictions.read(result / "predictions.parquet").part("test").test_digest(),
+        ),
+        "json": (result / "metrics.json", lambda: records.read_json(result / "metrics.json")),
+    }
+    good = {name: path.read_bytes() for name, (path, _) in kinds.items()}
+    splits_bytes = {path: path.read_bytes() for path in (study.splits_path, study.splits_path.with_suffix(".json"))}
+    for _ in range(count):
+        name = str(rng.choice(list(kinds)))
+        path, door = kinds[name]
+        if name == "json" or rng.random() < 0.2:
+            way, content = spoil(good[name], good["splits"], rng)
+        else:
+            way, content = _spoilt_table(good[name], rng)
+
+        def whole(path: Path = path, content: bytes = content, name: str = name, door: Callable = door) -> None:
+            path.write_bytes(content)
+            try:
+                door()
+            finally:
+                path.write_bytes(good[name])
+                for kept, data in splits_bytes.items():
+                    kept.write_bytes(data)
+
+        yield f"{name} {way}", whole
+
+
+def _spoilt_table(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrow = pq.read_table(io.BytesIO(content))
+    table, meta = arrow.to_pandas(), json.loads(arrow.schema.metadata[b"equipoise"])
+    column, way = str(rng.choice(table.columns)), int(rng.integers(8))
+    if way == 0:
+        table = table.drop(columns=column)
+    elif way == 1:
+        kind = str(rng.choice(["str", "float64", "category", "bool", "bytes", "datetime64[ns]", "complex"]))
+        with contextlib.suppress(ValueError, TypeError):
+            table[column] = (
+                table[column].astype(str).str.encode("utf-8") if kind == "bytes" else table[column].astype(kind)
+            )
+    elif way == 2:
+        table[column] = table[column].astype(object).where(rng.random(len(table)) > 0.2, None)
+    elif way == 3:
+        table = pd.concat([table, table.head(int(rng.integers(1, 5)))])
+    elif way == 4:
+        table = table.head(int(rng.integers(0, 3)))
+    elif way == 5:
+        value = JUNK[int(rng.integers(len(JUNK)))]
+        if (
+            isinstance(value, str | int | float)
+            and value != "\ud800"
+            and abs(value if isinstance(value, float) else 0) >= 0
+        ):
+            with contextlib.suppress(OverflowError):
+                table[column] = pd.Series([value] * len(table))
+    elif way == 6:
+        key = str(rng.choice(list(meta)))
+        meta[key] = JUNK[int(rng.integers(len(JUNK)))]
+        if rng.random() < 0.3:
+            del meta[key]
+        if isinstance(meta.get("classes"), list) and rng.random() < 0.3:
+            meta["classes"] = meta["classes"] * 2
+    else:
+        table = table.sample(frac=1, random_state=int(rng.integers(99)))
+    try:
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        text = json.dumps(meta, default=str).encode()
+        buffer = io.BytesIO()
+        pq.write_table(arrow.replace_schema_metadata({b"equipoise": text}), buffer)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, ValueError, TypeError, NotImplementedError):
+        return "cut", content[: len(content) // 2]
+    return f"way {way}, {column}", buffer.getvalue()
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def workspace(folder: Path) -> None:
+    """A made study, and a folder of own images with a table."""
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+    import made
+
+    folder.mkdir()
+    os.chdir(folder)
+    study = made.study(folder)
+    made.result(study, "baseline")
+    rng = np.random.default_rng(1)
+    for label in ("sick", "well"):
+        Path("data/raw/own", label).mkdir(parents=True)
+        for number in range(4):
+            picture = (rng.random((40, 40)) * 255).astype(np.uint8)
+            Image.fromarray(picture).save(f"data/raw/own/{label}/{number}.png")
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    common = {"dataset": "folder", "positive_class": "sick", "pseudonymise": False}
+    params["studies"]["own"] = {"ingest": {**common, "table": "ids.csv", "columns": ["scanner"]}}
+    params["studies"]["many"] = {"ingest": common}
+    params["studies"]["demo"] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["studies"]["demo"]
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def run(folder: Path, inputs: int, seed: int, only: list[str], large: int) -> Guard:
+    """Fuzz in a new workspace below `folder`; the working folder is changed to it."""
+    # Matplotlib and Pillow: their own folder, and warnings that say what the answer says.
+    os.environ |= {"EQUIPOISE_KEY": str(folder / "key"), "MPLCONFIGDIR": str(folder / "study" / "matplotlib")}
+    warnings.simplefilter("ignore")
+    workspace(folder / "study")
+    params = Path("params.yaml").read_bytes()
+    guard = Guard(folder / "study")
+    for number, kind in enumerate(only):
+        rng, count = np.random.default_rng([seed, number]), max(1, round(KINDS[kind] * inputs))
+        Path("params.yaml").write_bytes(params)
+        if kind == "images":
+            for what, content in spoilt_images(count, rng, large):
+                guard.run(kind, what, images_door(content))
+        elif kind == "served":
+            for what, content in spoilt_images(count, rng, large):
+                guard.run(kind, what, served_door(content, rng))
+        elif kind == "folders":
+            pool = [content for _, content in spoilt_images(count * 12, rng, large=0)]
+            if large:  # one in a folder: more of them are slow, not stuck
+                pool[::600] = [large_images()[-1][1]] * len(pool[::600])
+            for start in range(0, len(pool), 12):
+                guard.run(kind, f"folder {start // 12}", folders_door(pool[start : start + 12], rng))
+        elif kind == "params":
+            for what, content in spoilt_params(count, rng):
+                guard.run(kind, what, params_door(content))
+        elif kind == "overrides":
+            for what, text in overrides(count, rng):
+                guard.run(kind, what, overrides_door(text))
+        elif kind == "csv":
+            for what, content in spoilt_csv(count, rng):
+                guard.run(kind, what, csv_door(content))
+        else:
+            for what, door in spoilt_tables(count, rng, folder):
+                guard.run(kind, what, door)
+        counts = {name: guard.counts[kind, name] for name in ("accepted", "refused", "defect")}
+        print(f"{kind}: {counts}", file=sys.stderr, flush=True)
+    beside = sorted(path.name for path in folder.iterdir() if path.name != "study")
+    if beside:
+        guard.defects.append(f"files beside the workspace: {', '.join(beside)}")
+    return guard
+
+
+def main() -> int:
+    """Fuzz and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=12_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help="without the images of 9300 px")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        guard = run(Path(folder).resolve(), options.inputs, options.seed, options.only, 0 if options.small else 21)
+        os.chdir(ROOT)
+    print("| kind | inputs | accepted | refused with a sentence | defects |\n|---|---|---|---|---|")
+    total = np.zeros(4, int)
+    for kind in options.only:
+        row = [guard.counts[kind, name] for name in ("accepted", "refused", "defect")]
+        total += [sum(row), *row]
+        print(f"| {kind} | {sum(row):,} | {row[0]:,} | {row[1]:,} | {row[2]:,} |")
+    print(f"| all | {total[0]:,} | {total[1]:,} | {total[2]:,} | {total[3]:,} |")
+    print(f"largest memory {peak_bytes() / 2**30:.2f} GB")
+    for text, times in Counter(defect.split(": ", 1)[1] for defect in guard.defects).most_common(40):
+        print(f"{times} x {text}; first: {next(d for d in guard.defects if d.endswith(text)).split(': ', 1)[0]}")
+    return int(bool(guard.defects))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

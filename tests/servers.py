@@ -1,0 +1,187 @@
+"""A real tracking server for tests: `mlflow server` with basic auth, on PostgreSQL, artifacts on S3 (moto)."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import requests
+
+_BUCKET = "equipoise-models"
+_AUTH = """[mlflow]
+default_permission = READ
+database_uri = {database}/auth
+admin_username = admin
+admin_password = the-password-of-admin
+grant_default_workspace_access = true
+auth_cache_ttl_seconds = 60
+"""
+
+
+@dataclass(frozen=True)
+class TrackingServer:
+    """Addresses, and what a client sets to come in as somebody.
+
+    Attributes:
+        uri: Of the tracking server.
+        s3: Of the S3 server; clients need no keys, the tracking server passes artifacts on.
+        users: Name -> password: `admin` may do everything, `reader` may read.
+    """
+
+    uri: str
+    s3: str
+    bucket: str = _BUCKET
+    users: dict[str, str] = field(
+        default_factory=lambda: {"admin": "the-password-of-admin", "reader": "the-password-of-reader"}
+    )
+
+    def environment(self, user: str) -> dict[str, str]:
+        """What a client of this user sets."""
+        names = {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_TRACKING_USERNAME": user}
+        return {**names, "MLFLOW_TRACKING_PASSWORD": self.users[user], "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+
+    def objects(self) -> list[str]:
+        """Keys in the bucket."""
+        return [item.key for item in _s3(self.s3).Bucket(self.bucket).objects.all()]
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def postgres_folder() -> Path | None:
+    """Where `initdb` and `postgres` are; Debian keeps them off the path."""
+    on_path = shutil.which("initdb")
+    places = [Path(on_path).resolve().parent] if on_path else []
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def tracking_server() -> Iterator[TrackingServer]:
+    """Start PostgreSQL, an S3 server and `mlflow server` with basic auth once; skip with a reason without them."""
+    programs = postgres_folder()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    for module in ("psycopg", "flask_wtf", "flask_cors", "boto3"):
+        pytest.importorskip(module, reason="the tracking server needs the extra `dev`, as in requirements.lock")
+    moto = pytest.importorskip("moto.server", reason="S3 needs moto")
+    # Short and not below pytest's folder: PostgreSQL refuses to run as root, and its user must come in.
+    folder = Path(tempfile.mkdtemp(prefix="equipoise-servers-"))
+    folder.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        database = stack.enter_context(_postgres(programs, folder))
+        s3 = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        s3.start()
+        stack.callback(s3.stop)
+        endpoint = "http://{}:{}".format(*s3.get_host_and_port())
+        _s3(endpoint).create_bucket(Bucket=_BUCKET)
+        server = TrackingServer(stack.enter_context(_mlflow(database, endpoint, folder)), endpoint)
+        requests.post(
+            f"{server.uri}/api/2.0/mlflow/users/create",
+            json={"username": "reader", "password": server.users["reader"]},
+            auth=("admin", server.users["admin"]),
+            timeout=30,
+        ).raise_for_status()
+        yield server
+
+
+def _s3(endpoint: str):
+    import boto3
+
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "no-secret"}
+    return boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+
+
+@contextlib.contextmanager
+def _postgres(programs: Path, folder: Path) -> Iterator[str]:
+    import psycopg
+
+    data, port, drop = folder / "postgres", free_port(), {}
+    data.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.chown(data, nobody.pw_uid, nobody.pw_gid)
+        drop = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    made = [str(programs / "initdb"), "-D", str(data), "-U", "equipoise", "-A", "trust", "--no-sync"]
+    subprocess.run([*made, "-E", "UTF8", "--locale=C"], cwd=folder, check=True, capture_output=True, **drop)
+    with _program(
+        [
+            *(str(programs / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", ""),
+            *("-c", "fsync=off", "-c", "synchronous_commit=off"),
+        ],
+        folder / "postgres.log",
+        **drop,
+    ) as alive:
+        where = f"postgresql://equipoise@127.0.0.1:{port}"
+        while alive():
+            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(f"{where}/postgres") as connection:
+                connection.autocommit = True
+                for name in ("mlflow", "auth"):
+                    connection.execute(f"create database {name}")
+                break
+        yield where
+
+
+@contextlib.contextmanager
+def _mlflow(database: str, endpoint: str, folder: Path) -> Iterator[str]:
+    (folder / "auth.ini").write_text(_AUTH.format(database=database))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
+    kept |= {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
+        "MLFLOW_S3_ENDPOINT_URL": endpoint,
+        **{"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "no-secret", "AWS_DEFAULT_REGION": "us-east-1"},
+        **{"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+    }
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+    command += ["--backend-store-uri", f"{database}/mlflow", "--artifacts-destination", f"s3://{_BUCKET}/artifacts"]
+    uri = f"http://127.0.0.1:{port}"
+    with _program(
+        [*command, "--host", "127.0.0.1", "--port", str(port)], folder / "mlflow.log", env=kept, cwd=folder
+    ) as alive:
+        while alive():
+            with contextlib.suppress(requests.ConnectionError):
+                if requests.get(f"{uri}/health", timeout=5).ok:
+                    break
+        yield uri
+
+
+@contextlib.contextmanager
+def _program(command: list[str], log: Path, **options) -> Iterator:
+    """Run a program in the background; what is yielded says whether to go on waiting for it."""
+    with log.open("w") as out:
+        options = {"cwd": log.parent, "start_new_session": True, **options}
+        process = subprocess.Popen(command, stdout=out, stderr=out, **options)
+    deadline = time.monotonic() + 120
+
+    def alive() -> bool:
+        time.sleep(0.1)
+        if process.poll() is None and time.monotonic() < deadline:
+            return True
+        raise AssertionError(f"{command[0]} did not start\n{log.read_text()[-3000:]}")
+
+    try:
+        yield alive
+    finally:
+        process.send_signal(signal.SIGINT)  # PostgreSQL ends at once, also with clients
+        try:
+            process.wait(3)
+        except subprocess.TimeoutExpired:  # mlflow waits for connections that clients keep; its workers are children
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
