@@ -26,7 +26,7 @@ from typing import Any
 
 import joblib
 import numpy as np
-from scipy.special import expit, ndtri
+from scipy import special
 from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ CHUNK = 10
 
 def distance(specificity: float) -> float:
     """Standard deviations between the classes that give this specificity at the sensitivity floor."""
-    return float(ndtri(specificity) + ndtri(FLOOR))
+    return float(special.ndtri(specificity) + special.ndtri(FLOOR))
 
 
 def simulate(
@@ -74,7 +74,7 @@ def simulate(
         return np.sqrt(SHARED) * rng.normal(size=size) + np.sqrt(1 - SHARED) * rng.normal(size=(len(apart), size))
 
     spread = np.sqrt(correlation) * noise(2 * patients)[:, people] + np.sqrt(1 - correlation) * noise(len(people))
-    return people, labels, expit(apart * ((labels - 0.5) * apart + spread))
+    return people, labels, special.expit(apart * ((labels - 0.5) * apart + spread))
 
 
 def evaluation(
@@ -99,9 +99,9 @@ def evaluation(
 @cache
 def truth(apart: float) -> dict[str, float]:
     """The values in 1,000,000 images, by the same functions."""
-    half = ndtri((np.arange(500_000) + 0.5) / 500_000)
+    half = special.ndtri((np.arange(500_000) + 0.5) / 500_000)
     labels = np.repeat([0, 1], len(half))
-    prob = expit(apart * np.concatenate([half - apart / 2, half + apart / 2]))
+    prob = special.expit(apart * np.concatenate([half - apart / 2, half + apart / 2]))
     draws = evaluation(labels, prob, np.ones((1, len(prob))), ALONE, labels).draws
     return {name: float(values[0]) for name, values in draws.items()}
 
