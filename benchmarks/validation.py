@@ -329,4 +329,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # By its name: other processes import these functions, which they cannot do from a script.
+    import validation
+
+    raise SystemExit(validation.main())
