@@ -226,7 +226,8 @@ def move(store: MlflowClient, name: str, decision: Mapping[str, Any]) -> Entry:
     """Carry out a decision: write it, move the alias, close it.
 
     Raises:
-        PromotionRefused: When another machine decided meanwhile, or the registry does not let this user.
+        PromotionRefused: When another machine decided meanwhile.
+        MlflowException: When the registry does not let this user; the decision is settled first.
     """
     _step("start")
     entry = write(store, name, decision)

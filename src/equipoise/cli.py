@@ -297,9 +297,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:
-    from equipoise import compare
+    from equipoise import wording
 
-    _say(compare.table_text(comparison))
+    _say(wording.table(comparison))
     _say(comparison["verdict"])
     for note in comparison["notes"]:
         _say(f"- {note}")

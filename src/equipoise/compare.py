@@ -29,7 +29,6 @@ from equipoise.records import (
 )
 from equipoise.wording import BASELINE, UNCLEAR
 
-table_text = wording.table
 #: Differences shown beside the primary one.
 _SECONDARY = (
     *("free.auroc", "free.average_precision"),
@@ -179,8 +178,9 @@ def paired(
     """The written procedure behind every verdict.
 
     1. Of each rival, take the difference to its baseline in the primary endpoint, on the test rows and on the same
-       resamples of whole patients: estimate, percentile interval, and the two-sided p, which is twice the smaller share
-       of resamples on either side of 0, the estimate counted as one of them.
+       resamples of whole patients: estimate, expanded percentile interval (`intervals.effect`), and the two-sided p
+       that goes with it: of the smaller share of resamples on either side of 0, the estimate counted as one of them,
+       the normal quantile is taken and doubled in Student's tail for the effective number of patients.
     2. Correct all p together after Holm (1979), over scenarios and backbones.
     3. With a corrected p not below alpha: "no clear difference". Else "better" or "worse", by the sign of the estimate.
 
@@ -219,7 +219,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def difference(one: intervals.Evaluation, other: intervals.Evaluation, name: str, alpha: float) -> dict[str, Any]:
-    """Paired difference: estimate, percentile interval, two-sided bootstrap p."""
+    """Paired difference: estimate, expanded percentile interval, two-sided p, as `paired` has them."""
     draws = one.draws[name] - other.draws[name]
     resampled = draws[1:][~np.isnan(draws[1:])]
     if not len(resampled):
