@@ -38,10 +38,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-import made  # noqa: E402
-from equipoise import backbones, compare, config, features, head, ingest, intervals, pipeline, scenario, splits  # noqa: E402
-from equipoise.records import Objective, TrainRows  # noqa: E402
-from equipoise.strategies import load_strategy  # noqa: E402
+from equipoise import pipeline
+from equipoise.compare import stage as compare
+from equipoise.core import config
+from equipoise.core.records import Objective, TrainRows
+from equipoise.embed import backbones
+from equipoise.embed import stage as features
+from equipoise.evaluation import intervals
+from equipoise.ingest import stage as ingest
+from equipoise.scenario import head
+from equipoise.scenario import stage as scenario
+from equipoise.split import stage as splits
+from equipoise.strategies import load_strategy
+from fabricate import made
 
 SCENARIOS = ["baseline", "oversample", "undersample", "class_weight", "augment", "weighted_augment"]
 TRIALS, FOLDS, IMAGES, WIDTH = 30, 5, 5_000, 1_920
@@ -471,7 +480,8 @@ def start() -> list[Row]:
 _SCENARIO = """
 import re, sys, threading
 import optuna, pandas, scipy.linalg, sklearn.linear_model
-from equipoise import config, scenario
+from equipoise.core import config
+from equipoise.scenario import stage as scenario
 
 def anonymous_bytes():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])

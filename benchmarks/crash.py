@@ -139,7 +139,8 @@ STORE = r"""
 import hashlib, json, re, sys, zipfile
 from pathlib import Path
 sys.path.insert(0, "src")
-from equipoise import registry, tracking
+from equipoise.service import register as registry
+from equipoise.service import tracking
 store = tracking.client()
 def content(path):
     if path.suffix != ".keras":

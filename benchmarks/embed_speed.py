@@ -21,7 +21,10 @@ from unittest import mock
 
 import numpy as np
 
-from equipoise import backbones, config, features, images, ingest, parallel
+from equipoise.core import config, images, parallel
+from equipoise.embed import backbones
+from equipoise.embed import stage as features
+from equipoise.ingest import stage as ingest
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,8 +12,10 @@ import time
 
 import numpy as np
 
-from equipoise import config, finetune, strategies
-from equipoise.inputs import Inputs
+from equipoise import strategies
+from equipoise.core import config
+from equipoise.scenario import finetune
+from equipoise.scenario.matrix import Inputs
 
 
 def seconds(training: finetune.Training, batches: list, rate: np.float32) -> tuple[float, float]:

@@ -90,7 +90,7 @@ class Guard:
 
     def run(self, kind: str, what: str, door: Callable[[], int | None]) -> None:
         """Let one input through a door, which may return how many of its parts it refused with a reason."""
-        from equipoise.errors import EquipoiseError
+        from equipoise.core.errors import EquipoiseError
 
         def hang(*_: Any) -> None:
             raise Hang
@@ -236,7 +236,7 @@ def spoilt_images(count: int, rng: np.random.Generator, large: int) -> Iterator[
 
 def images_door(content: bytes) -> Callable[[], None]:
     """The decoder, as `embed` and as fine-tuning call it."""
-    from equipoise import images
+    from equipoise.core import images
 
     def door() -> None:
         try:
@@ -309,7 +309,8 @@ def spoilt_params(count: int, rng: np.random.Generator) -> Iterator[tuple[str, b
 
 def params_door(content: bytes) -> Callable[[], None]:
     """What every verb does first; what was accepted must be finite and be written again."""
-    from equipoise import config, pipeline
+    from equipoise import pipeline
+    from equipoise.core import config
 
     def door() -> None:
         Path("params.yaml").write_bytes(content)
@@ -341,7 +342,8 @@ def overrides(count: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]
 
 def overrides_door(text: str) -> Callable[[], None]:
     """What `equipoise scenario --set` does."""
-    from equipoise import config, pipeline
+    from equipoise import pipeline
+    from equipoise.core import config
 
     def door() -> None:
         changes = dict([config.parse_override(text)])
@@ -382,8 +384,10 @@ def spoilt_csv(count: int, rng: np.random.Generator) -> Iterator[tuple[str, byte
 
 def csv_door(content: bytes) -> Callable[[], int | None]:
     """`ingest` of an own folder with its table, and the list of images that `predict` reads."""
-    from equipoise import config, ingest, predict
-    from equipoise.errors import EquipoiseError
+    from equipoise.core import config
+    from equipoise.core.errors import EquipoiseError
+    from equipoise.ingest import stage as ingest
+    from equipoise.service import predict
 
     def door() -> int | None:
         Path("data/raw/own/ids.csv").write_bytes(content)
@@ -399,7 +403,8 @@ def csv_door(content: bytes) -> Callable[[], int | None]:
 
 def folders_door(contents: list[bytes], rng: np.random.Generator) -> Callable[[], int]:
     """`ingest` of a folder of damaged images, with names that no convention foresaw."""
-    from equipoise import config, ingest
+    from equipoise.core import config
+    from equipoise.ingest import stage as ingest
 
     names = ["a.png", "b.JPG", "c\nd.tif", "é.bmp", "x" * 200 + ".png", "=cmd.gif", "..png", "q'\".webp", "a b.jpeg"]
 
@@ -423,8 +428,9 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
     """A request to the served model and a row of `predict`, with a model that only decodes."""
     from mlflow.exceptions import MlflowException
 
-    from equipoise import images, predict, served
-    from equipoise.errors import DataError
+    from equipoise.core import images
+    from equipoise.core.errors import DataError
+    from equipoise.service import predict, served
 
     def predictions(sources: list[Any]) -> pd.DataFrame:
         for source in sources:
@@ -468,7 +474,9 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
 
 def spoilt_tables(count: int, rng: np.random.Generator, workspace: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     """Manifests, splits, predictions and JSON files: columns dropped, types changed, rows twice, metadata lost."""
-    from equipoise import checks, config, records, splits
+    from equipoise.core import config, records
+    from equipoise.split import checks
+    from equipoise.split import stage as splits
 
     study = config.load_study("made")
     result = study.result_path("vgg16", "baseline")

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from equipoise import config, images, ingest
+from equipoise.core import config, images
+from equipoise.ingest import stage as ingest
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from equipoise import duplicates, images
+from equipoise.core import images
+from equipoise.ingest import duplicates
 
 
 def _saved(image: Image.Image, quality: int = 90) -> np.ndarray:

@@ -14,7 +14,7 @@ import tracemalloc
 
 import numpy as np
 
-from equipoise import backbones
+from equipoise.embed import backbones
 
 BATCH, BATCHES, INDEX_ROWS = 32, 3, 200_000
 

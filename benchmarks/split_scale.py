@@ -17,9 +17,11 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 
-from equipoise import checks, splits, strategies
-from equipoise.config import Split
-from equipoise.records import Manifest, TrainRows
+from equipoise import strategies
+from equipoise.core.config import Split
+from equipoise.core.records import Manifest, TrainRows
+from equipoise.split import checks
+from equipoise.split import stage as splits
 
 CLASSES = ("common", "uncommon", "rare")
 

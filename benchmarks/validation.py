@@ -32,7 +32,11 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from equipoise import compare, intervals, metrics  # noqa: E402
+from equipoise.compare import stage as compare
+from equipoise.evaluation import (
+    intervals,
+    metrics,
+)
 
 FLOOR, ALPHA, RESAMPLES = 0.95, 0.05, 2_000
 PRIMARY, AUROC = "free.specificity_at_sensitivity", "free.auroc"

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from equipoise import __version__, config
-from equipoise.errors import AuditFinding, ConfigError, DataError, EquipoiseError
+from equipoise import __version__
+from equipoise.core import config
+from equipoise.core.errors import AuditFinding, ConfigError, DataError, EquipoiseError
 
 VERBS = {
     "fetch": "download, check and unpack a published dataset, and put it under DVC",
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted. Finished work is kept; the same command goes on from there.", file=sys.stderr)
         return 130
     except Exception as error:
-        tracking = sys.modules.get("equipoise.tracking")  # where it was never imported no server was asked
+        tracking = sys.modules.get("equipoise.service.tracking")  # where it was never imported no server was asked
         told = tracking.store_error(error) if tracking else None
         if told is None and isinstance(error, OSError):
             told = DataError(
@@ -120,7 +121,7 @@ def _say(text: str = "") -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from equipoise import fetch
+    from equipoise.ingest import fetch
 
     fetch.run(options.dataset, Path(options.to) if options.to else None, options.address, _say)
 
@@ -133,7 +134,7 @@ def _phantom(options: argparse.Namespace) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> None:
-    from equipoise import ingest
+    from equipoise.ingest import stage as ingest
 
     _, summary = ingest.run(config.load_study(options.study))
     _say(f"{summary['images']} usable images of {summary['patients']} patients ({summary['completeness']})")
@@ -162,7 +163,7 @@ def _ingest(options: argparse.Namespace) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
-    from equipoise import splits
+    from equipoise.split import stage as splits
 
     _, summary = splits.run(config.load_study(options.study))
     rounds = len(summary["rounds"])
@@ -186,7 +187,9 @@ def _dry_run(studies: list[config.Study], backbone: str | None = None, scenarios
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from equipoise import backbones, features, parallel
+    from equipoise.core import parallel
+    from equipoise.embed import backbones
+    from equipoise.embed import stage as features
 
     backbones.load_row(options.backbone)
     timer = parallel.Timer()
@@ -203,7 +206,10 @@ def _embed(options: argparse.Namespace) -> None:
 
 
 def _scenario(options: argparse.Namespace) -> None:
-    from equipoise import backbones, parallel, pipeline, scenario, strategies
+    from equipoise import pipeline, strategies
+    from equipoise.core import parallel
+    from equipoise.embed import backbones
+    from equipoise.scenario import stage as scenario
 
     backbones.load_row(options.backbone)
     strategies.load_strategy(options.scenario)
@@ -229,7 +235,7 @@ def _scenario(options: argparse.Namespace) -> None:
     )
     _say(f"{options.scenario} on {study.name}, {options.backbone}: test {text} ({timer}); written to {folder}")
     if "MLFLOW_RUN_ID" in os.environ:
-        from equipoise import tracking
+        from equipoise.service import tracking
 
         adopted = tracking.adopted_run()
         if adopted is None:
@@ -240,7 +246,8 @@ def _scenario(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from equipoise import compare, report
+    from equipoise.compare import report
+    from equipoise.compare import stage as compare
 
     study = config.load_study(options.study)
     comparison, results = compare.run(study)
@@ -250,14 +257,16 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from equipoise import compare, openings, report
-    from equipoise.records import read_json
+    from equipoise.compare import report
+    from equipoise.compare import stage as compare
+    from equipoise.core.records import read_json
+    from equipoise.evaluation import openings
 
     study = config.load_study(options.study)
     comparison = read_json(study.reports_path / "evidence.json")
     moved = None
     if options.against:
-        from equipoise import versions
+        from equipoise.split import revisions as versions
 
         moved = versions.moved_patients(study, options.against)
         _print_moved(moved)
@@ -279,7 +288,8 @@ def _print_moved(moved: dict[str, Any]) -> None:
 
 
 def _leakage(options: argparse.Namespace) -> None:
-    from equipoise import leakage, pipeline
+    from equipoise import pipeline
+    from equipoise.compare import leakage
 
     study = config.load_study(options.study)
     pipeline.ensure(study, options.backbone, _say)
@@ -288,7 +298,7 @@ def _leakage(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from equipoise import export
+    from equipoise.service import export
 
     study = config.load_study(options.study)
     to = Path(options.to) if options.to else None
@@ -297,7 +307,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:
-    from equipoise import wording
+    from equipoise.compare import wording
 
     _say(wording.table(comparison))
     _say(comparison["verdict"])
@@ -313,7 +323,7 @@ def _studies(options: argparse.Namespace) -> list[config.Study]:
 
 
 def _track(options: argparse.Namespace) -> None:
-    from equipoise import tracking
+    from equipoise.service import tracking
 
     for study in _studies(options):
         done = tracking.track(study)
@@ -322,7 +332,7 @@ def _track(options: argparse.Namespace) -> None:
 
 
 def _register(options: argparse.Namespace) -> None:
-    from equipoise import registry
+    from equipoise.service import register as registry
 
     for study in _studies(options):
         for row in registry.register(study):
@@ -332,14 +342,14 @@ def _register(options: argparse.Namespace) -> None:
 
 
 def _promote(options: argparse.Namespace) -> None:
-    from equipoise import registry
+    from equipoise.service import register as registry
 
     study = config.load_study(options.study)
     _moved(registry.promote(study, options.version, options.force, options.reason, _say))
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from equipoise import registry
+    from equipoise.service import register as registry
 
     _moved(registry.rollback(config.load_study(options.study), options.reason, _say))
 
@@ -356,7 +366,8 @@ def _moved(done: dict[str, Any]) -> None:
 
 
 def _audit(options: argparse.Namespace) -> None:
-    from equipoise import audit, registry, tracking
+    from equipoise.service import audit, tracking
+    from equipoise.service import register as registry
 
     found, store = [], tracking.client()
     for study in _studies(options):
@@ -372,7 +383,7 @@ def _audit(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from equipoise import predict
+    from equipoise.service import predict
 
     done = predict.run(options.model, options.images, Path(options.out), _say)
     marked = f", {done['flagged']} of them marked in `flags`" if done["flagged"] else ""
@@ -382,8 +393,9 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    from equipoise import gates, gradcam
-    from equipoise.records import atomic_path
+    from equipoise.compare import gradcam
+    from equipoise.core.records import atomic_path
+    from equipoise.service import gates
 
     out = Path(options.out)
     if out.suffix.lower() != ".png" or out.is_dir():
@@ -416,14 +428,14 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _main(options: argparse.Namespace) -> None:
     from equipoise import pipeline
-    from equipoise.records import read_json
+    from equipoise.core.records import read_json
 
     if options.dry_run:
         options.study = None
         return _dry_run(_studies(options))
     launcher = "MLFLOW_RUN_ID" in os.environ
     if launcher:
-        from equipoise import tracking
+        from equipoise.service import tracking
 
         run_id = tracking.adopted_run()
         if run_id:

@@ -13,8 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from equipoise import backbones, config, datasets, estimate, parallel, strategies
-from equipoise.errors import EquipoiseError
+from equipoise import estimate, strategies
+from equipoise.core import config, parallel
+from equipoise.core.errors import EquipoiseError
+from equipoise.embed import backbones
+from equipoise.ingest import datasets
 
 Level = Literal["ok", "warning", "error"]
 Line = tuple[Level, str, str]
@@ -56,7 +59,7 @@ def _lines(devices: bool) -> Iterator[Line]:
     except EquipoiseError as error:
         yield "error", "params.yaml", str(error)
         names = []
-    from equipoise import registry, tracking  # noqa: F401  importing MLflow takes seconds that no server should pay for
+    from equipoise.service import tracking  # noqa: F401  importing MLflow takes seconds that no server should pay for
 
     yield _answer("tracking", "set MLFLOW_TRACKING_URI or correct its credentials", lambda: _tracking(names))
     yield _answer("registry", "set MLFLOW_REGISTRY_URI or correct its credentials", lambda: _registry(names))
@@ -108,7 +111,7 @@ def _remote() -> tuple[Level, str]:
 
 
 def _tracking(studies: list[str]) -> tuple[Level, str]:
-    from equipoise import tracking
+    from equipoise.service import tracking
 
     uri = tracking.tracking_uri()
     if not _writable(uri):
@@ -125,7 +128,8 @@ def _tracking(studies: list[str]) -> tuple[Level, str]:
 def _registry(studies: list[str]) -> tuple[Level, str]:
     import mlflow
 
-    from equipoise import registry, tracking
+    from equipoise.service import register as registry
+    from equipoise.service import tracking
 
     if not _writable(
         mlflow.get_registry_uri() if config.environment("MLFLOW_REGISTRY_URI") else tracking.tracking_uri()

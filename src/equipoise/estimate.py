@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equipoise import backbones, features, images
-from equipoise.config import SCENARIO_SECTIONS, Study
-from equipoise.errors import DataError
-from equipoise.records import Manifest, Splits, read_json
+from equipoise.core import images
+from equipoise.core.config import SCENARIO_SECTIONS, Study
+from equipoise.core.errors import DataError
+from equipoise.core.records import Manifest, Splits, read_json
+from equipoise.embed import backbones
+from equipoise.embed import stage as features
 
 #: Seconds of one solved head with everything around it, per train row and feature: 38 ms for 5,000 x 1,280.
 _HEAD_SECONDS = 0.038 / (5000 * 1280)

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from equipoise import features, ingest, splits
-from equipoise.config import SCENARIO_SECTIONS, Study
-from equipoise.datasets import phantom
-from equipoise.errors import ConfigError, EquipoiseError
-from equipoise.records import Manifest, Splits, digest_of, read_json
+from equipoise.core.config import SCENARIO_SECTIONS, Study
+from equipoise.core.errors import ConfigError, EquipoiseError
+from equipoise.core.records import Manifest, Splits, digest_of, read_json
+from equipoise.embed import stage as features
+from equipoise.ingest import stage as ingest
+from equipoise.ingest.datasets import phantom
+from equipoise.split import stage as splits
 
 
 def draw_phantoms(study: Study) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from equipoise.errors import unknown_name
+from equipoise.core.errors import unknown_name
 from equipoise.strategies import base
 
 __all__ = ["load_strategy", "names"]

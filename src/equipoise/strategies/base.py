@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from equipoise.errors import ConfigError, TrialFailed, unknown_name
-from equipoise.records import Objective, Plan, TrainRows, minority_labels
+from equipoise.core.errors import ConfigError, TrialFailed, unknown_name
+from equipoise.core.records import Objective, Plan, TrainRows, minority_labels
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from equipoise.records import Objective
+from equipoise.core.records import Objective
 from equipoise.strategies import base
 
 

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from equipoise.errors import DataError
-from equipoise.records import Plan, TrainRows
+from equipoise.core.errors import DataError
+from equipoise.core.records import Plan, TrainRows
 from equipoise.strategies import base
 
 

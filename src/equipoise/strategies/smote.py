@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from equipoise.errors import TrialFailed
-from equipoise.records import Plan, TrainRows
+from equipoise.core.errors import TrialFailed
+from equipoise.core.records import Plan, TrainRows
 from equipoise.strategies import base
 
 _NEIGHBOURS = 5

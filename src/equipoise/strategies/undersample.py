@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from equipoise.records import Plan, TrainRows
+from equipoise.core.records import Plan, TrainRows
 from equipoise.strategies import base
 
 

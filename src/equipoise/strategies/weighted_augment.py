@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from equipoise.records import Objective, Plan, TrainRows
+from equipoise.core.records import Objective, Plan, TrainRows
 from equipoise.strategies import base
 
 

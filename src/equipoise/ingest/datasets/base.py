@@ -1,0 +1,123 @@
+"""What a dataset file says about itself and about each of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from equipoise.core import images
+
+
+class Unrecognised(ValueError):
+    """A file the dataset's grammar does not allow: quarantined; the text says why and names no part of the path."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The published file a dataset comes in.
+
+    Attributes:
+        address: Where it is downloaded from.
+        bytes: Its size; None where the source does not state one.
+        sha256: Its digest; None where none is published (then the first download is recorded and pinned).
+    """
+
+    address: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question put to a dataset: which classes, and which images belong to which.
+
+    Attributes:
+        classes: Class names in the order of their labels.
+        positive_class: The disease: sensitivity speaks of this class. With more than two classes it only names one.
+        of: Class of an image by its finest class; None when the finest classes are the task's.
+        expected_images: Images per class when complete, by the selection (`ingest.only`) as "column=value", ""
+            for all; a selection that is not listed has no fixed number.
+    """
+
+    classes: tuple[str, ...]
+    positive_class: str
+    of: Mapping[str, str] | None = None
+    expected_images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def class_of(self, finest: str) -> str:
+        """The task's class of an image."""
+        return finest if self.of is None else self.of[finest]
+
+    def completeness(self, counts: Mapping[str, int], selection: str = "") -> str:
+        """Say whether the images found are all of the dataset, part of it, or something else."""
+        expected = self.expected_images.get(selection)
+        if not expected:
+            return "there is no published number of images to compare with"
+        text = ", ".join(f"{name} {count:,}" for name, count in expected.items())
+        if all(counts[name] == count for name, count in expected.items()):
+            return f"complete: {text}"
+        if all(counts[name] <= count for name, count in expected.items()):
+            return f"partial: the complete dataset has {text}"
+        return f"different: the published dataset has {text}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a dataset comes from and what to expect of it.
+
+    Attributes:
+        title: One line.
+        source: Address of the official copy.
+        licence: As stated by the source.
+        citation: Paper to cite.
+        tasks: Questions it can answer, the default first.
+        readings: Ways to read who the patient is, the default first, each with what it means.
+        official_reading: The reading under which the published split was made; None: the first.
+        patient_ids: Whether the readings are of patients. Without patient ids every image counts as one, and every
+            table says that its intervals are per image.
+        archive: What `equipoise fetch` downloads; None when it has to be had elsewhere.
+        pseudonymise: Whether ids are replaced by keyed hashes unless `ingest.pseudonymise` says otherwise.
+    """
+
+    title: str
+    source: str
+    licence: str
+    citation: str
+    tasks: Mapping[str, Task]
+    readings: Mapping[str, str]
+    official_reading: str | None = None
+    patient_ids: bool = True
+    archive: Archive | None = None
+    pseudonymise: bool = False
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What is known of one image besides its pixels.
+
+    Attributes:
+        class_name: Its finest class; a task maps it to one of its own.
+        patients: Patient id by reading, every reading of the card.
+        columns: Dataset columns, for example subtype, magnification; `official_split` (or `official_split_1`,
+            `official_split_2`, ... where several are published) holds train, test or nothing.
+    """
+
+    class_name: str
+    patients: Mapping[str, str]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset opened on one raw folder.
+
+    Attributes:
+        card: What it says about itself.
+        parse: Relative path of an image -> what is known of it; raises Unrecognised.
+        suffixes: Endings of the files that hold images.
+    """
+
+    card: Card
+    parse: Callable[[PurePosixPath], Parsed]
+    suffixes: frozenset[str] = images.SUFFIXES

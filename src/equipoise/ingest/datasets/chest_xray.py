@@ -1,0 +1,67 @@
+"""Kermany 2018 chest X-rays of children: pneumonia (bacterial or viral) against normal.
+
+Layout: `{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg`, at any depth (Kaggle nests it once more). Kaggle's `val` was
+moved out of `train` (16 files), so it counts as train.
+"""
+
+import re
+from pathlib import PurePosixPath
+
+from equipoise.ingest.datasets.base import Archive, Card, Parsed, Task, Unrecognised
+
+CARD = Card(
+    title="Chest X-ray images (pneumonia), paediatric, Guangzhou",
+    source="https://doi.org/10.17632/rscbjbr9sj.2",
+    licence="CC BY 4.0",
+    citation="Kermany, Zhang, Goldbaum et al. 2018, Cell 172(5):1122-1131, doi:10.1016/j.cell.2018.02.010",
+    tasks={
+        "binary": Task(
+            classes=("normal", "pneumonia"),
+            positive_class="pneumonia",
+            of={"normal": "normal", "bacteria": "pneumonia", "virus": "pneumonia"},
+            expected_images={"": {"normal": 1583, "pneumonia": 4273}},
+        ),
+        "subtypes": Task(
+            classes=("normal", "bacteria", "virus"),
+            positive_class="bacteria",
+            expected_images={"": {"normal": 1583, "bacteria": 2780, "virus": 1493}},
+        ),
+    },
+    readings={
+        "person": "the number in the name, whatever subtype or folder (conservative: 170 are in train and test)",
+        "subtype_person": "subtype and number: numbering looks per subtype, and then train and test share nobody",
+    },
+    official_reading="subtype_person",
+    archive=Archive(
+        address="https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
+        "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded",
+        bytes=1_235_512_464,
+        sha256="13efc055629733dbab07877f8b3c9f81097840dbcdaa326a8542322c2281ce36",
+    ),
+)
+
+_PNEUMONIA = re.compile(r"person(?P<person>\d+)_(?P<subtype>bacteria|virus)_\d+\.jpe?g$", re.I)
+_NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<study>\d+)-\d+(-\d+)?\.jpe?g$", re.I)
+_SIDES = {"train": "train", "val": "train", "test": "test"}
+
+
+def parse(path: PurePosixPath) -> Parsed:
+    """Read class, patient, subtype and published side from the path inside the raw folder.
+
+    >>> parse(PurePosixPath("train/PNEUMONIA/person7_virus_12.jpeg")).patients["person"]
+    'person7'
+    """
+    if len(path.parts) < 3 or path.parts[-3] not in _SIDES:
+        raise Unrecognised("expected .../{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg")
+    side, folder, name = path.parts[-3:]
+    columns = {"official_split": _SIDES[side]}
+    if folder == "PNEUMONIA" and (match := _PNEUMONIA.fullmatch(name)):
+        person, subtype = f"person{int(match['person'])}", match["subtype"].lower()
+        patients = {"person": person, "subtype_person": f"{subtype}_{person}"}
+        return Parsed(subtype, patients, {**columns, "subtype": subtype})
+    if folder == "NORMAL" and (match := _NORMAL.fullmatch(name)):
+        # Whether IM-k and NORMAL2-IM-k are one child is unknown: one under `person`, two under `subtype_person`.
+        study = f"IM-{match['study']}"
+        patients = {"person": study, "subtype_person": f"{match['series'] or ''}{study}"}
+        return Parsed("normal", patients, {**columns, "subtype": "normal"})
+    raise Unrecognised("the name is not of Kermany's grammar for its folder")

@@ -1,0 +1,474 @@
+"""One page: complete, self-contained, escaped, the same bytes for the same results, and alive in a real browser."""
+
+import base64
+import http.server
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
+
+from equipoise.compare import evidence, report, wording
+from equipoise.compare import stage as compare
+from equipoise.compare.report import curves, figures
+from equipoise.core import records
+from equipoise.scenario import stage as scenario
+from fabricate import made
+
+HOSTILE = "</script><script>alert(1)</script><!--"
+IMAGE = "<img src=x onerror=alert(1)>\u2028"
+#: Attributes by which a browser loads something.
+LOADING = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "formaction", "background"}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
+FLAGS += " disable-component-update disable-dev-shm-usage remote-debugging-pipe"
+
+
+class Reader(HTMLParser):
+    """Collects what a page would load, its tags and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.loads, self.tags, self.text, self.handlers = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attributes if name in LOADING]
+        self.handlers += [name for name, _ in attributes if name.startswith("on")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+class Browser:
+    """Headless Chromium, spoken to over its debugging pipe; keeps every event."""
+
+    def __init__(self, folder):
+        to_us, from_browser = os.pipe()
+        to_browser, from_us = os.pipe()
+        self.reading, self.writing, self.rest, self.events, self.number = to_us, from_us, b"", [], 0
+        # The browser reads from its third and writes to its fourth file; a shell knows single digits only.
+        wired = (
+            f"import os, sys; os.dup2({to_browser}, 3); os.dup2({from_browser}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", wired, CHROMIUM, *(f"--{flag}" for flag in FLAGS.split())]
+        self.process = subprocess.Popen(
+            [*command, f"--user-data-dir={folder}", "about:blank"],
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self.session = {}
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
+
+    def receive(self):
+        while b"\0" not in self.rest:
+            assert select.select([self.reading], [], [], 60)[0], "the browser says nothing"
+            self.rest += os.read(self.reading, 1 << 16)
+        message, self.rest = self.rest.split(b"\0", 1)
+        return json.loads(message)
+
+    def call(self, method, **params):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params, **self.session}
+        os.write(self.writing, json.dumps(message).encode() + b"\0")
+        while (answer := self.receive()).get("id") != self.number:
+            self.events.append(answer)
+        assert "error" not in answer, (method, answer)
+        return answer["result"]
+
+    def open(self, path, width=1200):
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
+        )
+        self.events.clear()
+        loader = self.call("Page.navigate", url=path.resolve().as_uri())["loaderId"]
+        while not any(self.loaded(event, loader) for event in self.events):
+            self.events.append(self.receive())
+
+    @staticmethod
+    def loaded(event, loader):
+        told = event["params"]
+        return event["method"] == "Page.lifecycleEvent" and (told["loaderId"], told["name"]) == (loader, "load")
+
+    def run(self, script):
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key):
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+
+    def complaints(self):
+        self.run("1")
+        loud = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Page.javascriptDialogOpening"}
+        return [event["params"] for event in self.events if event["method"] in loud]
+
+    def requests(self):
+        sent = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
+
+    def numbers(self):
+        script = "Object.fromEntries([...document.querySelectorAll('data')].map(cell => [cell.id, +cell.value]))"
+        return self.run(script)
+
+    def close(self):
+        self.call("Browser.close")
+        self.process.wait(20)
+
+
+KEYS = {"Home": 36, "ArrowRight": 39, "End": 35, "Tab": 9, "Enter": 13}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A study whose scenarios were run, with its comparison, results and page; three folds, two seeds."""
+    folder = tmp_path_factory.mktemp("real")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        made_up = made.study(
+            folder,
+            patients=(40, 30),
+            run={"scenarios": ["baseline", "oversample"]},
+            split={"scheme": "kfold"},
+            tune={"trials": 10},
+        )
+        for name in made_up.scenarios:
+            scenario.run(made_up, made.BACKBONE, name)
+        comparison, results = compare.run(made_up)
+        path = folder / report.run(made_up, comparison, results)
+        html = path.read_text(encoding="utf-8")
+        again = report.run(made_up, records.read_json(made_up.reports_path / "evidence.json"), results)
+        assert again.read_text(encoding="utf-8") == html, "the same numbers give the same bytes"
+    return comparison, results, path, html
+
+
+def study(folder, **changes):
+    changes.setdefault("run", {"scenarios": ["baseline", "oversample"]})
+    changes.setdefault("patients", (60, 40))
+    return made.study(folder, **changes)
+
+
+def page(study, strengths=(1.0, 4.0, -1.0)):
+    for name, strength in zip(study.scenarios, strengths):
+        made.result(study, name, strength)
+    comparison, results = compare.run(study)
+    path = report.run(study, comparison, results)
+    assert path == study.reports_path / "report.html"
+    return comparison, path.read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_the_comparison_says(real):
+    comparison, _, _, html = real
+    text = " ".join(Reader(html).text)
+    assert comparison["verdict"] in text
+    for note in comparison["notes"]:
+        assert note in text
+    row = comparison["rows"][made.BACKBONE]["oversample"]
+    assert f"{row['delta'][comparison['primary']]['value']:+.3f}" in text
+    assert row["per_1000"]["patients"]["locked"]["sentence"].rstrip(".") in text
+    assert comparison["digest"] in text
+    assert "specificity at 90 % sensitivity" in text
+    for check in comparison["checks"]:
+        assert check["code"] in text
+    assert "nan" not in re.sub(r"[0-9a-f]{20,}", "", text).lower().split()
+    order = re.findall(r'<h2 id="(\w+)"', html)
+    assert order[:7] == ["verdict", "scenarios", "differences", "ranking", "calibration", "decision", "slider"]
+    assert order[7:] == ["distribution", "checks", "subgroups", "search", "mistakes", "again", "card"]
+    assert "dvc repro compare@made" in text
+    assert "PED-ANOVA" in text
+
+
+def test_the_page_has_the_figures_and_loads_nothing(real):
+    *_, html = real
+    read = Reader(html)
+    assert read.tags.count("svg") == 7  # differences, ROC, precision-recall, reliability, decision, classes, search
+    described = re.findall(r'<svg role="img" aria-labelledby="([^"]+)" aria-describedby="([^"]+)"', html)
+    assert len(described) == 7
+    names = re.findall(r'\bid="([^"]+)"', html)
+    assert {name for pair in described for name in pair} <= set(names)
+    assert len(names) == len(set(names)), "an id stands once"
+    assert all(value.startswith(("#", "data:image/")) for value in read.loads), read.loads
+    assert not {"link", "iframe", "object", "embed", "base"} & set(read.tags)
+    assert read.tags.count("script") == 2
+    assert not read.handlers
+    assert "@import" not in html
+    assert not re.search(r"url\(\s*['\"]?(?!#)", html)
+    assert html.count("<table>") == html.count("<caption>")
+    assert len(html.encode()) < 6_000_000
+
+
+def test_curves_are_those_of_scikit_learn(folder):
+    made_up = study(folder, run={"scenarios": ["baseline"]}, train={"seeds": [0]})
+    made.result(made_up, "baseline", 1.0)
+    result = compare.read_results(made_up)[0]
+    found = curves.bands(result, 1)
+    test = result.predictions.part("test")
+    truth, prob = test.table["label"], test.probabilities("prob")[:, 1]
+    alarms, sensitivity, _ = roc_curve(truth, prob, drop_intermediate=False)
+    np.testing.assert_allclose(found["roc"][1, 1:], np.interp(curves.GRID, alarms, sensitivity), atol=1e-12)
+    assert found["roc"][1, 1:].mean() == pytest.approx(roc_auc_score(truth, prob), abs=0.01)
+    assert found["precision_recall"][1].mean() == pytest.approx(average_precision_score(truth, prob), abs=0.01)
+    for _, estimate, low, high in found.values():
+        assert (low <= estimate + 1e-9).mean() > 0.95
+        assert (high >= estimate - 1e-9).mean() > 0.95
+    thresholds, model, everyone = curves.net_benefit(curves.counts(result.predictions, 1))
+    calibrated = test.probabilities("calibrated")[:, 1]
+    for place in (9, 29, 69):
+        (_, false), (_, true) = confusion_matrix(truth, calibrated >= thresholds[place])
+        odds = thresholds[place] / (1 - thresholds[place])
+        assert model[place] == pytest.approx((true - false * odds) / len(truth))
+        assert everyone[place] == pytest.approx(truth.mean() - (1 - truth.mean()) * odds)
+    bins = curves.reliability(result, "calibrated", 1)
+    assert bins[4].sum() == len(truth)
+    assert (bins[1] * bins[4]).sum() == pytest.approx(truth.sum())
+
+
+def test_the_curves_lie_beside_the_page_for_dvc(real):
+    comparison, _, path, _ = real
+    for kind, points in (("roc", 102), ("precision_recall", 101), ("calibration", 10)):
+        table = pd.read_csv(path.parent / f"plots/{kind}.csv")
+        assert list(table.columns) == ["backbone", "scenario", "x", "y"]
+        assert table.groupby(["backbone", "scenario"]).size().to_dict() == {
+            (made.BACKBONE, name): points for name in comparison["rows"][made.BACKBONE]
+        }
+        assert table[["x", "y"]].stack().between(0, 1).all()
+
+
+def test_in_a_browser_the_page_is_silent_and_asks_for_nothing(real, browser):
+    *_, path, _ = real
+    browser.open(path)
+    assert browser.complaints() == []
+    assert [url for url in browser.requests() if not url.startswith("data:image/")] == [path.resolve().as_uri()]
+    assert browser.run("document.getElementById('said').textContent") != ""
+
+
+def test_the_policy_of_the_page_stops_what_slips_in(real, browser, tmp_path):
+    """Also shows that the test above can fail: without the policy the same page makes the request."""
+    *_, html = real
+    asked = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    slipped = f'<img src="http://127.0.0.1:{server.server_port}/x"><script>document.title = "taken"</script></main>'
+    guarded, open_page = tmp_path / "guarded.html", tmp_path / "open.html"
+    guarded.write_text(html.replace("</main>", slipped), encoding="utf-8")
+    without = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace("</main>", slipped)
+    open_page.write_text(without, encoding="utf-8")
+    browser.open(guarded)
+    assert asked == []
+    assert len(browser.complaints()) == 2
+    assert browser.run("document.title") == "Equipoise: made"
+    browser.open(open_page)
+    server.shutdown()
+    assert asked == ["/x"]
+    assert browser.run("document.title") == "taken"
+
+
+def test_at_the_locked_threshold_the_slider_says_what_metrics_json_says(real, browser):
+    comparison, results, path, _ = real
+    browser.open(path)
+    names = ("sensitivity", "specificity", "precision", "negative_predictive_value")
+    for index, result in enumerate(results):
+        metrics = records.read_json(path.parents[2] / "results/made" / made.BACKBONE / result.scenario / "metrics.json")
+        pooled = comparison["rows"][made.BACKBONE][result.scenario]["patient"]["mean"]
+        choose = f"which => {{ which.value = {index}; which.dispatchEvent(new Event('change')); }}"
+        browser.run(f"({choose})(document.getElementById('which'))")
+        for point in ("raw", "locked"):
+            browser.run(f"document.querySelector('[data-point={point}]').click()")
+            shown = browser.numbers()
+            for name in names:
+                assert shown[f"images-{name}"] == pytest.approx(metrics["metrics"][point][name]["value"], abs=1e-12)
+                assert shown[f"patients-{name}"] == pytest.approx(pooled[point][name]["value"], abs=1e-12)
+            outcomes = ("found", "missed", "false_alarms", "cleared")
+            assert sum(shown[f"images-{name}"] for name in outcomes) == pytest.approx(comparison["test_images"])
+            assert sum(shown[f"patients-{name}"] for name in outcomes) == pytest.approx(comparison["test_patients"])
+            assert sum(shown[f"thousand-patients-{name}"] for name in outcomes) == pytest.approx(1000)
+
+
+def test_the_slider_moves_by_keyboard_and_counts_as_scikit_learn_does(real, browser):
+    _, results, path, _ = real
+    browser.open(path)
+    before, said = browser.numbers(), browser.run("document.getElementById('said').textContent")
+    browser.run("document.getElementById('threshold').focus()")
+    browser.press("Home")
+    everyone = browser.numbers()
+    assert everyone["images-sensitivity"] == 1
+    assert everyone["images-specificity"] == 0
+    for _ in range(3):
+        browser.press("ArrowRight")
+    assert browser.run("document.getElementById('threshold').value") == "3"
+    for step in (3, 250, 500, 777):
+        moved = f"slider => {{ slider.value = {step}; slider.dispatchEvent(new Event('input')); }}"
+        browser.run(f"({moved})(document.getElementById('threshold'))")
+        shown, counted = browser.numbers(), []
+        test = results[0].predictions.part("test")
+        for rows in test.table.groupby(["repeat", "seed"]).indices.values():
+            decided = test.probabilities("calibrated")[rows, 1] >= step / 1000
+            counted.append(confusion_matrix(test.table["label"].to_numpy()[rows], decided).ravel())
+        names = ("cleared", "false_alarms", "missed", "found")
+        assert [shown[f"images-{name}"] for name in names] == pytest.approx(np.mean(counted, axis=0).tolist())
+    assert shown != before
+    assert browser.run("document.getElementById('said').textContent") != said
+    assert "0.777" in browser.run("document.getElementById('threshold').getAttribute('aria-valuetext')")
+
+
+def test_the_page_can_be_read_by_phone_keyboard_and_screen_reader(real, browser):
+    *_, path, _ = real
+    browser.open(path, width=360)
+    assert browser.run("document.documentElement.scrollWidth") <= 360
+    levels = browser.run("[...document.querySelectorAll('h1, h2, h3')].map(one => +one.tagName[1])")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert max(np.diff(levels)) == 1
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    named = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    for role in ("slider", "combobox", "button", "image", "navigation", "table"):
+        mine = [name for kind, name in named if kind == role]
+        assert mine, role
+        assert all(mine), (role, mine)
+    assert {"main", "banner", "contentinfo"} <= {role for role, _ in named}
+    browser.press("Tab")
+    assert browser.run("document.activeElement.className") == "skip"
+    assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    colours = "(style => [style.color, style.backgroundColor])(getComputedStyle(document.body))"
+    light = browser.run(colours)
+    browser.call("Emulation.setEmulatedMedia", features=dark)
+    assert browser.run(colours) != light
+    stroke = "getComputedStyle(document.querySelector('figure svg')).fill"
+    assert browser.run(stroke) == browser.run(colours)[0]
+    browser.call("Emulation.setEmulatedMedia", features=[])
+    assert base64.b64decode(browser.call("Page.printToPDF")["data"]).startswith(b"%PDF")
+
+
+def test_hostile_names_are_text(folder, browser):
+    made_up = study(folder, classes=("clear", IMAGE), positive=IMAGE)
+    for name in made_up.scenarios:
+        made.result(made_up, name)
+        path = made_up.result_path(made.BACKBONE, name) / "metrics.json"
+        summary = records.read_json(path)
+        changed = {"settings": {**summary["settings"], "embed": f"</pre>{HOSTILE}"}}
+        records.write_json(path, {**summary, **changed, "checks": [{**summary["checks"][0], "detail": HOSTILE}]})
+    path = made_up.manifest_path.with_suffix(".json")
+    records.write_json(path, {**records.read_json(path), "source": HOSTILE, "citation": IMAGE})
+    written = report.run(made_up, *compare.run(made_up))
+    html = written.read_text(encoding="utf-8")
+    read = Reader(html)
+    assert HOSTILE not in html
+    assert IMAGE not in html
+    assert "img" not in read.tags
+    assert read.tags.count("script") == 2
+    assert not read.handlers
+    assert " ".join(read.text).count(HOSTILE) == 2
+    assert f"Positive class: {IMAGE}" in " ".join(read.text)
+    browser.open(written)
+    assert browser.complaints() == []
+    assert browser.run("document.getElementById('of-class').textContent") == IMAGE
+    assert browser.run("document.querySelectorAll('img').length") == 0
+
+
+def test_pictures_of_mistakes_are_data_and_leave_room(folder):
+    rows = [{"image_id": str(place), "picture": "data:image/png;base64," + "A" * 10**6} for place in range(9)]
+    shown = report._fitting([{"image_id": "x", "picture": "http://example.org/x", "overlay": "javascript:1"}, *rows])
+    assert shown[0] == {"image_id": "x", "picture": "", "overlay": ""}
+    assert [row["image_id"] for row in shown] == ["x", "0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["a $\\bad$ name", "_below"])
+def test_a_class_name_is_never_markup_of_the_drawing_library(name):
+    rows = [{"stage": "train", "class_name": other, "images": 3, "patients": 2} for other in ("clear", name)]
+    rows = [{**row, "image_share": 0.5, "imbalance_ratio": None} for row in rows]
+    assert name in figures.distribution(rows, ["clear", name], "vgg16").svg
+
+
+def test_several_classes_and_backbones_have_a_page(folder, browser):
+    made_up = study(
+        folder,
+        run={"scenarios": ["baseline", "augment"], "backbones": ["vgg16", "densenet201"]},
+        patients=(40, 30, 20),
+        classes=("a", "b", "c"),
+        tune={"objective": "auroc"},
+        compare={"primary": "auroc"},
+    )
+    for name in made_up.scenarios:
+        made.result(made_up, name, backbone="densenet201")
+    comparison, html = page(made_up)
+    assert "% sensitivity" not in html
+    assert "at 0.5<" not in html
+    first, *rest = wording.verdict(comparison)
+    assert f'<p class="verdict">{first}</p>' in html
+    assert all(f"<p>{sentence}</p>" in html for sentence in rest)
+    assert Reader(html).tags.count("svg") == 9  # differences; ROC, precision-recall, reliability, classes for each
+    assert "A decision curve needs two classes" in html
+    browser.open(made_up.reports_path / "report.html")
+    assert browser.complaints() == []
+    assert browser.run("document.querySelectorAll('#which option').length") == 12
+    result = compare.load_result(made_up, "vgg16", "baseline", made_up.result_path("vgg16", "baseline"))
+    test = evidence.first_run(result.predictions)
+    decided = test.probabilities("calibrated").argmax(axis=1)
+    found = pd.Series(decided == 0)[test.table["label"] == 0].mean()
+    assert browser.numbers()["images-sensitivity"] == pytest.approx(found)
+
+
+def test_results_without_shared_patients_are_shown_beside_those_with_them(folder):
+    made_up = made.study(folder, run={"scenarios": ["baseline"]}, split={"scheme": "official"}, official_overlap=3)
+    summary = scenario.run(made_up, made.BACKBONE, "baseline")
+    comparison, results = compare.run(made_up)
+    html = report.run(made_up, comparison, results).read_text(encoding="utf-8")
+    images = summary["non_overlapping"]["rows"]["test"]
+    assert f"baseline, without shared patients and pictures ({images} images)" in html
+    assert "EQ-OFFICIAL" in html
+    assert "Only the baseline was run" in html
+
+
+def test_a_page_can_be_made_when_nothing_was_searched(folder):
+    made_up = made.study(folder, patients=(20, 3), run={"scenarios": ["baseline"]}, train={"seeds": [0]})
+    scenario.run(made_up, made.BACKBONE, "baseline")
+    _, results = compare.run(made_up)
+    short = records.read_json(made_up.reports_path / "comparison.json")
+    html = Path(report.run(made_up, short, results)).read_text(encoding="utf-8")
+    assert "Calibration is the identity" in html
+    assert "inner folds fell from 3 to as few as 1" in html
+    assert "nothing was searched" in html

@@ -1,0 +1,323 @@
+"""params.yaml -> settings: what is inherited, what is refused, and whether the refusal helps."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from equipoise.core import config
+from equipoise.core.config import find_root, load_study, parse_override, read_params
+from equipoise.core.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def params():
+    return read_params(ROOT)
+
+
+@pytest.mark.parametrize("name", ["demo", "chest_xray", "breakhis"])
+def test_shipped_studies_load(params, name):
+    study = load_study(name, params)
+    assert study.name == name
+    assert study.backbones == tuple(params["run"]["backbones"])
+    assert study.scenarios == tuple(params["run"]["scenarios"])
+    assert set(study.scenarios) <= set(study.scenario_settings)
+
+
+def test_every_shipped_study_lists_every_section(params):
+    for name, sections in params["studies"].items():
+        assert set(sections) == set(config.Settings.model_fields), name
+
+
+def test_run_studies_are_studies(params):
+    assert config.run_studies(params) == params["run"]["studies"]
+    assert set(config.run_studies(params)) <= set(params["studies"])
+
+
+def test_study_lies_over_the_defaults_key_by_key(params):
+    params["defaults"]["split"].update(folds=7, seed=3)
+    params["studies"]["breakhis"]["split"] = {"seed": 4}
+    split = load_study("breakhis", params).settings.split
+    assert (split.folds, split.seed) == (7, 4)
+
+
+def test_loading_leaves_the_params_as_they_were(params):
+    before = yaml.safe_dump(params)
+    load_study("demo", params, {"tune.trials": 3})
+    assert yaml.safe_dump(params) == before
+
+
+def test_paths_and_dataset_follow_the_name_unless_said(params):
+    study = load_study("chest_xray", params)
+    assert study.dataset == "chest_xray"
+    assert study.raw == Path("data/raw/chest_xray")
+    assert study.manifest_path == Path("data/manifest/chest_xray.parquet")
+    assert study.result_path("vgg16", "baseline") == Path("results/chest_xray/vgg16/baseline")
+    moved = load_study("chest_xray", params, {"ingest.raw": "elsewhere", "ingest.dataset": "breakhis"})
+    assert (moved.dataset, moved.raw) == ("breakhis", Path("elsewhere"))
+
+
+def test_only_a_study_with_drawn_images_has_a_phantom_section(params):
+    assert load_study("demo", params).settings.phantom.patients == 600
+    assert load_study("chest_xray", params).settings.phantom is None
+
+
+def test_settings_cannot_change_afterwards(params):
+    with pytest.raises(ValidationError, match="frozen"):
+        load_study("demo", params).settings.tune.trials = 1
+
+
+# --- unknown names ---------------------------------------------------------------------------------------------------
+
+
+def test_unknown_study_names_the_nearest(params):
+    with pytest.raises(ConfigError) as error:
+        load_study("chestxray", params)
+    assert str(error.value) == (
+        "There is no study 'chestxray'. Did you mean 'chest_xray'? Known: breakhis, chest_xray, demo."
+    )
+
+
+def test_unknown_key_of_a_study_names_the_nearest(params):
+    params["studies"]["demo"]["split"]["val_fractoin"] = 0.2
+    with pytest.raises(
+        ConfigError,
+        match=r"no key 'studies.demo.split.val_fractoin' in params.yaml. Did you mean .*split.val_fraction'",
+    ):
+        load_study("demo", params)
+
+
+def test_unknown_section_of_a_study_names_the_nearest(params):
+    params["studies"]["demo"]["tunee"] = {}
+    with pytest.raises(ConfigError, match=r"no key 'studies.demo.tunee' in params.yaml. Did you mean .*demo.tune'"):
+        load_study("demo", params)
+
+
+def test_unknown_section_of_the_defaults_names_the_nearest(params):
+    params["defaults"]["spilt"] = {}
+    with pytest.raises(ConfigError, match=r"no key 'defaults.spilt' in params.yaml. Did you mean 'defaults.split'\?"):
+        load_study("demo", params)
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "near"),
+    [(None, "studys", "studies"), ("run", "backbone", "run.backbones"), ("engine", "worker", "engine.workers")],
+)
+def test_unknown_key_at_the_top_names_the_nearest(params, place, key, near):
+    (params[place] if place else params)[key] = 1
+    with pytest.raises(ConfigError, match=rf"{key}' in params.yaml. Did you mean '{near}'\?"):
+        load_study("demo", params)
+
+
+def test_unknown_key_inside_a_constraint_is_refused(params):
+    params["studies"]["demo"]["tune"]["constraint"] = {"metrik": "sensitivity", "at_least": 0.9}
+    with pytest.raises(ConfigError, match=r"tune\.constraint\.metrik is 'sensitivity'"):
+        load_study("demo", params)
+
+
+# --- bad values ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("split.val_fraction", 0),
+        ("split.test_fraction", 1.0),
+        ("split.test_fraction", float("nan")),
+        ("split.scheme", "random"),
+        ("split.folds", 1),
+        ("split.seed", None),
+        ("ingest.duplicates", "maybe"),
+        ("augment.zoom_fraction", 0.5),
+        ("embed.image_size_px", 16),
+        ("embed.views", -1),
+        ("tune.trials", 0),
+        ("tune.sensitivity_floor", 1),
+        ("tune.l2_first", []),
+        ("train.seeds", []),
+        ("train.mode", "both"),
+        ("threshold.cost_ratio", 0),
+        ("compare.resamples", 10),
+        ("tracking.trials", "some"),
+    ],
+)
+def test_value_out_of_range_is_named_with_its_place_and_value(params, key, value):
+    with pytest.raises(ConfigError) as error:
+        load_study("demo", params, {key: value})
+    assert f"{key} is {value!r}: " in str(error.value)
+    assert str(error.value).startswith("Settings of study 'demo' cannot be used.")
+
+
+def test_every_bad_value_is_told_at_once(params):
+    with pytest.raises(ConfigError, match=r"split\.folds is 1: .*; tune\.trials is 0: "):
+        load_study("demo", params, {"split.folds": 1, "tune.trials": 0})
+
+
+@pytest.mark.parametrize(("key", "value"), [("tune.l2_low", 11.0), ("tune.l2_first", [0.01, 50.0])])
+def test_l2_range_must_hold_its_first_values(params, key, value):
+    with pytest.raises(ConfigError, match="l2_low < l2_high, and every value of l2_first between them"):
+        load_study("demo", params, {key: value})
+
+
+def test_lacking_default_section_is_named(params):
+    del params["defaults"]["train"], params["studies"]["demo"]["train"]
+    with pytest.raises(ConfigError, match=r"params\.yaml lacks defaults\.train\."):
+        load_study("demo", params)
+
+
+@pytest.mark.parametrize("key", ["studies", "defaults", "run", "engine"])
+def test_lacking_top_mapping_is_named(params, key):
+    del params[key]
+    with pytest.raises(ConfigError, match=f"needs a mapping under '{key}', it holds None"):
+        load_study("demo", params)
+
+
+def test_study_that_is_no_mapping_is_refused(params):
+    params["studies"]["demo"] = "holdout"
+    with pytest.raises(ConfigError, match=r"needs a mapping under 'studies\.demo', it holds 'holdout'"):
+        load_study("demo", params)
+
+
+@pytest.mark.parametrize("place", ["studies.demo", "defaults"])
+def test_section_that_is_no_mapping_is_refused(params, place):
+    (params["defaults"] if place == "defaults" else params["studies"]["demo"])["split"] = 5
+    with pytest.raises(ConfigError, match="split"):
+        load_study("demo", params)
+
+
+def test_scenarios_that_are_no_mapping_are_refused(params):
+    params["scenarios"] = ["baseline"]
+    with pytest.raises(ConfigError, match="scenarios"):
+        load_study("demo", params)
+
+
+def test_bare_word_where_a_list_is_expected_is_not_read_letter_by_letter(params):
+    params["run"]["backbones"] = "vgg16"
+    with pytest.raises(ConfigError, match="backbones"):
+        load_study("demo", params)
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+def test_override_lies_over_the_study(params):
+    settings = load_study("demo", params, {"tune.trials": 5, "train.seeds": [9]}).settings
+    assert settings.tune.trials == 5
+    assert settings.train.seeds == [9]
+    assert settings.tune.sensitivity_floor == params["studies"]["demo"]["tune"]["sensitivity_floor"]
+
+
+def test_override_of_an_unknown_key_names_the_nearest(params):
+    with pytest.raises(
+        ConfigError, match=r"tune\.trails' in params\.yaml\. Did you mean 'studies\.demo\.tune\.trials'"
+    ):
+        load_study("demo", params, {"tune.trails": 5})
+
+
+def test_override_of_an_unknown_section_names_the_nearest(params):
+    with pytest.raises(ConfigError, match=r"no key 'tun' in params\.yaml\. Did you mean 'tune'\?"):
+        load_study("demo", params, {"tun.trials": 5})
+
+
+def test_override_of_a_whole_section_is_refused(params):
+    with pytest.raises(ConfigError, match=r"'tune' is a section; name a key in it, for example tune\.KEY=VALUE"):
+        load_study("demo", params, {"tune": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("tune.trials=5", ("tune.trials", 5)),
+        ("train.seeds=[1, 2]", ("train.seeds", [1, 2])),
+        ("split.group_by=slide", ("split.group_by", "slide")),
+        ("tune.constraint=null", ("tune.constraint", None)),
+        ("embed.weights=a=b.h5", ("embed.weights", "a=b.h5")),
+        (" tune.sensitivity_floor =0.9", ("tune.sensitivity_floor", 0.9)),
+    ],
+)
+def test_override_is_read_as_yaml(text, parsed):
+    assert parse_override(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["tune.trials", "trials=5", "", "="])
+def test_override_of_another_form_shows_the_right_one(text):
+    with pytest.raises(ConfigError, match=r"is not of the form section\.key=value, for example tune\.trials=5"):
+        parse_override(text)
+
+
+def test_override_with_broken_yaml_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"train\.seeds"):
+        parse_override("train.seeds=[1, 2")
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "random", "weights/vgg16.h5"])
+def test_weights_by_word_or_path_serve_every_backbone(params, weights):
+    embed = load_study("demo", params, {"embed.weights": weights}).settings.embed
+    assert {embed.weights_for(name) for name in ("vgg16", "densenet201")} == {weights}
+
+
+def test_weights_by_mapping_serve_the_backbones_they_name(params):
+    embed = load_study("demo", params, {"embed.weights": {"vgg16": "random", "densenet201": "d.h5"}}).settings.embed
+    assert embed.weights_for("vgg16") == "random"
+    assert embed.weights_for("densenet201") == "d.h5"
+    with pytest.raises(ConfigError, match=r"does not name 'mobilenetv2' \(it names: vgg16, densenet201\)"):
+        embed.weights_for("mobilenetv2")
+
+
+def test_weights_of_another_kind_are_refused(params):
+    with pytest.raises(ConfigError, match=r"embed\.weights"):
+        load_study("demo", params, {"embed.weights": {"vgg16": ["a"]}})
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_root_is_the_nearest_folder_with_params(tmp_path):
+    deep = tmp_path / "outer" / "inner" / "deep"
+    deep.mkdir(parents=True)
+    (tmp_path / "params.yaml").write_text("{}")
+    assert find_root(deep) == tmp_path.resolve()
+    (tmp_path / "outer" / "params.yaml").write_text("{}")
+    assert find_root(deep) == (tmp_path / "outer").resolve()
+
+
+def test_root_is_looked_for_from_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text("{}")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert find_root() == tmp_path.resolve()
+
+
+def test_no_root_says_where_it_looked(tmp_path):
+    with pytest.raises(ConfigError, match=r"No params\.yaml in .* or above it"):
+        find_root(tmp_path)
+
+
+def test_missing_params_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"There is no .*params\.yaml"):
+        read_params(tmp_path)
+
+
+def test_broken_yaml_names_the_line(tmp_path):
+    (tmp_path / "params.yaml").write_text("run: {}\nstudies: [\n")
+    with pytest.raises(ConfigError, match=r"is not valid YAML: .*\(line 3, column 1\)"):
+        read_params(tmp_path)
+
+
+def test_params_that_are_no_mapping_are_refused(tmp_path):
+    (tmp_path / "params.yaml").write_text("- demo\n")
+    with pytest.raises(ConfigError, match="holds list, a mapping with run, defaults and studies is expected"):
+        read_params(tmp_path)
+
+
+def test_empty_environment_variable_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_TEST_VALUE", "")
+    assert config.environment("EQUIPOISE_TEST_VALUE") is None
+    monkeypatch.setenv("EQUIPOISE_TEST_VALUE", "x")
+    assert config.environment("EQUIPOISE_TEST_VALUE") == "x"

@@ -1,0 +1,203 @@
+"""One decoder for every kind of file a hospital sends, and a ValueError for everything else."""
+
+import io
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from equipoise.core import images
+
+RAMP = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
+COLOUR = np.dstack([RAMP, RAMP[::-1], np.full_like(RAMP, 100)])
+
+
+def _encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _png_header(width, height):
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def _assert_rgb(pixels, expected):
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == expected.shape
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_rgb_comes_back_as_it_is():
+    _assert_rgb(images.decode(_encoded(Image.fromarray(COLOUR))), COLOUR)
+
+
+def test_grey_is_repeated_three_times():
+    _assert_rgb(images.decode(_encoded(Image.fromarray(RAMP))), np.dstack([RAMP] * 3))
+
+
+def test_transparency_is_dropped():
+    transparent = np.zeros_like(RAMP)
+    _assert_rgb(images.decode(_encoded(Image.fromarray(np.dstack([COLOUR, transparent]), "RGBA"))), COLOUR)
+    grey = Image.fromarray(np.dstack([RAMP, transparent]), "LA")
+    _assert_rgb(images.decode(_encoded(grey)), np.dstack([RAMP] * 3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette_gives_its_colours(kind):
+    colours = np.array([[255, 0, 0], [0, 128, 0], [1, 2, 3]], dtype=np.uint8)
+    places = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.uint8)
+    image = Image.fromarray(places, "P")
+    image.putpalette(colours.ravel().tolist())
+    _assert_rgb(images.decode(_encoded(image, kind)), colours[places])
+
+
+def test_one_bit_image_is_black_and_white():
+    image = Image.fromarray(RAMP > 100)
+    _assert_rgb(images.decode(_encoded(image)), np.dstack([np.where(RAMP > 100, 255, 0).astype(np.uint8)] * 3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_high_byte(kind):
+    deep = (RAMP.astype(np.uint16) << 8) + 37
+    _assert_rgb(images.decode(_encoded(Image.fromarray(deep), kind)), np.dstack([RAMP] * 3))
+
+
+def test_16_bit_grey_that_holds_8_bit_values_is_not_darkened():
+    _assert_rgb(images.decode(_encoded(Image.fromarray(RAMP.astype(np.uint16)))), np.dstack([RAMP] * 3))
+
+
+def test_float_image_with_nan_is_refused():
+    values = RAMP.astype(np.float32)
+    values[0, 0] = np.nan
+    with pytest.raises(ValueError, match="values that are not numbers"):
+        images.decode(_encoded(Image.fromarray(values), "TIFF"))
+
+
+def test_cmyk_jpeg_becomes_rgb():
+    plain = Image.new("RGB", (16, 16), (200, 60, 20))
+    pixels = images.decode(_encoded(plain.convert("CMYK"), "JPEG", quality=95))
+    assert pixels.shape == (16, 16, 3)
+    np.testing.assert_allclose(pixels.reshape(-1, 3).mean(axis=0), (200, 60, 20), atol=6)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [(1, COLOUR), (2, COLOUR[:, ::-1]), (3, COLOUR[::-1, ::-1]), (6, np.rot90(COLOUR, -1)), (8, np.rot90(COLOUR))],
+)
+def test_exif_orientation_is_applied(orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    _assert_rgb(images.decode(_encoded(Image.fromarray(COLOUR), exif=exif)), upright)
+
+
+def test_exif_orientation_of_a_jpeg_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert images.decode(_encoded(Image.fromarray(COLOUR), "JPEG", exif=exif)).shape == (8, 6, 3)
+
+
+def test_path_and_bytes_give_the_same(tmp_path):
+    content = _encoded(Image.fromarray(COLOUR))
+    (tmp_path / "a.png").write_bytes(content)
+    np.testing.assert_array_equal(images.decode(tmp_path / "a.png"), images.decode(content))
+
+
+def test_empty_file_is_refused(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match="the file is empty"):
+        images.decode(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.9])
+def test_truncated_file_is_refused(kind, share):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    content = _encoded(Image.fromarray(noise), kind)
+    assert images.decode(content).shape == (32, 32, 3)
+    with pytest.raises(ValueError, match=r"\w"):
+        images.decode(content[: int(share * len(content))])
+
+
+def test_text_named_png_is_refused_without_a_memory_address(tmp_path):
+    (tmp_path / "a.png").write_text("patient;label\n1;2\n")
+    with pytest.raises(ValueError, match="cannot identify image file") as error:
+        images.decode(tmp_path / "a.png")
+    assert "BytesIO object" not in str(error.value)
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (30_000, 40_000), (10_000, 10_000)])
+def test_decompression_bomb_is_refused_by_its_header(width, height):
+    with pytest.raises(ValueError, match="decompression bomb"):
+        images.decode(_png_header(width, height))
+
+
+def test_damaged_bytes_are_only_ever_a_value_error():
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(COLOUR)
+    refused = 0
+    for content in (_encoded(picture), _encoded(picture, "JPEG"), _encoded(picture, "BMP"), _encoded(picture, "GIF")):
+        for _ in range(100):
+            damaged = np.frombuffer(content, dtype=np.uint8).copy()
+            damaged[rng.integers(0, len(damaged), 4)] = rng.integers(0, 256, 4)
+            try:
+                assert images.decode(damaged.tobytes()).shape[2] == 3
+            except ValueError:
+                refused += 1
+    assert refused > 0
+
+
+def test_bomb_is_refused_while_another_thread_decodes(monkeypatch):
+    small, large = _encoded(Image.new("L", (2, 2))), _encoded(Image.new("L", (15, 10)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    both_inside, small_done = threading.Event(), threading.Event()
+    plain_open = Image.open
+
+    def open_in_turn(stream):
+        if len(stream.getvalue()) == len(small):
+            both_inside.wait(10)
+        else:
+            both_inside.set()
+            small_done.wait(10)
+        return plain_open(stream)
+
+    def decode_small():
+        images.decode(small)
+        small_done.set()
+
+    monkeypatch.setattr(Image, "open", open_in_turn)
+    thread = threading.Thread(target=decode_small)
+    thread.start()
+    try:
+        with pytest.raises(ValueError, match="decompression bomb"):
+            images.decode(large)
+    finally:
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("draft_px", "shape"),
+    [(0, (240, 320, 3)), (121, (240, 320, 3)), (120, (120, 160, 3)), (60, (60, 80, 3)), (1, (30, 40, 3))],
+)
+def test_draft_is_the_smallest_scale_not_below_the_asked_size(draft_px, shape):
+    grey = np.add.outer(np.arange(240) // 2, np.arange(320) // 4).astype(np.uint8)
+    content = _encoded(Image.fromarray(grey), "JPEG", quality=95)
+    pixels = images.decode(content, draft_px)
+    assert pixels.shape == shape
+    scale = 240 // shape[0]
+    means = grey.reshape(shape[0], scale, shape[1], scale).mean(axis=(1, 3))
+    np.testing.assert_allclose(pixels[..., 0], means, atol=4)
+
+
+def test_draft_leaves_other_formats_as_they_are_and_keeps_the_orientation():
+    _assert_rgb(images.decode(_encoded(Image.fromarray(COLOUR)), 1), COLOUR)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert images.decode(_encoded(Image.new("L", (64, 32)), "JPEG", exif=exif), 16).shape == (32, 16, 3)

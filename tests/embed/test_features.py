@@ -1,0 +1,351 @@
+"""The one pass: each distinct picture and view once, resumable, believed only by digest; weights with clear errors."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import REPO
+from equipoise.core import config, images, records
+from equipoise.core.errors import ConfigError, DataError
+from equipoise.embed import backbones
+from equipoise.embed import stage as features
+from equipoise.ingest import stage as ingest
+from equipoise.ingest.datasets import phantom
+from equipoise.scenario import head, network
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = config.read_params(REPO)
+    demo = params["studies"]["demo"]
+    demo["phantom"] |= {"patients": 20, "size_px": 40, "opacity_patient_fraction": 0.3}
+    demo["embed"] |= {"image_size_px": 32, "views": 2, "batch_size": 8}
+    study = config.load_study("demo", params)
+    phantom.draw(study.raw, study.settings.phantom.model_dump())
+    ingest.run(study)
+    return study
+
+
+def passes(study) -> int:
+    return features.run(study, "vgg16")["passes_now"]
+
+
+def test_each_picture_and_view_once_then_nothing(study):
+    manifest = features.Manifest.read(study.manifest_path)
+    minority = int((manifest.table["label"] == 1).sum())
+    expected = len(manifest.table) + 2 * minority
+    first = features.run(study, "vgg16")
+    assert first["passes"] == first["passes_now"] == expected
+    assert first["passes_of"] == {"images": len(manifest.table), "views": 2 * minority}
+    meta = (study.features_path("vgg16") / "meta.json").read_bytes()
+    assert passes(study) == 0
+    # DVC keeps this file: a run that found everything done must leave the same bytes.
+    assert (study.features_path("vgg16") / "meta.json").read_bytes() == meta
+    journal = [json.loads(line) for line in Path("data/cache/features/passes.jsonl").read_text().splitlines()]
+    assert [line["passes_now"] for line in journal] == [expected, 0]
+    store = features.FeatureStore.open(study.features_path("vgg16"))
+    assert store.matrix.shape == (expected, 512)
+    assert not store.matrix.flags.writeable
+
+
+def test_features_equal_keras_on_the_same_pixels(study):
+    import keras
+    import tensorflow as tf
+
+    features.run(study, "vgg16")
+    store = features.FeatureStore.open(study.features_path("vgg16"))
+    row = features.Manifest.read(study.manifest_path).table.iloc[3]
+    pixels = tf.image.resize(images.decode(study.raw / row["path"]), (32, 32), antialias=True)[None]
+    keras.utils.set_random_seed(0)
+    oracle = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
+    value = oracle(keras.applications.vgg16.preprocess_input(tf.identity(pixels)), training=False).numpy()[0]
+    np.testing.assert_allclose(store.matrix[store.rows([row["sha256"]], [0])[0]], value, rtol=1e-4, atol=1e-6)
+
+
+def test_new_image_costs_only_itself(study):
+    before = passes(study)
+    assert before > 0
+    row = features.Manifest.read(study.manifest_path).table.iloc[0]
+    pixels = 255 - images.decode(study.raw / row["path"])
+    Image.fromarray(pixels).save(study.raw / "clear/patient9000_0.png")
+    ingest.run(study)
+    assert passes(study) == 1
+
+
+def test_killed_pass_goes_on_where_it_was(study, monkeypatch):
+    monkeypatch.setattr(features, "_SHARD_ROWS", 8)
+    real, calls = features.Embedder.features, []
+
+    def dies(self, *arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(features.Embedder, "features", dies)
+        with pytest.raises(KeyboardInterrupt):
+            passes(study)
+    again = features.run(study, "vgg16")
+    assert again["passes_now"] == again["passes"] - 3 * 8
+    undisturbed = (study.features_path("vgg16") / "features.npy").read_bytes()
+    _forget(study)
+    features.run(study, "vgg16")
+    assert (study.features_path("vgg16") / "features.npy").read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize("kind", ["npy", "json"])
+def test_flipped_bit_redoes_only_its_piece(study, monkeypatch, kind):
+    monkeypatch.setattr(features, "_SHARD_ROWS", 8)
+    passes(study)
+    undisturbed = (study.features_path("vgg16") / "features.npy").read_bytes()
+    index = sorted(study.raw.parent.parent.glob("cache/features/*/*.json"))[0]
+    read = json.loads(index.read_text())
+    piece = index if kind == "json" else index.with_name(f"{read['sha256'][:24]}.npy")
+    data = bytearray(piece.read_bytes())
+    data[-30] ^= 1
+    piece.write_bytes(bytes(data))
+    assert passes(study) == len(read["rows"])
+    assert passes(study) == 0
+    assert (study.features_path("vgg16") / "features.npy").read_bytes() == undisturbed
+
+
+_EMBED = """
+import pickle
+from equipoise.embed import stage as features
+features._SHARD_ROWS = 8
+print(features.run(pickle.load(open("study.pickle", "rb")), "vgg16")["passes_now"])
+"""
+
+
+def test_two_at_once_leave_what_one_leaves(study):
+    command = [sys.executable, "-c", _EMBED]
+    Path("study.pickle").write_bytes(pickle.dumps(study))
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "src")}
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    made = [int(process.communicate(timeout=300)[0].split()[-1]) for process in running]
+    assert all(process.returncode == 0 for process in running)
+    assert max(made) > 0
+    together = (study.features_path("vgg16") / "features.npy").read_bytes()
+    assert passes(study) == 0
+    assert (study.features_path("vgg16") / "features.npy").read_bytes() == together
+    _forget(study)
+    assert passes(study) > 0
+    assert (study.features_path("vgg16") / "features.npy").read_bytes() == together
+
+
+def _forget(study):
+    for path in (study.raw.parent.parent / "cache/features").rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def test_two_devices_give_the_bytes_of_one(study, monkeypatch):
+    monkeypatch.setattr(features, "_SHARD_ROWS", 8)
+    alone = features.run(study, "vgg16")
+    undisturbed = (study.features_path("vgg16") / "features.npy").read_bytes()
+    _forget(study)
+    monkeypatch.setattr(backbones, "devices", lambda: ["", ""])  # no GPU in either process
+    monkeypatch.setattr(features._Pass, "embed", None)  # nothing is computed here
+    assert features.run(study, "vgg16")["passes_now"] == alone["passes"]
+    assert (study.features_path("vgg16") / "features.npy").read_bytes() == undisturbed
+
+
+def test_devices_are_those_of_the_environment_where_there_is_a_gpu(monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    assert backbones.devices() == []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"])
+    assert backbones.devices() == ["MIG-a", "MIG-b"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert backbones.devices() == ["0"]
+
+
+def test_memory_while_assembling_is_that_of_a_shard(tmp_path):
+    rng, parts, shape = np.random.default_rng(0), [], (4000, 500)
+    place = rng.permutation(shape[0])
+    for number in range(40):
+        values = rng.normal(size=(100, shape[1])).astype(np.float32)
+        np.save(tmp_path / f"{number}.npy", values)
+        parts.append((tmp_path / f"{number}.npy", np.arange(100), place[100 * number : 100 * number + 100]))
+    tracemalloc.start()
+    digest = features._assemble(tmp_path / "whole.npy", parts, shape, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * values.nbytes < 0.2 * 4 * np.prod(shape)
+    whole = np.load(tmp_path / "whole.npy", mmap_mode="r", allow_pickle=False)
+    np.testing.assert_array_equal(whole[parts[-1][2]], values)
+    assert digest == records.file_digest(tmp_path / "whole.npy")
+
+
+def test_one_trace_whatever_the_batches(study, monkeypatch):
+    traced, shapes = [], set()
+    real = features.Embedder
+    monkeypatch.setattr(backbones, "devices", lambda: ["0"])  # on a GPU the last batch is filled up
+    plain = real.features
+    monkeypatch.setattr(
+        real, "features", lambda self, batch, *rest: shapes.add(batch.shape) or plain(self, batch, *rest)
+    )
+
+    def kept(*arguments):
+        traced.append(real(*arguments))
+        return traced[-1]
+
+    monkeypatch.setattr(features, "Embedder", kept)
+    made = features.run(study, "vgg16")
+    assert all(number % 8 for number in made["passes_of"].values())
+    assert shapes == {(8, 32, 32, 3)}
+    assert traced[0]._plain.experimental_get_tracing_count() == 1
+    assert traced[0]._viewed.experimental_get_tracing_count() == 1
+    assert traced[0]._resize.experimental_get_tracing_count() == 1
+
+
+def test_views_of_all_are_made_of_all(study):
+    manifest = features.Manifest.read(study.manifest_path)
+    chosen = features.wanted_rows(manifest, 2, "all")
+    assert len(chosen) == 3 * len(manifest.table)
+    assert set(zip(chosen["sha256"], chosen["view"])) == {
+        (digest, view) for digest in manifest.table["sha256"] for view in range(3)
+    }
+
+
+def _changed(study, **changes):
+    embed = study.settings.embed.model_copy(update=changes)
+    return study.model_copy(update={"settings": study.settings.model_copy(update={"embed": embed})})
+
+
+def test_float16_is_refused_where_it_cannot_tell_images_apart(study):
+    with pytest.raises(ConfigError, match=r"float16 cannot hold the features of mobilenetv2.*embed\.dtype to float32"):
+        features.run(_changed(study, dtype="float16", batch_size=32), "mobilenetv2")
+
+
+def test_float16_is_half_the_file_and_the_rounded_values(study, monkeypatch):
+    monkeypatch.setattr(features, "_BLUR_LIMIT", np.inf)
+    exact = features.run(study, "vgg16")
+    values = features.FeatureStore.open(study.features_path("vgg16")).matrix.copy()
+    rounded = features.run(_changed(study, dtype="float16"), "vgg16")
+    assert rounded["passes_now"] == exact["passes"]  # another pipeline, another key
+    matrix = features.FeatureStore.open(study.features_path("vgg16")).matrix
+    assert matrix.dtype == np.float16
+    np.testing.assert_array_equal(matrix, values.astype(np.float16))
+
+
+def test_mixed_precision_is_close_and_another_key(study):
+    exact = features.run(study, "vgg16")
+    values = features.FeatureStore.open(study.features_path("vgg16")).matrix.copy()
+    mixed = features.run(_changed(study, mixed_precision="bfloat16"), "vgg16")
+    assert mixed["passes_now"] == exact["passes"]
+    matrix = features.FeatureStore.open(study.features_path("vgg16")).matrix
+    assert matrix.dtype == np.float32
+    assert 0 < np.abs(matrix - values).max() < 0.1 * np.abs(values).max()
+    assert mixed["weights_digest"] == exact["weights_digest"]
+    assert backbones.load_keras().config.dtype_policy().name == "float32"
+
+
+def test_jpeg_draft_is_the_reduced_scale_in_embedding_and_another_key(study):
+    buffer = io.BytesIO()
+    smooth = np.add.outer(np.linspace(0, 120, 300), np.linspace(0, 120, 260)).astype(np.uint8)
+    Image.fromarray(smooth).save(buffer, "JPEG", quality=95)
+    network = backbones.build("vgg16", "random", 32)
+    plain = features.Embedder(network, 32)
+    drafted = features.Embedder(network, 32, features.pipeline_of(_changed(study, jpeg_draft=True).settings.embed))
+    assert images.decode(buffer.getvalue(), drafted.draft_px).shape == (75, 65, 3)
+    one, two = plain.load(buffer.getvalue()), drafted.load(buffer.getvalue())
+    np.testing.assert_array_equal(one, plain.resize(images.decode(buffer.getvalue())))
+    assert 0 < np.abs(one - two).max() < 4
+
+
+def test_changed_file_is_noticed(study):
+    row = features.Manifest.read(study.manifest_path).table.iloc[0]
+    path = study.raw / row["path"]
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(DataError, match="is not the file that ingest read"):
+        passes(study)
+
+
+def test_missing_view_says_which_setting(study):
+    features.run(study, "vgg16")
+    store = features.FeatureStore.open(study.features_path("vgg16"))
+    with pytest.raises(DataError, match=r"embed\.views"):
+        store.rows([features.Manifest.read(study.manifest_path).table["sha256"].iloc[0]], [7])
+
+
+@pytest.mark.parametrize("name", sorted(backbones.TABLE))
+def test_every_backbone_is_flat_repeatable_and_holds_a_head(name):
+    first = backbones.build(name, "random", 32)
+    assert backbones.weights_digest(first) == backbones.weights_digest(backbones.build(name, "random", 32))
+    assert not [layer for layer in first.layers if hasattr(layer, "layers")]
+    last = [layer for layer in first.layers if layer.name.startswith(backbones.load_row(name).last_block)]
+    assert any(layer.trainable_weights for layer in last)
+    width = first.output_shape[-1]
+    rng = np.random.default_rng(0)
+    batch = rng.uniform(0, 255, (6, 32, 32, 3)).astype("float32")
+    values = features.Embedder(first, 32).features(batch)
+    standardiser = head.Standardiser.fit(values)
+    coefficients = np.stack([np.zeros(len(standardiser.kept)), rng.normal(size=len(standardiser.kept))], axis=1)
+    solved = head.Head(standardiser, coefficients, np.array([0.0, 0.3]), 0.0)
+    whole = network.with_head(first, solved)
+    # Traced like `embed` traces: run op by op, rounding differs, and untrained features blow it up.
+    np.testing.assert_allclose(features.Embedder(whole, 32).features(batch), solved.logits(values), atol=1e-6)
+    back = network.head_of(whole, standardiser)
+    np.testing.assert_allclose(back.coefficients, coefficients, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(back.logits(values), solved.logits(values), atol=1e-6)
+    assert whole.get_layer("logits").kernel.shape[0] == width
+
+
+def test_unknown_backbone_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'densenet201'"):
+        backbones.load_row("densenet121")
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch, tmp_path):
+    import keras
+
+    def offline(*_, **__):
+        raise Exception("URL fetch failure on https://example.org: None -- no route")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(keras.utils, "get_file", offline)
+    with pytest.raises(DataError) as caught:
+        backbones.build("densenet201", "imagenet", 32)
+    text = str(caught.value)
+    for part in (
+        "74,836,368 bytes",
+        "c13680b51ded0fb44dff2d8f86ac8bb1",
+        "https://storage",
+        "embed.weights",
+        "weights/",
+    ):
+        assert part in text
+
+
+def test_weights_by_path(tmp_path):
+    wrong = tmp_path / "wrong.h5"
+    backbones.build("mobilenetv2", "random", 32).save_weights(tmp_path / "right.weights.h5")
+    built = backbones.build("mobilenetv2", str(tmp_path / "right.weights.h5"), 32)
+    assert backbones.weights_digest(built) == backbones.weights_digest(backbones.build("mobilenetv2", "random", 32))
+    with pytest.raises(DataError, match="no such file"):
+        backbones.build("vgg16", str(wrong), 32)
+    wrong.write_bytes(b"not weights")
+    with pytest.raises(DataError, match="does not fit VGG16"):
+        backbones.build("vgg16", str(wrong), 32)
+
+
+def test_real_weights_beat_random_ones():
+    path = REPO / "../shared/data/weights/mobilenetv2_1.00_224_notop.h5"
+    if not path.is_file():
+        pytest.skip("the MobileNetV2 weights are not on this machine")
+    model = backbones.build("mobilenetv2", str(path), 96)
+    assert backbones.weights_digest(model) != backbones.weights_digest(backbones.build("mobilenetv2", "random", 96))

@@ -1,0 +1,184 @@
+"""A picture saved again, resized, cropped or made brighter is found; another patient's is not."""
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from conftest import REPO
+from equipoise.core import images
+from equipoise.ingest import duplicates
+from equipoise.ingest.datasets import phantom
+
+FILMS = REPO / "../shared/data/chest_xray"
+SIDE = duplicates.SIDE
+
+
+def _saved(image, quality=90):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return images.decode(buffer.getvalue())
+
+
+def _cropped(image, left, top, right, bottom):
+    width, height = image.size
+    return image.crop(
+        (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
+    )
+
+
+def _resized(image, factor):
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+
+
+COPIES = {
+    "the same file": np.asarray,
+    "quality 50": lambda image: _saved(image, 50),
+    "60 % of the size": lambda image: _saved(_resized(image, 0.6)),
+    "150 % of the size": lambda image: _saved(_resized(image, 1.5)),
+    "3 % off in all": lambda image: _saved(_cropped(image, 0.015, 0.015, 0.015, 0.015)),
+    "3 % off the left": lambda image: _saved(_cropped(image, 0.03, 0, 0, 0)),
+    "3 % off the foot": lambda image: _saved(_cropped(image, 0, 0, 0, 0.03)),
+    "3 % off each side": lambda image: _saved(_cropped(image, 0.03, 0.03, 0.03, 0.03)),
+    "10 % brighter": lambda image: _saved(image.point(lambda value: min(255, value * 1.1))),
+    "10 % darker": lambda image: _saved(image.point(lambda value: value * 0.9)),
+    "25 levels up": lambda image: _saved(image.point(lambda value: min(255, value + 25))),
+    "25 levels down": lambda image: _saved(image.point(lambda value: max(0, value - 25))),
+    "all at once": lambda image: _saved(
+        _resized(_cropped(image, 0.03, 0.03, 0.03, 0.03).point(lambda value: min(255, value * 1.1)), 0.6), 50
+    ),
+}
+
+
+def _field(seed, size_px=224):
+    """Smooth at several scales, about as much of each as in a film."""
+    rng = np.random.default_rng(seed)
+    grey = sum(
+        width * gaussian_filter(rng.standard_normal((size_px, size_px)), width, mode="reflect") * share
+        for width, share in ((30, 3.0), (12, 2.0), (6, 1.2))
+    )
+    grey = np.clip(125 + 40 * grey / grey.std(), 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+FIELDS = [_field(seed) for seed in range(40)]
+THUMBNAILS = np.stack([duplicates.thumbnail(pixels) for pixels in FIELDS])
+
+
+def _pairs(thumbnails):
+    pairs = duplicates.near_pairs(np.asarray(thumbnails))
+    assert pairs.dtype == np.int64
+    assert pairs.ndim == 2
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    listed = [tuple(pair) for pair in pairs.tolist()]
+    assert listed == sorted(set(listed))
+    return set(listed)
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_are_found_and_nothing_else(kind):
+    copies = [duplicates.thumbnail(COPIES[kind](Image.fromarray(pixels))) for pixels in FIELDS[:20]]
+    found = _pairs([*THUMBNAILS, *copies])
+    assert found <= {(number, 40 + number) for number in range(20)}
+    assert len(found) >= 19
+
+
+def test_the_cropped_one_may_come_first():
+    copies = [duplicates.thumbnail(COPIES["3 % off each side"](Image.fromarray(pixels))) for pixels in FIELDS[:20]]
+    found = _pairs([*copies, *THUMBNAILS])
+    assert found <= {(number, 20 + number) for number in range(20)}
+    assert len(found) >= 19
+
+
+@pytest.mark.parametrize("change", ["upside down", "half of it"])
+def test_other_views_of_a_picture_are_not_copies(change):
+    changed = {"upside down": lambda pixels: pixels[::-1], "half of it": lambda pixels: pixels[:112]}[change]
+    others = [duplicates.thumbnail(np.ascontiguousarray(changed(pixels))) for pixels in FIELDS]
+    assert not _pairs([*THUMBNAILS, *others])
+
+
+def test_order_of_the_rows_does_not_matter():
+    copies = [duplicates.thumbnail(copy(Image.fromarray(FIELDS[3]))) for copy in COPIES.values()]
+    thumbnails = np.stack([*THUMBNAILS, *copies])
+    order = np.random.default_rng(3).permutation(len(thumbnails))
+    expected = _pairs(thumbnails)
+    assert len(expected) > len(COPIES)
+    assert {tuple(sorted(order[list(pair)].tolist())) for pair in _pairs(thumbnails[order])} == expected
+
+
+def test_drawn_patients_are_different_pictures(tmp_path):
+    settings = yaml.safe_load((REPO / "params.yaml").read_text())["studies"]["demo"]["phantom"]
+    phantom.draw(tmp_path / "raw", settings | {"patients": 150})
+    files = [path for path in sorted((tmp_path / "raw").rglob("*.png")) if "999" not in path.name]
+    found = _pairs([duplicates.thumbnail(images.decode(path)) for path in files])
+    (copy,) = [path for path in files if path.stem.endswith("_copy")]
+    original = copy.with_name(copy.name.replace("_copy", ""))
+    assert found == {tuple(sorted((files.index(copy), files.index(original))))}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_too_few_pictures(number):
+    assert duplicates.near_pairs(THUMBNAILS[:number]).shape == (0, 2)
+
+
+def test_blank_pictures_are_in_no_pair():
+    blank = np.repeat(np.arange(0, 250, dtype=np.uint8), 10)[:, None, None] * np.ones((1, SIDE, SIDE), np.uint8)
+    assert _pairs([*blank, *THUMBNAILS, THUMBNAILS[0]]) == {(2500, 2540)}
+    assert not _pairs(blank)
+
+
+def test_equal_thumbnails_are_paired_with_the_first():
+    assert _pairs([THUMBNAILS[0], THUMBNAILS[1], THUMBNAILS[0], THUMBNAILS[0]]) == {(0, 2), (0, 3)}
+
+
+def test_thousands_of_equal_thumbnails_give_one_pair_each():
+    copy = duplicates.thumbnail(COPIES["3 % off the left"](Image.fromarray(FIELDS[0])))
+    found = _pairs([*[THUMBNAILS[0]] * 5000, THUMBNAILS[1], copy])
+    assert found == {(0, number) for number in (*range(1, 5000), 5001)}
+
+
+def test_thousands_of_copies_that_differ_stay_one_group():
+    noise = np.random.default_rng(0).integers(-2, 3, (3000, SIDE, SIDE))
+    pairs = duplicates.near_pairs(np.clip(THUMBNAILS[0] + noise, 0, 255).astype(np.uint8))
+    assert set(pairs.ravel().tolist()) == set(range(3000))
+    assert len(pairs) < 60 * 3000
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 8, 8), np.uint8), np.zeros((2, SIDE, SIDE))])
+def test_other_arrays_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected uint8"):
+        duplicates.near_pairs(wrong)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 700), (224, 224), (1105, 1213)])
+def test_thumbnail_keeps_the_mean(shape):
+    ramp = np.linspace(20, 220, shape[0] * shape[1] * 3).reshape(*shape, 3).astype(np.uint8)
+    thumbnail = duplicates.thumbnail(ramp)
+    assert thumbnail.dtype == np.uint8
+    assert thumbnail.shape == (SIDE, SIDE)
+    assert abs(float(thumbnail.mean()) - float(ramp.mean())) < 1.5
+
+
+def test_thumbnail_is_the_mean_of_the_colours_of_each_cell():
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE * 4, SIDE * 3, 3)).astype(np.uint8)
+    expected = pixels.reshape(SIDE, 4, SIDE, 9).mean(axis=(1, 3))
+    np.testing.assert_allclose(duplicates.thumbnail(pixels), expected, atol=1.01)
+
+
+@pytest.mark.skipif(not FILMS.is_dir(), reason="the chest films are not beside the repository (../shared/data)")
+def test_copies_of_real_films_are_found():
+    files = random.Random(0).sample(sorted(Path(FILMS).rglob("*.jpeg")), 60)
+    films = [images.decode(path) for path in files]
+    thumbnails = [duplicates.thumbnail(pixels) for pixels in films]
+    assert len(_pairs(thumbnails)) <= 1
+    found = {
+        kind: {(number, 60 + number) for number in range(60)}
+        & _pairs([*thumbnails, *(duplicates.thumbnail(copy(Image.fromarray(pixels))) for pixels in films)])
+        for kind, copy in COPIES.items()
+    }
+    assert {kind: len(pairs) for kind, pairs in found.items() if len(pairs) < 57} == {}

@@ -1,0 +1,286 @@
+"""The log of decisions: kills at every step, several machines, edits, gaps, aliases moved by hand."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from mlflow.entities import ViewType
+from mlflow.tracking import MlflowClient
+
+from conftest import REPO
+from equipoise.core import config
+from equipoise.core.errors import ConfigError, DataError, PromotionRefused
+from equipoise.service import audit, gates
+from equipoise.service import register as registry
+
+NAME = "equipoise-demo"
+STEPS = ("start", "intended", "champion", "previous", "closed")
+#: Makes a store with versions 1 and 2, the first one champion; kills promotions of the second.
+_HELPER = """
+import os, shutil, signal, sys
+sys.path.insert(0, "src")
+from equipoise.service import audit
+from equipoise.core import config
+from equipoise.service import gates
+from equipoise.service import register as registry
+from equipoise.service import tracking
+folder = sys.argv[1]
+study = config.load_study("demo")
+gates.judge = lambda *arguments: []
+
+def promote(file, version, killed_at=None):
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/{file}.db"
+    if killed_at:
+        audit._step = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == killed_at else None
+    return registry.promote(study, version)
+
+def fork(work):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(9)
+    return child
+
+def prepare():
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/whole.db"
+    store = tracking.client()
+    store.create_registered_model(registry.model_name("demo"))
+    for _ in range(4):
+        store.create_model_version(registry.model_name("demo"), folder)
+    store.set_registered_model_alias(registry.model_name("demo"), "challenger", "2")
+    promote("whole", "1")
+
+assert os.waitpid(fork(prepare), 0)[1] == 0
+for step in sys.argv[2:]:
+    shutil.copy(f"{folder}/whole.db", f"{folder}/{step}.db")
+    assert os.waitpid(fork(lambda: promote(step, "2", killed_at=step)), 0)[1] == signal.SIGKILL, step
+"""
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """A folder with a store per step at which a promotion was killed."""
+    folder = tmp_path_factory.mktemp("stores")
+    done = subprocess.run(
+        [sys.executable, "-c", _HELPER, str(folder), *STEPS], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def opened(stores, tmp_path, monkeypatch):
+    """Open a copy of one of the stores; every gate is open."""
+    monkeypatch.chdir(REPO)
+    monkeypatch.setattr(gates, "judge", lambda *arguments: [])
+    monkeypatch.setattr(gates, "load", lambda uri: None)
+    monkeypatch.setattr(registry, "load", lambda uri: None)
+
+    def call(name):
+        path = shutil.copy(stores / f"{name}.db", tmp_path / "store.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        return registry.tracking.client(), config.load_study("demo")
+
+    return call
+
+
+def edit(store, entry: audit.Entry, reseal: bool = False, **changes) -> None:
+    """What someone with the rights to write could do to a decision."""
+    decision = {**entry.decision, **changes}
+    store.set_tag(entry.run_id, "equipoise.decision", json.dumps(decision))
+    if reseal:
+        store.set_tag(entry.run_id, "equipoise.seal", audit.digest_of([decision, entry.outcome]))
+
+
+@pytest.mark.parametrize(
+    ("step", "found", "said", "decisions"),
+    [
+        ("start", ("1", None, 0), [], 2),
+        ("intended", ("1", None, 1), ["undone"], 3),
+        ("champion", ("2", None, 1), ["completed"], 2),
+        ("previous", ("2", "1", 1), ["completed"], 2),
+        ("closed", ("2", "1", 1), ["closed"], 2),
+    ],
+)
+def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(opened, step, found, said, decisions):
+    store, study = opened(step)
+    previous = audit.by_alias(store, NAME, "previous-champion")
+    sentences = audit.verify(store, NAME)
+    assert (audit.pointed_at(store, NAME), previous and str(previous.version), len(sentences)) == found
+    assert all("unfinished; the next promote or rollback settles it" in sentence for sentence in sentences)
+    lines = []
+    done = registry.promote(study, "2", say=lines.append)
+    assert [word for line in lines for word in ("completed", "undone", "closed") if word in line] == said
+    assert done["champion"] == audit.pointed_at(store, NAME) == "2"
+    assert str(audit.by_alias(store, NAME, "previous-champion").version) == "1"
+    assert audit.verify(store, NAME) == []
+    assert len(audit.read(store, NAME)) == decisions
+
+
+def test_of_two_machines_the_later_one_notices(opened, monkeypatch):
+    store, study = opened("whole")
+    mine = audit.who()
+
+    def elsewhere(step):
+        if step == "intended":
+            monkeypatch.setattr(audit, "_step", lambda step: None)
+            monkeypatch.setattr(audit, "who", lambda: "ci@elsewhere")
+            audit.write(store, NAME, {"kind": "promote", "from": "1", "to": "3"})
+            monkeypatch.setattr(audit, "who", lambda: mine)
+
+    monkeypatch.setattr(audit, "_step", elsewhere)
+    with pytest.raises(PromotionRefused, match="of ci@elsewhere is under way"):
+        registry.promote(study, "2")
+    assert audit.pointed_at(store, NAME) == "1"
+    assert [entry.state for entry in audit.read(store, NAME)] == ["done", "overtaken", "unfinished"]
+    with pytest.raises(PromotionRefused, match="being carried out since"):
+        registry.promote(study, "2")
+    monkeypatch.setattr(audit, "STALE_SECONDS", -1e6)
+    lines = []
+    registry.promote(study, "2", say=lines.append)
+    assert "undone" in lines[0]
+    assert audit.pointed_at(store, NAME) == "2"
+    assert audit.verify(store, NAME) == []
+
+
+def test_decision_taken_on_another_champion_moves_nothing(opened, monkeypatch):
+    store, study = opened("whole")
+    monkeypatch.setattr(
+        gates, "judge", lambda *arguments: store.set_registered_model_alias(NAME, "champion", "3") or []
+    )
+    with pytest.raises(PromotionRefused, match="the alias moved meanwhile"):
+        registry.promote(study, "2")
+    assert audit.pointed_at(store, NAME) == "3"
+
+
+def test_verify_finds_edits_gaps_and_moved_aliases(opened):
+    store, study = opened("whole")
+    registry.promote(study, "2", reason="a reason")
+    registry.rollback(study, "too many alarms")
+    _, second, third = audit.read(store, NAME)
+    assert audit.verify(store, NAME) == []
+
+    edit(store, second, reason="another reason")
+    assert [text for text in audit.verify(store, NAME) if "content does not give its seal" in text]
+    edit(store, second, reseal=True, reason="another reason")
+    (sentence,) = audit.verify(store, NAME)
+    assert "edited after decision 3" in sentence
+    edit(store, second, reseal=True)
+    edit(store, third, reseal=True, reason="no reason")
+    (sentence,) = audit.verify(store, NAME)
+    assert "edited after it had been closed" in sentence
+    edit(store, third, reseal=True)
+    assert audit.verify(store, NAME) == []
+
+    store.delete_run(second.run_id)
+    (sentence,) = audit.verify(store, NAME)
+    assert f"gap: `mlflow runs restore --run-id {second.run_id}`" in sentence
+    store.restore_run(second.run_id)
+    store.set_registered_model_alias(NAME, "champion", "3")
+    (sentence,) = audit.verify(store, NAME)
+    assert "points at version 3, the log left it at version 1" in sentence
+    store.delete_registered_model_alias(NAME, "champion")
+    (sentence,) = audit.verify(store, NAME)
+    assert "is gone, the log left it at version 1" in sentence
+    assert registry.rollback(study, "the alias was lost")["champion"] == "1"
+    store.delete_model_version(NAME, "1")
+    (sentence,) = audit.verify(store, NAME)
+    assert "is gone, the log left it at version 1, which is deleted" in sentence
+    assert registry.rollback(study, "its version was deleted")["champion"] == "2"
+    assert audit.verify(store, NAME) == []
+
+
+@pytest.mark.parametrize(("which", "count"), [(0, 1), (1, 1)])
+def test_verify_misses_a_run_that_was_removed_for_good(opened, tmp_path, which, count):
+    store, study = opened("whole")
+    registry.promote(study, "2")
+    run_id = audit.read(store, NAME)[which].run_id
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        for table in ("tags", "runs"):
+            database.execute(f"delete from {table} where run_uuid = ?", [run_id])
+    sentences = [text for text in audit.verify(store, NAME) if "which is missing: a gap" in text]
+    assert len(sentences) == count
+    assert run_id[:8] in sentences[0]
+    if which == 1:  # with the tag edited too, the alias tells
+        (first,) = audit.read(store, NAME)
+        store.set_registered_model_tag(NAME, "equipoise.last_decision", f"{first.run_id} {first.seal}")
+        (sentence,) = audit.verify(store, NAME)
+        assert "points at version 2, the log left it at version 1" in sentence
+
+
+def test_alias_moved_behind_the_log_is_returned_by_rollback(opened):
+    store, study = opened("whole")
+    store.set_registered_model_alias(NAME, "champion", "4")
+    assert registry.rollback(study, "moved by hand")["champion"] == "1"
+    assert audit.verify(store, NAME) == []
+
+
+def test_edited_decision_is_not_settled_away(opened):
+    store, study = opened("intended")
+    edit(store, audit.read(store, NAME)[-1], to="3")
+    registry.promote(study, "2")
+    assert [text for text in audit.verify(store, NAME) if "content does not give its seal" in text]
+
+
+def test_log_of_a_deleted_experiment_says_how_to_get_it_back(opened):
+    store, study = opened("whole")
+    store.delete_experiment(store.get_experiment_by_name(audit.EXPERIMENT).experiment_id)
+    with pytest.raises(DataError, match="mlflow experiments restore"):
+        registry.promote(study, "2")
+
+
+def test_denied_alias_is_undone_and_said(opened, monkeypatch):
+    from mlflow.exceptions import RestException
+
+    store, study = opened("whole")
+
+    def denied(self, name, alias, version):
+        raise RestException({"error_code": "PERMISSION_DENIED", "message": "Permission denied"})
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", denied)
+    with pytest.raises(RestException, match="Permission denied"):
+        registry.promote(study, "2")
+    last = audit.read(store, NAME)[-1]
+    assert (last.state, audit.pointed_at(store, NAME)) == ("undone", "1")
+    assert "Permission denied" in last.outcome["note"]
+    assert audit.verify(store, NAME) == []
+
+
+def test_decision_names_who_when_and_what_it_follows(opened):
+    store, study = opened("whole")
+    registry.promote(study, "2", reason="it is better")
+    first, second = audit.read(store, NAME)
+    assert second.decision["follows"] == [[first.run_id, first.seal]]
+    assert second.decision["who"].endswith(os.uname().nodename)
+    assert (second.decision["from"], second.decision["to"], second.decision["reason"]) == ("1", "2", "it is better")
+    runs = store.search_runs([store.get_experiment_by_name(audit.EXPERIMENT).experiment_id], "", ViewType.ALL)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    text = audit.history_text(NAME, [first, second])
+    assert "1 -> 2" in text
+    assert "reason: it is better" in text
+
+
+def test_reasons_have_a_length_and_must_be_given(opened):
+    _, study = opened("whole")
+    with pytest.raises(DataError, match="Give a shorter reason"):
+        registry.promote(study, "2", reason="x" * 8000)
+    with pytest.raises(ConfigError, match="--reason TEXT"):
+        registry.promote(study, "2", force=True, reason=" ")
+    with pytest.raises(ConfigError, match="needs --reason"):
+        registry.rollback(study, " ")
+
+
+def test_lock_is_of_one_model(opened):
+    opened("whole")
+    again = pytest.raises(PromotionRefused, match="on this machine; nothing was done")
+    with audit.locked("one"), audit.locked("another"), again, audit.locked("one"):
+        pass
+    with audit.locked("one"):
+        pass

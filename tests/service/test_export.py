@@ -1,0 +1,250 @@
+"""Exports: the tree holds exactly the split, or the plan; links, not copies; complete or not there."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import REPO, run
+from equipoise import pipeline
+from equipoise.core import config
+from equipoise.core.errors import DataError
+from equipoise.core.records import Manifest, Splits, read_table, write_table
+from equipoise.ingest import stage as ingest
+from equipoise.service import export
+from equipoise.split import stage as splits
+
+
+def _study(**overrides):
+    params = config.read_params(REPO)
+    params["studies"]["demo"]["phantom"] |= {"patients": 60, "size_px": 32, "opacity_patient_fraction": 0.3}
+    return config.load_study("demo", params, overrides)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A drawn, ingested and split study, to copy from."""
+    folder = tmp_path_factory.mktemp("drawn")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        study = _study()
+        pipeline.draw_phantoms(study)
+        ingest.run(study)
+        splits.run(study)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def study(drawn, tmp_path, monkeypatch):
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return _study()
+
+
+def _plan(study, per_image):
+    """A written plan that draws each train image of round 0 as often as `per_image` says of its row number."""
+    split = Splits.read(study.splits_path)
+    frames = []
+    for repeat, fold in split.rounds():
+        rows = split.round(repeat, fold)
+        ids = rows.loc[rows["part"] == "train", "image_id"]
+        counts = [per_image(index) for index in range(len(ids))]
+        for seed in (0, 1):
+            drawn = pd.DataFrame({"image_id": np.repeat(ids.to_numpy(), counts), "view": 0})
+            frames.append(drawn.assign(repeat=repeat, fold=fold, seed=seed))
+    path = study.result_path("vgg16", "oversample") / "plan.parquet"
+    write_table(path, pd.concat(frames, ignore_index=True), {})
+
+
+def _files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _expected(study):
+    table = Manifest.read(study.manifest_path).table.set_index("image_id")
+    rows = Splits.read(study.splits_path).round(0, 0)
+    return sorted(
+        f"{part}/{table.loc[name, 'class_name']}/{name.replace('/', '__')}"
+        for name, part in zip(rows["image_id"], rows["part"])
+    )
+
+
+def test_folders_hold_every_image_once_as_a_link(study):
+    folder, files = export.run(study, "folders")
+    found = _files(folder)
+    assert found == sorted([*_expected(study), "export.json"])
+    assert files == len(found) - 1
+    for name in _expected(study):
+        raw = study.raw / name.split("/")[2].replace("__", "/")
+        assert (folder / name).samefile(raw)
+
+
+def test_exporting_twice_changes_nothing(study):
+    folder, _ = export.run(study, "folders")
+    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+    again, files = export.run(study, "folders")
+    assert (again, files) == (folder, 0)
+    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+
+
+def test_a_file_that_went_missing_and_a_new_split_are_exported_again(study):
+    folder, files = export.run(study, "folders")
+    (folder / _expected(study)[0]).unlink()
+    assert export.run(study, "folders") == (folder, files)
+    other = _study(**{"split.seed": 5})
+    splits.run(other)
+    assert export.run(other, "folders") == (folder, files)
+    assert [name for name in _files(folder) if name != "export.json"] == _expected(other)
+
+
+def test_a_plan_is_links_as_often_as_it_draws(study):
+    _plan(study, lambda index: index % 3)
+    folder, files = export.run(study, "folders", "oversample", "vgg16")
+    rows = Splits.read(study.splits_path).round(0, 0)
+    train = rows.loc[rows["part"] == "train", "image_id"].tolist()
+    wanted = {name.replace("/", "__").removesuffix(".png"): index % 3 for index, name in enumerate(train)}
+    counted = dict.fromkeys(wanted, 0)
+    for path in (folder / "train").rglob("*.png"):
+        counted[path.stem.split(".draw")[0]] += 1
+    assert counted == wanted
+    first = next(path for path in (folder / "train").rglob("*.draw1.png"))
+    raw = study.raw / first.name.replace(".draw1", "").replace("__", "/")
+    assert first.samefile(raw), "an oversampled tree takes no room"
+    plain = [name for name in _expected(study) if not name.startswith("train/")]
+    assert [name for name in _files(folder) if name.startswith(("val/", "test/"))] == plain
+    assert files == sum(wanted.values()) + len(plain)
+
+
+def test_a_csv_says_the_same_as_the_split(study):
+    folder, _ = export.run(study, "csv")
+    table = pd.read_csv(folder / "split.csv")
+    split = Splits.read(study.splits_path).round(0, 0)
+    merged = table.merge(split, on="image_id", suffixes=("", "_split"))
+    assert len(merged) == len(table) == len(split)
+    assert (merged["part"] == merged["part_split"]).all()
+    assert (merged["patient_id"] == merged["patient_id_split"]).all()
+    assert all((study.raw / path).is_file() for path in table["path"])
+
+
+def test_rounds_have_folders_of_their_own(study):
+    other = _study(**{"split.scheme": "kfold", "split.folds": 3})
+    splits.run(other)
+    folder, files = export.run(other, "folders")
+    assert {name.split("/")[0] for name in _files(folder)} == {f"repeat0_fold{fold}" for fold in range(3)} | {
+        "export.json"
+    }
+    assert files == 3 * len(_expected(study))
+
+
+def test_copies_are_no_links(study):
+    folder, _ = export.run(study, "folders", to=Path("elsewhere/tree"), copy=True)
+    name = _expected(study)[0]
+    raw = study.raw / name.split("/")[2].replace("__", "/")
+    assert not (folder / name).samefile(raw)
+    assert (folder / name).read_bytes() == raw.read_bytes()
+
+
+def test_a_disk_without_links_gets_copies(study, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("cross-device link")))
+    folder, _ = export.run(study, "folders")
+    assert [name for name in _files(folder) if name != "export.json"] == _expected(study)
+
+
+def test_a_folder_that_is_no_export_is_left_alone(study):
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="is there and is no export"):
+        export.run(study, "folders", to=Path("mine"))
+    assert _files(Path("mine")) == ["thesis.txt"]
+
+
+def test_what_a_scenario_needs_is_said(study):
+    with pytest.raises(DataError, match="name one with --backbone"):
+        export.run(study, "folders", "oversample")
+    with pytest.raises(DataError, match=r"Run `equipoise scenario` for oversample on vgg16 first"):
+        export.run(study, "folders", "oversample", "vgg16")
+
+
+def test_a_failing_export_leaves_the_old_one_and_nothing_else(study, monkeypatch):
+    folder, _ = export.run(study, "folders")
+    splits.run(_study(**{"split.seed": 5}))
+    kept = _files(folder)
+    link, calls = export._link, iter(range(1000))
+    monkeypatch.setattr(export, "_link", lambda *a: 1 / 0 if next(calls) == 20 else link(*a))
+    with pytest.raises(ZeroDivisionError):
+        export.run(study, "folders")
+    assert _files(folder) == kept
+    assert [path.name for path in folder.parent.iterdir()] == ["folders"]
+
+
+def test_hidden_ids_name_the_files(drawn, tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_KEY", str(tmp_path / "key"))
+    (tmp_path / "repo").mkdir()
+    shutil.copytree(drawn / "data/raw", tmp_path / "repo/data/raw")
+    monkeypatch.chdir(tmp_path / "repo")
+    study = _study(**{"ingest.pseudonymise": True})
+    ingest.run(study)
+    splits.run(study)
+    folder, files = export.run(study, "folders")
+    names = [name for name in _files(folder) if name != "export.json"]
+    assert len(names) == files
+    assert not any("patient" in name for name in names)
+    assert all(name.endswith(".png") for name in names)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is not there")
+@pytest.mark.parametrize("verb", ["export", "ingest"])
+def test_killed_at_any_moment_the_next_run_finishes_with_the_same_bytes(drawn, tmp_path, verb):
+    """Killed after different times: during start, reading, writing, moving."""
+    for name in ("src", "params.yaml"):
+        (shutil.copytree if (REPO / name).is_dir() else shutil.copy)(REPO / name, tmp_path / name)
+    shutil.copytree(drawn / "data", tmp_path / "data")
+    results = {"export": "exports/demo/folders", "ingest": "data/manifest"}[verb]
+    command = [sys.executable, "src", verb, "--study", "demo", *(["--layout", "folders"] if verb == "export" else [])]
+    shutil.rmtree(tmp_path / "exports", ignore_errors=True)
+    for seconds in (0.9, 1.1, 1.3):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run(tmp_path, *command)
+    first = {name: (tmp_path / results / name).read_bytes() for name in _files(tmp_path / results)}
+    shutil.rmtree(tmp_path / results)
+    run(tmp_path, *command)
+    again = {name: (tmp_path / results / name).read_bytes() for name in _files(tmp_path / results)}
+    left = [name for name in again if not Path(name).name.startswith(".")]
+    assert {name: first[name] for name in left} == {name: again[name] for name in left}
+    assert not [path for path in (tmp_path / results).parent.iterdir() if path.name.startswith(".folders")]
+
+
+def test_views_are_drawn_as_the_backbone_saw_them(workspace):
+    done = run(
+        workspace,
+        *(sys.executable, "src", "export", "--study", "demo", "--layout", "folders"),
+        *("--scenario", "weighted_augment", "--backbone", "vgg16", "--to", "exports/views"),
+    )
+    assert "files written to exports/views" in done.stdout
+    plan, _ = read_table(workspace / "results/demo/vgg16/weighted_augment/plan.parquet")
+    plan = plan[plan["seed"] == plan["seed"].iloc[0]]
+    drawn = list((workspace / "exports/views/train").rglob("*.view*.png"))
+    assert len(drawn) == (plan["view"] > 0).sum() > 0
+    picture = np.asarray(Image.open(drawn[0]))
+    assert picture.shape == (48, 48, 3)
+    raw = workspace / "data/raw/demo" / f"{drawn[0].name.split('.view')[0].replace('__', '/')}.png"
+    plain = np.asarray(Image.open(raw).convert("RGB").resize((48, 48), Image.Resampling.BILINEAR))
+    correlation = [
+        np.corrcoef(view.ravel(), plain.ravel())[0, 1]
+        for view in (picture.astype(float), picture[:, ::-1].astype(float))
+    ]
+    assert 0.5 < max(correlation) < 0.999, "the same picture, moved"

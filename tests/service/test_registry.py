@@ -1,0 +1,243 @@
+"""From the winner to service: one version per result, aliases, the served model, predict, rollback."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from conftest import run
+from equipoise import cli
+from equipoise.core import records
+from equipoise.service import audit, gates
+
+NAME = "equipoise-demo"
+
+
+@pytest.fixture(scope="module")
+def shop(workspace, tmp_path_factory):
+    """A copy of the workspace with a champion."""
+    folder = tmp_path_factory.mktemp("shop") / "copy"
+    shutil.copytree(workspace, folder, symlinks=True)
+    run(folder, sys.executable, "src", "promote", "--study", "demo")
+    return folder
+
+
+@pytest.fixture
+def equipoise(monkeypatch, capsys):
+    """Run a verb in this process, which has TensorFlow and MLflow loaded already: exit code, output, errors."""
+
+    def call(folder, *arguments, store=None):
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store or f"sqlite:///{folder}/mlflow.db")
+        capsys.readouterr()
+        code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def uri(folder) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def client(folder) -> MlflowClient:
+    address = uri(folder)
+    return MlflowClient(tracking_uri=address, registry_uri=address)
+
+
+def version(folder, alias) -> str | None:
+    try:
+        return str(client(folder).get_model_version_by_alias(NAME, alias).version)
+    except MlflowException:
+        return None
+
+
+def test_winner_is_a_version_with_evidence(shop):
+    comparison = json.loads((shop / "reports/demo/comparison.json").read_text())
+    made = client(shop).get_model_version_by_alias(NAME, "best-vgg16")
+    assert str(made.version) == version(shop, "challenger") == version(shop, "champion") == "1"
+    assert made.tags["equipoise.scenario"] == comparison["winners"]["vgg16"]
+    row = comparison["rows"]["vgg16"][comparison["winners"]["vgg16"]]
+    assert made.tags["equipoise.result_digest"] == row["result_digest"]
+    assert float(made.tags["equipoise.free.auroc"].split()[0]) == pytest.approx(row["free"]["auroc"]["value"], abs=1e-4)
+    assert made.tags["equipoise.check.EQ001"] == "none"
+    assert float(made.tags["equipoise.served_difference"]) < 1e-5
+    assert len(made.tags["equipoise.git_commit"]) == 40
+    assert made.tags["equipoise.uncommitted"] == ""
+    assert made.tags["equipoise.digest.dvc_lock"] == records.file_digest(shop / "dvc.lock")
+    assert {"raw", "manifest", "splits", "features", "test"} <= {
+        name.removeprefix("equipoise.digest.") for name in made.tags if name.startswith("equipoise.digest.")
+    }
+    described = json.loads(
+        (shop / f"results/demo/vgg16/{made.tags['equipoise.scenario']}/model/model.json").read_text()
+    )
+    assert float(made.tags["equipoise.threshold"]) == pytest.approx(described["threshold"], abs=1e-6)
+    assert made.tags["equipoise.grey"] == "True"
+
+
+def test_evidence_travels_with_the_version(shop):
+    made = client(shop).get_model_version_by_alias(NAME, "champion")
+    stored = pd.read_parquet(shop / f"results/demo/vgg16/{made.tags['equipoise.scenario']}/predictions.parquet")
+    stored = stored[(stored["seed"] == 0) & (stored["part"] == "test")].set_index("image_id")
+    found = gates.read(client(shop), made)
+    table = found.predictions.table.set_index("image_id")
+    assert set(table.index) == set(stored.index)
+    columns = ["patient_id", "label", "repeat", "fold", "threshold", "prob_opacity", "calibrated_opacity"]
+    pd.testing.assert_frame_equal(table[columns], stored.loc[table.index, columns])
+    assert found.predictions.test_digest() == found.meta["digests"]["test"]
+    card = mlflow.artifacts.download_artifacts(
+        run_id=made.run_id, artifact_path="MODEL_CARD.md", tracking_uri=uri(shop)
+    )
+    assert Path(card).read_text() == (Path(made.source.removeprefix("file://")) / "MODEL_CARD.md").read_text()
+
+
+def test_registering_again_makes_no_second_version(shop, equipoise):
+    code, out, _ = equipoise(shop, "register")
+    assert code == 0
+    assert "was registered as equipoise-demo version 1" in out
+    assert len(client(shop).search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_loaded_champion_equals_the_stored_predictions(shop, monkeypatch):
+    monkeypatch.chdir(shop)
+    address = f"sqlite:///{shop}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    mlflow.set_tracking_uri(address)
+    champion = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    scenario = client(shop).get_model_version_by_alias(NAME, "champion").tags["equipoise.scenario"]
+    stored = pd.read_parquet(shop / f"results/demo/vgg16/{scenario}/predictions.parquet")
+    stored = stored[stored["seed"] == 0]
+    images = [(shop / "data/raw/demo" / name).read_bytes() for name in stored["image_id"]]
+    served = champion.predict(pd.DataFrame({"image": images}))
+    assert len(served) > 50
+    np.testing.assert_allclose(served["prob_opacity"], stored["calibrated_opacity"], atol=1e-5)
+    np.testing.assert_allclose(served["raw_clear"], stored["prob_clear"], atol=1e-5)
+    decided = np.where(stored["calibrated_opacity"] >= stored["threshold"], "opacity", "clear")
+    assert (served["decision"] == decided).all()
+    assert champion.metadata.signature.inputs.input_names()[0] == "image"
+
+
+def test_predict_writes_a_row_for_every_file(shop, equipoise, tmp_path):
+    good = sorted((shop / "data/raw/demo/opacity").glob("*.png"))[:3]
+    (tmp_path / "in").mkdir()
+    for path in good:
+        shutil.copy(path, tmp_path / "in")
+    (tmp_path / "in/broken.png").write_bytes(good[0].read_bytes()[:200])
+    words = ("--out", str(tmp_path / "out.csv"), "--model")
+    code, out, _ = equipoise(shop, "predict", str(tmp_path / "in"), *words, f"models:/{NAME}@champion")
+    assert (code, "3 images predicted, 1 unreadable" in out) == (0, True)
+    table = pd.read_csv(tmp_path / "out.csv").set_index("image")
+    assert list(table.index) == [str(tmp_path / "in" / name) for name in ("broken.png", *(path.name for path in good))]
+    assert "truncated" in table["error"].iloc[0]
+    assert table["prob_opacity"].isna().tolist() == [True, False, False, False]
+    for address in (f"models:/{NAME}@nobody", f"models:/{NAME}/99", "models:/nothing@champion"):
+        code, _, errors = equipoise(shop, "predict", str(good[0]), *words, address)
+        assert (code, errors.count("\n")) == (2, 1)
+        assert f"There is no {address} at sqlite:" in errors
+
+
+def test_other_weights_under_the_same_evidence_are_found(shop, equipoise, tmp_path):
+    """A model whose artifact was exchanged still loads; it does not reproduce its predictions."""
+    store = client(shop)
+    first = store.get_model_version(NAME, "1")
+    changed = tmp_path / "model"
+    shutil.copytree(first.source.removeprefix("file://"), changed)
+    (described,) = changed.rglob("network/model.json")
+    content = json.loads(described.read_text())
+    content["calibrator"]["biases"][1] += 0.1
+    described.write_text(json.dumps(content))
+    other = str(store.create_model_version(NAME, changed.as_uri(), first.run_id, tags=first.tags).version)
+    code, _, errors = equipoise(shop, "promote", "--study", "demo", "--version", other)
+    assert code == 3
+    assert "EQ-G7 loads and reproduces its own predictions is" in errors
+    assert errors.count("EQ-G") == 1
+
+
+def test_without_the_raw_images_the_input_example_is_reproduced(shop, equipoise):
+    store = client(shop)
+    first = store.get_model_version(NAME, "1")
+    twin = str(store.create_model_version(NAME, first.source, first.run_id, tags=first.tags).version)
+    raw = shop / "data/raw/demo"
+    raw.rename(raw.with_name("away"))
+    try:
+        code, out, _ = equipoise(shop, "promote", "--study", "demo", "--version", twin)
+    finally:
+        raw.with_name("away").rename(raw)
+    assert (code, "on the input example; the raw images are not here" in out) == (0, True)
+    assert equipoise(shop, "rollback", "--study", "demo", "--reason", "tidy")[0] == 0
+
+
+def test_model_that_does_not_load_cannot_be_forced(shop, equipoise, tmp_path):
+    store = client(shop)
+    first = store.get_model_version(NAME, "1")
+    broken = str(store.create_model_version(NAME, str(tmp_path), first.run_id, tags=first.tags).version)
+    before = version(shop, "champion")
+    code, _, errors = equipoise(
+        shop, "promote", "--study", "demo", "--version", broken, "--force", "--reason", "a drill"
+    )
+    assert code == 3
+    assert "does not become champion: EQ-G7 loads and reproduces its own predictions (it does not load:" in errors
+    assert version(shop, "champion") == before
+    last = audit.read(store, NAME)[-1]
+    assert (last.state, last.decision["kind"], last.decision["to"]) == ("refused", "refuse", broken)
+
+
+def test_version_from_elsewhere_has_no_evidence(shop, equipoise):
+    store = client(shop)
+    run_id = store.create_run("0").info.run_id
+    strange = str(store.create_model_version(NAME, store.get_model_version(NAME, "1").source, run_id).version)
+    code, _, errors = equipoise(shop, "promote", "--study", "demo", "--version", strange)
+    assert code == 3
+    assert f"the evidence of version {strange} cannot be read from run {run_id}" in errors
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_nothing_to_move_is_refused(shop, equipoise, tmp_path, verb):
+    reason = ["--reason", "a drill"] if verb == "rollback" else []
+    code, _, errors = equipoise(shop, verb, "--study", "demo", *reason, store=f"sqlite:///{tmp_path}/empty.db")
+    assert code == 3
+    assert ("equipoise register --study demo" if verb == "promote" else "no previous champion") in errors
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "sentence"),
+    [
+        (lambda comparison: comparison.update(registrable=False), 3, "EQ-OFFICIAL"),
+        (lambda comparison: comparison["rows"]["vgg16"]["baseline"].update(result_digest="0" * 64), 1, "is newer than"),
+    ],
+)
+def test_comparison_that_is_stale_or_leaks_registers_nothing(shop, equipoise, change, code, sentence):
+    path = shop / "reports/demo/comparison.json"
+    kept = path.read_text()
+    comparison = json.loads(kept)
+    comparison["winners"] = {"vgg16": "baseline"}
+    change(comparison)
+    versions = len(client(shop).search_model_versions(f"name = '{NAME}'"))
+    path.unlink()  # a link into DVC's cache is never written through
+    path.write_text(json.dumps(comparison))
+    try:
+        found, _, errors = equipoise(shop, "register")
+    finally:
+        path.write_text(kept)
+    assert (found, sentence in errors) == (code, True)
+    assert len(client(shop).search_model_versions(f"name = '{NAME}'")) == versions
+
+
+def test_input_example_works_and_is_no_patient(shop):
+    made = client(shop).get_model_version(NAME, "1")
+    folder = Path(made.source.removeprefix("file://"))
+    package = mlflow.models.Model.load(folder)
+    assert package.run_id == made.run_id
+    example = package.load_input_example(str(folder))
+    raw = {path.read_bytes() for path in (shop / "data/raw/demo").rglob("*.png")}
+    assert bytes(example["image"].iloc[0]) not in raw
+    answer = mlflow.pyfunc.load_model(str(folder)).predict(example)
+    assert answer["prob_opacity"].between(0, 1).all()

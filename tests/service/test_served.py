@@ -1,0 +1,281 @@
+"""The registered model as one artifact: over HTTP, by `mlflow models predict`, in Python and as a plain Keras file."""
+
+import ast
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlflow
+import mlflow.cli
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+from click.testing import CliRunner
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from conftest import REPO
+from equipoise.core import images
+from equipoise.service import served
+
+CONCURRENT = 8
+
+
+@pytest.fixture(scope="module")
+def package(workspace) -> Path:
+    """Folder of the registered MLflow model."""
+    store = MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
+    version = store.get_model_version_by_alias("equipoise-demo", "challenger")
+    return Path(version.source.removeprefix("file://"))
+
+
+@pytest.fixture(scope="module")
+def model(package):
+    return mlflow.pyfunc.load_model(str(package))
+
+
+@pytest.fixture(scope="module")
+def pictures(workspace) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((workspace / "data/raw/demo/opacity").glob("*.png"))[:20]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(package, tmp_path_factory):
+    """Address of `mlflow models serve` with the model."""
+    port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(package), "--env-manager", "local"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            **{"env": kept, "stdout": out, "stderr": out, "cwd": log.parent, "start_new_session": True},
+        )
+        try:
+            for _ in range(600):
+                with contextlib.suppress(requests.ConnectionError):
+                    if requests.get(f"{address}/ping", timeout=5).ok:
+                        break
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)  # mlflow starts the server as a child
+            process.wait(20)
+
+
+def post(address: str, body: object, kind: str = "application/json") -> requests.Response:
+    data = body if isinstance(body, str) else json.dumps(body)
+    return requests.post(f"{address}/invocations", data=data, headers={"Content-Type": kind}, timeout=60)
+
+
+def request(*data: bytes) -> dict:
+    return {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(item).decode()] for item in data]}}
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_requests_at_once_are_all_answered_as_in_a_batch(server, model, pictures):
+    batch = model.predict(pd.DataFrame({"image": pictures}))
+    wanted = [number % len(pictures) for number in range(100)]
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        answers = list(pool.map(lambda number: post(server, request(pictures[number])), wanted))
+    assert [answer.status_code for answer in answers] == [200] * 100
+    rows = pd.DataFrame([answer.json()["predictions"][0] for answer in answers])
+    together = batch.iloc[wanted].reset_index(drop=True)
+    numbers = [name for name in together if name.startswith(("prob_", "raw_"))]
+    np.testing.assert_allclose(rows[numbers], together[numbers], atol=1e-5)
+    for column in ("decision", "label", "threshold"):
+        assert rows[column].tolist() == together[column].tolist()
+    assert together["prob_opacity"].std() > 0.01  # answers that could be mixed up would differ
+
+
+GREY = png(np.full((40, 30), 90, dtype=np.uint8))
+BAD = {
+    "malformed JSON": ('{"dataframe_split": ', "valid JSON"),
+    "a list": ([1, 2], "Received a list"),
+    "no known key": ({"pictures": []}, "Received dictionary with input fields"),
+    "empty list": (request(), "The request holds no image"),
+    "no records": ({"dataframe_records": []}, "The request holds no image"),
+    "another column": ({"dataframe_records": [{"x": 1}]}, "rows with one of image, path, pixels"),
+    "two columns": ({"dataframe_records": [{"image": "AAAA", "path": "a"}]}, "image and path is there"),
+    "image is a number": ({"dataframe_records": [{"image": 7}]}, "image"),
+    "no base64": ({"dataframe_records": [{"image": "%%%"}]}, "Image 0 cannot be read: the file is empty"),
+    "cut base64": ({"dataframe_records": [{"image": "AAAAA"}]}, "Invalid base64"),
+    "a text file": (request(b"Dear colleague,"), "Image 0 cannot be read: cannot identify image file"),
+    "a cut picture": (request(GREY[:60]), "Image 0 cannot be read"),
+    "a bomb": (request(png_header(20_000, 20_000)), "Image 0 cannot be read: "),
+    "one bad among good": (request(GREY, GREY, b"?", GREY), "Image 2 cannot be read"),
+    "pixels of wrong shape": ({"dataframe_records": [{"pixels": [1, 2, 3]}]}, "have shape (3,)"),
+    "ragged pixels": ({"dataframe_records": [{"pixels": [[1, 2], [3]]}]}, "differ in length"),
+    "pixels out of range": ({"dataframe_records": [{"pixels": [[256]]}]}, "whole numbers 0..255"),
+    "a file of the server": ({"dataframe_records": [{"path": "/etc/passwd"}]}, "this model reads no files"),
+}
+
+
+@pytest.mark.parametrize(("body", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_request_is_refused_with_a_sentence_and_the_server_goes_on(server, body, sentence):
+    answer = post(server, body)
+    assert 400 <= answer.status_code < 500
+    assert sentence in answer.json()["message"]
+    assert post(server, request(GREY)).status_code == 200
+
+
+def test_another_content_type_is_refused(server):
+    assert post(server, "image", "text/plain").status_code == 415
+    assert post(server, request(GREY)).status_code == 200
+
+
+def test_pixels_of_any_size_are_predicted_as_their_png(server, model):
+    rng = np.random.default_rng(0)
+    shapes = [(40, 30), (7, 90, 3), (48, 48, 3)]
+    arrays = [rng.integers(0, 256, shape).astype(np.uint8) for shape in shapes]
+    encoded = model.predict(pd.DataFrame({"image": [png(array) for array in arrays]}))
+    given = model.predict(pd.DataFrame({"pixels": pd.Series(arrays, dtype=object)}))
+    pd.testing.assert_frame_equal(given, encoded)
+    answer = post(server, {"dataframe_records": [{"pixels": array.tolist()} for array in arrays]})
+    np.testing.assert_allclose(
+        pd.DataFrame(answer.json()["predictions"])["prob_opacity"], encoded["prob_opacity"], atol=1e-6
+    )
+    mixed = model.predict(pd.DataFrame({"image": [png(arrays[0]), None], "pixels": [None, arrays[1]]}))
+    np.testing.assert_allclose(mixed["prob_opacity"], encoded["prob_opacity"][:2], atol=1e-6)
+
+
+def test_files_are_read_only_below_the_folder_that_the_owner_allows(package, model, workspace, tmp_path):
+    folder = tmp_path / "allowed"
+    folder.mkdir()
+    (folder / "inside.png").write_bytes(GREY)
+    (tmp_path / "outside.png").write_bytes(GREY)
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    allowed = mlflow.pyfunc.load_model(str(package), model_config={"image_folder": str(folder)})
+    expected = model.predict(pd.DataFrame({"image": [GREY]}))
+    for path in ("inside.png", str(folder / "inside.png")):
+        pd.testing.assert_frame_equal(allowed.predict(pd.DataFrame({"path": [path]})), expected)
+    for path in ("../outside.png", "link.png", str(tmp_path / "outside.png"), "absent.png", "."):
+        with pytest.raises(MlflowException, match="there is no file") as refusal:
+            allowed.predict(pd.DataFrame({"path": [path]}))
+        assert refusal.value.get_http_status_code() == 400
+    with pytest.raises(MlflowException, match="reads no files"):
+        model.predict(pd.DataFrame({"path": [str(folder / "inside.png")]}))
+
+
+def test_signature_names_what_goes_in_and_comes_out(model):
+    signature = model.metadata.signature
+    assert signature.inputs.input_names() == ["image", "path", "pixels"]
+    answer = model.predict(model.input_example)
+    assert signature.outputs.input_names() == list(answer.columns)
+    assert list(answer.columns) == [
+        *("prob_clear", "prob_opacity", "raw_clear", "raw_opacity", "decision", "label", "threshold")
+    ]
+    decided = np.where(answer["prob_opacity"] >= answer["threshold"], "opacity", "clear")
+    assert (answer["decision"] == decided).all()
+    assert answer["label"].tolist() == [["clear", "opacity"].index(name) for name in decided]
+
+
+def test_mlflow_models_predict_answers_the_input_example(package, model, tmp_path):
+    out, example = tmp_path / "out.json", package / "serving_input_example.json"
+    words = ["models", "predict", "-m", str(package), "--env-manager", "local", "-i", str(example), "-o", str(out)]
+    done = CliRunner().invoke(mlflow.cli.cli, words)
+    assert done.exit_code == 0, done.output
+    (answer,) = json.loads(out.read_text())["predictions"]
+    assert answer == pytest.approx(model.predict(model.input_example).iloc[0].to_dict(), abs=1e-6)
+
+
+def test_network_is_a_plain_keras_model(package, model):
+    keras = pytest.importorskip("keras")
+    (path,) = package.rglob("model.keras")
+    with zipfile.ZipFile(path) as archive:
+        config = archive.read("config.json").decode()
+    assert '"Lambda"' not in config
+    assert {name.split(".")[0] for name in re.findall(r'"module": "([^"]+)"', config)} == {"keras"}
+    network = keras.saving.load_model(path, safe_mode=True)
+    assert (network.input_shape, network.output_shape) == ((None, 48, 48, 3), (None, 2))
+    probs = keras.ops.softmax(network(np.full((2, 48, 48, 3), 128, dtype=np.float32))).numpy()
+    raw = model.predict(pd.DataFrame({"pixels": [np.full((48, 48), 128, dtype=np.uint8)]}))
+    np.testing.assert_allclose(probs, np.repeat(raw[["raw_clear", "raw_opacity"]].to_numpy(), 2, axis=0), atol=1e-6)
+
+
+def test_artifact_holds_no_pickle(package):
+    files = [path for path in package.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".joblib", ".npy")]
+    described = (package / "MLmodel").read_text()
+    assert "served.py" in described
+    assert "python_model.pkl" not in described
+
+
+def imported(module: str, seen: set[str]) -> set[str]:
+    """Packages that a module of ours imports when it is loaded, through all others of ours."""
+    path = REPO / "src" / (module.replace(".", "/") + ".py")
+    if module in seen or not path.is_file():
+        return set()
+    seen.add(module)
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            found |= imported(name, seen) if name.startswith("equipoise") else {name.split(".")[0]}
+    return found
+
+
+def test_requirements_pin_all_that_service_imports(package):
+    lines = (package / "requirements.txt").read_text().split()
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    assert len(pinned) == len(lines)
+    seen: set[str] = set()
+    wanted = imported("equipoise.service.served", seen) | {"tensorflow", "keras"}  # these two inside functions
+    assert {"equipoise.service.predictor", "equipoise.embed.stage"} <= seen
+    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "imblearn": "imbalanced-learn"}
+    assert {names.get(name, name) for name in wanted - set(sys.stdlib_module_names)} <= pinned
+
+
+def test_missing_threshold_is_null_in_json(monkeypatch):
+    class Stub:
+        def predict(self, sources):
+            return pd.DataFrame({"prob_a": [0.4], "threshold": [np.nan]})
+
+    wrapped = served.ServedModel()
+    wrapped.predictor = Stub()
+    (row,) = wrapped.predict(None, pd.DataFrame({"image": [GREY]})).to_dict("records")
+    assert json.dumps(row, allow_nan=False) == '{"prob_a": 0.4, "threshold": null}'
+
+
+@pytest.mark.parametrize("values", [np.zeros((0, 4)), np.zeros((4, 4, 4), np.uint8), np.ones((4, 4)), [[-1]], "text"])
+def test_pixels_that_are_no_picture_are_refused(values):
+    with pytest.raises(ValueError, match="are expected"):
+        images.as_rgb(values)

@@ -1,0 +1,422 @@
+"""Parts in whole patients, whatever the manifest."""
+
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
+
+from equipoise.core import config
+from equipoise.core.errors import ConfigError, DataError
+from equipoise.core.records import PARTS, Manifest, Splits, read_json
+from equipoise.split import checks
+from equipoise.split import stage as splits
+from fabricate.manifests import manifest_of, plain_manifest, published_folds, split_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+quick = settings(deadline=None, database=None)
+
+
+def _part_of(made, repeat=0, fold=0):
+    """Part by patient; fails when a patient has two."""
+    parts = made.round(repeat, fold).groupby("patient_id")["part"].agg(set)
+    assert (parts.map(len) == 1).all()
+    return parts.map(lambda values: next(iter(values)))
+
+
+def _shuffled(manifest, seed):
+    order = np.random.default_rng(seed).permutation(len(manifest.table))
+    return Manifest(manifest.table.iloc[order].reset_index(drop=True), manifest.meta, manifest.digest)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A generated manifest and the settings to split it by, with its patients, pictures and strata in numbers."""
+
+    manifest: Manifest
+    settings: config.Split
+
+    @property
+    def table(self):
+        return self.manifest.table
+
+    def parts(self, made):
+        """Part of every image by round, int (num_rounds, num_images), in the order of the manifest."""
+        codes = pd.Categorical(made.table["part"], categories=PARTS).codes
+        place = pd.Series(np.arange(len(self.table)), index=self.table["image_id"])
+        which = (made.table["repeat"] * (made.table["fold"].max() + 1) + made.table["fold"]).to_numpy()
+        found = np.full((which.max() + 1, len(self.table)), -1)
+        found[which, place.loc[made.table["image_id"]].to_numpy()] = codes
+        return found
+
+    def patients(self):
+        """Number of the patient of each image, and number of the stratum of each patient."""
+        patient = pd.factorize(self.table["person"])[0]
+        shows = np.zeros((patient.max() + 1, len(self.manifest.classes)), dtype=int)
+        shows[patient, self.table["label"]] = 1
+        return patient, shows @ (2 ** np.arange(shows.shape[1]))
+
+
+@st.composite
+def cases(draw, scheme=None):
+    """Two or three classes, at least seven patients of each, some of several classes, copies, rows in any order."""
+    num_classes = draw(st.integers(2, 3))
+    masks = draw(st.lists(st.integers(1, 2**num_classes - 1), max_size=24))
+    masks = np.array([2**label for label in range(num_classes) for _ in range(7)] + masks)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    labels = [np.flatnonzero(mask >> np.arange(num_classes) & 1) for mask in masks]
+    shown = [np.resize(rng.permutation(own), max(len(own), rng.integers(1, 5))) for own in labels]
+    own = np.repeat(np.arange(len(masks)), [len(own) for own in shown])
+    person = np.array([f"p{number}" for number in rng.permutation(len(masks))])[own]
+    label = np.concatenate(shown)
+    image = np.array([f"i{number}" for number in range(len(label))])
+    # A copy has the same patient and the same class as its original.
+    _, first, like = np.unique(own * num_classes + label, return_index=True, return_inverse=True)
+    picture = np.where(rng.random(len(label)) < 0.3, image[first[like]], image)
+    side = np.where(own % 7 < 2, "test", "train")  # two of the first seven of every class
+    table = pd.DataFrame(
+        {
+            **{"image_id": image, "sha256": image, "picture": picture, "path": "", "label": label},
+            **{"class_name": np.array(["a", "b", "c"])[label], "patient_id": person, "person": person},
+            **{"width_px": 8, "height_px": 8, "bytes": 10, "grey_mean": 9.0, "official_split": side},
+        }
+    )
+    meta = {"study": "made_up", "dataset": "made_up", "classes": list("abc"[:num_classes]), "positive_class": "b"}
+    manifest = Manifest(table.iloc[rng.permutation(len(table))], {**meta, "readings": ["person"]}, "digest")
+    changes = {
+        "scheme": scheme or draw(st.sampled_from(["holdout", "kfold"])),
+        "val_fraction": draw(fractions),
+        "test_fraction": draw(fractions),
+        **{"folds": draw(st.integers(2, 5)), "repeats": draw(st.integers(1, 2)), "seed": draw(st.integers(0, 2**31))},
+    }
+    return Case(manifest, split_settings(**changes))
+
+
+#: 0.1 and 0.2 / 0.9 are the divisions 0.7 + 0.2 + 0.1, whose sum is not 1 in floating point.
+fractions = st.one_of(st.sampled_from([0.1, 0.2 / 0.9, 1 / 3]), st.floats(0.02, 0.6))
+
+
+def _spread(part, patient):
+    """Images of each patient by part, int (num_patients, num_parts)."""
+    counts = np.zeros((patient.max() + 1, len(PARTS)), dtype=int)
+    np.add.at(counts, (patient, part), 1)
+    return counts
+
+
+# --- properties ------------------------------------------------------------------------------------------------------
+
+
+@settings(quick, max_examples=1400)
+@given(cases())
+def test_parts_are_whole_complete_and_stratified(case):
+    made = splits.make(case.manifest, case.settings)
+    kfold = case.settings.scheme == "kfold"
+    folds = case.settings.folds if kfold else 1
+    assert made.rounds() == [(repeat, fold) for repeat in range(case.settings.repeats) for fold in range(folds)]
+    # As many rows as images in each round, and every image found in each: the parts are everything, once.
+    assert len(made.table) == len(case.table) * case.settings.repeats * folds
+    parts = case.parts(made)
+    assert parts.min() >= 0
+    owner = case.table.set_index("image_id")["person"]
+    assert (owner.loc[made.table["image_id"]].to_numpy() == made.table["patient_id"].to_numpy()).all()
+    patient, stratum = case.patients()
+    picture = pd.factorize(case.table["picture"])[0]
+    for part in parts:
+        for group in (patient, picture):
+            assert (np.count_nonzero(_spread(part, group), axis=1) == 1).all()
+        _stratified(_spread(part, patient) > 0, stratum, case.settings)
+    if kfold:
+        for repeat in parts.reshape(case.settings.repeats, folds, -1):
+            _even_folds(repeat == PARTS.index("test"), patient, stratum)
+
+
+def _stratified(reached, stratum, chosen):
+    """Every set of classes is divided within one patient of the target, and reaches each part if it can."""
+    kfold = chosen.scheme == "kfold"
+    test_fraction = 1 / chosen.folds if kfold else chosen.test_fraction
+    for kind in np.unique(stratum):
+        train, val, test = reached[stratum == kind].sum(axis=0)
+        count = train + val + test
+        assert abs(test - test_fraction * count) <= 1
+        assert abs(val - chosen.val_fraction * (count - test)) <= 1
+        if count >= (max(chosen.folds, 4) if kfold else 3):
+            assert min(train, val, test) >= 1
+
+
+def _even_folds(tested, patient, stratum):
+    """The test parts of one repeat, boolean (num_folds, num_images), hold each image once and as many patients."""
+    assert (tested.sum(axis=0) == 1).all()
+    fold_of = np.empty(len(stratum), dtype=int)
+    fold_of[patient] = tested.argmax(axis=0)
+    for chosen in (fold_of, *(fold_of[stratum == kind] for kind in np.unique(stratum))):
+        counts = np.bincount(chosen, minlength=len(tested))
+        assert counts.max() - counts.min() <= 1
+
+
+@settings(quick, max_examples=250)
+@given(cases(), st.integers(0, 2**32))
+def test_row_order_does_not_matter_and_a_seed_repeats_its_split(case, order):
+    shuffled = case.manifest.table.iloc[np.random.default_rng(order).permutation(len(case.table))]
+    other = Manifest(shuffled.reset_index(drop=True), case.manifest.meta, case.manifest.digest)
+    one, two = splits.make(case.manifest, case.settings), splits.make(other, case.settings)
+    np.testing.assert_array_equal(case.parts(one), case.parts(two))
+    assert one.meta == two.meta
+    assert two.round(0, 0)["image_id"].tolist() == other.table["image_id"].tolist()
+
+
+@settings(quick, max_examples=60)
+@given(cases())
+def test_another_seed_and_another_repeat_give_another_split(case):
+    chosen = case.settings.model_copy(update={"repeats": 3, "val_fraction": 0.3, "test_fraction": 0.3})
+    drawn = [
+        case.parts(splits.make(case.manifest, chosen.model_copy(update={"seed": chosen.seed + add}))) for add in (0, 1)
+    ]
+    for part in ("val", "test"):
+        one, other = ((parts == PARTS.index(part)).reshape(3, -1) for parts in drawn)
+        assert not np.array_equal(one, other)
+        assert len(np.unique(one, axis=0)) > 1
+
+
+@settings(quick, max_examples=300)
+@given(cases(scheme="official"), st.integers(1, 3), st.integers(0, 2**32))
+def test_official_sides_are_exactly_the_published_ones(case, published, seed):
+    rng = np.random.default_rng(seed)
+    table = case.table
+    sides = {"official_split": table["official_split"].to_numpy()}
+    if published > 1:  # published folds overlap in their images and need not respect patients
+        flipped = (sides["official_split"] == "train") & (rng.random((published, len(table))) < 0.1)
+        sides = {
+            f"official_split_{n + 1}": np.where(flipped[n], "test", sides["official_split"]) for n in range(published)
+        }
+    table = table.drop(columns="official_split").assign(**sides)
+    made = splits.make(Manifest(table, case.manifest.meta), case.settings.model_copy(update={"val_fraction": 0.2}))
+    assert made.rounds() == [(repeat, fold) for repeat in range(case.settings.repeats) for fold in range(published)]
+    patient, _ = case.patients()
+    for repeat, fold in made.rounds():
+        part = made.round(repeat, fold)["part"].to_numpy()
+        np.testing.assert_array_equal(part == "test", list(sides.values())[fold] == "test")
+        code = pd.Categorical(part, categories=PARTS).codes
+        spread = _spread(code, patient)
+        assert (spread[:, :2].sum(axis=0) > 0).all()
+        assert not ((spread[:, 0] > 0) & (spread[:, 1] > 0)).any(), "a patient is in train and in val"
+
+
+def test_published_folds_are_taken_in_the_order_of_their_numbers():
+    words = ["train"] * 10
+    columns = [" ".join([*words[:n], "test", *words[n + 1 :]]) for n in range(10)]
+    manifest = published_folds(*columns)
+    names = [f"official_split_{n}" for n in sorted(range(1, 11), key=str)]  # 1, 10, 2, ...
+    shuffled = Manifest(manifest.table[[*manifest.table.columns.difference(names), *names]], manifest.meta)
+    made = splits.make(shuffled, split_settings(scheme="official", repeats=2))
+    assert made.rounds() == [(repeat, fold) for repeat in range(2) for fold in range(10)]
+    tested = made.table[made.table["part"] == "test"]
+    assert (tested["patient_id"] == "p" + tested["fold"].astype(str)).all()
+    assert len(tested) == 2 * 10 * 2
+
+
+def test_folds_are_stratified_no_worse_than_by_sklearn():
+    """Shares of patients by class in each fold, against StratifiedGroupKFold on the same images."""
+    ours, theirs = [], []
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        count = 80
+        kind = rng.choice(4, size=count, p=[0.6, 0.2, 0.1, 0.1])  # the last shows the classes 0 and 1
+        images = rng.integers(1, 5, size=count) * 2
+        patient = np.repeat(np.arange(count), images)
+        label = np.where(kind[patient] < 3, kind[patient], np.arange(len(patient)) % 2)
+        rows = pd.DataFrame({"patient": [f"p{number:03d}" for number in patient], "label": label})
+        sklearn = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(label, label, patient)
+        other = np.empty(len(label), dtype=int)
+        for fold, (_, test) in enumerate(sklearn):
+            other[test] = fold
+        for errors, fold in ((ours, splits.assign_folds(rows, 5, [seed])), (theirs, other)):
+            pairs = rows.assign(fold=fold).drop_duplicates(["patient", "label"])
+            counts = np.zeros((5, 3))
+            np.add.at(counts, (pairs["fold"].to_numpy(), pairs["label"].to_numpy()), 1)
+            shares = counts / pd.Series(fold).groupby(patient).first().value_counts().sort_index().to_numpy()[:, None]
+            errors.append(np.abs(shares - counts.sum(axis=0) / count).max())
+    print("largest error of a share, ours and scikit-learn:", np.mean(ours), np.mean(theirs))
+    assert np.mean(ours) <= np.mean(theirs)
+    assert np.mean(ours) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tested"),
+    [("holdout", ["a000", "a005", "b003"]), ("kfold", ["a001", "a005", "a007", "b000"])],
+)
+def test_draw_is_the_same_on_every_machine(scheme, tested):
+    part = _part_of(
+        splits.make(plain_manifest((8, 4)), split_settings(scheme=scheme, folds=3, test_fraction=0.25, seed=1))
+    )
+    assert sorted(part.index[part == "test"]) == tested
+
+
+# --- what cannot be split --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts", "needed"),
+    [
+        ({"scheme": "holdout"}, (20, 2), 3),
+        ({"scheme": "kfold", "folds": 5}, (20, 4), 5),
+        ({"scheme": "kfold", "folds": 2}, (3, 9), 4),
+    ],
+)
+def test_too_few_patients_are_refused_with_the_counts(changes, counts, needed):
+    with pytest.raises(DataError) as error:
+        splits.make(plain_manifest(counts), split_settings(**changes))
+    assert str(error.value).startswith(
+        f"split.scheme: {changes['scheme']} needs at least {needed} patients of every class, "
+        f"found a {counts[0]}, b {counts[1]} (group_by: person)."
+    )
+
+
+def test_class_without_an_image_is_counted_too():
+    manifest = manifest_of({f"p{number}": (0,) for number in range(9)})
+    with pytest.raises(DataError, match="found a 9, b 0"):
+        splits.make(manifest, split_settings())
+
+
+def test_official_needs_patients_on_the_train_side():
+    patients = {f"p{number}": (number % 2,) for number in range(12)}
+    sides = {patient: ("train" if number in (0, 1, 2) else "test",) for number, patient in enumerate(patients)}
+    with pytest.raises(DataError, match="on the published train side, found a 2, b 1"):
+        splits.make(manifest_of(patients, sides=sides), split_settings(scheme="official"))
+
+
+def test_official_without_published_sides_is_refused():
+    with pytest.raises(ConfigError, match=r"dataset 'made_up' publishes no split\. Use holdout or kfold"):
+        splits.make(plain_manifest(), split_settings(scheme="official"))
+
+
+def test_official_folds_each_need_patients_on_their_train_side():
+    manifest = published_folds("train train train train test test", "train test train test train test")
+    with pytest.raises(DataError, match="on the published train side of official_split_2, found a 3, b 0"):
+        splits.make(manifest, split_settings(scheme="official"))
+
+
+@pytest.mark.parametrize(("value", "shown"), [("", "nothing"), (None, "nothing"), ("validation", "'validation'")])
+def test_image_without_a_published_side_is_refused(value, shown):
+    manifest = published_folds("train test", "train test")
+    manifest.table.loc[[1, 3], "official_split_2"] = value
+    with pytest.raises(DataError) as error:
+        splits.make(manifest, split_settings(scheme="official"))
+    assert str(error.value) == (
+        f"split.scheme is official, but 2 of 4 images of dataset 'made_up' are neither train nor test in column "
+        f"official_split_2 (for example 'p0/1.png': {shown}). Complete the published list, leave these images out, or "
+        f"use split.scheme: holdout or kfold."
+    )
+
+
+def test_image_without_a_patient_is_refused():
+    manifest = plain_manifest((20, 8))
+    manifest.table.loc[[4, 7], "person"] = None
+    with pytest.raises(DataError, match=r"2 images have no patient in column 'person' .*, for example 'a002/0\.png'"):
+        splits.make(manifest, split_settings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "fewest"),
+    [({"scheme": "kfold", "folds": 2}, 4), ({"scheme": "kfold", "folds": 3}, 3), ({"test_fraction": 0.5}, 3)],
+)
+def test_fewest_allowed_patients_reach_every_part(changes, fewest):
+    made = splits.make(plain_manifest((20, fewest)), split_settings(**changes))
+    for repeat, fold in made.rounds():
+        part = _part_of(made, repeat, fold)
+        assert set(part[part.index.str.startswith("b")]) == set(PARTS)
+
+
+# --- who is a patient ------------------------------------------------------------------------------------------------
+
+
+def test_group_by_another_reading_keeps_its_groups_whole():
+    manifest = plain_manifest((40, 30))
+    made = splits.make(manifest, split_settings(group_by="site"))
+    assert made.meta["group_by"] == "site"
+    assert set(_part_of(made).index) == {f"site {digit}" for digit in range(10)}
+
+
+def test_group_by_defaults_to_the_first_reading():
+    assert splits.make(plain_manifest(), split_settings(group_by=None)).meta["group_by"] == "person"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "group_by", "read"),
+    [("official", None, "site"), ("official", "person", "person"), ("holdout", None, "person")],
+)
+def test_official_scheme_defaults_to_the_reading_of_the_published_split(scheme, group_by, read):
+    patients = {f"p{number:02d}": (number % 2,) for number in range(30)}
+    sides = {patient: ("test" if int(patient[1:]) % 10 < 4 else "train",) for patient in patients}
+    plain = manifest_of(patients, sides=sides)
+    manifest = Manifest(plain.table, {**plain.meta, "official_reading": "site"})
+    assert splits.make(manifest, split_settings(scheme=scheme, group_by=group_by)).meta["group_by"] == read
+    unstated = Manifest(plain.table, {**plain.meta, "official_reading": None})
+    assert splits.make(unstated, split_settings(scheme=scheme, group_by=None)).meta["group_by"] == "person"
+
+
+def test_unknown_group_by_names_the_nearest():
+    with pytest.raises(ConfigError) as error:
+        splits.make(plain_manifest(), split_settings(group_by="persn"))
+    assert str(error.value) == (
+        "There is no reading of the patient 'persn' for dataset 'made_up'. Did you mean 'person'? Known: person, site."
+    )
+
+
+def test_patient_of_both_classes_stays_whole_and_is_drawn_among_its_like():
+    patients = {f"p{number:02d}": (0, 1) for number in range(8)}
+    part = _part_of(splits.make(manifest_of(patients), split_settings(test_fraction=0.25, val_fraction=0.5)))
+    assert Counter(part) == {"test": 2, "val": 3, "train": 3}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_run_writes_the_split_and_the_counts_it_reached(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study = config.load_study("demo")
+    plain = plain_manifest((20, 10))
+    manifest = Manifest(plain.table, {**plain.meta, "study": "demo"}).write(study.manifest_path)
+    made, summary = splits.run(study)
+    files = study.splits_path, study.splits_path.with_suffix(".json")
+    first = [path.read_bytes() for path in files]
+    assert Splits.read(study.splits_path).digest == made.digest == summary["splits"]
+    assert made.meta["manifest"] == summary["manifest"] == manifest.digest
+    parts = read_json(files[1])["rounds"][0]["parts"]
+    assert sum(parts[part]["b"]["patients"] for part in PARTS) == 10
+    assert sum(parts[part]["a"]["images"] for part in PARTS) == 40
+    assert parts["test"]["a"]["patients"] == round(20 * study.settings.split.test_fraction)
+    strata = read_json(files[1])["rounds"][0]["strata"]
+    assert {name: sum(counts.values()) for name, counts in strata.items()} == {"a": 20, "b": 10}
+    assert strata["b"] == {part: parts[part]["b"]["patients"] for part in PARTS}
+    assert [check["code"] for check in summary["checks"]] == list(checks.NAMES)
+    splits.run(study)
+    assert [path.read_bytes() for path in files] == first
+
+
+def test_counts_reached_are_those_of_the_images_for_every_round():
+    patients = {f"{'abm'[n % 3]}{n:02d}": ((0,), (1,), (0, 1))[n % 3] * 2 for n in range(36)}
+    manifest = manifest_of(patients)
+    made = splits.make(manifest, split_settings(scheme="kfold", folds=4, repeats=2))
+    counts = splits.counts_reached(made, manifest)
+    assert [(round_["repeat"], round_["fold"]) for round_ in counts] == made.rounds()
+    for round_ in counts:
+        rows = made.round(round_["repeat"], round_["fold"]).merge(manifest.table[["image_id", "label"]])
+        rows["stratum"] = rows["patient_id"].str[0].map({"a": "a", "b": "b", "m": "a+b"})
+        assert set(round_["strata"]) == {"a", "b", "a+b"}
+        for part in PARTS:
+            inside = rows[rows["part"] == part]
+            for label, name in enumerate("ab"):
+                own = inside[inside["label"] == label]
+                assert round_["parts"][part][name]["images"] == len(own)
+                assert round_["parts"][part][name]["patients"] == own["patient_id"].nunique()
+            for name in round_["strata"]:
+                own = inside[inside["stratum"] == name]
+                assert round_["strata"][name][part] == own["patient_id"].nunique()

@@ -1,0 +1,275 @@
+"""One contract over every strategy and small dataset; then what each of them claims."""
+
+import re
+from dataclasses import fields, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from imblearn.over_sampling import RandomOverSampler
+from imblearn.under_sampling import RandomUnderSampler
+from sklearn.utils.class_weight import compute_class_weight
+
+from equipoise import strategies
+from equipoise.core.errors import ConfigError, TrialFailed
+from equipoise.core.records import TrainRows, minority_labels
+from equipoise.strategies import base
+
+VIEWS = 4
+COUNTS = {
+    "binary": [30, 12],
+    "majority is class 1": [9, 25],
+    "three classes": [20, 11, 5],
+    "equal counts": [14, 14],
+    "tiny minority": [40, 1],
+    "a class is absent": [12, 0, 7],
+}
+
+
+def train_rows(counts, seed=3, views=VIEWS):
+    rng = np.random.default_rng(1)
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    patients = rng.integers(0, 1 + len(labels) // 3, len(labels))
+    features = rng.normal(size=(len(labels), 4)).astype(np.float32) + labels[:, None]
+    return TrainRows(labels, len(counts), views, seed, patients, lambda: features)
+
+
+def same(plan, other):
+    return all(np.array_equal(getattr(plan, item.name), getattr(other, item.name)) for item in fields(plan))
+
+
+def load(name, **settings):
+    cls = strategies.load_strategy(name)
+    return cls.of({**cls.published(VIEWS, {}), **settings})
+
+
+def applied(strategy, rows):
+    plan = strategy.plan(rows)
+    counts = plan.counts(rows.labels, rows.num_classes)
+    return plan, counts, strategy.objective(counts)
+
+
+class Recorder:
+    """Stands for an Optuna trial: takes one end of every range and remembers the ranges."""
+
+    def __init__(self, views, end):
+        self.study, self.end, self.ranges = SimpleNamespace(user_attrs={"views": views}), end, {}
+
+    def suggest_float(self, name, low, high, **options):
+        self.ranges[name] = (low, high)
+        return (low, high)[self.end]
+
+    suggest_int = suggest_float
+
+
+every = pytest.mark.parametrize("name", strategies.names())
+everywhere = pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+
+
+def test_the_shipped_strategies_are_found():
+    shipped = {"baseline", "oversample", "undersample", "class_weight", "augment", "weighted_augment"}
+    assert shipped <= set(strategies.names())
+
+
+@every
+@everywhere
+def test_plan_draws_train_rows_and_objective_has_a_number_per_class(name, counts):
+    rows = train_rows(counts)
+    for end in (0, 1, None):
+        cls = strategies.load_strategy(name)
+        settings = cls.published(VIEWS, {}) if end is None else cls.search_space(Recorder(VIEWS, end))
+        try:
+            plan, after, objective = applied(cls.of(settings), rows)
+        except TrialFailed:
+            assert min(filter(None, counts)) < 6, "only a class of a few images may be too small"
+            continue
+        assert plan.row.dtype.kind == plan.view.dtype.kind == "i"
+        assert plan.row.shape == plan.view.shape
+        assert 0 <= plan.row.min() <= plan.row.max() < len(rows.labels)
+        assert 0 <= plan.view.min() <= plan.view.max() <= VIEWS
+        assert 0 <= plan.partner.min() <= plan.partner.max() < len(rows.labels)
+        assert (rows.labels[plan.partner] == rows.labels[plan.row]).all(), "a mixed row has one label"
+        assert 0 <= plan.mix.min() <= plan.mix.max() < 1
+        assert plan.weight.min() > 0
+        assert plan.weight.mean() == pytest.approx(1)
+        assert ((after > 0) == (rows.counts > 0)).all(), "no class appears or disappears"
+        minority = minority_labels(rows.counts)
+        assert np.isin(rows.labels[plan.row[plan.view > 0]], minority).all(), "only the minority has views"
+        assert objective.weights.shape == objective.offsets.shape == (len(counts),)
+        assert np.isfinite(objective.weights).all()
+        assert (objective.weights > 0).all()
+        assert objective.focusing >= 0
+        assert np.isfinite(objective.offsets).all()
+
+
+@every
+@everywhere
+def test_plan_depends_on_the_seed_alone(name, counts):
+    try:
+        plan = load(name).plan(train_rows(counts, seed=3))
+    except TrialFailed as error:
+        # A sampler that cannot work on so few rows says so, whatever the seed.
+        with pytest.raises(TrialFailed, match=re.escape(str(error))):
+            load(name).plan(train_rows(counts, seed=3))
+        return
+    assert same(plan, load(name).plan(train_rows(counts, seed=3)))
+
+
+@pytest.mark.parametrize("name", ["oversample", "undersample"])
+def test_another_seed_draws_other_rows(name):
+    plans = [load(name).plan(train_rows([60, 20], seed=seed)).row for seed in (0, 1, 2**32)]
+    assert not np.array_equal(plans[0], plans[1])
+    assert np.array_equal(plans[0], plans[2]), "seeds are taken modulo 2**32"
+
+
+@every
+@everywhere
+def test_neutral_settings_are_the_baseline_exactly(name, counts):
+    rows = train_rows(counts)
+    neutral = strategies.load_strategy(name).of(strategies.load_strategy(name).NEUTRAL)
+    plan, _, objective = applied(neutral, rows)
+    expected, _, plain = applied(load("baseline"), rows)
+    assert same(plan, expected)
+    assert np.array_equal(objective.weights, plain.weights)
+    assert np.array_equal(objective.offsets, plain.offsets)
+    assert objective.focusing == plain.focusing
+
+
+@pytest.mark.parametrize("name", [name for name in strategies.names() if not name.startswith("imblearn_")])
+def test_equal_counts_make_every_published_setting_the_baseline(name):
+    """Samplers of imbalanced-learn are no part of it: they also clean classes of equal size."""
+    rows = replace(train_rows([14, 14]), patients=np.arange(28))
+    plan, _, objective = applied(load(name), rows)
+    assert same(plan, load("baseline").plan(rows))
+    assert objective.weights == pytest.approx(np.ones(2))
+    assert objective.offsets[0] == objective.offsets[1]
+
+
+@every
+@pytest.mark.parametrize("views", [1, 3, 8])
+def test_published_settings_lie_in_the_search_space_and_neutral_ones_can_be_fixed(name, views):
+    cls = strategies.load_strategy(name)
+    trial = Recorder(views, 0)
+    assert set(cls.search_space(trial)) == set(trial.ranges) == set(cls.published(views, {}))
+    for key, value in cls.published(views, {}).items():
+        low, high = trial.ranges[key]
+        assert low <= value <= high
+    assert cls.published(views, cls.NEUTRAL) == dict(cls.NEUTRAL), "neutral settings may be fixed"
+    outside = [key for key, value in cls.NEUTRAL.items() if not trial.ranges[key][0] <= value <= trial.ranges[key][1]]
+    assert outside == (["log10_one_minus_beta"] if name == "class_balanced" else []), "beta = 0 is a limit"
+    assert set(cls.NEUTRAL) == set(trial.ranges)
+
+
+@every
+def test_a_setting_that_does_not_exist_is_refused(name):
+    with pytest.raises(ConfigError, match=f"no setting 'wrong' of scenario '{name}'"):
+        strategies.load_strategy(name).published(VIEWS, {"wrong": 1})
+
+
+def test_the_nearest_setting_and_scenario_are_named():
+    with pytest.raises(ConfigError, match="Did you mean 'target_fraction'"):
+        strategies.load_strategy("oversample").published(VIEWS, {"target_fractoin": 1.0})
+    with pytest.raises(ConfigError, match="Did you mean 'oversample'"):
+        strategies.load_strategy("oversampl")
+    with pytest.raises(ConfigError, match="There is no scenario 'base'"):
+        strategies.load_strategy("base")
+
+
+def test_fixed_settings_are_laid_over_the_published_ones():
+    published = strategies.load_strategy("weighted_augment").published(VIEWS, {"exponent": 0.5})
+    assert published == {"exponent": 0.5, "copies": 4}
+
+
+@pytest.mark.parametrize("name", ["augment", "weighted_augment"])
+def test_views_are_needed_for_augmentation(name):
+    with pytest.raises(ConfigError, match=f"'{name}' needs augmented views; set embed.views"):
+        strategies.load_strategy(name).published(0, {})
+
+
+@pytest.mark.parametrize("counts", [[30, 12], [9, 25], [20, 11, 5], [40, 1]])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
+def test_oversample_fills_the_part_of_the_gap_it_says(counts, fraction):
+    rows = train_rows(counts)
+    plan, after, objective = applied(load("oversample", target_fraction=fraction), rows)
+    largest = max(counts)
+    assert after.tolist() == [round(count + fraction * (largest - count)) for count in counts]
+    assert set(plan.row) == set(range(len(rows.labels))), "every image stays"
+    assert (objective.weights == 1).all()
+    assert (plan.view == 0).all()
+
+
+@pytest.mark.parametrize("counts", [[30, 12], [9, 25], [20, 11, 5], [40, 1]])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
+def test_undersample_leaves_out_the_part_of_the_surplus_it_says(counts, fraction):
+    rows = train_rows(counts)
+    plan, after, _ = applied(load("undersample", target_fraction=fraction), rows)
+    smallest = min(counts)
+    assert after.tolist() == [round(count - fraction * (count - smallest)) for count in counts]
+    assert len(set(plan.row)) == len(plan.row), "no image twice"
+
+
+@pytest.mark.parametrize(("name", "sampler"), [("oversample", RandomOverSampler), ("undersample", RandomUnderSampler)])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_resampled_rows_are_those_of_imbalanced_learn(name, sampler, seed):
+    rows = train_rows([30, 12, 6], seed=seed)
+    oracle = sampler(random_state=seed)
+    oracle.fit_resample(np.arange(48)[:, None], rows.labels)
+    assert np.array_equal(load(name).plan(rows).row, np.sort(oracle.sample_indices_))
+
+
+@pytest.mark.parametrize("counts", [[1349, 3883], [20, 11, 5], [40, 1]])
+def test_class_weight_1_is_balanced_of_scikit_learn(counts):
+    rows = train_rows(counts)
+    _, _, objective = applied(load("class_weight"), rows)
+    expected = compute_class_weight("balanced", classes=np.arange(len(counts)), y=rows.labels)
+    assert objective.weights == pytest.approx(expected)
+
+
+def test_class_weight_known_values_and_exponents():
+    assert base.inverse_frequency(np.array([1349, 3883]), 1.0) == pytest.approx([1.939214, 0.673706], abs=1e-6)
+    assert base.inverse_frequency(np.array([100, 900]), 1.0) == pytest.approx([5, 0.555556], abs=1e-6)
+    for exponent in (0.0, 0.5, 1.5):
+        weights = base.inverse_frequency(np.array([100, 900]), exponent)
+        assert weights[0] / weights[1] == pytest.approx(9**exponent)
+        assert np.average(weights, weights=[100, 900]) == pytest.approx(1), "the mean over draws is 1"
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("counts", [[30, 12], [9, 25], [20, 11, 5]])
+def test_augment_adds_each_view_of_each_minority_image_once(counts, copies):
+    rows = train_rows(counts)
+    plan = load("augment", copies=copies).plan(rows)
+    pairs = set(zip(plan.row.tolist(), plan.view.tolist()))
+    minority = np.flatnonzero(np.isin(rows.labels, minority_labels(rows.counts))).tolist()
+    plain = {(row, 0) for row in range(len(rows.labels))}
+    assert pairs == plain | {(row, view) for row in minority for view in range(1, copies + 1)}
+    assert len(plan.row) == len(pairs)
+
+
+def test_weighted_augment_weighs_by_the_counts_after_the_plan():
+    rows = train_rows([30, 12])
+    _, after, objective = applied(load("weighted_augment", copies=1), rows)
+    assert after.tolist() == [30, 24]
+    assert objective.weights == pytest.approx([54 / 60, 54 / 48])
+    _, after, objective = applied(load("weighted_augment", copies=4), rows)
+    assert after.tolist() == [30, 60]
+    assert objective.weights[0] > objective.weights[1], "never corrects twice for the same imbalance"
+
+
+@pytest.mark.parametrize(
+    ("name", "fixed"),
+    [
+        ("oversample", {"target_fraction": 2.0}),
+        ("oversample", {"target_fraction": "high"}),
+        ("undersample", {"target_fraction": -0.1}),
+        ("class_weight", {"exponent": -1}),
+        ("class_weight", {"exponent": None}),
+        ("augment", {"copies": 1.5}),
+        ("augment", {"copies": -1}),
+        ("weighted_augment", {"copies": True}),
+    ],
+)
+def test_a_fixed_setting_out_of_range_is_refused(name, fixed):
+    (setting,) = fixed
+    with pytest.raises(ConfigError, match=rf"scenarios\.{name}\.{setting} is .*; a number from 0"):
+        strategies.load_strategy(name).published(5, fixed)

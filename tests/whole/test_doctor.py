@@ -1,0 +1,250 @@
+"""Doctor says what is wrong with the next step, changes nothing, and counts as the stages will."""
+
+import http.server
+import json
+import os
+import threading
+
+import pytest
+import yaml
+
+from conftest import REPO
+from equipoise import cli, doctor, estimate
+from equipoise.core import config
+from equipoise.core.config import Engine
+from equipoise.embed import backbones
+from equipoise.embed import stage as features
+from equipoise.ingest import stage as ingest
+from equipoise.ingest.datasets import phantom
+from equipoise.scenario import stage as scenario
+from fabricate import made
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "EQUIPOISE_OPTUNA_STORAGE", "EQUIPOISE_DASK_SCHEDULER"):
+        monkeypatch.delenv(name, raising=False)
+    return made.study(tmp_path)
+
+
+def lines(prefix: str = "") -> dict[str, dict[str, str]]:
+    return {line["what"]: line for line in doctor.examine() if line["what"].startswith(prefix)}
+
+
+def said(what: str) -> tuple[str, str]:
+    line = lines()[what]
+    return line["level"], line["detail"]
+
+
+def test_nothing_is_made_or_changed_by_looking(study, tmp_path):
+    def held():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = held()
+    found = lines()
+    assert held() == before
+    assert found["tracking"]["level"] == "ok"
+    assert "mlflow.db will be made" in found["tracking"]["detail"]
+    assert found["dvc repository"]["detail"] == "run `dvc init`"
+    assert found["made: raw images"]["level"] == "error"
+
+
+def test_every_line_that_is_not_ok_names_a_step(study, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:geheim@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("EQUIPOISE_OPTUNA_STORAGE", "nodriver://ada:geheim@127.0.0.1/searches")
+    found = doctor.examine()
+    wrong = {line["what"]: line["detail"] for line in found if line["level"] != "ok"}
+    assert {"tracking", "registry", "made: searches", "made: raw images", "dvc repository"} <= set(wrong)
+    for what, detail in wrong.items():
+        assert any(word in detail for word in ("set ", "correct ", "run ", "put ", "install ", "`dvc")), (what, detail)
+        assert "geheim" not in detail
+
+
+class ReadOnly(http.server.BaseHTTPRequestHandler):
+    """A tracking server that lets this user read and refuses to let them write."""
+
+    def _answer(self, code, body):
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        row = {"experiment_id": "7", "name": "equipoise-made", "lifecycle_stage": "active"}
+        self._answer(200, {"experiment": row, "registered_models": [{"name": "equipoise-made"}]})
+
+    def do_POST(self):
+        if "search" in self.path:
+            self._answer(200, {"experiments": []})
+        else:
+            self._answer(403, {"error_code": "PERMISSION_DENIED", "message": "Permission denied"})
+
+    do_DELETE = do_PATCH = do_POST
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_server_where_one_may_only_read_is_an_error(study, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ReadOnly)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    try:
+        for what in ("tracking", "registry"):
+            level, detail = said(what)
+            assert level == "error"
+            assert "ermission" in detail
+            assert "credentials" in detail
+    finally:
+        server.shutdown()
+
+
+def test_a_read_only_folder_is_an_error(study, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    level, detail = said("tracking")
+    assert level == "error"
+    assert "cannot be written" in detail
+
+
+def test_the_dvc_remote_is_asked(study, tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    assert said("dvc remote")[0] == "warning"
+    (tmp_path / "store").mkdir()
+    (tmp_path / ".dvc/config").write_text(
+        f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"
+    )
+    assert said("dvc remote") == ("ok", f"store ({tmp_path}/store), reached")
+    (tmp_path / ".dvc/config").write_text("[core]\n    remote = lost\n")
+    level, detail = said("dvc remote")
+    assert level == "error"
+    assert "dvc remote list" in detail
+
+
+def test_searches_in_a_file_are_a_warning_for_several_machines(study, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_OPTUNA_STORAGE", "sqlite:///searches.db")
+    level, detail = said("made: searches")
+    assert level == "warning"
+    assert "several machines need PostgreSQL" in detail
+
+
+def test_disk_and_memory_are_held_against_the_estimate(study, tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(made.params(embed={"views": 3})))
+    assert said("made: disk")[0] in ("ok", "warning")
+    monkeypatch.setattr(estimate, "_COPIES", 10**12)
+    level, detail = said("made: disk")
+    assert level == "error"
+    assert "float16" in detail
+    monkeypatch.setattr(doctor, "_memory_bytes", lambda: 10**6)
+    level, detail = said("made: memory")
+    assert level == "warning"
+    assert "engine.workers" in detail
+
+
+def test_workers_that_see_another_params_are_an_error(study, tmp_path):
+    from distributed import Client, LocalCluster
+
+    wide = LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0")
+    with wide as cluster, Client(cluster):
+        engine = Engine(backend="dask", scheduler=cluster.scheduler_address)
+        level, detail = doctor._workers(engine)
+        assert level == "warning"
+        assert "--nthreads 1" in detail
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(doctor.parallel, "difference", lambda there, here: "numpy is 1 there and 2 here")
+            assert doctor._workers(engine)[0] == "error"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(made.params() | {"engine": {"backend": "dask"}}))
+    assert said("made: dask") == ("ok", "1 workers will be started here")
+
+
+def steps(study: config.Study, **options) -> dict[str, estimate.Step]:
+    return {step.what: step for step in estimate.steps(study, **options)}
+
+
+def test_what_is_cached_and_what_will_run(study):
+    before = steps(study)
+    assert [step.cached for step in before.values()] == [True, True, True, False, False]
+    scenario.run(study, made.BACKBONE, "oversample")
+    assert steps(study)[f"scenario oversample, {made.BACKBONE}"].cached
+    assert not steps(study)[f"scenario baseline, {made.BACKBONE}"].cached
+    fewer = config.load_study("made", made.params(tune={"trials": 3}))
+    assert not steps(fewer)[f"scenario oversample, {made.BACKBONE}"].cached
+    moved = config.load_study("made", made.params(split={"seed": 5}))
+    assert not steps(moved)["split"].cached
+    assert not steps(moved)[f"scenario oversample, {made.BACKBONE}"].cached
+    viewed = config.load_study("made", made.params(embed={"views": 3}))
+    assert not steps(viewed)[f"embed {made.BACKBONE}"].cached
+    assert not steps(viewed)[f"scenario oversample, {made.BACKBONE}"].cached
+    assert "0 of 5" not in estimate.total(list(before.values()))
+
+
+def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = config.read_params(REPO)
+    params["run"] = {"studies": ["demo"], "backbones": ["vgg16"], "scenarios": ["baseline"]}
+    params["studies"]["demo"]["phantom"] |= {"patients": 20, "size_px": 40, "opacity_patient_fraction": 0.3}
+    params["studies"]["demo"]["embed"] |= {"image_size_px": 32, "views": 1, "batch_size": 8}
+    study = config.load_study("demo", params)
+    assert "at most" in estimate.total(list(steps(study).values()))
+    phantom.draw(study.raw, study.settings.phantom.model_dump())
+    drawn = steps(study)["ingest"]
+    ingest.run(study)
+    assert (drawn.cached, steps(study)["ingest"].cached) == (False, True)
+    assert drawn.detail == f"{sum(path.suffix == '.png' for path in study.raw.rglob('*'))} images"
+    wanted = steps(study, exact=True)["embed vgg16"]
+    monkeypatch.setattr(features, "_SHARD_ROWS", 8)
+    real, calls = features.Embedder.features, []
+
+    def dies(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(features.Embedder, "features", dies)
+        with pytest.raises(KeyboardInterrupt):
+            features.run(study, "vgg16")
+    rest = steps(study, exact=True)["embed vgg16"]
+    assert rest.passes == wanted.passes - 2 * 8
+    assert features.run(study, "vgg16")["passes_now"] == rest.passes
+    assert steps(study)["embed vgg16"].cached
+
+
+def test_a_rate_measured_here_goes_before_the_published_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    published = backbones.load_row("vgg16").images_per_second
+    assert estimate._rate("vgg16", 224) == (published, "published for 2 cores")
+    assert estimate._rate("vgg16", 112)[0] == 4 * published
+    features.SHARDS.mkdir(parents=True)
+    rows = [
+        {"backbone": "vgg16", "image_size_px": 224, "passes_now": 1000, "seconds": 50.0},
+        {"backbone": "vgg16", "image_size_px": 224, "passes_now": 10, "seconds": 9.0},
+        {"backbone": "vgg16", "passes_now": 1000},
+    ]
+    (features.SHARDS / "passes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert estimate._rate("vgg16", 224) == (20.0, "measured here")
+
+
+@pytest.mark.parametrize("verb", ["scenario", "main"])
+def test_dry_run_says_and_makes_nothing(study, tmp_path, capsys, verb):
+    before = sorted(tmp_path.rglob("*"))
+    words = ["--study", "made", "--backbone", made.BACKBONE, "--scenario", "oversample"] if verb == "scenario" else []
+    assert cli.main([verb, "--dry-run", *words]) == 0
+    out = capsys.readouterr().out
+    assert f"embed {made.BACKBONE}: cached" in out
+    assert f"scenario oversample, {made.BACKBONE}: will run" in out
+    assert ("scenario baseline" in out) == (verb == "main")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_devices_are_named_by_a_process_of_their_own(monkeypatch):
+    monkeypatch.setattr(doctor, "_DEVICES", "print('CPU:0, GPU:0')")
+    assert doctor._devices() == ("ok", "devices", "CPU:0, GPU:0")
+    monkeypatch.setattr(doctor, "_DEVICES", "import os; os.abort()")
+    level, _, detail = doctor._devices()
+    assert level == "error"
+    assert "make env" in detail

@@ -1,0 +1,49 @@
+"""A few hundred damaged inputs through the doors that users come in by; `benchmarks/fuzz.py` runs 12,000."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="alarms are not there")
+def test_every_damaged_input_is_accepted_or_refused_with_a_sentence():
+    command = [sys.executable, str(BENCHMARK), "--inputs", "400", "--seed", "7", "--small"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    total = next(line for line in done.stdout.splitlines() if line.startswith("| all |"))
+    inputs, accepted, refused, defects = (int(cell.replace(",", "")) for cell in total.split("|")[2:6])
+    assert (inputs, defects) == (accepted + refused, 0)
+    assert min(accepted - 30, refused - 200) > 0, "both answers are given"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="alarms are not there")
+@pytest.mark.parametrize(
+    ("door", "problem"),
+    [
+        ("raise KeyError('x')", "KeyError: 'x'"),
+        ("raise EquipoiseError('')", "a sentence of 0 characters"),
+        ("open(outside, 'w')", "touched open"),
+        ("time.sleep(9)", "longer than 1 s"),
+    ],
+)
+def test_the_guard_notices(tmp_path, door, problem):
+    code = f"""
+import sys, time
+sys.path[:0] = [{str(BENCHMARK.parent)!r}, {str(BENCHMARK.parents[1] / "src")!r}]
+import fuzz
+from pathlib import Path
+from equipoise.core.errors import EquipoiseError
+fuzz.SECONDS_MAX, outside = 1, {str(tmp_path / "outside")!r}
+guard = fuzz.Guard(Path({str(tmp_path / "inside")!r}))
+def door():
+    {door}
+guard.run("kind", "input", door)
+print(guard.defects, guard.counts["kind", "defect"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert problem in done.stdout
+    assert done.stdout.endswith("1\n")
