@@ -39,9 +39,32 @@ def conda_text(lock: str, root: Path = ROOT) -> str:
 def main() -> None:
     """Resolve for every supported Python at once, with hashes and without any index address."""
     command = [
-        *(sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--extra", "dev", "--universal"),
-        *("--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"),
-        *("--no-header", "--no-annotate", "--quiet", "--output-file", "requirements.lock", *sys.argv[1:]),
+        *(
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "compile",
+            "pyproject.toml",
+            "--extra",
+            "dev",
+            "--universal",
+        ),
+        *(
+            "--python-version",
+            "3.11",
+            "--generate-hashes",
+            "--no-emit-index-url",
+            "--no-emit-find-links",
+        ),
+        *(
+            "--no-header",
+            "--no-annotate",
+            "--quiet",
+            "--output-file",
+            "requirements.lock",
+            *sys.argv[1:],
+        ),
     ]
     subprocess.run(command, cwd=ROOT, check=True)
     path = ROOT / "requirements.lock"

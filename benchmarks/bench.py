@@ -41,15 +41,16 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 from equipoise import pipeline
 from equipoise.compare import stage as compare
 from equipoise.core import config
-from equipoise.core.records import Objective, TrainRows
 from equipoise.embed import backbones
+from equipoise.embed import embedder as embedder_
 from equipoise.embed import stage as features
 from equipoise.evaluation import intervals
 from equipoise.ingest import stage as ingest
-from equipoise.scenario import head
+from equipoise.scenario import rows as rows_
+from equipoise.scenario import solver
 from equipoise.scenario import stage as scenario
 from equipoise.split import stage as splits
-from equipoise.strategies import load_strategy
+from equipoise.strategies.base import Objective, TrainRows, load_strategy
 from fabricate import made
 
 SCENARIOS = ["baseline", "oversample", "undersample", "class_weight", "augment", "weighted_augment"]
@@ -88,10 +89,14 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _interleaved(first: Callable[[], Any], second: Callable[[], Any], times: int) -> tuple[float, float]:
+def _interleaved(
+    first: Callable[[], Any], second: Callable[[], Any], times: int
+) -> tuple[float, float]:
     """Median seconds of two things done by turns, so that what else the machine does hits both."""
     pairs = [(_seconds(first), _seconds(second)) for _ in range(times)]
-    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+    return statistics.median(pair[0] for pair in pairs), statistics.median(
+        pair[1] for pair in pairs
+    )
 
 
 def correlated(rows: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +109,11 @@ def correlated(rows: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     hidden = rng.normal(size=(rows, width))
     score = hidden @ (rng.normal(size=width) / np.sqrt(place))
     score = 3 * score / score.std() + rng.logistic(size=rows)
-    turned = hidden * np.sqrt(place**-1.25 * np.exp(-place / 300)) @ np.linalg.qr(rng.normal(size=(width, width)))[0]
+    turned = (
+        hidden
+        * np.sqrt(place**-1.25 * np.exp(-place / 300))
+        @ np.linalg.qr(rng.normal(size=(width, width)))[0]
+    )
     return turned.astype(np.float32), (score > np.quantile(score, 0.8)).astype(int)
 
 
@@ -138,7 +147,9 @@ def passes() -> list[Row]:
         manifest = features.Manifest.read(study.manifest_path)
         minority = int(manifest.counts().argmin())
         distinct = manifest.table.drop_duplicates("sha256")
-        expected = len(distinct) + study.settings.embed.views * int((distinct["label"] == minority).sum())
+        expected = len(distinct) + study.settings.embed.views * int(
+            (distinct["label"] == minority).sum()
+        )
         names, seen = study.scenarios[:2] if QUICK else study.scenarios, 0
         for seed in (1, 2):  # a new split and a second pass over the same pictures
             changed = config.load_study("demo", overrides={"split.seed": seed})
@@ -146,7 +157,9 @@ def passes() -> list[Row]:
             seen += features.run(changed, "mobilenetv2")["passes_now"]
             for name in names:
                 scenario.run(changed, "mobilenetv2", name)
-        counted = json.loads((study.features_path("mobilenetv2") / "meta.json").read_text())["passes"]
+        counted = json.loads((study.features_path("mobilenetv2") / "meta.json").read_text())[
+            "passes"
+        ]
     trainings = 2 * len(names) * 3 * 2 * (4 * 3 + 1)
     return [
         Row(
@@ -169,26 +182,39 @@ def heads() -> list[Row]:
     from sklearn.linear_model import LogisticRegression
 
     matrix, labels = correlated(IMAGES, 1_280)
-    standardised = head.Standardiser.fit(matrix).apply(matrix, np.float32)
+    standardised = rows_.Standardiser.fit(matrix).apply(matrix, np.float32)
     exact = standardised.astype(np.float64)
     found = []
     for number in (32,) if QUICK else (32, 150):
         rng = np.random.default_rng(number)
         fold = rng.integers(FOLDS, size=IMAGES)
         weights = np.stack(
-            [(fold != j % FOLDS) * np.where(labels == 0, 1, rng.uniform(0.3, 5)) for j in range(number)], axis=1
+            [
+                (fold != j % FOLDS) * np.where(labels == 0, 1, rng.uniform(0.3, 5))
+                for j in range(number)
+            ],
+            axis=1,
         )
         l2 = 10 ** rng.uniform(-3, 1, number)
 
-        def loss(coefficients: np.ndarray, intercept: float, j: int, weights=weights, l2=l2) -> float:
-            margin = np.where(labels == 1, 1, -1) * (exact @ coefficients.astype(float) + float(intercept))
+        def loss(
+            coefficients: np.ndarray, intercept: float, j: int, weights=weights, l2=l2
+        ) -> float:
+            margin = np.where(labels == 1, 1, -1) * (
+                exact @ coefficients.astype(float) + float(intercept)
+            )
             share = weights[:, j] / weights[:, j].sum()
-            return float(share @ np.logaddexp(0, -margin) + l2[j] * (coefficients.astype(float) ** 2).sum() / 2)
+            return float(
+                share @ np.logaddexp(0, -margin)
+                + l2[j] * (coefficients.astype(float) ** 2).sum() / 2
+            )
 
-        def ours(weights=weights, l2=l2, number=number) -> tuple[head.Rotated, head.Solution]:
-            rotated = head.Rotated.of(standardised)
+        def ours(weights=weights, l2=l2, number=number) -> tuple[solver.Rotated, solver.Solution]:
+            rotated = solver.Rotated.of(standardised)
             neutral = [Objective.neutral(2)] * number
-            return rotated, head.solve(rotated, labels, weights, neutral, l2, head.SEARCH_TOLERANCE)
+            return rotated, solver.solve(
+                rotated, labels, weights, neutral, l2, solver.SEARCH_TOLERANCE
+            )
 
         def peer(j: int, weights=weights, l2=l2) -> Any:
             model = LogisticRegression(C=1 / (l2[j] * weights[:, j].sum()), max_iter=10_000)
@@ -197,7 +223,9 @@ def heads() -> list[Row]:
         with threadpool_limits(1, user_api="blas"):
             rotated, solution = ours()
             mine = [
-                loss(rotated.basis @ solution.parameters[:-1, 0, j], solution.parameters[-1, 0, j], j)
+                loss(
+                    rotated.basis @ solution.parameters[:-1, 0, j], solution.parameters[-1, 0, j], j
+                )
                 for j in range(number)
             ]
             sample = range(0, number, 4 if number <= 32 else 16)
@@ -240,7 +268,12 @@ def _after_embedding() -> tuple[float, float, str]:
             patients=(2_000, 500),
             num_features=WIDTH,
             run={"scenarios": names},
-            tune={"trials": TRIALS, "inner_folds": FOLDS, "batch_trials": 10, "gain_resamples": 200},
+            tune={
+                "trials": TRIALS,
+                "inner_folds": FOLDS,
+                "batch_trials": 10,
+                "gain_resamples": 200,
+            },
             train={"seeds": [0]},
             embed={"views": 5},
         )
@@ -258,14 +291,14 @@ def _after_embedding() -> tuple[float, float, str]:
         count = int(IMAGES * 0.64 * 0.8)
         labels = (hidden[:count, 0] + np.random.default_rng(0).normal(size=count) > 1).astype(int)
         with threadpool_limits(1, user_api="blas"):
-            rows = head.Standardiser.fit(hidden[:count]).apply(hidden[:count], np.float32)
+            rows = rows_.Standardiser.fit(hidden[:count]).apply(hidden[:count], np.float32)
             fits = [
-                _seconds(lambda c=c: LogisticRegression(C=c / count, max_iter=10_000).fit(rows, labels))
+                _seconds(
+                    lambda c=c: LogisticRegression(C=c / count, max_iter=10_000).fit(rows, labels)
+                )
                 for c in (10.0, 100.0)  # 1 / l2
             ]
-    how = (
-        f"{len(SCENARIOS)} scenarios x {TRIALS} trials x {FOLDS} inner folds, {len(plain):,} images and views, one seed"
-    )
+    how = f"{len(SCENARIOS)} scenarios x {TRIALS} trials x {FOLDS} inner folds, {len(plain):,} images and views"
     if QUICK:
         how += f"; {len(names)} scenarios measured and multiplied"
     return ours, statistics.fmean(fits), how
@@ -279,7 +312,7 @@ def _images_per_second() -> dict[str, float]:
     pixels = np.random.default_rng(0).integers(0, 256, (number, 224, 224, 3)).astype(np.float32)
     labels = (np.arange(number) % 5 == 0).astype(int)
     network = backbones.build("densenet201", "random", 224)
-    embedder = features.Embedder(network, 224)
+    embedder = embedder_.Embedder(network, 224)
     network.trainable = False
     usual = keras.Sequential([network, keras.layers.Dense(1, activation="sigmoid")])
     usual.compile("adam", "binary_crossentropy")
@@ -297,7 +330,11 @@ def _images_per_second() -> dict[str, float]:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path)
         dataset = keras.utils.image_dataset_from_directory(
-            str(folder / "images"), label_mode="binary", image_size=(224, 224), batch_size=32, verbose=False
+            str(folder / "images"),
+            label_mode="binary",
+            image_size=(224, 224),
+            batch_size=32,
+            verbose=False,
         )
 
         def fit_files() -> None:
@@ -305,7 +342,9 @@ def _images_per_second() -> dict[str, float]:
 
         for warm in (embed, fit, fit_files):
             warm()
-        turns = [(_seconds(embed), _seconds(fit), _seconds(fit_files)) for _ in range(1 if QUICK else 2)]
+        turns = [
+            (_seconds(embed), _seconds(fit), _seconds(fit_files)) for _ in range(1 if QUICK else 2)
+        ]
     rates = number / np.median(np.array(turns), axis=0)
     return dict(zip(("pass", "fit", "fit_files"), rates.tolist())) | {"sample": number}
 
@@ -386,7 +425,9 @@ def plan() -> list[Row]:
         Image.fromarray(picture).save(folder / "one.jpg")
         for index in np.flatnonzero(labels):
             shutil.copy(folder / "one.jpg", source / f"{index}.jpg")
-        added = np.repeat(np.arange(IMAGES), np.maximum(np.bincount(drawn(labels).row, minlength=IMAGES) - 1, 0))
+        added = np.repeat(
+            np.arange(IMAGES), np.maximum(np.bincount(drawn(labels).row, minlength=IMAGES) - 1, 0)
+        )
 
         def copy() -> None:
             shutil.rmtree("copies", ignore_errors=True)
@@ -396,9 +437,15 @@ def plan() -> list[Row]:
 
         before = set(folder.rglob("*"))
         ours, peer = _interleaved(lambda: drawn(labels), copy, 3)
-        left = [path for path in set(folder.rglob("*")) - before if path.parent.name != "copies" and path.is_file()]
+        left = [
+            path
+            for path in set(folder.rglob("*")) - before
+            if path.parent.name != "copies" and path.is_file()
+        ]
         copied = sum(path.stat().st_size for path in Path("copies").iterdir())
-    million = statistics.median(_seconds(lambda: drawn((np.arange(1_000_000) % 5 == 0).astype(int))) for _ in range(3))
+    million = statistics.median(
+        _seconds(lambda: drawn((np.arange(1_000_000) % 5 == 0).astype(int))) for _ in range(3)
+    )
     return [
         Row(
             "oversampling plan of 5,000 images / shutil copies",
@@ -417,13 +464,14 @@ def plan() -> list[Row]:
 
 _FIRST_TRIAL = """
 import os, sys, time
-from equipoise import cli, head
-solve = head.solve
+from equipoise import cli
+from equipoise.scenario import solver
+solve = solver.solve
 def first(*arguments):
     solve(*arguments)
     print(time.time() - float(sys.argv[1]), "tensorflow" in sys.modules, flush=True)
     os._exit(0)
-head.solve = first
+solver.solve = first
 cli.main(["scenario", "--study", "demo", "--backbone", "mobilenetv2", "--scenario", "oversample"])
 """
 
@@ -513,7 +561,7 @@ def memory() -> list[Row]:
         path = study.features_path(made.BACKBONE) / "features.npy"
         narrow, rng = np.load(path), np.random.default_rng(0)
         wide = np.lib.format.open_memmap(path, "w+", np.float32, (len(narrow), WIDTH))
-        for block in head.blocks(len(narrow)):
+        for block in rows_.blocks(len(narrow)):
             wide[block] = rng.standard_normal((block.stop - block.start, WIDTH), dtype=np.float32)
             wide[block, : narrow.shape[1]] = narrow[block]
         size = path.stat().st_size
@@ -550,14 +598,21 @@ def bootstrap() -> list[Row]:
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
     images, resamples, floor = 5_840, 2_000, 0.95
-    kinds = ("auroc", "average_precision", "specificity_at_sensitivity", "sensitivity_at_specificity")
+    kinds = (
+        "auroc",
+        "average_precision",
+        "specificity_at_sensitivity",
+        "sensitivity_at_specificity",
+    )
     names = [f"free.{name}" for name in kinds]
     settings = made.settings(compare={"resamples": resamples}).compare
     rng = np.random.default_rng(0)
     people = rng.integers(2_800, size=images)
     labels = (people % 4 != 0).astype(int)
     results = [
-        made.predictions(rng.normal(size=images) + 2 * labels, labels, np.char.add("p", people.astype(str)))
+        made.predictions(
+            rng.normal(size=images) + 2 * labels, labels, np.char.add("p", people.astype(str))
+        )
         for _ in SCENARIOS
     ]
     ids = results[0].table["patient_id"].to_numpy()
@@ -610,7 +665,9 @@ def embed() -> list[Row]:
         study = _phantom_study(40 if QUICK else 150, 224, views=0)
         speeds = embed_speed.rounds(study, 3 if QUICK else 5)
     a, b, ours = (statistics.median(values) for values in zip(*speeds))
-    ratio = statistics.median(whole * (1 / from_memory + 1 / decoding) for from_memory, decoding, whole in speeds)
+    ratio = statistics.median(
+        whole * (1 / from_memory + 1 / decoding) for from_memory, decoding, whole in speeds
+    )
     return [
         Row(
             "embed throughput / from memory plus decoding",
@@ -630,12 +687,21 @@ def finetune() -> list[Row]:
         features.run(_phantom_study(60, 64), "vgg16")
         rounds, steps = ("2", "10") if QUICK else ("5", "20")
         done = subprocess.run(
-            [sys.executable, str(ROOT / "benchmarks" / "finetune_speed.py"), "--rounds", rounds, "--steps", steps],
+            [
+                sys.executable,
+                str(ROOT / "benchmarks" / "finetune_speed.py"),
+                "--rounds",
+                rounds,
+                "--steps",
+                steps,
+            ],
             env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
             capture_output=True,
             text=True,
         )
-    measured = np.array(re.findall(r"^ +\d+ +([\d.]+) +([\d.]+) +[\d.]+", done.stdout, re.MULTILINE), dtype=float)
+    measured = np.array(
+        re.findall(r"^ +\d+ +([\d.]+) +([\d.]+) +[\d.]+", done.stdout, re.MULTILINE), dtype=float
+    )
     if done.returncode or not len(measured):
         raise RuntimeError(done.stderr or done.stdout)
     ratio = float(np.median(measured[:, 1] / measured[:, 0]))
@@ -654,7 +720,8 @@ def finetune() -> list[Row]:
 
 
 ROWS = {
-    function.__name__: function for function in (passes, embed, heads, study, plan, bootstrap, finetune, start, memory)
+    function.__name__: function
+    for function in (passes, embed, heads, study, plan, bootstrap, finetune, start, memory)
 }
 
 
@@ -664,7 +731,16 @@ def machine() -> dict[str, Any]:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    packages = ("equipoise", "numpy", "scipy", "scikit-learn", "imbalanced-learn", "tensorflow", "keras", "optuna")
+    packages = (
+        "equipoise",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "imbalanced-learn",
+        "tensorflow",
+        "keras",
+        "optuna",
+    )
     versions = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -672,7 +748,9 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "processor": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": platform.system(),
         "python": platform.python_version(),
@@ -689,7 +767,9 @@ def show(rows: list[Row]) -> None:
     print("\n| what | ours | peer | ratio | target | reached |\n|---|---|---|---|---|---|")
     for row in rows:
         reached = {True: "yes", False: "no", None: "-"}[row.reached]
-        print(f"| {row.name} | {row.ours} | {row.peer} | {_ratio(row.ratio)} | {row.target} | {reached} |")
+        print(
+            f"| {row.name} | {row.ours} | {row.peer} | {_ratio(row.ratio)} | {row.target} | {reached} |"
+        )
     print()
     for row in rows:
         if row.note:
@@ -699,10 +779,16 @@ def show(rows: list[Row]) -> None:
 def main() -> int:
     """Measure the chosen rows, print them and write JSON."""
     global QUICK
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="smaller samples, about 2 minutes")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS))
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results.json", help="file to write")
+    parser.add_argument(
+        "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS)
+    )
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "benchmarks" / "results.json", help="file to write"
+    )
     options = parser.parse_args()
     QUICK = options.quick
     about = {**machine(), "quick": QUICK}
@@ -719,7 +805,10 @@ def main() -> int:
     about["seconds"] = round(time.perf_counter() - begin)
     show(rows)
     print(json.dumps(about))
-    target.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8")
+    target.write_text(
+        json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n",
+        encoding="utf-8",
+    )
     return 1 if failed else 0
 
 

@@ -38,8 +38,23 @@ VERBS: dict[str, tuple[tuple[str, ...], int]] = {
     "ingest": (("ingest", "--study", STUDY), 10),
     "split": (("split", "--study", STUDY), 3),
     "embed": (("embed", "--study", STUDY, "--backbone", BACKBONE), 8),
-    "scenario": (("scenario", "--study", STUDY, "--backbone", BACKBONE, "--scenario", "baseline"), 14),
-    "finetune": (("scenario", "--study", STUDY, "--backbone", BACKBONE, "--scenario", "baseline", *_FINETUNE), 6),
+    "scenario": (
+        ("scenario", "--study", STUDY, "--backbone", BACKBONE, "--scenario", "baseline"),
+        14,
+    ),
+    "finetune": (
+        (
+            "scenario",
+            "--study",
+            STUDY,
+            "--backbone",
+            BACKBONE,
+            "--scenario",
+            "baseline",
+            *_FINETUNE,
+        ),
+        6,
+    ),
     "compare": (("compare", "--study", STUDY), 2),
     "export": (("export", "--study", STUDY, "--layout", "folders", "--copy"), 3),
     "track": (("track",), 3),
@@ -50,7 +65,9 @@ VERBS: dict[str, tuple[tuple[str, ...], int]] = {
 _KEPT = ("data", "results", "reports", "exports")
 _CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "sqlite3.connect")
 #: Tags and files that hold a run id, a time or a folder of this run.
-_OWN = re.compile(r"mlflow\.(user|parentRunId|artifacts)|equipoise\.(audit|decision|seal|outcome)|MLmodel$")
+_OWN = re.compile(
+    r"mlflow\.(user|parentRunId|artifacts)|equipoise\.(audit|decision|seal|outcome)|MLmodel$"
+)
 
 
 @dataclass
@@ -64,7 +81,9 @@ class Tally:
     differing: list[str] = field(default_factory=list)
 
 
-def inside(folder: Path, log: Path, operation: int, after_seconds: float, arguments: list[str]) -> int:
+def inside(
+    folder: Path, log: Path, operation: int, after_seconds: float, arguments: list[str]
+) -> int:
     """Run a verb in this process, note the time of each file operation, and die after one of them (-1: never)."""
     import threading
 
@@ -76,7 +95,11 @@ def inside(folder: Path, log: Path, operation: int, after_seconds: float, argume
 
     def hook(event: str, values: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event not in _CHANGES or not values or not isinstance(values[0], str | bytes | os.PathLike):
+        if (
+            event not in _CHANGES
+            or not values
+            or not isinstance(values[0], str | bytes | os.PathLike)
+        ):
             return
         path = os.fsdecode(values[0]).removeprefix("sqlite:///")
         if not os.path.abspath(path).startswith(kept) or "/src/" in path or "/.git" in path:
@@ -95,21 +118,38 @@ def inside(folder: Path, log: Path, operation: int, after_seconds: float, argume
     return code
 
 
-def start(folder: Path, verb: str, log: Path, operation: int = -1, after_seconds: float = 0.0) -> int:
+def start(
+    folder: Path, verb: str, log: Path, operation: int = -1, after_seconds: float = 0.0
+) -> int:
     """Run a verb in a process group of its own and return the exit code (-9: killed)."""
     log.unlink(missing_ok=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "EQUIPOISE_", "GIT_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW_", "EQUIPOISE_", "GIT_"))
+    }
     kept |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONHASHSEED": "0"}
-    arguments = ["--inside", str(folder), str(log), str(operation), str(after_seconds), *VERBS[verb][0]]
+    arguments = [
+        "--inside",
+        str(folder),
+        str(log),
+        str(operation),
+        str(after_seconds),
+        *VERBS[verb][0],
+    ]
     command = [sys.executable, str(Path(__file__).resolve()), *arguments]
     with open(log.with_suffix(".out"), "w") as out:
-        return subprocess.run(command, cwd=folder, env=kept, stdout=out, stderr=out, start_new_session=True).returncode
+        return subprocess.run(
+            command, cwd=folder, env=kept, stdout=out, stderr=out, start_new_session=True
+        ).returncode
 
 
 def files(folder: Path) -> dict[str, str]:
     """Digest of every file that a study leaves, names of temporary files included."""
     found = {}
-    for path in sorted(path for top in _KEPT for path in (folder / top).rglob("*") if path.is_file()):
+    for path in sorted(
+        path for top in _KEPT for path in (folder / top).rglob("*") if path.is_file()
+    ):
         name = path.relative_to(folder).as_posix()
         if name.startswith("data/cache/"):
             continue
@@ -130,7 +170,10 @@ def trials(folder: Path) -> dict[str, str]:
             except ValueError:  # the half line of a kill
                 continue
             if place := entry.get("user_attrs", {}).get("place"):
-                told = {key: entry.get(key) for key in ("state", "value", "values", "params", "user_attrs")}
+                told = {
+                    key: entry.get(key)
+                    for key in ("state", "value", "values", "params", "user_attrs")
+                }
                 found[f"{journal.name} {place}"] = json.dumps(told, sort_keys=True)
     return found
 
@@ -182,11 +225,17 @@ def store(folder: Path) -> dict[str, str]:
     for name, entries in json.loads(done.stdout.splitlines()[-1]).items():
         for entry in entries:
             for part in ("tags", "files"):
-                kept = {key: value for key, value in entry.get(part, {}).items() if not _OWN.search(key)}
-                entry[part] = {key: value for key, value in kept.items() if not key.startswith("model/code/")}
+                kept = {
+                    key: value for key, value in entry.get(part, {}).items() if not _OWN.search(key)
+                }
+                entry[part] = {
+                    key: value for key, value in kept.items() if not key.startswith("model/code/")
+                }
         found[name] = json.dumps(sorted(entries, key=str), sort_keys=True)
     for what in ("show", "verify"):
-        told = subprocess.run([sys.executable, "src", "audit", what], cwd=folder, capture_output=True, text=True)
+        told = subprocess.run(
+            [sys.executable, "src", "audit", what], cwd=folder, capture_output=True, text=True
+        )
         found[f"audit {what}"] = f"{told.returncode}, {len(told.stdout.splitlines())} lines"
     return found
 
@@ -196,7 +245,9 @@ def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def measure(verb: str, scratch: Path, kills: int, rng: np.random.Generator, say: Callable[[str], None]) -> Tally:
+def measure(
+    verb: str, scratch: Path, kills: int, rng: np.random.Generator, say: Callable[[str], None]
+) -> Tally:
     """Run a verb once undisturbed; kill it on copies of what was before it, and start it again.
 
     Every run is in `work`, because addresses in MLflow's store are absolute; `before` becomes the undisturbed result.
@@ -205,7 +256,9 @@ def measure(verb: str, scratch: Path, kills: int, rng: np.random.Generator, say:
     before, work, after = (scratch / name for name in ("before", "work", "after"))
     shutil.copytree(before, work, symlinks=True)
     if code := start(work, verb, log):
-        raise SystemExit(f"{verb} undisturbed ended with {code}:\n{log.with_suffix('.out').read_text()[-2000:]}")
+        raise SystemExit(
+            f"{verb} undisturbed ended with {code}:\n{log.with_suffix('.out').read_text()[-2000:]}"
+        )
     *at, end = (float(line) for line in log.read_text().split())
     wanted = files(work) | store(work)
     work.rename(after)
@@ -245,18 +298,30 @@ def build(folder: Path) -> None:
     conftest.change_params(folder, lambda params: params["run"].update(scenarios=["baseline"]))
     for words in (("init", "-q"), ("add", "-A"), ("commit", "-q", "-m", "small study")):
         conftest.git(folder, *words)
-    conftest.run(folder, sys.executable, "src", "phantom", "--study", STUDY, PYTHONDONTWRITEBYTECODE="1")
+    conftest.run(
+        folder, sys.executable, "src", "phantom", "--study", STUDY, PYTHONDONTWRITEBYTECODE="1"
+    )
 
 
 def main() -> int:
     """Kill every verb and print the table."""
     if sys.argv[1:2] == ["--inside"]:
-        return inside(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]), sys.argv[6:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--verbs", nargs="+", choices=VERBS, help="kill only these; the others run once")
+        return inside(
+            Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]), sys.argv[6:]
+        )
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--verbs", nargs="+", choices=VERBS, help="kill only these; the others run once"
+    )
     parser.add_argument("--kills", type=int, help="kills of each verb (default: 61 in all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to work; where it holds a study, only --verbs are run on it")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where to work; where it holds a study, only --verbs are run on it",
+    )
     options = parser.parse_args()
     scratch = options.folder or Path(tempfile.mkdtemp(prefix="crash-"))
     rng, tallies = np.random.default_rng(options.seed), {}
@@ -267,10 +332,21 @@ def main() -> int:
         if resumed and verb not in (options.verbs or ()):
             continue
         wanted = (options.kills or usual) if not options.verbs or verb in options.verbs else 0
-        tallies[verb] = measure(verb, scratch, wanted, rng, lambda text: print(text, file=sys.stderr, flush=True))
-    print("| verb | kills | ended before | finished trials at the kill | lost | differing |\n|---|---|---|---|---|---|")
+        tallies[verb] = measure(
+            verb, scratch, wanted, rng, lambda text: print(text, file=sys.stderr, flush=True)
+        )
+    print(
+        "| verb | kills | ended before | finished trials at the kill | lost | differing |\n|---|---|---|---|---|---|"
+    )
     for verb, tally in tallies.items():
-        row = (verb, tally.kills, tally.ended_before, tally.trials, tally.lost, len(tally.differing))
+        row = (
+            verb,
+            tally.kills,
+            tally.ended_before,
+            tally.trials,
+            tally.lost,
+            len(tally.differing),
+        )
         print("| " + " | ".join(map(str, row)) + " |")
     killed, lost, differing = (
         sum(f(tally) for tally in tallies.values())

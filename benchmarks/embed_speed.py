@@ -23,7 +23,9 @@ import numpy as np
 
 from equipoise.core import config, images, parallel
 from equipoise.embed import backbones
+from equipoise.embed import embedder as embedder_
 from equipoise.embed import stage as features
+from equipoise.ingest import originals
 from equipoise.ingest import stage as ingest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,11 +41,14 @@ def seconds(work: Callable[[], object]) -> np.ndarray:
 def rounds(study: config.Study, number: int) -> np.ndarray:
     """Seconds per image, (rounds, 3, 2): a, b and embed one after the other; wall and processor time."""
     settings = study.settings.embed
-    pipeline = features.pipeline_of(settings)
+    pipeline = embedder_.pipeline_of(settings)
     weights, size_px = settings.weights_for("mobilenetv2"), settings.image_size_px
     model = backbones.build("mobilenetv2", weights, size_px, pipeline)
-    embedder = features.Embedder(model, size_px, pipeline)
-    paths = [study.raw / path for path in ingest.locate(study, features.Manifest.read(study.manifest_path)).values()]
+    embedder = embedder_.Embedder(model, size_px, pipeline)
+    paths = [
+        study.raw / path
+        for path in originals.locate(study, features.Manifest.read(study.manifest_path)).values()
+    ]
     held = np.stack([embedder.load(path) for path in paths[: settings.batch_size]])
     batches = max(1, len(paths) // len(held))
 
@@ -62,7 +67,7 @@ def rounds(study: config.Study, number: int) -> np.ndarray:
     compute()
     measured = []
     built = mock.patch.object(backbones, "build", return_value=model)
-    with built, mock.patch.object(features, "Embedder", return_value=embedder):
+    with built, mock.patch.object(embedder_, "Embedder", return_value=embedder):
         for _ in range(number):
             a = seconds(compute) / (batches * len(held))
             measured.append([a, seconds(decode) / len(paths), seconds(embed) / len(paths)])
@@ -71,14 +76,18 @@ def rounds(study: config.Study, number: int) -> np.ndarray:
 
 def main() -> None:
     """Print the three speeds and how much of the expected one is reached."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--films", type=Path, required=True)
     parser.add_argument("--weights", default="random")
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--draft", action="store_true")
     options = parser.parse_args()
-    weights = options.weights if options.weights == "random" else str(Path(options.weights).resolve())
+    weights = (
+        options.weights if options.weights == "random" else str(Path(options.weights).resolve())
+    )
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
         for number in range(options.times):
@@ -86,14 +95,21 @@ def main() -> None:
         for number, path in enumerate(images.walk(raw)[0]):  # embed does each distinct file once
             with open(raw / path, "ab") as handle:
                 handle.write(f"{number}".encode())
-        changes = {"ingest.raw": str(raw), "ingest.duplicates": "keep", "embed.views": 0, "embed.weights": weights}
+        changes = {
+            "ingest.raw": str(raw),
+            "ingest.duplicates": "keep",
+            "embed.views": 0,
+            "embed.weights": weights,
+        }
         changes |= {"embed.jpeg_draft": options.draft}
         study = config.load_study("chest_xray", config.read_params(ROOT), changes)
         os.chdir(folder)
         ingest.run(study)
         measured = rounds(study, options.rounds)
         os.chdir(ROOT)
-    for name, values in zip(("a backbone from memory", "b decode and resize", "embed"), 1 / measured[..., 0].T):
+    for name, values in zip(
+        ("a backbone from memory", "b decode and resize", "embed"), 1 / measured[..., 0].T
+    ):
         print(f"{name}: {np.median(values):.1f} images/s ({min(values):.1f} to {max(values):.1f})")
     # Processor time does not count what other programs on the machine take.
     for name, (a, b, whole) in zip(("wall time", "processor time"), measured.T):

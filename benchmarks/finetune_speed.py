@@ -12,10 +12,10 @@ import time
 
 import numpy as np
 
-from equipoise import strategies
 from equipoise.core import config
 from equipoise.scenario import finetune
 from equipoise.scenario.matrix import Inputs
+from equipoise.strategies import base as strategies
 
 
 def seconds(training: finetune.Training, batches: list, rate: np.float32) -> tuple[float, float]:
@@ -28,13 +28,17 @@ def seconds(training: finetune.Training, batches: list, rate: np.float32) -> tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--study", default="demo")
     parser.add_argument("--backbone", default="vgg16")
     parser.add_argument("--scenario", default="oversample")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--set", action="append", default=[], help="a setting, for example finetune.unfreeze=all")
+    parser.add_argument(
+        "--set", action="append", default=[], help="a setting, for example finetune.unfreeze=all"
+    )
     options = parser.parse_args()
     overrides = {"finetune.steps": options.steps, **dict(map(config.parse_override, options.set))}
     study = config.load_study(options.study, None, overrides)
@@ -59,7 +63,9 @@ def main() -> None:
         line = f"{number:5}   {size / constant:11.1f}   {size / real:11.1f}                {ratios[-1][0]:.3f}"
         print(f"{line}   {ratios[-1][1]:.3f}", flush=True)
     clock, processor = np.median(ratios, axis=0)
-    print(f"{study.name}, {options.backbone}, {options.scenario}: median {clock:.3f}, processor {processor:.3f}")
+    print(
+        f"{study.name}, {options.backbone}, {options.scenario}: median {clock:.3f}, processor {processor:.3f}"
+    )
 
 
 if __name__ == "__main__":

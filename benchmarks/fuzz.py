@@ -38,10 +38,48 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_MAX, BYTES_MAX, SENTENCE_MAX = 10, 2 * 2**30, 4000
 #: Share of each kind among the inputs.
-KINDS = {"images": 0.5, "folders": 0.05, "served": 0.05, "params": 0.15, "overrides": 0.05, "csv": 0.1, "tables": 0.1}
+KINDS = {
+    "images": 0.5,
+    "folders": 0.05,
+    "served": 0.05,
+    "params": 0.15,
+    "overrides": 0.05,
+    "csv": 0.1,
+    "tables": 0.1,
+}
 JUNK: list[Any] = [
-    *(None, True, False, 0, -1, 1, 2, 10**30, -(10**9), 0.5, 1e308, float("inf"), float("nan"), 1e-320, "", "x"),
-    *([], {}, [[]], [None], {"a": {"b": 1}}, ["x"] * 50, "../../x", "/etc/passwd", "~", "a\0b", "\ud800", "\u202eabc"),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2,
+        10**30,
+        -(10**9),
+        0.5,
+        1e308,
+        float("inf"),
+        float("nan"),
+        1e-320,
+        "",
+        "x",
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        {"a": {"b": 1}},
+        ["x"] * 50,
+        "../../x",
+        "/etc/passwd",
+        "~",
+        "a\0b",
+        "\ud800",
+        "\u202eabc",
+    ),
     *(
         "ż\u0301" * 40,
         "x" * 100_000,
@@ -74,18 +112,33 @@ class Guard:
     """Counts what came of inputs, and notices what they must not do."""
 
     def __init__(self, workspace: Path) -> None:
-        self.workspace, self.counts, self.outside = str(workspace) + os.sep, Counter[tuple[str, str]](), []
+        self.workspace, self.counts, self.outside = (
+            str(workspace) + os.sep,
+            Counter[tuple[str, str]](),
+            [],
+        )
         self.defects: list[str] = []
         self.too_big = False
         sys.addaudithook(self._watch)
 
     def _watch(self, event: str, values: tuple[Any, ...]) -> None:
-        changes = event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "subprocess.Popen", "os.system")
+        changes = event in (
+            "os.remove",
+            "os.rename",
+            "os.mkdir",
+            "os.rmdir",
+            "subprocess.Popen",
+            "os.system",
+        )
         if event == "open" and isinstance(values[2], int):
             changes = bool(values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         if changes and isinstance(values[0], str | bytes | os.PathLike):
             path = os.path.abspath(os.fsdecode(values[0]))
-            if not (path + os.sep).startswith(self.workspace) and path != os.devnull and "__pycache__" not in path:
+            if (
+                not (path + os.sep).startswith(self.workspace)
+                and path != os.devnull
+                and "__pycache__" not in path
+            ):
                 self.outside.append(f"{event} {path}")
 
     def run(self, kind: str, what: str, door: Callable[[], int | None]) -> None:
@@ -108,7 +161,11 @@ class Guard:
             problem = f"longer than {SECONDS_MAX} s"
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            mine = [frame for frame in traceback.extract_tb(error.__traceback__) if "equipoise" in frame.filename]
+            mine = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if "equipoise" in frame.filename
+            ]
             place = mine[-1] if mine else place
             problem = f"{type(error).__name__}: {str(error)[:100]} ({Path(place.filename).name}:{place.lineno})"
         finally:
@@ -159,11 +216,15 @@ def good_images(rng: np.random.Generator) -> list[tuple[str, bytes]]:
                 found.append((f"{kind} {mode}", buffer.getvalue()))
     for kind in ("GIF", "TIFF", "PNG", "WEBP"):
         buffer = io.BytesIO()
-        modes["P"].save(buffer, kind, save_all=True, append_images=[modes["P"].rotate(90), modes["P"]])
+        modes["P"].save(
+            buffer, kind, save_all=True, append_images=[modes["P"].rotate(90), modes["P"]]
+        )
         found.append((f"{kind} animated", buffer.getvalue()))
     for compression in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits", "group4"):
         buffer = io.BytesIO()
-        modes["1" if compression == "group4" else "RGB"].save(buffer, "TIFF", compression=compression)
+        modes["1" if compression == "group4" else "RGB"].save(
+            buffer, "TIFF", compression=compression
+        )
         found.append((f"TIFF {compression}", buffer.getvalue()))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -176,10 +237,20 @@ def png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> byte
     """A PNG that says what it is told to say."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(pixels))
+        + chunk(b"IEND", b"")
+    )
 
 
 def large_images() -> list[tuple[str, bytes]]:
@@ -190,9 +261,16 @@ def large_images() -> list[tuple[str, bytes]]:
             claim = png(side, side, depth, colour, b"\0")
             found.append((f"PNG of {side} px with one byte", claim))
         rows = 9_300 * (1 + (9_300 * size if depth >= 8 else 9_300 // 8 + 1))
-        found.append((f"PNG of 9300 px, depth {depth}, colour {colour}", png(9_300, 9_300, depth, colour, bytes(rows))))
+        found.append(
+            (
+                f"PNG of 9300 px, depth {depth}, colour {colour}",
+                png(9_300, 9_300, depth, colour, bytes(rows)),
+            )
+        )
     buffer = io.BytesIO()
-    Image.fromarray(np.zeros((9_300, 9_300), np.float32)).save(buffer, "TIFF", compression="tiff_deflate")
+    Image.fromarray(np.zeros((9_300, 9_300), np.float32)).save(
+        buffer, "TIFF", compression="tiff_deflate"
+    )
     return [*found, ("float TIFF of 9300 px", buffer.getvalue())]
 
 
@@ -208,7 +286,9 @@ def spoil(content: bytes, other: bytes, rng: np.random.Generator) -> tuple[str, 
         return "bits flipped", bytes(data)
     if way == 2:
         start = min(len(data), int(rng.integers(64)))
-        data[start : start + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\xff\xff"])
+        data[start : start + 4] = rng.choice(
+            [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\xff\xff"]
+        )
         return "header numbers", bytes(data)
     if way == 3:
         return "spliced", bytes(data[:at]) + other[int(rng.integers(len(other))) :]
@@ -216,8 +296,20 @@ def spoil(content: bytes, other: bytes, rng: np.random.Generator) -> tuple[str, 
         data[at:at] = rng.bytes(int(rng.integers(1, 200)))
         return "inserted", bytes(data)
     if way == 5:
-        heads = (b"", b"\0" * 100, b"%PDF-1.7", b"PK\x03\x04", b"PAR1", b"DICM", b"<svg>", b"\x93NUMPY", b"GIF89a")
-        return "wrong type", heads[int(rng.integers(len(heads)))] + rng.bytes(int(rng.integers(0, 300)))
+        heads = (
+            b"",
+            b"\0" * 100,
+            b"%PDF-1.7",
+            b"PK\x03\x04",
+            b"PAR1",
+            b"DICM",
+            b"<svg>",
+            b"\x93NUMPY",
+            b"GIF89a",
+        )
+        return "wrong type", heads[int(rng.integers(len(heads)))] + rng.bytes(
+            int(rng.integers(0, 300))
+        )
     if way == 6:
         del data[at : at + int(rng.integers(1, 60))]
         return "bytes lost", bytes(data)
@@ -255,7 +347,13 @@ def images_door(content: bytes) -> Callable[[], None]:
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if path:
         yield path
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield from _places(item, (*path, key))
 
 
@@ -263,10 +361,20 @@ def spoilt_params(count: int, rng: np.random.Generator) -> Iterator[tuple[str, b
     """Texts of params.yaml: values, keys and characters changed; anchors that grow."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi")
+        f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n"
+        for old, new in zip("abcdefgh", "bcdefghi")
     )
-    fixed = [bomb + text, bomb + text.replace("scenarios: [", "scenarios: [*i, "), "studies: &s {demo: *s}\n" + text]
-    fixed += [text.replace("trials:", "trials: *i #", 1) + bomb, "[" * 5000, "{a: " * 3000, "!!python/object:os.x {}"]
+    fixed = [
+        bomb + text,
+        bomb + text.replace("scenarios: [", "scenarios: [*i, "),
+        "studies: &s {demo: *s}\n" + text,
+    ]
+    fixed += [
+        text.replace("trials:", "trials: *i #", 1) + bomb,
+        "[" * 5000,
+        "{a: " * 3000,
+        "!!python/object:os.x {}",
+    ]
     fixed += [
         "a: " + "9" * 6000,
         "a: 2001-99-99",
@@ -330,7 +438,11 @@ def overrides(count: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]
     keys = [f"{section}.{key}" for section, values in params.items() for key in values or ()]
     for _ in range(count):
         value = JUNK[int(rng.integers(len(JUNK)))]
-        key = keys[int(rng.integers(len(keys)))] if rng.random() < 0.8 else str(JUNK[int(rng.integers(len(JUNK)))])
+        key = (
+            keys[int(rng.integers(len(keys)))]
+            if rng.random() < 0.8
+            else str(JUNK[int(rng.integers(len(JUNK)))])
+        )
         text = f"{key}={value}"
         yield (
             key[:40],
@@ -363,7 +475,9 @@ def spoilt_csv(count: int, rng: np.random.Generator) -> Iterator[tuple[str, byte
         rows = [[name, f"p{number // 2}", "x"] for number, name in enumerate(names)]
         head, way = ["image", "patient_id", "scanner"], int(rng.integers(9))
         if way == 0:
-            head[int(rng.integers(3))] = str(rng.choice(["", "Image", "patient", "image", "patient_id", "\ufeffimage"]))
+            head[int(rng.integers(3))] = str(
+                rng.choice(["", "Image", "patient", "image", "patient_id", "\ufeffimage"])
+            )
         elif way == 1:
             rows += rows[: int(rng.integers(1, 4))]
         elif way == 2:
@@ -376,10 +490,19 @@ def spoilt_csv(count: int, rng: np.random.Generator) -> Iterator[tuple[str, byte
         elif way == 5:
             rows = rows[: int(rng.integers(3))]
         elif way == 6:
-            rows[2][0] = str(rng.choice(["/etc/passwd", "../../x.png", "sick\\0.png", "./sick/0.png", "SICK/0.PNG"]))
+            rows[2][0] = str(
+                rng.choice(
+                    ["/etc/passwd", "../../x.png", "sick\\0.png", "./sick/0.png", "SICK/0.PNG"]
+                )
+            )
         text = "\n".join(",".join(row) for row in [head, *rows]) + "\n"
-        content = text.encode(str(rng.choice(["utf-8", "utf-8-sig", "utf-16", "latin-1"])), errors="replace")
-        yield f"way {way}", spoil(content, b'"a\0', rng)[1] if way >= 7 or rng.random() < 0.2 else content
+        content = text.encode(
+            str(rng.choice(["utf-8", "utf-8-sig", "utf-16", "latin-1"])), errors="replace"
+        )
+        yield (
+            f"way {way}",
+            spoil(content, b'"a\0', rng)[1] if way >= 7 or rng.random() < 0.2 else content,
+        )
 
 
 def csv_door(content: bytes) -> Callable[[], int | None]:
@@ -406,7 +529,17 @@ def folders_door(contents: list[bytes], rng: np.random.Generator) -> Callable[[]
     from equipoise.core import config
     from equipoise.ingest import stage as ingest
 
-    names = ["a.png", "b.JPG", "c\nd.tif", "é.bmp", "x" * 200 + ".png", "=cmd.gif", "..png", "q'\".webp", "a b.jpeg"]
+    names = [
+        "a.png",
+        "b.JPG",
+        "c\nd.tif",
+        "é.bmp",
+        "x" * 200 + ".png",
+        "=cmd.gif",
+        "..png",
+        "q'\".webp",
+        "a b.jpeg",
+    ]
 
     def door() -> int:
         folder = Path("data/raw/many")
@@ -414,7 +547,9 @@ def folders_door(contents: list[bytes], rng: np.random.Generator) -> Callable[[]
         for label in ("sick", "well"):
             (folder / label).mkdir(parents=True)
             for number in range(3):
-                shutil.copy(f"data/raw/own/{label}/{number}.png", folder / label / f"good{number}.png")
+                shutil.copy(
+                    f"data/raw/own/{label}/{number}.png", folder / label / f"good{number}.png"
+                )
         for number, content in enumerate(contents):
             name = names[number] if number < len(names) else f"{number}.png"
             (folder / ("sick", "well")[number % 2] / name).write_bytes(content)
@@ -443,7 +578,9 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
     model = served.ServedModel()
     model.image_folder = Path("data/raw/own").resolve()
     model.predictor = SimpleNamespace(predict=predictions)
-    text = [value for value in JUNK if value != "\ud800"]  # no request in JSON holds half a character
+    text = [
+        value for value in JUNK if value != "\ud800"
+    ]  # no request in JSON holds half a character
     junk = [text[int(rng.integers(len(text)))] for _ in range(3)]
     row = [
         {"image": content},
@@ -459,7 +596,9 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
     def door() -> int | None:
         Path("one.png").write_bytes(content)
         told = predict._rows(
-            SimpleNamespace(predict=lambda table: predictions(list(table["image"]))), ["one.png"], True
+            SimpleNamespace(predict=lambda table: predictions(list(table["image"]))),
+            ["one.png"],
+            True,
         )
         try:
             model.predict(None, pd.DataFrame([row]))
@@ -472,9 +611,11 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
     return door
 
 
-def spoilt_tables(count: int, rng: np.random.Generator, workspace: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+def spoilt_tables(
+    count: int, rng: np.random.Generator, workspace: Path
+) -> Iterator[tuple[str, Callable[[], None]]]:
     """Manifests, splits, predictions and JSON files: columns dropped, types changed, rows twice, metadata lost."""
-    from equipoise.core import config, records
+    from equipoise.core import config, files, records
     from equipoise.split import checks
     from equipoise.split import stage as splits
 
@@ -484,16 +625,23 @@ def spoilt_tables(count: int, rng: np.random.Generator, workspace: Path) -> Iter
         "manifest": (study.manifest_path, lambda: splits.run(study)),
         "splits": (
             study.splits_path,
-            lambda: checks.run(records.Splits.read(study.splits_path), records.Manifest.read(study.manifest_path)),
+            lambda: checks.run(
+                records.Splits.read(study.splits_path), records.Manifest.read(study.manifest_path)
+            ),
         ),
         "predictions": (
             result / "predictions.parquet",
-            lambda: records.Predictions.read(result / "predictions.parquet").part("test").test_digest(),
+            lambda: (
+                records.Predictions.read(result / "predictions.parquet").part("test").test_digest()
+            ),
         ),
-        "json": (result / "metrics.json", lambda: records.read_json(result / "metrics.json")),
+        "json": (result / "metrics.json", lambda: files.read_json(result / "metrics.json")),
     }
     good = {name: path.read_bytes() for name, (path, _) in kinds.items()}
-    splits_bytes = {path: path.read_bytes() for path in (study.splits_path, study.splits_path.with_suffix(".json"))}
+    splits_bytes = {
+        path: path.read_bytes()
+        for path in (study.splits_path, study.splits_path.with_suffix(".json"))
+    }
     for _ in range(count):
         name = str(rng.choice(list(kinds)))
         path, door = kinds[name]
@@ -502,7 +650,9 @@ def spoilt_tables(count: int, rng: np.random.Generator, workspace: Path) -> Iter
         else:
             way, content = _spoilt_table(good[name], rng)
 
-        def whole(path: Path = path, content: bytes = content, name: str = name, door: Callable = door) -> None:
+        def whole(
+            path: Path = path, content: bytes = content, name: str = name, door: Callable = door
+        ) -> None:
             path.write_bytes(content)
             try:
                 door()
@@ -524,10 +674,14 @@ def _spoilt_table(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]
     if way == 0:
         table = table.drop(columns=column)
     elif way == 1:
-        kind = str(rng.choice(["str", "float64", "category", "bool", "bytes", "datetime64[ns]", "complex"]))
+        kind = str(
+            rng.choice(["str", "float64", "category", "bool", "bytes", "datetime64[ns]", "complex"])
+        )
         with contextlib.suppress(ValueError, TypeError):
             table[column] = (
-                table[column].astype(str).str.encode("utf-8") if kind == "bytes" else table[column].astype(kind)
+                table[column].astype(str).str.encode("utf-8")
+                if kind == "bytes"
+                else table[column].astype(kind)
             )
     elif way == 2:
         table[column] = table[column].astype(object).where(rng.random(len(table)) > 0.2, None)
@@ -558,7 +712,14 @@ def _spoilt_table(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]
         text = json.dumps(meta, default=str).encode()
         buffer = io.BytesIO()
         pq.write_table(arrow.replace_schema_metadata({b"equipoise": text}), buffer)
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError, ValueError, TypeError, NotImplementedError):
+    except (
+        pa.ArrowException,
+        UnicodeEncodeError,
+        OverflowError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+    ):
         return "cut", content[: len(content) // 2]
     return f"way {way}, {column}", buffer.getvalue()
 
@@ -569,7 +730,7 @@ def _spoilt_table(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]
 def workspace(folder: Path) -> None:
     """A made study, and a folder of own images with a table."""
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
-    import made
+    from fabricate import made
 
     folder.mkdir()
     os.chdir(folder)
@@ -585,14 +746,19 @@ def workspace(folder: Path) -> None:
     common = {"dataset": "folder", "positive_class": "sick", "pseudonymise": False}
     params["studies"]["own"] = {"ingest": {**common, "table": "ids.csv", "columns": ["scanner"]}}
     params["studies"]["many"] = {"ingest": common}
-    params["studies"]["demo"] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["studies"]["demo"]
+    params["studies"]["demo"] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))[
+        "studies"
+    ]["demo"]
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
 def run(folder: Path, inputs: int, seed: int, only: list[str], large: int) -> Guard:
     """Fuzz in a new workspace below `folder`; the working folder is changed to it."""
     # Matplotlib and Pillow: their own folder, and warnings that say what the answer says.
-    os.environ |= {"EQUIPOISE_KEY": str(folder / "key"), "MPLCONFIGDIR": str(folder / "study" / "matplotlib")}
+    os.environ |= {
+        "EQUIPOISE_KEY": str(folder / "key"),
+        "MPLCONFIGDIR": str(folder / "study" / "matplotlib"),
+    }
     warnings.simplefilter("ignore")
     workspace(folder / "study")
     params = Path("params.yaml").read_bytes()
@@ -611,7 +777,9 @@ def run(folder: Path, inputs: int, seed: int, only: list[str], large: int) -> Gu
             if large:  # one in a folder: more of them are slow, not stuck
                 pool[::600] = [large_images()[-1][1]] * len(pool[::600])
             for start in range(0, len(pool), 12):
-                guard.run(kind, f"folder {start // 12}", folders_door(pool[start : start + 12], rng))
+                guard.run(
+                    kind, f"folder {start // 12}", folders_door(pool[start : start + 12], rng)
+                )
         elif kind == "params":
             for what, content in spoilt_params(count, rng):
                 guard.run(kind, what, params_door(content))
@@ -634,14 +802,22 @@ def run(folder: Path, inputs: int, seed: int, only: list[str], large: int) -> Gu
 
 def main() -> int:
     """Fuzz and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--inputs", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="without the images of 9300 px")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        guard = run(Path(folder).resolve(), options.inputs, options.seed, options.only, 0 if options.small else 21)
+        guard = run(
+            Path(folder).resolve(),
+            options.inputs,
+            options.seed,
+            options.only,
+            0 if options.small else 21,
+        )
         os.chdir(ROOT)
     print("| kind | inputs | accepted | refused with a sentence | defects |\n|---|---|---|---|---|")
     total = np.zeros(4, int)
@@ -651,8 +827,12 @@ def main() -> int:
         print(f"| {kind} | {sum(row):,} | {row[0]:,} | {row[1]:,} | {row[2]:,} |")
     print(f"| all | {total[0]:,} | {total[1]:,} | {total[2]:,} | {total[3]:,} |")
     print(f"largest memory {peak_bytes() / 2**30:.2f} GB")
-    for text, times in Counter(defect.split(": ", 1)[1] for defect in guard.defects).most_common(40):
-        print(f"{times} x {text}; first: {next(d for d in guard.defects if d.endswith(text)).split(': ', 1)[0]}")
+    for text, times in Counter(defect.split(": ", 1)[1] for defect in guard.defects).most_common(
+        40
+    ):
+        print(
+            f"{times} x {text}; first: {next(d for d in guard.defects if d.endswith(text)).split(': ', 1)[0]}"
+        )
     return int(bool(guard.defects))
 
 

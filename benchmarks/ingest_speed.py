@@ -64,7 +64,10 @@ def main() -> None:
         paths = [raw / name for name in images.walk(raw)[0]]
         os.chdir(folder)
         ingest.run(study)  # warms the file cache and the imports
-        pairs = [(seconds(lambda: bare(paths)), seconds(lambda: ingest.run(study))) for _ in range(options.rounds)]
+        pairs = [
+            (seconds(lambda: bare(paths)), seconds(lambda: ingest.run(study)))
+            for _ in range(options.rounds)
+        ]
         os.chdir(ROOT)
     for name, values in zip(("bare loop", "ingest"), zip(*pairs)):
         print(

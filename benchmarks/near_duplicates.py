@@ -23,14 +23,18 @@ def _saved(image: Image.Image, quality: int = 90) -> np.ndarray:
     return images.decode(buffer.getvalue())
 
 
-def _cropped(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+def _cropped(
+    image: Image.Image, left: float, top: float, right: float, bottom: float
+) -> Image.Image:
     width, height = image.size
     box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
     return image.crop(tuple(round(edge) for edge in box))
 
 
 def _resized(image: Image.Image, factor: float) -> Image.Image:
-    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+    return image.resize(
+        (round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC
+    )
 
 
 def _brighter(image: Image.Image, factor: float = 1.0, levels: int = 0) -> Image.Image:
@@ -68,8 +72,12 @@ def recall(files: list[Path], copies: int) -> np.ndarray:
     """Print the joined files and the share of the copies found; return the thumbnails of the files."""
     pixels = [images.decode(path) for path in files]
     thumbnails = np.stack([duplicates.thumbnail(picture) for picture in pixels])
-    chosen = np.sort(np.random.default_rng(0).choice(len(files), min(copies, len(files)), replace=False))
-    content = np.unique([hashlib.sha256(path.read_bytes()).hexdigest() for path in files], return_inverse=True)[1]
+    chosen = np.sort(
+        np.random.default_rng(0).choice(len(files), min(copies, len(files)), replace=False)
+    )
+    content = np.unique(
+        [hashlib.sha256(path.read_bytes()).hexdigest() for path in files], return_inverse=True
+    )[1]
     joined = duplicates.near_pairs(thumbnails)
     print(f"{len(files)} pictures, {len(joined)} pairs joined, of them with different bytes:")
     for one, other in joined:
@@ -82,7 +90,10 @@ def recall(files: list[Path], copies: int) -> np.ndarray:
         right = {(int(number), len(files) + place) for place, number in enumerate(chosen)}
         found = right & set(map(tuple, pairs.tolist()))
         source = np.concatenate([content, content[chosen]])[pairs]
-        print(f"{kind:30} {len(found) / len(right):7.1%} {(source[:, 0] != source[:, 1]).sum():12}", flush=True)
+        print(
+            f"{kind:30} {len(found) / len(right):7.1%} {(source[:, 0] != source[:, 1]).sum():12}",
+            flush=True,
+        )
     return thumbnails
 
 
@@ -96,7 +107,9 @@ def cost_of_thumbnails(files: list[Path]) -> None:
         for kind, data in ((path.suffix, path.read_bytes()), ("as png", buffer.getvalue())):
             whole = _best_seconds(lambda data=data: images.decode(data))
             size = f"{picture.shape[1]} x {picture.shape[0]} px, {kind}"
-            print(f"{size:28} decode {whole * 1e6:7.0f} us, thumbnail {small * 1e6:5.0f} us ({small / whole:.1%})")
+            print(
+                f"{size:28} decode {whole * 1e6:7.0f} us, thumbnail {small * 1e6:5.0f} us ({small / whole:.1%})"
+            )
 
 
 def drawn(thumbnails: np.ndarray, number: int) -> np.ndarray:
@@ -109,7 +122,9 @@ def drawn(thumbnails: np.ndarray, number: int) -> np.ndarray:
         share = rng.uniform(0.1, 0.4)
         moved = 40 * gaussian_filter(rng.standard_normal(grid.shape), (0, 6, 6), mode="wrap")
         mixture = (1 - share) * one + share * other
-        made[place] = np.clip(map_coordinates(mixture, grid + moved, order=1, mode="nearest"), 0, 255)
+        made[place] = np.clip(
+            map_coordinates(mixture, grid + moved, order=1, mode="nearest"), 0, 255
+        )
     return made
 
 
@@ -124,7 +139,9 @@ def growth(thumbnails: np.ndarray, sizes: list[int]) -> None:
 
     duplicates._same = counted
     every = drawn(thumbnails, max(sizes))
-    print(f"{'pictures':>9} {'seconds':>8} {'CPU':>7} {'tested':>8} {'pairs':>7} {'planted':>8} {'found':>6}")
+    print(
+        f"{'pictures':>9} {'seconds':>8} {'CPU':>7} {'tested':>8} {'pairs':>7} {'planted':>8} {'found':>6}"
+    )
     for size in sizes:
         planted = max(1, size // 100)
         some = every[:size].copy()
@@ -137,7 +154,9 @@ def growth(thumbnails: np.ndarray, sizes: list[int]) -> None:
         start, processor = time.perf_counter(), time.process_time()
         pairs = duplicates.near_pairs(some)
         seconds, processor = time.perf_counter() - start, time.process_time() - processor
-        found = set(map(tuple, pairs.tolist())) & {(place, size - planted + place) for place in range(planted)}
+        found = set(map(tuple, pairs.tolist())) & {
+            (place, size - planted + place) for place in range(planted)
+        }
         print(
             f"{size:9} {seconds:8.1f} {processor:7.1f} {sum(tested):8} {len(pairs):7} {planted:8} {len(found):6}",
             flush=True,
@@ -146,12 +165,20 @@ def growth(thumbnails: np.ndarray, sizes: list[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=Path, required=True, help="folder of images, searched to any depth")
-    parser.add_argument("--copies", type=int, default=300, help="pictures of which copies are planted")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--films", type=Path, required=True, help="folder of images, searched to any depth"
+    )
+    parser.add_argument(
+        "--copies", type=int, default=300, help="pictures of which copies are planted"
+    )
     parser.add_argument("--sizes", type=int, nargs="*", default=[2_000, 20_000, 100_000])
     arguments = parser.parse_args()
-    files = sorted(path for path in arguments.films.rglob("*") if path.suffix.lower() in images.SUFFIXES)
+    files = sorted(
+        path for path in arguments.films.rglob("*") if path.suffix.lower() in images.SUFFIXES
+    )
     if len(files) < 2:
         parser.error(f"{arguments.films} holds {len(files)} images; at least 2 are needed")
     thumbnails = recall(files, arguments.copies)

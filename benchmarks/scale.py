@@ -25,7 +25,9 @@ def pass_seconds(name: str, size_px: int = 224) -> float:
 
     model = backbones.build(name, "random", size_px)
     traced = tf.function(lambda pixels: model(pixels, training=False))
-    pixels = tf.constant(np.random.default_rng(0).uniform(0, 255, (BATCH, size_px, size_px, 3)).astype(np.float32))
+    pixels = tf.constant(
+        np.random.default_rng(0).uniform(0, 255, (BATCH, size_px, size_px, 3)).astype(np.float32)
+    )
     traced(pixels)
     start = time.process_time()
     for _ in range(BATCHES):
@@ -44,13 +46,21 @@ def index_bytes() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", nargs="+", default=list(backbones.TABLE), choices=list(backbones.TABLE))
-    parser.add_argument("--minority", type=float, default=0.1, help="fraction of the images that get views")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backbones", nargs="+", default=list(backbones.TABLE), choices=list(backbones.TABLE)
+    )
+    parser.add_argument(
+        "--minority", type=float, default=0.1, help="fraction of the images that get views"
+    )
     parser.add_argument("--views", type=int, default=5)
     options = parser.parse_args()
     per_image = 1 + options.views * options.minority
-    print(f"{os.cpu_count()} cores, {per_image:g} passes for each image, {index_bytes():.0f} bytes for an index row")
+    print(
+        f"{os.cpu_count()} cores, {per_image:g} passes for each image, {index_bytes():.0f} bytes for an index row"
+    )
     for name in options.backbones:
         width, seconds = backbones.TABLE[name].num_features, pass_seconds(name)
         print(f"{name}: {1 / seconds:.1f} passes/s on one core")

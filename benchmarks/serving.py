@@ -27,16 +27,32 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=8)
     options = parser.parse_args()
-    paths = [path for path in sorted(options.images.rglob("*")) if path.suffix in (".png", ".jpg", ".jpeg")]
+    paths = [
+        path
+        for path in sorted(options.images.rglob("*"))
+        if path.suffix in (".png", ".jpg", ".jpeg")
+    ]
     data = [path.read_bytes() for path in paths[: options.requests]]
     batch = mlflow.pyfunc.load_model(options.model).predict(pd.DataFrame({"image": data}))
     numbers = [name for name in batch if name.startswith("prob_")]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", options.model, "--env-manager", "local"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        options.model,
+        "--env-manager",
+        "local",
+    ]
     start = time.perf_counter()
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], start_new_session=True)
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)], start_new_session=True
+    )
     try:
         while not _up(port):
             time.sleep(0.2)

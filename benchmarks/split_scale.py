@@ -17,11 +17,12 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 
-from equipoise import strategies
 from equipoise.core.config import Split
-from equipoise.core.records import Manifest, TrainRows
+from equipoise.core.records import Manifest
 from equipoise.split import checks
 from equipoise.split import stage as splits
+from equipoise.strategies import base as strategies
+from equipoise.strategies.base import TrainRows
 
 CLASSES = ("common", "uncommon", "rare")
 
@@ -39,16 +40,32 @@ def made_up(images: int, patients: int, seed: int = 0) -> Manifest:
     picture = np.where(rng.random(images) < 0.1, copied[patient], np.arange(images))
     label = label[picture]
     image_id = pd.Series(np.arange(images)).map("folder/image{:07d}.png".format)
-    patient_id = pd.Series(np.arange(patients)).map("patient{:06d}".format)[patient].reset_index(drop=True)
+    patient_id = (
+        pd.Series(np.arange(patients)).map("patient{:06d}".format)[patient].reset_index(drop=True)
+    )
     table = pd.DataFrame(
         {
             **{"image_id": image_id, "sha256": image_id, "path": image_id},
-            **{"picture": pd.Series(np.arange(images)).map("{:064x}".format)[picture].reset_index(drop=True)},
-            **{"label": label, "class_name": np.array(CLASSES)[label], "patient_id": patient_id, "patient": patient_id},
+            **{
+                "picture": pd.Series(np.arange(images))
+                .map("{:064x}".format)[picture]
+                .reset_index(drop=True)
+            },
+            **{
+                "label": label,
+                "class_name": np.array(CLASSES)[label],
+                "patient_id": patient_id,
+                "patient": patient_id,
+            },
             **{"width_px": 224, "height_px": 224, "bytes": 10_000, "grey_mean": 128.0},
         }
     )
-    meta = {"study": "scale", "dataset": "scale", "classes": list(CLASSES), "positive_class": "rare"}
+    meta = {
+        "study": "scale",
+        "dataset": "scale",
+        "classes": list(CLASSES),
+        "positive_class": "rare",
+    }
     return Manifest(table, {**meta, "readings": ["patient"]}, "no digest")
 
 
@@ -60,11 +77,16 @@ def measured(step: str) -> Iterator[None]:
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     seconds, computing = time.perf_counter() - start, time.process_time() - computing
-    print(f"{step:<24} {seconds:8.2f} s   computing {computing:8.2f} s   peak so far {peak:5.2f} GB", flush=True)
+    print(
+        f"{step:<24} {seconds:8.2f} s   computing {computing:8.2f} s   peak so far {peak:5.2f} GB",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--patients", type=int, default=100_000)
     parser.add_argument("--scheme", choices=["holdout", "kfold"], default="holdout")
@@ -89,7 +111,9 @@ def main() -> None:
             with measured(f"plan {name}"):
                 plan = strategies.load_strategy(name)().plan(rows)
             image_id = manifest.table["image_id"][train].iloc[plan.row]
-            written = pd.DataFrame({"image_id": image_id, "view": plan.view, "repeat": 0, "fold": 0, "seed": 0})
+            written = pd.DataFrame(
+                {"image_id": image_id, "view": plan.view, "repeat": 0, "fold": 0, "seed": 0}
+            )
             with measured(f"check plan {name}"):
                 found.append(checks.written_plan_within_train(written, made))
     for check in found:

@@ -32,11 +32,8 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from equipoise.compare import stage as compare
-from equipoise.evaluation import (
-    intervals,
-    metrics,
-)
+from equipoise.compare import paired as paired_
+from equipoise.evaluation import intervals, metrics
 
 FLOOR, ALPHA, RESAMPLES = 0.95, 0.05, 2_000
 PRIMARY, AUROC = "free.specificity_at_sensitivity", "free.auroc"
@@ -59,7 +56,11 @@ def distance(specificity: float) -> float:
 
 
 def simulate(
-    rng: np.random.Generator, patients: int, correlation: float, distances: list[float], sizes: str = "even"
+    rng: np.random.Generator,
+    patients: int,
+    correlation: float,
+    distances: list[float],
+    sizes: str = "even",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One study: patient (n,) and label (n,) of each image, and each model's probabilities (models, n).
 
@@ -70,33 +71,55 @@ def simulate(
         distances: Between the classes, one for each model.
         sizes: "even" or "uneven" numbers of images.
     """
-    mean = 2 * rng.gamma(0.5, 2, size=2 * patients) if sizes == "uneven" else np.full(2 * patients, 2.0)
+    mean = (
+        2 * rng.gamma(0.5, 2, size=2 * patients)
+        if sizes == "uneven"
+        else np.full(2 * patients, 2.0)
+    )
     people = np.repeat(np.arange(2 * patients), 1 + rng.poisson(mean))
     labels, apart = (people >= patients).astype(int), np.array(distances)[:, None]
 
     def noise(size: int) -> np.ndarray:
-        return np.sqrt(SHARED) * rng.normal(size=size) + np.sqrt(1 - SHARED) * rng.normal(size=(len(apart), size))
+        return np.sqrt(SHARED) * rng.normal(size=size) + np.sqrt(1 - SHARED) * rng.normal(
+            size=(len(apart), size)
+        )
 
-    spread = np.sqrt(correlation) * noise(2 * patients)[:, people] + np.sqrt(1 - correlation) * noise(len(people))
+    spread = np.sqrt(correlation) * noise(2 * patients)[:, people] + np.sqrt(
+        1 - correlation
+    ) * noise(len(people))
     return people, labels, special.expit(apart * ((labels - 0.5) * apart + spread))
 
 
 def evaluation(
-    labels: np.ndarray, prob: np.ndarray, weights: np.ndarray, names: tuple[str, ...], units: np.ndarray
+    labels: np.ndarray,
+    prob: np.ndarray,
+    weights: np.ndarray,
+    names: tuple[str, ...],
+    units: np.ndarray,
 ) -> intervals.Evaluation:
     """What `intervals.evaluate` gives for these names, without the other metrics: simulations need few of them.
 
     Where the units are images, the plain percentiles that a bootstrap of rows would give.
     """
     probabilities = np.stack([1 - prob, prob], axis=1)
-    sample = metrics.Sample(labels, probabilities, metrics.decide(probabilities, 1), 1, weights, FLOOR)
+    sample = metrics.Sample(
+        labels, probabilities, metrics.decide(probabilities, 1), 1, weights, FLOOR
+    )
     known = {name: metrics.REGISTRY[name.split(".")[1]] for name in names}
     return intervals.Evaluation(
         draws={name: metric.function(sample) for name, metric in known.items()},
-        among={name: len(set(units[metric.among(sample)])) for name, metric in known.items() if metric.among},
+        among={
+            name: len(set(units[metric.among(sample)]))
+            for name, metric in known.items()
+            if metric.among
+        },
         by_seed={},
         alpha=ALPHA,
-        **({"effective_patients": effective_patients(units, labels)} if len(set(units)) < len(units) else {}),
+        **(
+            {"effective_patients": effective_patients(units, labels)}
+            if len(set(units)) < len(units)
+            else {}
+        ),
     )
 
 
@@ -110,9 +133,11 @@ def truth(apart: float) -> dict[str, float]:
     return {name: float(values[0]) for name, values in draws.items()}
 
 
-def paired(evaluations: dict[str, intervals.Evaluation], baselines: dict[str, str], name: str) -> dict[str, Any]:
+def paired(
+    evaluations: dict[str, intervals.Evaluation], baselines: dict[str, str], name: str
+) -> dict[str, Any]:
     """Differences and verdicts, as the comparison makes them."""
-    return compare.paired(evaluations, baselines, primary=name, alpha=ALPHA, better=1)
+    return paired_.paired(evaluations, baselines, primary=name, alpha=ALPHA, better=1)
 
 
 def resampled(
@@ -120,7 +145,9 @@ def resampled(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is drawn as a whole, a patient or naively an image, (n,), and the weights (B + 1, n)."""
     units = people if unit == "patients" else np.arange(len(people))
-    return units, np.take(intervals.patient_resamples(units, labels, resamples, seed)[1], units, axis=1)
+    return units, np.take(
+        intervals.patient_resamples(units, labels, resamples, seed)[1], units, axis=1
+    )
 
 
 def effective_patients(people: np.ndarray, labels: np.ndarray) -> float:
@@ -132,7 +159,9 @@ def effective_patients(people: np.ndarray, labels: np.ndarray) -> float:
 # --- one study each: name -> number, averaged over studies -----------------------------------------------------------
 
 
-def covered(patients: int, correlation: float, sizes: str, resamples: int, study: int) -> dict[str, float]:
+def covered(
+    patients: int, correlation: float, sizes: str, resamples: int, study: int
+) -> dict[str, float]:
     """Whether each interval holds the truth; a miss below means that all of the interval lies below it."""
     rng = np.random.default_rng([1, patients, int(100 * correlation), len(sizes), study])
     distances = [distance(BASE_SPECIFICITY), distance(BASE_SPECIFICITY + GAINS[0])]
@@ -142,15 +171,23 @@ def covered(patients: int, correlation: float, sizes: str, resamples: int, study
 
     def note(kind: str, name: str, low: float, high: float, value: float) -> None:
         found[f"{kind}|{name}|coverage"] = float(low <= value <= high)
-        found[f"{kind}|{name}|below"], found[f"{kind}|{name}|above"] = float(high < value), float(low > value)
+        found[f"{kind}|{name}|below"], found[f"{kind}|{name}|above"] = (
+            float(high < value),
+            float(low > value),
+        )
         found[f"{kind}|{name}|width"] = high - low
 
     for kind in KINDS:
-        units, weights = resampled(people, labels, resamples, study, "images" if kind == "images" else "patients")
+        units, weights = resampled(
+            people, labels, resamples, study, "images" if kind == "images" else "patients"
+        )
         own = evaluation(labels, base, weights, ALONE, units)
         other = evaluation(labels, rival, weights, (AUROC, PRIMARY), units)
         if kind == "plain":
-            own, other = replace(own, effective_patients=1e6), replace(other, effective_patients=1e6)
+            own, other = (
+                replace(own, effective_patients=1e6),
+                replace(other, effective_patients=1e6),
+            )
         bounds = {name: (own.interval(name), values[name]) for name in ALONE}
         for name in (AUROC, PRIMARY):
             delta = paired({"baseline": own, "rival": other}, {"rival": "baseline"}, name)["rival"]
@@ -160,16 +197,23 @@ def covered(patients: int, correlation: float, sizes: str, resamples: int, study
     return found
 
 
-def erred(patients: int, correlation: float, name: str, resamples: int, study: int) -> dict[str, float]:
+def erred(
+    patients: int, correlation: float, name: str, resamples: int, study: int
+) -> dict[str, float]:
     """Whether any of the rivals gets a verdict, though none differs from its baseline in truth."""
     rng = np.random.default_rng([2, patients, int(100 * correlation), study])
     models = BACKBONES * (RIVALS + 1)
-    people, labels, probs = simulate(rng, patients, correlation, [distance(BASE_SPECIFICITY)] * models)
+    people, labels, probs = simulate(
+        rng, patients, correlation, [distance(BASE_SPECIFICITY)] * models
+    )
     baselines = {str(model): str(model % BACKBONES) for model in range(BACKBONES, models)}
     found = {}
     for unit in UNITS:
         units, weights = resampled(people, labels, resamples, study, unit)
-        own = {str(model): evaluation(labels, prob, weights, (name,), units) for model, prob in enumerate(probs)}
+        own = {
+            str(model): evaluation(labels, prob, weights, (name,), units)
+            for model, prob in enumerate(probs)
+        }
         deltas = paired(own, baselines, name).values()
         verdicts = {delta["verdict"] for delta in deltas}
         found[f"{unit}|any verdict"] = float(bool(verdicts & {"better", "worse"}))
@@ -179,14 +223,17 @@ def erred(patients: int, correlation: float, name: str, resamples: int, study: i
     return found
 
 
-def decided(patients: int, correlation: float, gain: float, resamples: int, study: int) -> dict[str, float]:
+def decided(
+    patients: int, correlation: float, gain: float, resamples: int, study: int
+) -> dict[str, float]:
     """Whether a rival that is better by `gain` in the primary endpoint is found, alone and as the first of ten."""
     rng = np.random.default_rng([3, patients, int(100 * correlation), int(100 * gain), study])
     distances = [distance(BASE_SPECIFICITY), distance(BASE_SPECIFICITY + gain)]
     people, labels, probs = simulate(rng, patients, correlation, distances)
     units, weights = resampled(people, labels, resamples, study, "patients")
     own = {
-        name: evaluation(labels, prob, weights, (PRIMARY,), units) for name, prob in zip(("baseline", "rival"), probs)
+        name: evaluation(labels, prob, weights, (PRIMARY,), units)
+        for name, prob in zip(("baseline", "rival"), probs)
     }
     delta = paired(own, {"rival": "baseline"}, PRIMARY)["rival"]
     up = delta["value"] > 0
@@ -205,27 +252,37 @@ Cell = tuple[str, Study, tuple[Any, ...]]
 
 def cells(quick: bool) -> Iterator[Cell]:
     """Name, function and arguments of each cell of the tables."""
-    for patients, (correlation, sizes) in product((10, 50) if quick else PATIENTS, LAWS[-2:-1] if quick else LAWS):
+    for patients, (correlation, sizes) in product(
+        (10, 50) if quick else PATIENTS, LAWS[-2:-1] if quick else LAWS
+    ):
         yield f"coverage|{patients}|{correlation}|{sizes}", covered, (patients, correlation, sizes)
     families = ((0.0, PRIMARY), (0.6, PRIMARY), (0.6, AUROC))
-    for patients, (correlation, name) in product((50,) if quick else (50, 100), families[-1:] if quick else families):
+    for patients, (correlation, name) in product(
+        (50,) if quick else (50, 100), families[-1:] if quick else families
+    ):
         yield f"errors|{patients}|{correlation}|{name}", erred, (patients, correlation, name)
     for patients, gain in product((100,) if quick else (100, 200), GAINS):
         yield f"power|{patients}|{gain}", decided, (patients, 0.3, gain)
 
 
-def _chunk(function: Study, arguments: tuple[Any, ...], resamples: int, studies: range) -> dict[str, float]:
+def _chunk(
+    function: Study, arguments: tuple[Any, ...], resamples: int, studies: range
+) -> dict[str, float]:
     gc.freeze()  # multipletests collects garbage at every call: 0.1 s through all that is imported
     with threadpool_limits(1, user_api="blas"):
         done = [function(*arguments, resamples, study) for study in studies]
     return {name: math.fsum(one[name] for one in done) for name in done[0]}
 
 
-def measure(function: Study, arguments: tuple[Any, ...], studies: int, resamples: int, workers: int) -> dict:
+def measure(
+    function: Study, arguments: tuple[Any, ...], studies: int, resamples: int, workers: int
+) -> dict:
     """Means over studies."""
     start = time.perf_counter()
     ranges = [range(first, min(first + CHUNK, studies)) for first in range(0, studies, CHUNK)]
-    sums = joblib.Parallel(workers)(joblib.delayed(_chunk)(function, arguments, resamples, own) for own in ranges)
+    sums = joblib.Parallel(workers)(
+        joblib.delayed(_chunk)(function, arguments, resamples, own) for own in ranges
+    )
     means = {name: sum(one[name] for one in sums) / studies for name in sums[0]}
     seconds = round(time.perf_counter() - start, 1)
     return {"studies": studies, "resamples": resamples, "seconds": seconds, "means": means}
@@ -270,7 +327,9 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
             rows = [
                 [f"{key[2]}, {key[1]}", key[0]]
                 + [
-                    " / ".join(f"{coverage[key]['means'][f'{kind}|{name}|coverage']:.3f}" for kind in kinds)
+                    " / ".join(
+                        f"{coverage[key]['means'][f'{kind}|{name}|coverage']:.3f}" for kind in kinds
+                    )
                     for name in WORDS
                 ]
                 for key in at
@@ -285,7 +344,14 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
             for (patients, correlation, name), cell in errors.items()
             for unit in UNITS
         ]
-        heads = ["endpoint", "correlation", "patients per class", "resampled", "any better or worse", "any better"]
+        heads = [
+            "endpoint",
+            "correlation",
+            "patients per class",
+            "resampled",
+            "any better or worse",
+            "any better",
+        ]
         heads += ["any p < 0.05 without Holm", "each p < 0.05"]
         text += [
             f"{BACKBONES * RIVALS} rivals equal to their baselines in truth, Holm, alpha 0.05:",
@@ -297,8 +363,17 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
             [patients, gain, *(_error(cell["means"][kind], cell["studies"]) for kind in kinds)]
             for (patients, gain), cell in power.items()
         ]
-        heads = ["patients per class", "true gain", 'one rival "better"', "p < 0.05 / 10", 'wrongly "worse"']
-        text += ["Share of studies that find the gain in the primary (correlation 0.3):", _table(heads, rows)]
+        heads = [
+            "patients per class",
+            "true gain",
+            'one rival "better"',
+            "p < 0.05 / 10",
+            'wrongly "worse"',
+        ]
+        text += [
+            "Share of studies that find the gain in the primary (correlation 0.3):",
+            _table(heads, rows),
+        ]
     return "\n\n".join(text)
 
 
@@ -306,27 +381,44 @@ def main() -> int:
     """Run what is not yet in the file, print the tables."""
     from bench import machine
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few and small cells, under a minute; writes no file")
-    parser.add_argument("--only", nargs="+", choices=("coverage", "errors", "power"), help="some of the tables")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few and small cells, under a minute; writes no file"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=("coverage", "errors", "power"), help="some of the tables"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--studies", type=int, help="simulated studies per cell")
     parser.add_argument("--json", type=Path, help="file to write and to go on from")
-    parser.add_argument("--fresh", action="store_true", help="measure again what the file already holds")
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure again what the file already holds"
+    )
     options = parser.parse_args()
-    studies, resamples = options.studies or (200 if options.quick else 500), 500 if options.quick else RESAMPLES
+    studies, resamples = (
+        options.studies or (200 if options.quick else 500),
+        500 if options.quick else RESAMPLES,
+    )
     target = options.json or (None if options.quick else ROOT / "benchmarks" / "validation.json")
     found: dict[str, Any] = {}
     if target and target.is_file() and not options.fresh:
         found = json.loads(target.read_text(encoding="utf-8"))["cells"]
     for name, function, arguments in cells(options.quick):
-        same = name in found and (found[name]["studies"], found[name]["resamples"]) == (studies, resamples)
+        same = name in found and (found[name]["studies"], found[name]["resamples"]) == (
+            studies,
+            resamples,
+        )
         if same or (options.only and name.split("|")[0] not in options.only):
             continue
         found[name] = measure(function, arguments, studies, resamples, options.workers)
         print(f"{name}: {found[name]['seconds']:.0f} s", file=sys.stderr, flush=True)
         if target:
-            kept = {"about": {**machine(), "processor": "2 cores of a shared cloud machine"}, "cells": found}
+            kept = {
+                "about": {**machine(), "processor": "2 cores of a shared cloud machine"},
+                "cells": found,
+            }
             target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(tables(found))
     return 0

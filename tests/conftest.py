@@ -11,17 +11,39 @@ import yaml
 
 REPO = Path(__file__).resolve().parent.parent
 #: What a checkout consists of; nothing that a run made.
-_CHECKOUT = ("src", "MLproject", "conda.yaml", "dvc.yaml", ".dvcignore", "params.yaml", ".gitignore", "pyproject.toml")
+_CHECKOUT = (
+    "src",
+    "MLproject",
+    "conda.yaml",
+    "dvc.yaml",
+    ".dvcignore",
+    "params.yaml",
+    ".gitignore",
+    "pyproject.toml",
+)
 
 
-def run(folder: Path, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    folder: Path, *command: str, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess:
     """Run a program as a user would, with this environment's programs first on the path and no tracking address."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "GIT_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW_", "GIT_"))
+    }
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    kept |= {"TF_CPP_MIN_LOG_LEVEL": "3", "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull, **environment}
+    kept |= {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "DVC_NO_ANALYTICS": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        **environment,
+    }
     done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
     if check and done.returncode:
-        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        raise AssertionError(
+            f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
     return done
 
 
@@ -49,13 +71,26 @@ def change_params(folder: Path, change) -> None:
 
 
 def make_small(params: dict) -> None:
-    params["run"] = {"studies": ["demo"], "backbones": ["vgg16"], "scenarios": ["baseline", "weighted_augment"]}
+    params["run"] = {
+        "studies": ["demo"],
+        "backbones": ["vgg16"],
+        "scenarios": ["baseline", "weighted_augment"],
+    }
     demo = params["studies"]["demo"]
-    demo["phantom"] |= {"patients": 100, "opacity_contrast": 0.5, "size_px": 48, "opacity_patient_fraction": 0.3}
+    demo["phantom"] |= {
+        "patients": 100,
+        "opacity_contrast": 0.5,
+        "size_px": 48,
+        "opacity_patient_fraction": 0.3,
+    }
     demo["embed"] |= {"image_size_px": 48, "views": 2}
     demo["tune"] |= {"trials": 6, "batch_trials": 3, "gain_resamples": 50}
     demo["compare"] = {"resamples": 200, "permutations": 20}
-    demo["promote"] = {"min_patients": 3, "sensitivity_low_at_least": 0.1, "calibration_slope": [0.05, 20.0]}
+    demo["promote"] = {
+        "min_patients": 3,
+        "sensitivity_low_at_least": 0.1,
+        "calibration_slope": [0.05, 20.0],
+    }
     demo["finetune"] = {"steps": 4, "evaluate_every_steps": 2, "batch_size": 4}
 
 

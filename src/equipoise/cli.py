@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
-from equipoise.core import config
+from equipoise.core import config, environment
 from equipoise.core.errors import AuditFinding, ConfigError, DataError, EquipoiseError
 
 VERBS = {
@@ -50,10 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
-        print("Interrupted. Finished work is kept; the same command goes on from there.", file=sys.stderr)
+        print(
+            "Interrupted. Finished work is kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
         return 130
     except Exception as error:
-        tracking = sys.modules.get("equipoise.service.tracking")  # where it was never imported no server was asked
+        tracking = sys.modules.get(
+            "equipoise.service.tracking"
+        )  # where it was never imported no server was asked
         told = tracking.store_error(error) if tracking else None
         if told is None and isinstance(error, OSError):
             told = DataError(
@@ -66,53 +71,105 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: EquipoiseError) -> int:
-    print(f"{type(error).__name__}: {config.masked(error)}", file=sys.stderr)
+    print(f"{type(error).__name__}: {environment.masked(error)}", file=sys.stderr)
     return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="equipoise", description="Compare remedies for class imbalance fairly.")
+    parser = argparse.ArgumentParser(
+        prog="equipoise", description="Compare remedies for class imbalance fairly."
+    )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--root", help="folder with params.yaml (default: this one or the nearest above)")
+    parser.add_argument(
+        "--root", help="folder with params.yaml (default: this one or the nearest above)"
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    made = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
-    studied = ("phantom", "ingest", "split", "embed", "scenario", "compare", "report", "leakage", "export")
+    made = {
+        name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()
+    }
+    studied = (
+        "phantom",
+        "ingest",
+        "split",
+        "embed",
+        "scenario",
+        "compare",
+        "report",
+        "leakage",
+        "export",
+    )
     for name in (*studied, "promote", "rollback"):
-        made[name].add_argument("--study", required=name != "phantom", default="demo", help="a study of params.yaml")
+        made[name].add_argument(
+            "--study", required=name != "phantom", default="demo", help="a study of params.yaml"
+        )
     for name in ("track", "register", "audit"):
-        made[name].add_argument("--study", help="a study of params.yaml (default: all of run.studies)")
+        made[name].add_argument(
+            "--study", help="a study of params.yaml (default: all of run.studies)"
+        )
     for name in ("embed", "scenario", "leakage"):
-        made[name].add_argument("--backbone", required=True, help="densenet201, vgg16 or mobilenetv2")
-    made["scenario"].add_argument("--scenario", required=True, help="a file of src/equipoise/strategies")
+        made[name].add_argument(
+            "--backbone", required=True, help="densenet201, vgg16 or mobilenetv2"
+        )
+    made["scenario"].add_argument(
+        "--scenario", required=True, help="a file of src/equipoise/strategies"
+    )
     made["scenario"].add_argument("--trials", type=int, help="short for --set tune.trials=N")
     made["scenario"].add_argument(
-        *("--set",), action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; writes to results/adhoc"
+        *("--set",),
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override; writes to results/adhoc",
     )
     made["fetch"].add_argument("dataset", help="chest_xray or breakhis")
     made["fetch"].add_argument("--to", help="folder to make (default: data/raw/DATASET)")
-    made["fetch"].add_argument("--from", dest="address", help="another address of the same archive, or a file")
-    made["report"].add_argument("--against", metavar="REV", help="a git revision: say which patients moved since")
+    made["fetch"].add_argument(
+        "--from", dest="address", help="another address of the same archive, or a file"
+    )
+    made["report"].add_argument(
+        "--against", metavar="REV", help="a git revision: say which patients moved since"
+    )
     made["export"].add_argument("--layout", required=True, choices=("folders", "csv"))
     made["export"].add_argument("--scenario", help="train rows as this scenario's plan draws them")
     made["export"].add_argument("--backbone", help="of that scenario")
     made["export"].add_argument("--to", help="folder to make (default: exports/STUDY/...)")
-    made["export"].add_argument("--copy", action="store_true", help="copy files instead of linking them")
+    made["export"].add_argument(
+        "--copy", action="store_true", help="copy files instead of linking them"
+    )
     made["promote"].add_argument("--version", help="promote this version instead of the challenger")
-    made["promote"].add_argument("--force", action="store_true", help="although gates fail; goes with --reason")
+    made["promote"].add_argument(
+        "--force", action="store_true", help="although gates fail; goes with --reason"
+    )
     made["promote"].add_argument("--reason", help="why; kept in the log")
     made["rollback"].add_argument("--reason", required=True, help="why; kept in the log")
-    made["audit"].add_argument("what", nargs="?", choices=("show", "verify"), default="show", help="default: show")
-    made["predict"].add_argument("--model", required=True, help="for example models:/equipoise-demo@champion")
-    made["predict"].add_argument("images", nargs="+", help="files, folders, patterns, or a CSV with the column path")
-    made["predict"].add_argument("--out", default="predictions.csv", help=".csv or .parquet (default: predictions.csv)")
+    made["audit"].add_argument(
+        "what", nargs="?", choices=("show", "verify"), default="show", help="default: show"
+    )
+    made["predict"].add_argument(
+        "--model", required=True, help="for example models:/equipoise-demo@champion"
+    )
+    made["predict"].add_argument(
+        "images", nargs="+", help="files, folders, patterns, or a CSV with the column path"
+    )
+    made["predict"].add_argument(
+        "--out", default="predictions.csv", help=".csv or .parquet (default: predictions.csv)"
+    )
     made["explain"].add_argument("image", help="an image file")
     made["explain"].add_argument("--model", required=True, help="as for predict")
-    made["explain"].add_argument("-o", "--out", default="explained.png", help="PNG to write (default: explained.png)")
-    made["explain"].add_argument("--class", dest="class_name", help="map of this class (default: the one decided for)")
+    made["explain"].add_argument(
+        "-o", "--out", default="explained.png", help="PNG to write (default: explained.png)"
+    )
+    made["explain"].add_argument(
+        "--class", dest="class_name", help="map of this class (default: the one decided for)"
+    )
     made["doctor"].add_argument("--json", action="store_true", help="print JSON")
-    made["doctor"].add_argument("--devices", action="store_true", help="load TensorFlow and name its devices")
+    made["doctor"].add_argument(
+        "--devices", action="store_true", help="load TensorFlow and name its devices"
+    )
     for name in ("embed", "scenario", "main"):
-        made[name].add_argument("--dry-run", action="store_true", help="say what would run and what it would cost")
+        made[name].add_argument(
+            "--dry-run", action="store_true", help="say what would run and what it would cost"
+        )
     return parser
 
 
@@ -137,20 +194,28 @@ def _ingest(options: argparse.Namespace) -> None:
     from equipoise.ingest import stage as ingest
 
     _, summary = ingest.run(config.load_study(options.study))
-    _say(f"{summary['images']} usable images of {summary['patients']} patients ({summary['completeness']})")
+    _say(
+        f"{summary['images']} usable images of {summary['patients']} patients ({summary['completeness']})"
+    )
     for name, row in summary["by_class"].items():
         roles = ["positive"] if name == summary["positive_class"] else []
         roles += ["minority"] if name in summary["minority_classes"] else []
         role = f" ({', '.join(roles)})" if roles else ""
         share = f"{100 * row['image_share']:.1f} %"
         _say(f"  {name}{role}: {row['images']} images ({share}), {row['patients']} patients")
-    _say(f"  imbalance 1:{summary['imbalance_ratio']:.1f}; {summary['other_files_ignored']} other files ignored")
+    _say(
+        f"  imbalance 1:{summary['imbalance_ratio']:.1f}; {summary['other_files_ignored']} other files ignored"
+    )
     if summary["selection"]:
         _say(f"  only {summary['selection']}: {summary['not_selected']} images left out")
     if summary["near_copies"]:
-        _say(f"  {summary['near_copies']} near copies stay with the patient of the picture they resemble")
+        _say(
+            f"  {summary['near_copies']} near copies stay with the patient of the picture they resemble"
+        )
     if summary["pseudonymised"]:
-        _say(f"  ids are keyed hashes; the way back lies in data/local/{options.study}.csv, on this machine only")
+        _say(
+            f"  ids are keyed hashes; the way back lies in data/local/{options.study}.csv, on this machine only"
+        )
     if not summary["patient_ids"]:
         _say("  no patient ids: every image counts as a patient, and intervals will be per image")
     if odd := ", ".join(f"{count} {name}" for name, count in summary["flagged"].items() if count):
@@ -159,7 +224,9 @@ def _ingest(options: argparse.Namespace) -> None:
     for item in summary["quarantine"][:10]:
         _say(f"    {item['image_id']}: {item['reason']}")
     if summary["quarantined"] > 10:
-        _say(f"    and {summary['quarantined'] - 10} more in data/manifest/{options.study}.quarantine.csv")
+        _say(
+            f"    and {summary['quarantined'] - 10} more in data/manifest/{options.study}.quarantine.csv"
+        )
 
 
 def _split(options: argparse.Namespace) -> None:
@@ -167,22 +234,31 @@ def _split(options: argparse.Namespace) -> None:
 
     _, summary = splits.run(config.load_study(options.study))
     rounds = len(summary["rounds"])
-    _say(f"{summary['scheme']}, {summary['patients']} patients by {summary['group_by']}, {rounds} round(s)")
+    _say(
+        f"{summary['scheme']}, {summary['patients']} patients by {summary['group_by']}, {rounds} round(s)"
+    )
     for part, classes in summary["rounds"][0]["parts"].items():
         text = ", ".join(
-            f"{name} {row['images']} images of {row['patients']} patients" for name, row in classes.items()
+            f"{name} {row['images']} images of {row['patients']} patients"
+            for name, row in classes.items()
         )
         _say(f"  {part}: {text}")
     for check in summary["checks"]:
-        _say(f"  {check['code']} {check['name']}: {check['answer']}{'; ' + check['detail'] if check['detail'] else ''}")
+        _say(
+            f"  {check['code']} {check['name']}: {check['answer']}{'; ' + check['detail'] if check['detail'] else ''}"
+        )
 
 
-def _dry_run(studies: list[config.Study], backbone: str | None = None, scenarios: list[str] | None = None) -> None:
-    from equipoise import estimate
+def _dry_run(
+    studies: list[config.Study], backbone: str | None = None, scenarios: list[str] | None = None
+) -> None:
+    from equipoise import pipeline
 
     for study in studies:
-        found = estimate.steps(study, [backbone] if backbone else None, scenarios, exact=backbone is not None)
-        for line in (*found, estimate.total(found)):
+        found = pipeline.steps(
+            study, [backbone] if backbone else None, scenarios, exact=backbone is not None
+        )
+        for line in (*found, pipeline.total(found)):
             _say(f"{study.name}: {line}")
 
 
@@ -196,9 +272,15 @@ def _embed(options: argparse.Namespace) -> None:
     study = config.load_study(options.study)
     if options.dry_run:
         return _dry_run([study], options.backbone, [])
-    _say(f"building {options.backbone}, weights: {study.settings.embed.weights_for(options.backbone)}")
+    _say(
+        f"building {options.backbone}, weights: {study.settings.embed.weights_for(options.backbone)}"
+    )
     meta = features.run(study, options.backbone)
-    kind = " (random weights: to try the program, not for results)" if meta["weights"] == "random" else ""
+    kind = (
+        " (random weights: to try the program, not for results)"
+        if meta["weights"] == "random"
+        else ""
+    )
     _say(
         f"{meta['passes']} features of {meta['num_features']} numbers in {meta['folder']}{kind}; "
         f"{meta['passes_now']} backbone passes now ({timer})"
@@ -206,10 +288,11 @@ def _embed(options: argparse.Namespace) -> None:
 
 
 def _scenario(options: argparse.Namespace) -> None:
-    from equipoise import pipeline, strategies
+    from equipoise import pipeline
     from equipoise.core import parallel
     from equipoise.embed import backbones
     from equipoise.scenario import stage as scenario
+    from equipoise.strategies import base as strategies
 
     backbones.load_row(options.backbone)
     strategies.load_strategy(options.scenario)
@@ -233,21 +316,27 @@ def _scenario(options: argparse.Namespace) -> None:
         for point, name in shown
         if name in cells[point]
     )
-    _say(f"{options.scenario} on {study.name}, {options.backbone}: test {text} ({timer}); written to {folder}")
+    _say(
+        f"{options.scenario} on {study.name}, {options.backbone}: test {text} ({timer}); written to {folder}"
+    )
     if "MLFLOW_RUN_ID" in os.environ:
         from equipoise.service import tracking
 
         adopted = tracking.adopted_run()
         if adopted is None:
-            _say("The run that launched this is not in this store; set MLFLOW_TRACKING_URI to an absolute address.")
+            _say(
+                "The run that launched this is not in this store; set MLFLOW_TRACKING_URI to an absolute address."
+            )
             return
-        run_id, fresh = tracking.mirror(tracking.client(), study, options.backbone, options.scenario, folder, adopted)
+        run_id, fresh = tracking.mirror(
+            tracking.client(), study, options.backbone, options.scenario, folder, adopted
+        )
         _say(f"MLflow run {run_id}: {'written' if fresh else 'already held this result'}")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from equipoise.compare import report
     from equipoise.compare import stage as compare
+    from equipoise.compare.report import page as report
 
     study = config.load_study(options.study)
     comparison, results = compare.run(study)
@@ -257,9 +346,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from equipoise.compare import report
-    from equipoise.compare import stage as compare
-    from equipoise.core.records import read_json
+    from equipoise.compare import results as results_
+    from equipoise.compare.report import page as report
+    from equipoise.core.files import read_json
     from equipoise.evaluation import openings
 
     study = config.load_study(options.study)
@@ -270,7 +359,7 @@ def _report(options: argparse.Namespace) -> None:
 
         moved = versions.moved_patients(study, options.against)
         _print_moved(moved)
-    _say(f"report: {report.run(study, comparison, compare.read_results(study), moved).resolve()}")
+    _say(f"report: {report.run(study, comparison, results_.read_results(study), moved).resolve()}")
     _say(openings.sentence(comparison))
 
 
@@ -282,7 +371,9 @@ def _print_moved(moved: dict[str, Any]) -> None:
     )
     for row in moved["moved"][:20]:
         place = f"repeat {row['repeat']}, fold {row['fold']}"
-        _say(f"  {row['patient_id']}: {row['before']} -> {row['after']} ({row['images']} images, {place})")
+        _say(
+            f"  {row['patient_id']}: {row['before']} -> {row['after']} ({row['images']} images, {place})"
+        )
     if len(moved["moved"]) > 20:
         _say(f"  and {len(moved['moved']) - 20} more on the page")
 
@@ -302,8 +393,14 @@ def _export(options: argparse.Namespace) -> None:
 
     study = config.load_study(options.study)
     to = Path(options.to) if options.to else None
-    folder, files = export.run(study, options.layout, options.scenario, options.backbone, to, options.copy)
-    _say(f"{files} files written to {folder}" if files else f"{folder} holds this export already; nothing changed")
+    folder, files = export.run(
+        study, options.layout, options.scenario, options.backbone, to, options.copy
+    )
+    _say(
+        f"{files} files written to {folder}"
+        if files
+        else f"{folder} holds this export already; nothing changed"
+    )
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:
@@ -318,7 +415,8 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
 def _studies(options: argparse.Namespace) -> list[config.Study]:
     params = config.read_params()
     return [
-        config.load_study(name, params) for name in ([options.study] if options.study else config.run_studies(params))
+        config.load_study(name, params)
+        for name in ([options.study] if options.study else config.run_studies(params))
     ]
 
 
@@ -332,33 +430,38 @@ def _track(options: argparse.Namespace) -> None:
 
 
 def _register(options: argparse.Namespace) -> None:
+    from equipoise.service import audit
     from equipoise.service import register as registry
 
     for study in _studies(options):
         for row in registry.register(study):
             state = "registered" if row["new"] else "was registered"
-            name = f"{registry.model_name(study.name)} version {row['version']}"
+            name = f"{audit.model_name(study.name)} version {row['version']}"
             _say(f"{row['scenario']} on {row['backbone']} {state} as {name}")
 
 
 def _promote(options: argparse.Namespace) -> None:
-    from equipoise.service import register as registry
+    from equipoise.service import promotion
 
     study = config.load_study(options.study)
-    _moved(registry.promote(study, options.version, options.force, options.reason, _say))
+    _moved(promotion.promote(study, options.version, options.force, options.reason, _say))
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from equipoise.service import register as registry
+    from equipoise.service import promotion
 
-    _moved(registry.rollback(config.load_study(options.study), options.reason, _say))
+    _moved(promotion.rollback(config.load_study(options.study), options.reason, _say))
 
 
 def _moved(done: dict[str, Any]) -> None:
     if not done["moved"]:
         _say(f"version {done['champion']} of {done['name']} is the champion already; nothing moved")
         return
-    before = f"version {done['previous']} is kept for rollback" if done["previous"] else "there was no champion"
+    before = (
+        f"version {done['previous']} is kept for rollback"
+        if done["previous"]
+        else "there was no champion"
+    )
     forced = ", forced" if done["forced"] else ""
     _say(
         f"champion of {done['name']} is now version {done['champion']}; {before} (decision {done['decision']}{forced})"
@@ -367,11 +470,10 @@ def _moved(done: dict[str, Any]) -> None:
 
 def _audit(options: argparse.Namespace) -> None:
     from equipoise.service import audit, tracking
-    from equipoise.service import register as registry
 
     found, store = [], tracking.client()
     for study in _studies(options):
-        name = registry.model_name(study.name)
+        name = audit.model_name(study.name)
         if options.what == "show":
             _say(audit.history_text(name, audit.read(store, name)))
             continue
@@ -387,29 +489,35 @@ def _predict(options: argparse.Namespace) -> None:
 
     done = predict.run(options.model, options.images, Path(options.out), _say)
     marked = f", {done['flagged']} of them marked in `flags`" if done["flagged"] else ""
-    _say(f"{done['predicted']} images predicted{marked}, {done['unreadable']} unreadable; written to {options.out}")
+    _say(
+        f"{done['predicted']} images predicted{marked}, {done['unreadable']} unreadable; written to {options.out}"
+    )
     if not done["predicted"]:
         raise EquipoiseError("No image could be read; the column `error` of the file says why.")
 
 
 def _explain(options: argparse.Namespace) -> None:
     from equipoise.compare import gradcam
-    from equipoise.core.records import atomic_path
-    from equipoise.service import gates
+    from equipoise.core.files import atomic_path
+    from equipoise.service import evidence
 
     out = Path(options.out)
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise ConfigError(f"The picture is written as PNG, and {out} is no name of such a file. Use -o NAME.png.")
+        raise ConfigError(
+            f"The picture is written as PNG, and {out} is no name of such a file. Use -o NAME.png."
+        )
     try:
         content = Path(options.image).read_bytes()
     except OSError as error:
         raise DataError(f"{options.image} cannot be read: {error.strerror}.") from error
-    predictor = getattr(gates.load(options.model).unwrap_python_model(), "predictor", None)
+    predictor = getattr(evidence.load(options.model).unwrap_python_model(), "predictor", None)
     if predictor is None:
         raise ConfigError(f"{options.model} is no model of Equipoise, so its maps cannot be drawn.")
     explained = predictor.explain(content, options.class_name)
     with atomic_path(out) as temporary:
-        gradcam.figure(explained.pixels, explained.heat, explained.text).savefig(temporary, format="png", dpi=150)
+        gradcam.figure(explained.pixels, explained.heat, explained.text).savefig(
+            temporary, format="png", dpi=150
+        )
     _say(f"{options.image}: {explained.text}; written to {out}".replace("\n", "; "))
 
 
@@ -428,7 +536,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _main(options: argparse.Namespace) -> None:
     from equipoise import pipeline
-    from equipoise.core.records import read_json
+    from equipoise.core.files import read_json
 
     if options.dry_run:
         options.study = None

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from equipoise.compare import card, evidence
-from equipoise.core import config, records
+from equipoise.core import config, files, records
 from equipoise.evaluation import intervals
 from fabricate import made
 
@@ -25,13 +25,27 @@ def study(tmp_path, monkeypatch) -> config.Study:
     manifest = records.Manifest.read(made_up.manifest_path)
     settings, floor = made_up.settings.compare, made_up.settings.tune.sensitivity_floor
     table = intervals.evaluate(predictions, settings, floor).table()
-    change(folder / "metrics.json", metrics=table, settings=made_up.settings.sections("split", "compare", "tune"))
-    row = {"result_digest": records.read_json(folder / "metrics.json")["result_digest"], "verdict": "worse"}
+    change(
+        folder / "metrics.json",
+        metrics=table,
+        settings=made_up.settings.sections("split", "compare", "tune"),
+    )
+    row = {
+        "result_digest": files.read_json(folder / "metrics.json")["result_digest"],
+        "verdict": "worse",
+    }
     row |= {"subgroups": evidence.subgroups(predictions, manifest, settings, floor)}
-    row |= {"delta": {"free.auroc": {"value": -0.0123, "low": -0.0456, "high": 0.0789}}, "reason": "so it is"}
-    found = {"rows": {made.BACKBONE: {"oversample": row}}, "notes": ["a <b>note</b>"], "digest": "d" * 64}
+    row |= {
+        "delta": {"free.auroc": {"value": -0.0123, "low": -0.0456, "high": 0.0789}},
+        "reason": "so it is",
+    }
+    found = {
+        "rows": {made.BACKBONE: {"oversample": row}},
+        "notes": ["a <b>note</b>"],
+        "digest": "d" * 64,
+    }
     found |= {"primary": "free.auroc", "sensitivity_floor": floor, "units": "patients"}
-    records.write_json(made_up.reports_path / "evidence.json", found)
+    files.write_json(made_up.reports_path / "evidence.json", found)
     made_up.manifest_path.with_suffix(".quarantine.csv").write_text(
         "image_id,reason\nx.png,exact duplicate of secret/a.png\ny.png,unreadable: secret b\nz.png,unreadable: c\n"
     )
@@ -39,7 +53,7 @@ def study(tmp_path, monkeypatch) -> config.Study:
 
 
 def change(path, **values):
-    records.write_json(path, {**records.read_json(path), **values})
+    files.write_json(path, {**files.read_json(path), **values})
 
 
 def write(study: config.Study, **software: str) -> str:
@@ -56,7 +70,7 @@ def test_it_has_every_section_and_comes_out_the_same_twice(study):
 def test_metrics_and_mistakes_are_those_of_the_files(study):
     text = write(study)
     folder = study.result_path(made.BACKBONE, "oversample")
-    cells = records.read_json(folder / "metrics.json")["metrics"]
+    cells = files.read_json(folder / "metrics.json")["metrics"]
     for name, label in (("sensitivity", "sensitivity"), ("brier", "Brier score")):
         raw, locked = (
             f"{cells[point][name]['value']:.3f} [{cells[point][name]['low']:.3f}, {cells[point][name]['high']:.3f}]"
@@ -71,10 +85,17 @@ def test_metrics_and_mistakes_are_those_of_the_files(study):
 
 
 def test_numbers_follow_their_files(study):
-    change(study.manifest_path.with_suffix(".json"), quarantined=4711, completeness="partial: so many")
+    change(
+        study.manifest_path.with_suffix(".json"), quarantined=4711, completeness="partial: so many"
+    )
     change(study.splits_path.with_suffix(".json"), scheme="kfold")
     text = write(study)
-    for said in ("4711 of", "partial: so many", "Partition: kfold", "exact duplicate: 1; unreadable: 2"):
+    for said in (
+        "4711 of",
+        "partial: so many",
+        "Partition: kfold",
+        "exact duplicate: 1; unreadable: 2",
+    ):
         assert said in text
     assert "Difference in AUROC: -0.012 [-0.046, 0.079]" in text
     assert "Verdict: worse (so it is)" in text
@@ -104,9 +125,13 @@ def test_software_is_what_the_caller_passes(study):
 
 def test_names_stay_text(study):
     folder = study.result_path(made.BACKBONE, "oversample")
-    summary = records.read_json(folder / "metrics.json")
+    summary = files.read_json(folder / "metrics.json")
     name = "<script>|![x](http://h/i)"
-    change(folder / "metrics.json", classes=[name, "b"], test={name: next(iter(summary["test"].values()))})
+    change(
+        folder / "metrics.json",
+        classes=[name, "b"],
+        test={name: next(iter(summary["test"].values()))},
+    )
     text = write(study)
     assert "<script>" not in text
     assert "](" not in text

@@ -10,9 +10,11 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
+from equipoise.compare import paired, wording
+from equipoise.compare import results as results_
 from equipoise.compare import stage as compare
-from equipoise.compare import wording
 from equipoise.core import config, records
+from equipoise.core import files as files_
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.evaluation import intervals, openings
 from equipoise.split import stage as splits
@@ -31,7 +33,9 @@ def whole(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(whole, monkeypatch):
     """For verdicts alone: most of a comparison's time goes into what stands behind them."""
-    monkeypatch.setattr(compare, "_behind", lambda study, results, *rest: {key: {} for key in results})
+    monkeypatch.setattr(
+        compare, "_behind", lambda study, results, *rest: {key: {} for key in results}
+    )
     return whole
 
 
@@ -43,7 +47,9 @@ def study(folder, scenarios=SCENARIOS, patients=(90, 60), **changes):
 
 def again(*scenarios):
     """The study of the working folder, with the settings of `made` alone."""
-    return config.load_study("made", made.params(run={"scenarios": list(scenarios)}, compare={"resamples": 1000}))
+    return config.load_study(
+        "made", made.params(run={"scenarios": list(scenarios)}, compare={"resamples": 1000})
+    )
 
 
 def of_few(p_value, result):
@@ -75,16 +81,24 @@ def test_identical_predictions_show_no_clear_difference_and_the_baseline_wins(fo
 
 
 def test_a_clearly_better_scenario_is_better_and_wins(folder):
-    comparison, results = compare.run(write(study(folder), oversample=(5.0, 0.9), augment=(0.0, 0.99)))
+    comparison, results = compare.run(
+        write(study(folder), oversample=(5.0, 0.9), augment=(0.0, 0.99))
+    )
     rows = comparison["rows"][made.BACKBONE]
     assert rows["oversample"]["verdict"] == "better"
     assert rows["augment"]["verdict"] == "worse"
     delta = rows["oversample"]["delta"][PRIMARY]
     assert 0 < delta["low"] <= delta["value"] <= delta["high"]
-    assert delta["p_value"] == pytest.approx(of_few(2 / 1001, results[0])), "never 0: the estimate is a resample too"
-    assert comparison["winners"][made.BACKBONE] == "oversample", "a worse scenario cannot win by its inner score"
-    assert comparison["verdict"].startswith(f"{made.BACKBONE}: oversample is better than the baseline in specificity")
-    assert records.read_json(folder / "reports/made/evidence.json") == comparison
+    assert delta["p_value"] == pytest.approx(of_few(2 / 1001, results[0])), (
+        "never 0: the estimate is a resample too"
+    )
+    assert comparison["winners"][made.BACKBONE] == "oversample", (
+        "a worse scenario cannot win by its inner score"
+    )
+    assert comparison["verdict"].startswith(
+        f"{made.BACKBONE}: oversample is better than the baseline in specificity"
+    )
+    assert files_.read_json(folder / "reports/made/evidence.json") == comparison
 
 
 def test_among_better_scenarios_the_best_inner_score_wins_not_the_best_on_test(folder):
@@ -135,14 +149,21 @@ def test_deltas_are_differences_of_estimates_over_the_same_resamples(folder):
     assert auroc["value"] == pytest.approx(scores[0] - scores[1])
     # By hand: the same drawn patients for both models.
     table = test[0].table
-    names, drawn = intervals.patient_resamples(table["patient_id"].to_numpy(), table["label"].to_numpy(), 200, 11)
+    names, drawn = intervals.patient_resamples(
+        table["patient_id"].to_numpy(), table["label"].to_numpy(), 200, 11
+    )
     weights = drawn[:, np.searchsorted(names, table["patient_id"])]
     draws = [
-        [roc_auc_score(part.table["label"], part.table["prob_opacity"], sample_weight=row) for row in weights[1:]]
+        [
+            roc_auc_score(part.table["label"], part.table["prob_opacity"], sample_weight=row)
+            for row in weights[1:]
+        ]
         for part in test
     ]
     differences = np.subtract(*draws)
-    ends = intervals.effect(np.append(0, differences), 0.05, results[0].evaluation.effective_patients)
+    ends = intervals.effect(
+        np.append(0, differences), 0.05, results[0].evaluation.effective_patients
+    )
     assert (auroc["low"], auroc["high"]) == pytest.approx((ends["low"], ends["high"]), abs=1e-6)
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     assert auroc["p_value"] == pytest.approx(of_few(min(1, 2 * (tail + 1) / 201), results[0]))
@@ -162,18 +183,25 @@ def test_holm_equals_statsmodels_over_scenarios_and_backbones(folder):
         for scenario, strength in zip(SCENARIOS, strengths):
             made.result(made_up, scenario, strength, backbone=backbone)
     comparison, _ = compare.run(made_up)
-    deltas = [row["delta"][PRIMARY] for rows in comparison["rows"].values() for row in rows.values() if "delta" in row]
+    deltas = [
+        row["delta"][PRIMARY]
+        for rows in comparison["rows"].values()
+        for row in rows.values()
+        if "delta" in row
+    ]
     raw = [delta["p_value"] for delta in deltas]
     assert len(set(raw)) > 2
-    assert [delta["p_holm"] for delta in deltas] == pytest.approx(multipletests(raw, method="holm")[1])
+    assert [delta["p_holm"] for delta in deltas] == pytest.approx(
+        multipletests(raw, method="holm")[1]
+    )
     assert set(comparison["winners"]) == {"vgg16", "densenet201"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 def test_holm_equals_statsmodels(count):
     p_values = np.random.default_rng(count).beta(0.3, 1, size=count).round(3)
-    assert compare.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
-    assert compare.holm([]) == []
+    assert paired.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+    assert paired.holm([]) == []
 
 
 def evaluation(draws):
@@ -188,23 +216,32 @@ def of_p(p_value, sign=1):
 
 def test_holm_known_values_and_verdicts():
     given = dict(zip("abcd", (0.01, 0.04, 0.03, 0.005)))
-    evaluations = {"base": evaluation(np.zeros(2000)), **{name: of_p(p) for name, p in given.items()}}
+    evaluations = {
+        "base": evaluation(np.zeros(2000)),
+        **{name: of_p(p) for name, p in given.items()},
+    }
     baselines = dict.fromkeys("abcd", "base")
-    found = compare.paired(evaluations, baselines, "free.auroc", 0.05, 1)
-    assert [row["p_value"] for row in found.values()] == pytest.approx(list(given.values()), rel=1e-4)
-    assert [row["p_holm"] for row in found.values()] == pytest.approx([0.03, 0.06, 0.06, 0.02], rel=1e-4)
+    found = paired.paired(evaluations, baselines, "free.auroc", 0.05, 1)
+    assert [row["p_value"] for row in found.values()] == pytest.approx(
+        list(given.values()), rel=1e-4
+    )
+    assert [row["p_holm"] for row in found.values()] == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02], rel=1e-4
+    )
     unclear = "no clear difference"
     assert [row["verdict"] for row in found.values()] == ["better", unclear, unclear, "better"]
-    turned = compare.paired(evaluations, baselines, "free.auroc", 0.05, -1)
+    turned = paired.paired(evaluations, baselines, "free.auroc", 0.05, -1)
     assert [row["verdict"] for row in turned.values()] == ["worse", unclear, unclear, "worse"]
-    assert compare.paired(evaluations, {}, "free.auroc", 0.05, 1) == {}
+    assert paired.paired(evaluations, {}, "free.auroc", 0.05, 1) == {}
     empty = {"a": evaluation([0.5, np.nan, np.nan]), "base": evaluation([0, 0, 0])}
     with pytest.raises(DataError, match=r"a: free\.auroc exists in no resample"):
-        compare.paired(empty, {"a": "base"}, "free.auroc", 0.05, 1)
+        paired.paired(empty, {"a": "base"}, "free.auroc", 0.05, 1)
 
 
 def test_the_challenger_is_the_winner_with_the_best_inner_score(folder):
-    made_up = study(folder, run={"scenarios": ["baseline", "oversample"], "backbones": ["vgg16", "densenet201"]})
+    made_up = study(
+        folder, run={"scenarios": ["baseline", "oversample"], "backbones": ["vgg16", "densenet201"]}
+    )
     for backbone, score in (("vgg16", 0.6), ("densenet201", 0.7)):
         made.result(made_up, "baseline", inner_score=score, backbone=backbone)
         made.result(made_up, "oversample", inner_score=0.99, backbone=backbone)
@@ -229,17 +266,24 @@ def rewrite(folder, change):
     """Change the predictions of a result in place."""
     path = folder / "predictions.parquet"
     predictions = change(records.Predictions.read(path))
-    records.write_table(path, predictions.table, predictions.meta)
+    files_.write_table(path, predictions.table, predictions.meta)
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
         (
-            lambda p: dataclasses.replace(p, table=p.table.drop(p.table.index[p.table["part"] == "test"][0])),
+            lambda p: dataclasses.replace(
+                p, table=p.table.drop(p.table.index[p.table["part"] == "test"][0])
+            ),
             "test rows",
         ),
-        (lambda p: dataclasses.replace(p, table=p.table.assign(patient_id="x" + p.table["patient_id"])), "test rows"),
+        (
+            lambda p: dataclasses.replace(
+                p, table=p.table.assign(patient_id="x" + p.table["patient_id"])
+            ),
+            "test rows",
+        ),
         (lambda p: dataclasses.replace(p, table=p.table.assign(fold=1)), "test rows"),
         (
             lambda p: records.Predictions(
@@ -248,14 +292,19 @@ def rewrite(folder, change):
             ),
             "classes: ",
         ),
-        (lambda p: records.Predictions(p.table, {**p.meta, "positive_class": "clear"}), "test rows"),
+        (
+            lambda p: records.Predictions(p.table, {**p.meta, "positive_class": "clear"}),
+            "test rows",
+        ),
     ],
     ids=["a row less", "other patients", "other folds", "other classes", "other positive class"],
 )
 def test_unlike_results_are_refused_with_what_differs(folder, change, what):
     made_up = write(study(folder, ["baseline", "oversample"]))
     rewrite(made_up.result_path(made.BACKBONE, "oversample"), change)
-    with pytest.raises(DataError, match=f"vgg16/baseline and vgg16/oversample differ in their {what}"):
+    with pytest.raises(
+        DataError, match=f"vgg16/baseline and vgg16/oversample differ in their {what}"
+    ):
         compare.run(made_up)
     assert not (folder / "reports/made/comparison.json").exists()
 
@@ -263,7 +312,7 @@ def test_unlike_results_are_refused_with_what_differs(folder, change, what):
 def test_another_positive_class_is_named(folder):
     made_up = write(study(folder, ["baseline", "oversample"]))
     path = made_up.result_path(made.BACKBONE, "oversample") / "metrics.json"
-    records.write_json(path, {**records.read_json(path), "positive_class": "clear"})
+    files_.write_json(path, {**files_.read_json(path), "positive_class": "clear"})
     with pytest.raises(DataError, match="differ in their positive class: opacity and clear"):
         compare.run(made_up)
 
@@ -290,7 +339,9 @@ def set_prob(value):
 
 def add_twice(predictions):
     row = predictions.table[predictions.table["part"] == "test"].iloc[:1]
-    return dataclasses.replace(predictions, table=pd.concat([predictions.table, row], ignore_index=True))
+    return dataclasses.replace(
+        predictions, table=pd.concat([predictions.table, row], ignore_index=True)
+    )
 
 
 def one_class(predictions):
@@ -309,7 +360,9 @@ def one_class(predictions):
     ],
     ids=["above 1", "below 0", "NaN", "one class", "an image twice"],
 )
-def test_what_cannot_be_compared_is_refused_with_the_folder_and_the_reason(folder, change, sentence):
+def test_what_cannot_be_compared_is_refused_with_the_folder_and_the_reason(
+    folder, change, sentence
+):
     made_up = write(study(folder, ["baseline", "oversample"]))
     rewrite(made_up.result_path(made.BACKBONE, "oversample"), change)
     with pytest.raises(DataError, match=f"^results/made/vgg16/oversample: .*{sentence}"):
@@ -339,18 +392,25 @@ def test_everything_behind_the_verdict_is_in_the_evidence_and_the_short_form_is_
     holm = multipletests([test["p_value"] for test in tests], method="holm")[1]
     assert [test["p_holm"] for test in tests] == pytest.approx(holm)
     assert (
-        sum(tests[0][name] for name in ("both_right", "both_wrong", "only_scenario_right", "only_baseline_right"))
+        sum(
+            tests[0][name]
+            for name in ("both_right", "both_wrong", "only_scenario_right", "only_baseline_right")
+        )
         == (comparison["test_patients"])
     )
     per = row["per_1000"]["images"]["raw"]
     test = [result.predictions.part("test").table for result in results[:2]]
     found = [((table["prob_opacity"] >= 0.5) & (table["label"] == 1)).sum() for table in test]
-    assert per["found"]["value"] == pytest.approx(1000 * (found[1] - found[0]) / len(test[0]), abs=1e-3)
+    assert per["found"]["value"] == pytest.approx(
+        1000 * (found[1] - found[0]) / len(test[0]), abs=1e-3
+    )
     assert row["prior_correction"]["found_beyond_baseline"] == 0
-    short = records.read_json(whole / "reports/made/comparison.json")
+    short = files_.read_json(whole / "reports/made/comparison.json")
     assert short["digest"] == comparison["digest"]
     cell = short["rows"][made.BACKBONE]["oversample"]["locked"]["f1"]
-    assert cell == pytest.approx({name: row["locked"]["f1"][name] for name in ("value", "low", "high")}, rel=1e-4)
+    assert cell == pytest.approx(
+        {name: row["locked"]["f1"][name] for name in ("value", "low", "high")}, rel=1e-4
+    )
     assert list(short["rows"][made.BACKBONE]["oversample"]["delta"]) == [PRIMARY]
     assert wording.table(short) == wording.table(comparison)
     assert (whole / "reports/made/comparison.json").stat().st_size < 20_000
@@ -359,7 +419,7 @@ def test_everything_behind_the_verdict_is_in_the_evidence_and_the_short_form_is_
 def test_without_patient_ids_nothing_is_said_about_patients(whole):
     made_up = write(study(whole, ["baseline", "oversample"]))
     path = made_up.manifest_path.with_suffix(".json")
-    records.write_json(path, {**records.read_json(path), "patient_ids": False})
+    files_.write_json(path, {**files_.read_json(path), "patient_ids": False})
     row = compare.run(made_up)[0]["rows"][made.BACKBONE]["oversample"]
     assert row["patient"] == {}
     assert list(row["per_1000"]) == ["images"]
@@ -377,12 +437,18 @@ def test_three_classes_have_each_class_and_no_counts_of_positives(whole):
 
 
 def test_a_small_val_is_a_note_with_what_the_floor_means(folder):
-    made_up = study(folder, ["baseline"], calibrate={"min_patients": 500}, tune={"sensitivity_floor": 0.99})
+    made_up = study(
+        folder, ["baseline"], calibrate={"min_patients": 500}, tune={"sensitivity_floor": 0.99}
+    )
     notes = " ".join(compare.run(write(made_up))[0]["notes"])
-    val = records.Predictions.read(made_up.result_path(made.BACKBONE, "baseline") / "predictions.parquet").part("val")
+    val = records.Predictions.read(
+        made_up.result_path(made.BACKBONE, "baseline") / "predictions.parquet"
+    ).part("val")
     positives = (val.table["label"] == 1).sum()
     assert "Val is small: clear " in notes
-    assert f"the locked threshold is one of {positives} positive val scores, with 0 below it" in notes
+    assert (
+        f"the locked threshold is one of {positives} positive val scores, with 0 below it" in notes
+    )
     assert "Val is small" not in " ".join(compare.run(again("baseline"))[0]["notes"])
 
 
@@ -410,7 +476,9 @@ def test_openings_are_counted_once_per_result_and_stay_out_of_the_files(folder):
 def test_resamples_in_which_a_fold_lacks_a_class_are_a_note(folder):
     made_up = study(folder, ["baseline"], patients=(12, 4), split={"scheme": "kfold", "folds": 4})
     comparison, _ = compare.run(write(made_up))
-    lost = comparison["rows"][made.BACKBONE]["baseline"]["free"]["specificity_at_sensitivity"]["degenerate"]
+    lost = comparison["rows"][made.BACKBONE]["baseline"]["free"]["specificity_at_sensitivity"][
+        "degenerate"
+    ]
     assert lost > 100
     assert f"In {lost} of 1000 resamples a class is absent" in " ".join(comparison["notes"])
 
@@ -442,7 +510,7 @@ def test_unknown_names_are_refused(folder):
         with pytest.raises(ConfigError, match=r"Did you mean '(oversample|vgg16)'"):
             compare.run(config.load_study("made", values))
     values = made.params(run={"scenarios": ["baseline"]}, compare={"primary": "aurok"})
-    results = compare.read_results(made_up)
+    results = results_.read_results(made_up)
     controlled = compare.control(made_up, results)
     with pytest.raises(ConfigError, match="Did you mean 'auroc'"):
         compare.compare(config.load_study("made", values), results, controlled)
@@ -478,23 +546,31 @@ def test_notes_tell_what_a_reader_must_know(folder):
     write(made_up)
     for scenario in made_up.scenarios:
         folder_of = made_up.result_path(made.BACKBONE, scenario)
-        summary, best = (records.read_json(folder_of / name) for name in ("metrics.json", "best.json"))
-        records.write_json(folder_of / "metrics.json", {**summary, "seed_has_effect": scenario != "baseline"})
+        summary, best = (
+            files_.read_json(folder_of / name) for name in ("metrics.json", "best.json")
+        )
+        files_.write_json(
+            folder_of / "metrics.json", {**summary, "seed_has_effect": scenario != "baseline"}
+        )
         best[0]["calibrator"]["reason"] = "val has 1 patient(s) of the rarest class, 10 are needed"
-        records.write_json(folder_of / "best.json", best)
+        files_.write_json(folder_of / "best.json", best)
     notes = " ".join(compare.run(made_up)[0]["notes"])
     assert "The positive class is the majority" in notes
     assert "The weights of vgg16 are random" in notes
     assert "The seed has no effect on baseline:" in notes
     assert "Calibration is the identity for every scenario: val has 1 patient(s)" in notes
-    assert "not identified by these data, so published settings are kept: oversample (vgg16)" in notes
+    assert (
+        "not identified by these data, so published settings are kept: oversample (vgg16)" in notes
+    )
 
 
 def test_table_text_has_a_line_for_every_scenario_and_marks_the_winner(folder):
     comparison, _ = compare.run(write(study(folder), oversample=(5.0, 0.9)))
     lines = wording.table(comparison).splitlines()
     rows = comparison["rows"][made.BACKBONE]
-    assert lines[0].startswith("made, vgg16 (* the winner; difference in specificity at 90 % sensitivity")
+    assert lines[0].startswith(
+        "made, vgg16 (* the winner; difference in specificity at 90 % sensitivity"
+    )
     assert [line.split()[0] for line in lines[1:-1] if line] == ["scenario", *SCENARIOS]
     better = next(line for line in lines if line.startswith("oversample"))
     assert better.endswith("better *")
@@ -506,10 +582,19 @@ def test_table_text_has_a_line_for_every_scenario_and_marks_the_winner(folder):
 
 def test_the_distribution_adds_up_to_the_manifest(folder):
     made_up = write(study(folder, ["baseline", "oversample"]))
-    table = pd.DataFrame(compare.distribution(compare.read_results(made_up)))
-    assert list(table["stage"].unique()) == ["all", "train", "val", "test", "plan: baseline", "plan: oversample"]
+    table = pd.DataFrame(results_.distribution(results_.read_results(made_up)))
+    assert list(table["stage"].unique()) == [
+        "all",
+        "train",
+        "val",
+        "test",
+        "plan: baseline",
+        "plan: oversample",
+    ]
     images = table.groupby("stage")["images"].sum()
     assert images["all"] == images["train"] + images["val"] + images["test"]
     assert images["all"] == len(records.Manifest.read(made_up.manifest_path).table)
     whole = table[table["stage"] == "all"]
-    assert whole["imbalance_ratio"].iloc[0] == pytest.approx(whole["images"].max() / whole["images"].min(), abs=1e-4)
+    assert whole["imbalance_ratio"].iloc[0] == pytest.approx(
+        whole["images"].max() / whole["images"].min(), abs=1e-4
+    )

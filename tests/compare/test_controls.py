@@ -12,7 +12,8 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from equipoise.compare import controls, leakage
 from equipoise.compare import stage as compare
-from equipoise.core.records import Manifest, Splits, read_table
+from equipoise.core.files import read_table
+from equipoise.core.records import Manifest, Splits
 from equipoise.scenario.matrix import Inputs
 from equipoise.split import stage as splits
 from fabricate import made
@@ -43,9 +44,13 @@ def test_metadata_that_tell_the_class_are_found_and_agree_with_scikit_learn(fold
     found = controls.metadata_only(manifest, split, settings, 0.9)
     assert found["low"] > 0.5
     rows = split.round(0, 0).merge(manifest.table.drop(columns="patient_id"), on="image_id")
-    values = np.column_stack([np.log(rows[["width_px", "height_px", "bytes"]].to_numpy(float)), rows["grey_mean"]])
+    values = np.column_stack(
+        [np.log(rows[["width_px", "height_px", "bytes"]].to_numpy(float)), rows["grey_mean"]]
+    )
     train, test = (rows["part"] == "train").to_numpy(), (rows["part"] == "test").to_numpy()
-    model = make_pipeline(StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=1000))
+    model = make_pipeline(
+        StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=1000)
+    )
     prob = model.fit(values[train], rows["label"][train]).predict_proba(values[test])[:, 1]
     assert found["value"] == pytest.approx(roc_auc_score(rows["label"][test], prob))
     assert controls.checks_of(found, {})[0].answer == "finding"
@@ -62,10 +67,16 @@ def test_metadata_that_say_nothing_are_no_finding(folder):
 
 @pytest.mark.parametrize("classes", [("clear", "opacity"), ("a", "b", "c")])
 def test_permuted_labels_are_not_learned_when_patients_are_whole(folder, classes):
-    objective = {} if len(classes) == 2 else {"tune": {"objective": "auroc"}, "compare": {"primary": "auroc"}}
+    objective = (
+        {}
+        if len(classes) == 2
+        else {"tune": {"objective": "auroc"}, "compare": {"primary": "auroc"}}
+    )
     study = made.study(folder, patients=(60, 40, 30)[: len(classes)], classes=classes, **objective)
     inputs = _inputs(study)
-    found = controls.permuted_labels(inputs, [controls.sides(inputs.manifest, inputs.splits.round(0, 0))], 0.1, 200, 3)
+    found = controls.permuted_labels(
+        inputs, [controls.sides(inputs.manifest, inputs.splits.round(0, 0))], 0.1, 200, 3
+    )
     assert found["low"] <= found["auroc"] <= found["high"]
     assert found["low"] < 0.5 < found["high"]
     assert found["high"] - found["low"] < 0.1
@@ -74,7 +85,9 @@ def test_permuted_labels_are_not_learned_when_patients_are_whole(folder, classes
 def test_permuted_labels_are_learned_when_patients_are_on_both_sides(folder):
     inputs = _inputs(made.study(folder, patients=(60, 40)))
     images = np.random.default_rng(1).permutation(len(inputs.manifest.table))
-    found = controls.permuted_labels(inputs, [(images[: len(images) // 2], images[len(images) // 2 :])], 0.1, 200, 3)
+    found = controls.permuted_labels(
+        inputs, [(images[: len(images) // 2], images[len(images) // 2 :])], 0.1, 200, 3
+    )
     assert found["auroc"] > found["high"]
     check = controls.checks_of({"value": 0.5, "low": 0.4, "high": 0.6}, {made.BACKBONE: found})[1]
     assert (check.code, check.answer) == ("EQ008", "finding")
@@ -88,7 +101,10 @@ def test_the_ridge_of_the_control_is_scikit_learns(folder):
     for few in (train, train[:6]):  # more rows than features, and fewer
         scores = controls._ridge_scores(inputs, few, test, labels[:, : len(few)], 2, 0.1)
         scaled = StandardScaler().fit(inputs.features(few))
-        known, wanted = scaled.transform(inputs.features(few)), scaled.transform(inputs.features(test))
+        known, wanted = (
+            scaled.transform(inputs.features(few)),
+            scaled.transform(inputs.features(test)),
+        )
         for row in range(3):
             model = Ridge(alpha=0.1 * len(few)).fit(known, labels[row, : len(few)] == 1)
             expected = model.predict(wanted) - model.intercept_
@@ -101,9 +117,13 @@ def test_aurocs_are_scikit_learns_with_ties():
     labels = rng.integers(0, 3, (4, 40))
     values = controls._aurocs(controls.rankdata(scores, axis=2), labels)
     for row in range(4):
-        expected = np.mean([roc_auc_score(labels[row] == label, scores[row, label]) for label in range(3)])
+        expected = np.mean(
+            [roc_auc_score(labels[row] == label, scores[row, label]) for label in range(3)]
+        )
         assert values[row] == pytest.approx(expected)
-    assert np.isnan(controls._aurocs(controls.rankdata(scores[:1, :2], axis=2), np.zeros((1, 40), dtype=int)))[0]
+    assert np.isnan(
+        controls._aurocs(controls.rankdata(scores[:1, :2], axis=2), np.zeros((1, 40), dtype=int))
+    )[0]
 
 
 def test_the_comparison_carries_both_controls(folder):
@@ -113,7 +133,10 @@ def test_the_comparison_carries_both_controls(folder):
     codes = [check["code"] for check in comparison["checks"]]
     assert codes[-2:] == ["EQ007", "EQ008"]
     assert set(comparison["controls"]) == {"metadata_only", "permuted_labels"}
-    assert f"{comparison['controls']['metadata_only']['value']:.3f}" in comparison["checks"][-2]["detail"]
+    assert (
+        f"{comparison['controls']['metadata_only']['value']:.3f}"
+        in comparison["checks"][-2]["detail"]
+    )
 
 
 def _patients_stand_out(study, num_features=40):
@@ -124,7 +147,10 @@ def _patients_stand_out(study, num_features=40):
     rng = np.random.default_rng(6)
     people = {name: rng.normal(size=num_features) for name in sorted(table["patient_id"].unique())}
     rows = [people[table.loc[digest, "patient_id"]] for digest in index["sha256"]]
-    np.save(store / "features.npy", (np.stack(rows) + rng.normal(0, 0.1, (len(rows), num_features))).astype(np.float32))
+    np.save(
+        store / "features.npy",
+        (np.stack(rows) + rng.normal(0, 0.1, (len(rows), num_features))).astype(np.float32),
+    )
 
 
 # --- leakage ---------------------------------------------------------------------------------------------------------
@@ -136,16 +162,27 @@ def test_leaks_inflate_and_patients_kept_whole_do_not(folder):
     _patients_stand_out(study)
     found = leakage.run(study, made.BACKBONE)
     rows = found["rows"]
-    whole, by_image = rows[leakage.WHOLE]["metrics"]["free.auroc"], rows[leakage.BY_IMAGE]["metrics"]["free.auroc"]
+    whole, by_image = (
+        rows[leakage.WHOLE]["metrics"]["free.auroc"],
+        rows[leakage.BY_IMAGE]["metrics"]["free.auroc"],
+    )
     assert whole["low"] < 0.5 < whole["high"]
     assert by_image["low"] > 0.5
     inflation = rows[leakage.BY_IMAGE]["inflation"]["free.auroc"]
     assert inflation["low"] > 0
     assert inflation["value"] == pytest.approx(by_image["value"] - whole["value"])
-    assert rows[leakage.WHOLE]["inflation"]["free.auroc"] == {"value": 0, "low": 0, "high": 0, "p_value": 1}
+    assert rows[leakage.WHOLE]["inflation"]["free.auroc"] == {
+        "value": 0,
+        "low": 0,
+        "high": 0,
+        "p_value": 1,
+    }
     control = rows[leakage.WHOLE]["permuted_labels"]
     assert control["low"] <= control["auroc"] <= control["high"]
-    assert rows[leakage.BY_IMAGE]["permuted_labels"]["auroc"] > rows[leakage.BY_IMAGE]["permuted_labels"]["high"]
+    assert (
+        rows[leakage.BY_IMAGE]["permuted_labels"]["auroc"]
+        > rows[leakage.BY_IMAGE]["permuted_labels"]["high"]
+    )
     text = leakage.table_text(found)
     assert all(kind in text for kind in rows)
     assert f"{by_image['value']:.3f}" in text
@@ -155,7 +192,9 @@ def test_oversampling_before_the_split_leaks_even_one_image_per_patient(folder):
     study = made.study(folder, patients=(90, 20), signal=0.0, num_features=60)
     manifest = Manifest.read(study.manifest_path)
     alone = pd.Series(manifest.table["image_id"], index=manifest.table.index)
-    Manifest(manifest.table.assign(patient=alone, patient_id=alone), manifest.meta).write(study.manifest_path)
+    Manifest(manifest.table.assign(patient=alone, patient_id=alone), manifest.meta).write(
+        study.manifest_path
+    )
     splits.run(study)
     for name in ("meta.json",):
         path = study.features_path(made.BACKBONE) / name
@@ -180,7 +219,9 @@ def test_every_kind_tests_every_image_once_and_keeps_its_promise(folder):
 def test_its_folder_holds_nothing_that_could_be_registered(folder):
     study = made.study(folder, patients=(30, 12))
     leakage.run(study, made.BACKBONE)
-    assert [path.name for path in leakage.folder(study, made.BACKBONE).rglob("*")] == ["leakage.json"]
+    assert [path.name for path in leakage.folder(study, made.BACKBONE).rglob("*")] == [
+        "leakage.json"
+    ]
     assert leakage.folder(study, made.BACKBONE) != study.result_path(made.BACKBONE, "baseline")
 
 

@@ -14,24 +14,26 @@ from sklearn.metrics import roc_auc_score
 
 from conftest import REPO
 from equipoise import cli
-from equipoise.compare import card, gradcam
-from equipoise.compare import stage as compare
+from equipoise.compare import card, gradcam, results
 from equipoise.compare.report.mistakes import mistakes
-from equipoise.core import config, images, records
+from equipoise.core import config, files, images, records
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.embed import backbones
-from equipoise.embed.stage import PIPELINE, Embedder
+from equipoise.embed.embedder import PIPELINE, Embedder
 from equipoise.ingest.datasets import phantom
-from equipoise.scenario import artifact, head, network
-from equipoise.service import gates
+from equipoise.scenario import artifact, head, network, rows
+from equipoise.service import evidence
 from equipoise.service import predictor as model
+from equipoise.strategies import base
 from fabricate import made
 
 
 def a_head(num_features: int, classes: int = 2, seed: int = 0) -> head.Head:
     rng = np.random.default_rng(seed)
     kept = np.sort(rng.choice(num_features, num_features // 2, replace=False))
-    standardiser = head.Standardiser(kept, rng.normal(size=len(kept)), rng.uniform(0.5, 2, len(kept)))
+    standardiser = rows.Standardiser(
+        kept, rng.normal(size=len(kept)), rng.uniform(0.5, 2, len(kept))
+    )
     coefficients = rng.normal(size=(len(kept), classes))
     if classes == 2:
         coefficients[:, 0] = 0
@@ -48,7 +50,9 @@ def noise(size_px: int, count: int = 1) -> np.ndarray:
     return np.random.default_rng(1).uniform(0, 255, (count, size_px, size_px, 3)).astype(np.float32)
 
 
-CASES = [(name, 64 if name == "densenet201" else 224, 2) for name in sorted(backbones.TABLE)] + [("vgg16", 64, 3)]
+CASES = [(name, 64 if name == "densenet201" else 224, 2) for name in sorted(backbones.TABLE)] + [
+    ("vgg16", 64, 3)
+]
 
 
 @pytest.mark.parametrize(("name", "size_px", "classes"), CASES)
@@ -60,7 +64,9 @@ def test_on_the_last_map_it_is_grad_cam_in_closed_form(name, size_px, classes, m
         monkeypatch.setattr(gradcam, "_PLACES", 2)
     side = 2 if size_px == 64 else 7
     plain, solved, whole = built(name, size_px, classes)
-    pooling = [layer for layer in plain.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)]
+    pooling = [
+        layer for layer in plain.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)
+    ]
     image = noise(size_px)
     maps = keras.Model(plain.input, pooling[0].input)(image).numpy()[0].astype(float)
     cam = gradcam.GradCam(whole)
@@ -128,11 +134,17 @@ def test_frozen_and_mixed_precision_networks_have_maps_too():
 
 
 def test_the_map_points_at_the_planted_opacity_where_the_classifier_is_right(tmp_path):
-    settings = config.load_study("demo", made.params() | {"studies": config.read_params(REPO)["studies"]})
+    settings = config.load_study(
+        "demo", made.params() | {"studies": config.read_params(REPO)["studies"]}
+    )
     settings = settings.settings.phantom.model_dump()
     settings |= {"patients": 110, "opacity_patient_fraction": 0.5, "opacity_contrast": 0.4}
     phantom.draw(tmp_path / "raw", settings)
-    paths = [path for path in sorted((tmp_path / "raw").rglob("*_[0-9].png")) if "patient99" not in path.name]
+    paths = [
+        path
+        for path in sorted((tmp_path / "raw").rglob("*_[0-9].png"))
+        if "patient99" not in path.name
+    ]
     numbers = np.array([[int(part) for part in path.stem[7:].split("_")] for path in paths])
     labels = np.array([path.parent.name == "opacity" for path in paths]).astype(int)
     train = numbers[:, 0] % 2 == 0
@@ -141,8 +153,8 @@ def test_the_map_points_at_the_planted_opacity_where_the_classifier_is_right(tmp
     resized = np.stack([embedder.load(path) for path in paths])
     features = np.concatenate([embedder.features(batch) for batch in np.array_split(resized, 8)])
     solved = head.fit(
-        *(features[train], labels[train], np.ones(train.sum()), records.Objective.neutral(2)),
-        *(0.1, head.Standardiser.fit(features[train])),
+        *(features[train], labels[train], np.ones(train.sum()), base.Objective.neutral(2)),
+        *(0.1, rows.Standardiser.fit(features[train])),
     )
     logits = solved.logits(features)[:, 1] - solved.logits(features)[:, 0]
     assert roc_auc_score(labels[~train], logits[~train]) > 0.8
@@ -152,7 +164,9 @@ def test_the_map_points_at_the_planted_opacity_where_the_classifier_is_right(tmp
     for place in np.flatnonzero(~train & (labels == 1) & (logits > 0)):
         heat = cam.heat_map(resized[place], 1, 64, 64)
         centre, height, radius = phantom.opacity_centre(*numbers[place], settings)
-        disc, mirrored = ((x - at) ** 2 + (y - height) ** 2 <= radius**2 for at in (centre, 1 - centre))
+        disc, mirrored = (
+            (x - at) ** 2 + (y - height) ** 2 <= radius**2 for at in (centre, 1 - centre)
+        )
         gains.append(heat[disc].sum() / heat.sum() - disc.mean())
         sides.append((heat[disc].sum() - heat[mirrored].sum()) / heat.sum())
     assert len(gains) >= 30
@@ -170,9 +184,16 @@ def predictor(tmp_path_factory) -> model.Predictor:
     folder = tmp_path_factory.mktemp("model")
     _, _, whole = built("mobilenetv2", 64)
     whole.save(folder / "model.keras")
-    description = {"classes": ["clear", "o$pacity"], "positive_class": "o$pacity", "image_size_px": 64}
-    description |= {"calibrator": {"slope": 1.0, "biases": [0.0, 0.0], "reason": ""}, "threshold": 0.25}
-    records.write_json(folder / "model.json", description | {"pipeline": PIPELINE})
+    description = {
+        "classes": ["clear", "o$pacity"],
+        "positive_class": "o$pacity",
+        "image_size_px": 64,
+    }
+    description |= {
+        "calibrator": {"slope": 1.0, "biases": [0.0, 0.0], "reason": ""},
+        "threshold": 0.25,
+    }
+    files.write_json(folder / "model.json", description | {"pipeline": PIPELINE})
     return model.Predictor(folder)
 
 
@@ -184,7 +205,7 @@ def served(predictor, monkeypatch, tmp_path):
 
     loaded = Loaded()
     loaded.predictor = predictor
-    monkeypatch.setattr(gates, "load", lambda uri: loaded)
+    monkeypatch.setattr(evidence, "load", lambda uri: loaded)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("{}")
     Image.fromarray(noise(64)[0].astype(np.uint8)).resize((90, 50)).save("film.png")
@@ -195,14 +216,19 @@ def test_explain_draws_what_predict_decides(served, capsys):
     assert cli.main(["explain", "film.png", "--model", "m", "-o", "deep/out.png"]) == 0
     row = served.predictor.predict([Path("film.png")]).iloc[0]
     said = capsys.readouterr().out
-    assert f"decision: {row['decision']}; calibrated probability of o$pacity: {row['prob_o$pacity']:.3f}" in said
+    assert (
+        f"decision: {row['decision']}; calibrated probability of o$pacity: {row['prob_o$pacity']:.3f}"
+        in said
+    )
     assert "(threshold 0.250)" in said
     assert f"map: what speaks for {row['decision']}" in said
     assert images.decode(Path("deep/out.png")).std() > 10
 
 
 def test_explained_map_is_of_the_image_and_the_class(served):
-    found = {name: served.predictor.explain(Path("film.png"), name) for name in served.predictor.classes}
+    found = {
+        name: served.predictor.explain(Path("film.png"), name) for name in served.predictor.classes
+    }
     for name, explained in found.items():
         assert explained.pixels.shape == (50, 90, 3)
         assert explained.heat.shape == (50, 90)
@@ -247,8 +273,10 @@ def test_explain_names_the_unknown_class_and_the_bad_bytes(predictor):
 
 
 def test_mistakes_are_importable_without_tensorflow():
-    code = "import sys; from equipoise.report import mistakes; assert 'tensorflow' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True, env={"PYTHONPATH": str(REPO / "src")})
+    code = "import sys; from equipoise.compare.report import mistakes; assert 'tensorflow' not in sys.modules"
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, check=True, env={"PYTHONPATH": str(REPO / "src")}
+    )
 
 
 def test_the_most_confident_mistakes_are_drawn(tmp_path, monkeypatch):
@@ -257,29 +285,40 @@ def test_the_most_confident_mistakes_are_drawn(tmp_path, monkeypatch):
     result = a_result(study)
     wrong, tested = card.wrongly_decided(result.predictions)
     rng = np.random.default_rng(0)
-    pictures = {name: rng.integers(0, 256, (300, 200, 3), dtype=np.uint8) for name in wrong["image_id"].head(3)}
+    pictures = {
+        name: rng.integers(0, 256, (300, 200, 3), dtype=np.uint8)
+        for name in wrong["image_id"].head(3)
+    }
     manifest = records.Manifest.read(study.manifest_path)
     for name, pixels in pictures.items():
         path = study.raw / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
-        manifest.table.loc[manifest.table["image_id"] == name, "sha256"] = records.file_digest(path)
+        manifest.table.loc[manifest.table["image_id"] == name, "sha256"] = files.file_digest(path)
     manifest.write(study.manifest_path)
     _plain, _solved, whole = built("vgg16", 64)
     description = {"image_size_px": 64, "pipeline": PIPELINE}
-    records.write_json(study.result_path(made.BACKBONE, "baseline") / "model/model.json", description)
+    files.write_json(study.result_path(made.BACKBONE, "baseline") / "model/model.json", description)
     monkeypatch.setattr(artifact, "assemble", lambda *_: whole)
     study = config.load_study("made", made.params(compare={"mistakes": 3}))
     found = mistakes(study, {"winners": {made.BACKBONE: "baseline"}}, [result])
     assert [row["image_id"] for row in found["rows"]] == list(pictures)
     assert f"{len(wrong)} of {tested} test images" in found["note"]
     for row, own in zip(found["rows"], wrong.itertuples()):
-        assert (row["truth"], row["decided"]) == tuple(manifest.classes[label] for label in (own.truth, own.decided))
-        shown = [images.decode(base64.b64decode(row[name].split(",")[1])) for name in ("picture", "overlay")]
+        assert (row["truth"], row["decided"]) == tuple(
+            manifest.classes[label] for label in (own.truth, own.decided)
+        )
+        shown = [
+            images.decode(base64.b64decode(row[name].split(",")[1]))
+            for name in ("picture", "overlay")
+        ]
         assert {picture.shape for picture in shown} == {(224, 149, 3)}
         assert len(row["picture"]) + len(row["overlay"]) < 60_000
     next(iter(study.raw.rglob("*.png"))).write_bytes(b"another")
-    assert "have changed since" in mistakes(study, {"winners": {made.BACKBONE: "baseline"}}, [result])["note"]
+    assert (
+        "have changed since"
+        in mistakes(study, {"winners": {made.BACKBONE: "baseline"}}, [result])["note"]
+    )
 
 
 def test_no_picture_without_originals_or_with_hashed_ids(tmp_path, monkeypatch):
@@ -316,7 +355,7 @@ def test_mistakes_among_several_classes_are_judged_by_the_true_class():
     assert found["decided"].tolist() == [2, 1]
 
 
-def a_result(study: config.Study) -> compare.Result:
+def a_result(study: config.Study) -> results.Result:
     folder = made.result(study, "baseline")
     predictions = records.Predictions.read(folder / "predictions.parquet")
-    return compare.Result(made.BACKBONE, "baseline", {}, [], predictions, None)
+    return results.Result(made.BACKBONE, "baseline", {}, [], predictions, None)

@@ -27,7 +27,9 @@ def result(seed=0, count=120, people=40, classes=2, mixed=False):
     names = tuple("abc"[:classes])
     part = np.where(person % 5 < 2, "val", "test")
     threshold = 0.4 if classes == 2 else np.nan
-    return made.predictions(logits, labels, [f"p{own:02d}" for own in person], names, part=part, threshold=threshold)
+    return made.predictions(
+        logits, labels, [f"p{own:02d}" for own in person], names, part=part, threshold=threshold
+    )
 
 
 def by_patient(predictions, rule, threshold=RULE, floor=0.9):
@@ -61,18 +63,24 @@ def test_the_vote_is_the_share_of_images_decided_positive_at_each_operating_poin
         expected = (test[f"{kind}_b"] >= at).groupby(test["patient_id"]).mean()
         assert own[f"{kind}_b"].to_dict() == pytest.approx(expected.to_dict())
     assert own["prob_b"].nunique() > 2
-    by_cost = by_patient(images, "vote", RULE.model_copy(update={"rule": "cost", "cost_ratio": 9.0}))
+    by_cost = by_patient(
+        images, "vote", RULE.model_copy(update={"rule": "cost", "cost_ratio": 9.0})
+    )
     assert set(by_cost.table["threshold"]) == {0.5}, "a majority, a share of votes has no costs"
 
 
 @pytest.mark.parametrize("rule", patients.RULES)
 def test_the_threshold_is_locked_again_on_the_patients_of_val(rule):
     images = result(seed=3)
-    twice = pd.concat([images.table, images.table.assign(fold=1, calibrated_b=images.table["calibrated_b"] / 2)])
+    twice = pd.concat(
+        [images.table, images.table.assign(fold=1, calibrated_b=images.table["calibrated_b"] / 2)]
+    )
     own = by_patient(replace(images, table=twice), rule).table
     for _, rows in own.groupby("fold"):
         val = rows[rows["part"] == "val"]
-        expected = lock_threshold(val["calibrated_b"].to_numpy(), (val["label"] == 1).to_numpy(), RULE, 0.9)
+        expected = lock_threshold(
+            val["calibrated_b"].to_numpy(), (val["label"] == 1).to_numpy(), RULE, 0.9
+        )
         assert set(rows["threshold"]) == {expected}
         positives = val.loc[val["label"] == 1, "calibrated_b"]
         assert (positives >= expected).mean() >= 0.9
@@ -107,9 +115,17 @@ def test_every_metric_has_its_interval_on_patients_by_the_same_function():
     images = result(count=200, people=60)
     evaluation = intervals.evaluate(by_patient(images, "mean"), SETTINGS.compare, 0.9)
     test = images.part("test").table
-    people = test.assign(logit=logit(test["prob_b"])).groupby("patient_id").agg({"logit": "mean", "label": "max"})
-    assert evaluation.draws["free.auroc"][0] == pytest.approx(sk.roc_auc_score(people["label"], people["logit"]))
+    people = (
+        test.assign(logit=logit(test["prob_b"]))
+        .groupby("patient_id")
+        .agg({"logit": "mean", "label": "max"})
+    )
+    assert evaluation.draws["free.auroc"][0] == pytest.approx(
+        sk.roc_auc_score(people["label"], people["logit"])
+    )
     decided = people["logit"] >= 0
-    assert evaluation.draws["raw.mcc"][0] == pytest.approx(sk.matthews_corrcoef(people["label"], decided))
+    assert evaluation.draws["raw.mcc"][0] == pytest.approx(
+        sk.matthews_corrcoef(people["label"], decided)
+    )
     cell = evaluation.interval("locked.sensitivity")
     assert cell["wilson_low"] < cell["value"] <= cell["wilson_high"]

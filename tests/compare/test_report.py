@@ -18,18 +18,32 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
-from equipoise.compare import evidence, report, wording
+from equipoise.compare import evidence, wording
+from equipoise.compare import results as results_
 from equipoise.compare import stage as compare
 from equipoise.compare.report import curves, figures
-from equipoise.core import records
+from equipoise.compare.report import page as report
+from equipoise.core import files
 from equipoise.scenario import stage as scenario
 from fabricate import made
 
 HOSTILE = "</script><script>alert(1)</script><!--"
 IMAGE = "<img src=x onerror=alert(1)>\u2028"
 #: Attributes by which a browser loads something.
-LOADING = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "formaction", "background"}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LOADING = {
+    "src",
+    "srcset",
+    "href",
+    "xlink:href",
+    "data",
+    "poster",
+    "action",
+    "formaction",
+    "background",
+}
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
 FLAGS += " disable-component-update disable-dev-shm-usage remote-debugging-pipe"
 
@@ -59,9 +73,8 @@ class Browser:
         to_browser, from_us = os.pipe()
         self.reading, self.writing, self.rest, self.events, self.number = to_us, from_us, b"", [], 0
         # The browser reads from its third and writes to its fourth file; a shell knows single digits only.
-        wired = (
-            f"import os, sys; os.dup2({to_browser}, 3); os.dup2({from_browser}, 4); os.execv(sys.argv[1], sys.argv[1:])"
-        )
+        copies = f"os.dup2({to_browser}, 3); os.dup2({from_browser}, 4)"
+        wired = f"import os, sys; {copies}; os.execv(sys.argv[1], sys.argv[1:])"
         command = [sys.executable, "-c", wired, CHROMIUM, *(f"--{flag}" for flag in FLAGS.split())]
         self.process = subprocess.Popen(
             [*command, f"--user-data-dir={folder}", "about:blank"],
@@ -73,7 +86,11 @@ class Browser:
         os.close(from_browser)
         self.session = {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        self.session = {
+            "sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)[
+                "sessionId"
+            ]
+        }
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.call("Page.setLifecycleEventsEnabled", enabled=True)
@@ -96,7 +113,11 @@ class Browser:
 
     def open(self, path, width=1200):
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 500,
         )
         self.events.clear()
         loader = self.call("Page.navigate", url=path.resolve().as_uri())["loaderId"]
@@ -106,7 +127,10 @@ class Browser:
     @staticmethod
     def loaded(event, loader):
         told = event["params"]
-        return event["method"] == "Page.lifecycleEvent" and (told["loaderId"], told["name"]) == (loader, "load")
+        return event["method"] == "Page.lifecycleEvent" and (told["loaderId"], told["name"]) == (
+            loader,
+            "load",
+        )
 
     def run(self, script):
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
@@ -115,11 +139,22 @@ class Browser:
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=KEYS[key],
+            )
 
     def complaints(self):
         self.run("1")
-        loud = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Page.javascriptDialogOpening"}
+        loud = {
+            "Log.entryAdded",
+            "Runtime.exceptionThrown",
+            "Runtime.consoleAPICalled",
+            "Page.javascriptDialogOpening",
+        }
         return [event["params"] for event in self.events if event["method"] in loud]
 
     def requests(self):
@@ -171,7 +206,9 @@ def real(tmp_path_factory):
         comparison, results = compare.run(made_up)
         path = folder / report.run(made_up, comparison, results)
         html = path.read_text(encoding="utf-8")
-        again = report.run(made_up, records.read_json(made_up.reports_path / "evidence.json"), results)
+        again = report.run(
+            made_up, files.read_json(made_up.reports_path / "evidence.json"), results
+        )
         assert again.read_text(encoding="utf-8") == html, "the same numbers give the same bytes"
     return comparison, results, path, html
 
@@ -206,8 +243,24 @@ def test_the_page_says_what_the_comparison_says(real):
         assert check["code"] in text
     assert "nan" not in re.sub(r"[0-9a-f]{20,}", "", text).lower().split()
     order = re.findall(r'<h2 id="(\w+)"', html)
-    assert order[:7] == ["verdict", "scenarios", "differences", "ranking", "calibration", "decision", "slider"]
-    assert order[7:] == ["distribution", "checks", "subgroups", "search", "mistakes", "again", "card"]
+    assert order[:7] == [
+        "verdict",
+        "scenarios",
+        "differences",
+        "ranking",
+        "calibration",
+        "decision",
+        "slider",
+    ]
+    assert order[7:] == [
+        "distribution",
+        "checks",
+        "subgroups",
+        "search",
+        "mistakes",
+        "again",
+        "card",
+    ]
     assert "dvc repro compare@made" in text
     assert "PED-ANOVA" in text
 
@@ -215,8 +268,12 @@ def test_the_page_says_what_the_comparison_says(real):
 def test_the_page_has_the_figures_and_loads_nothing(real):
     *_, html = real
     read = Reader(html)
-    assert read.tags.count("svg") == 7  # differences, ROC, precision-recall, reliability, decision, classes, search
-    described = re.findall(r'<svg role="img" aria-labelledby="([^"]+)" aria-describedby="([^"]+)"', html)
+    assert (
+        read.tags.count("svg") == 7
+    )  # differences, ROC, precision-recall, reliability, decision, classes, search
+    described = re.findall(
+        r'<svg role="img" aria-labelledby="([^"]+)" aria-describedby="([^"]+)"', html
+    )
     assert len(described) == 7
     names = re.findall(r'\bid="([^"]+)"', html)
     assert {name for pair in described for name in pair} <= set(names)
@@ -234,14 +291,18 @@ def test_the_page_has_the_figures_and_loads_nothing(real):
 def test_curves_are_those_of_scikit_learn(folder):
     made_up = study(folder, run={"scenarios": ["baseline"]}, train={"seeds": [0]})
     made.result(made_up, "baseline", 1.0)
-    result = compare.read_results(made_up)[0]
+    result = results_.read_results(made_up)[0]
     found = curves.bands(result, 1)
     test = result.predictions.part("test")
     truth, prob = test.table["label"], test.probabilities("prob")[:, 1]
     alarms, sensitivity, _ = roc_curve(truth, prob, drop_intermediate=False)
-    np.testing.assert_allclose(found["roc"][1, 1:], np.interp(curves.GRID, alarms, sensitivity), atol=1e-12)
+    np.testing.assert_allclose(
+        found["roc"][1, 1:], np.interp(curves.GRID, alarms, sensitivity), atol=1e-12
+    )
     assert found["roc"][1, 1:].mean() == pytest.approx(roc_auc_score(truth, prob), abs=0.01)
-    assert found["precision_recall"][1].mean() == pytest.approx(average_precision_score(truth, prob), abs=0.01)
+    assert found["precision_recall"][1].mean() == pytest.approx(
+        average_precision_score(truth, prob), abs=0.01
+    )
     for _, estimate, low, high in found.values():
         assert (low <= estimate + 1e-9).mean() > 0.95
         assert (high >= estimate - 1e-9).mean() > 0.95
@@ -272,7 +333,9 @@ def test_in_a_browser_the_page_is_silent_and_asks_for_nothing(real, browser):
     *_, path, _ = real
     browser.open(path)
     assert browser.complaints() == []
-    assert [url for url in browser.requests() if not url.startswith("data:image/")] == [path.resolve().as_uri()]
+    assert [url for url in browser.requests() if not url.startswith("data:image/")] == [
+        path.resolve().as_uri()
+    ]
     assert browser.run("document.getElementById('said').textContent") != ""
 
 
@@ -294,7 +357,9 @@ def test_the_policy_of_the_page_stops_what_slips_in(real, browser, tmp_path):
     slipped = f'<img src="http://127.0.0.1:{server.server_port}/x"><script>document.title = "taken"</script></main>'
     guarded, open_page = tmp_path / "guarded.html", tmp_path / "open.html"
     guarded.write_text(html.replace("</main>", slipped), encoding="utf-8")
-    without = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace("</main>", slipped)
+    without = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace(
+        "</main>", slipped
+    )
     open_page.write_text(without, encoding="utf-8")
     browser.open(guarded)
     assert asked == []
@@ -311,7 +376,9 @@ def test_at_the_locked_threshold_the_slider_says_what_metrics_json_says(real, br
     browser.open(path)
     names = ("sensitivity", "specificity", "precision", "negative_predictive_value")
     for index, result in enumerate(results):
-        metrics = records.read_json(path.parents[2] / "results/made" / made.BACKBONE / result.scenario / "metrics.json")
+        metrics = files.read_json(
+            path.parents[2] / "results/made" / made.BACKBONE / result.scenario / "metrics.json"
+        )
         pooled = comparison["rows"][made.BACKBONE][result.scenario]["patient"]["mean"]
         choose = f"which => {{ which.value = {index}; which.dispatchEvent(new Event('change')); }}"
         browser.run(f"({choose})(document.getElementById('which'))")
@@ -319,12 +386,22 @@ def test_at_the_locked_threshold_the_slider_says_what_metrics_json_says(real, br
             browser.run(f"document.querySelector('[data-point={point}]').click()")
             shown = browser.numbers()
             for name in names:
-                assert shown[f"images-{name}"] == pytest.approx(metrics["metrics"][point][name]["value"], abs=1e-12)
-                assert shown[f"patients-{name}"] == pytest.approx(pooled[point][name]["value"], abs=1e-12)
+                assert shown[f"images-{name}"] == pytest.approx(
+                    metrics["metrics"][point][name]["value"], abs=1e-12
+                )
+                assert shown[f"patients-{name}"] == pytest.approx(
+                    pooled[point][name]["value"], abs=1e-12
+                )
             outcomes = ("found", "missed", "false_alarms", "cleared")
-            assert sum(shown[f"images-{name}"] for name in outcomes) == pytest.approx(comparison["test_images"])
-            assert sum(shown[f"patients-{name}"] for name in outcomes) == pytest.approx(comparison["test_patients"])
-            assert sum(shown[f"thousand-patients-{name}"] for name in outcomes) == pytest.approx(1000)
+            assert sum(shown[f"images-{name}"] for name in outcomes) == pytest.approx(
+                comparison["test_images"]
+            )
+            assert sum(shown[f"patients-{name}"] for name in outcomes) == pytest.approx(
+                comparison["test_patients"]
+            )
+            assert sum(shown[f"thousand-patients-{name}"] for name in outcomes) == pytest.approx(
+                1000
+            )
 
 
 def test_the_slider_moves_by_keyboard_and_counts_as_scikit_learn_does(real, browser):
@@ -348,10 +425,14 @@ def test_the_slider_moves_by_keyboard_and_counts_as_scikit_learn_does(real, brow
             decided = test.probabilities("calibrated")[rows, 1] >= step / 1000
             counted.append(confusion_matrix(test.table["label"].to_numpy()[rows], decided).ravel())
         names = ("cleared", "false_alarms", "missed", "found")
-        assert [shown[f"images-{name}"] for name in names] == pytest.approx(np.mean(counted, axis=0).tolist())
+        assert [shown[f"images-{name}"] for name in names] == pytest.approx(
+            np.mean(counted, axis=0).tolist()
+        )
     assert shown != before
     assert browser.run("document.getElementById('said').textContent") != said
-    assert "0.777" in browser.run("document.getElementById('threshold').getAttribute('aria-valuetext')")
+    assert "0.777" in browser.run(
+        "document.getElementById('threshold').getAttribute('aria-valuetext')"
+    )
 
 
 def test_the_page_can_be_read_by_phone_keyboard_and_screen_reader(real, browser):
@@ -363,7 +444,11 @@ def test_the_page_can_be_read_by_phone_keyboard_and_screen_reader(real, browser)
     assert levels.count(1) == 1
     assert max(np.diff(levels)) == 1
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
-    named = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    named = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node["ignored"]
+    ]
     for role in ("slider", "combobox", "button", "image", "navigation", "table"):
         mine = [name for kind, name in named if kind == role]
         assert mine, role
@@ -388,11 +473,13 @@ def test_hostile_names_are_text(folder, browser):
     for name in made_up.scenarios:
         made.result(made_up, name)
         path = made_up.result_path(made.BACKBONE, name) / "metrics.json"
-        summary = records.read_json(path)
+        summary = files.read_json(path)
         changed = {"settings": {**summary["settings"], "embed": f"</pre>{HOSTILE}"}}
-        records.write_json(path, {**summary, **changed, "checks": [{**summary["checks"][0], "detail": HOSTILE}]})
+        files.write_json(
+            path, {**summary, **changed, "checks": [{**summary["checks"][0], "detail": HOSTILE}]}
+        )
     path = made_up.manifest_path.with_suffix(".json")
-    records.write_json(path, {**records.read_json(path), "source": HOSTILE, "citation": IMAGE})
+    files.write_json(path, {**files.read_json(path), "source": HOSTILE, "citation": IMAGE})
     written = report.run(made_up, *compare.run(made_up))
     html = written.read_text(encoding="utf-8")
     read = Reader(html)
@@ -410,15 +497,23 @@ def test_hostile_names_are_text(folder, browser):
 
 
 def test_pictures_of_mistakes_are_data_and_leave_room(folder):
-    rows = [{"image_id": str(place), "picture": "data:image/png;base64," + "A" * 10**6} for place in range(9)]
-    shown = report._fitting([{"image_id": "x", "picture": "http://example.org/x", "overlay": "javascript:1"}, *rows])
+    rows = [
+        {"image_id": str(place), "picture": "data:image/png;base64," + "A" * 10**6}
+        for place in range(9)
+    ]
+    shown = report._fitting(
+        [{"image_id": "x", "picture": "http://example.org/x", "overlay": "javascript:1"}, *rows]
+    )
     assert shown[0] == {"image_id": "x", "picture": "", "overlay": ""}
     assert [row["image_id"] for row in shown] == ["x", "0", "1", "2"]
 
 
 @pytest.mark.parametrize("name", ["a $\\bad$ name", "_below"])
 def test_a_class_name_is_never_markup_of_the_drawing_library(name):
-    rows = [{"stage": "train", "class_name": other, "images": 3, "patients": 2} for other in ("clear", name)]
+    rows = [
+        {"stage": "train", "class_name": other, "images": 3, "patients": 2}
+        for other in ("clear", name)
+    ]
     rows = [{**row, "image_share": 0.5, "imbalance_ratio": None} for row in rows]
     assert name in figures.distribution(rows, ["clear", name], "vgg16").svg
 
@@ -440,12 +535,16 @@ def test_several_classes_and_backbones_have_a_page(folder, browser):
     first, *rest = wording.verdict(comparison)
     assert f'<p class="verdict">{first}</p>' in html
     assert all(f"<p>{sentence}</p>" in html for sentence in rest)
-    assert Reader(html).tags.count("svg") == 9  # differences; ROC, precision-recall, reliability, classes for each
+    assert (
+        Reader(html).tags.count("svg") == 9
+    )  # differences; ROC, precision-recall, reliability, classes for each
     assert "A decision curve needs two classes" in html
     browser.open(made_up.reports_path / "report.html")
     assert browser.complaints() == []
     assert browser.run("document.querySelectorAll('#which option').length") == 12
-    result = compare.load_result(made_up, "vgg16", "baseline", made_up.result_path("vgg16", "baseline"))
+    result = results_.load_result(
+        made_up, "vgg16", "baseline", made_up.result_path("vgg16", "baseline")
+    )
     test = evidence.first_run(result.predictions)
     decided = test.probabilities("calibrated").argmax(axis=1)
     found = pd.Series(decided == 0)[test.table["label"] == 0].mean()
@@ -453,7 +552,9 @@ def test_several_classes_and_backbones_have_a_page(folder, browser):
 
 
 def test_results_without_shared_patients_are_shown_beside_those_with_them(folder):
-    made_up = made.study(folder, run={"scenarios": ["baseline"]}, split={"scheme": "official"}, official_overlap=3)
+    made_up = made.study(
+        folder, run={"scenarios": ["baseline"]}, split={"scheme": "official"}, official_overlap=3
+    )
     summary = scenario.run(made_up, made.BACKBONE, "baseline")
     comparison, results = compare.run(made_up)
     html = report.run(made_up, comparison, results).read_text(encoding="utf-8")
@@ -464,10 +565,12 @@ def test_results_without_shared_patients_are_shown_beside_those_with_them(folder
 
 
 def test_a_page_can_be_made_when_nothing_was_searched(folder):
-    made_up = made.study(folder, patients=(20, 3), run={"scenarios": ["baseline"]}, train={"seeds": [0]})
+    made_up = made.study(
+        folder, patients=(20, 3), run={"scenarios": ["baseline"]}, train={"seeds": [0]}
+    )
     scenario.run(made_up, made.BACKBONE, "baseline")
     _, results = compare.run(made_up)
-    short = records.read_json(made_up.reports_path / "comparison.json")
+    short = files.read_json(made_up.reports_path / "comparison.json")
     html = Path(report.run(made_up, short, results)).read_text(encoding="utf-8")
     assert "Calibration is the identity" in html
     assert "inner folds fell from 3 to as few as 1" in html

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from equipoise.core import config
+from equipoise.core import config, environment
 from equipoise.core.config import find_root, load_study, parse_override, read_params
 from equipoise.core.errors import ConfigError
 
@@ -56,7 +56,9 @@ def test_paths_and_dataset_follow_the_name_unless_said(params):
     assert study.raw == Path("data/raw/chest_xray")
     assert study.manifest_path == Path("data/manifest/chest_xray.parquet")
     assert study.result_path("vgg16", "baseline") == Path("results/chest_xray/vgg16/baseline")
-    moved = load_study("chest_xray", params, {"ingest.raw": "elsewhere", "ingest.dataset": "breakhis"})
+    moved = load_study(
+        "chest_xray", params, {"ingest.raw": "elsewhere", "ingest.dataset": "breakhis"}
+    )
     assert (moved.dataset, moved.raw) == ("breakhis", Path("elsewhere"))
 
 
@@ -92,19 +94,28 @@ def test_unknown_key_of_a_study_names_the_nearest(params):
 
 def test_unknown_section_of_a_study_names_the_nearest(params):
     params["studies"]["demo"]["tunee"] = {}
-    with pytest.raises(ConfigError, match=r"no key 'studies.demo.tunee' in params.yaml. Did you mean .*demo.tune'"):
+    with pytest.raises(
+        ConfigError, match=r"no key 'studies.demo.tunee' in params.yaml. Did you mean .*demo.tune'"
+    ):
         load_study("demo", params)
 
 
 def test_unknown_section_of_the_defaults_names_the_nearest(params):
     params["defaults"]["spilt"] = {}
-    with pytest.raises(ConfigError, match=r"no key 'defaults.spilt' in params.yaml. Did you mean 'defaults.split'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no key 'defaults.spilt' in params.yaml. Did you mean 'defaults.split'\?",
+    ):
         load_study("demo", params)
 
 
 @pytest.mark.parametrize(
     ("place", "key", "near"),
-    [(None, "studys", "studies"), ("run", "backbone", "run.backbones"), ("engine", "worker", "engine.workers")],
+    [
+        (None, "studys", "studies"),
+        ("run", "backbone", "run.backbones"),
+        ("engine", "worker", "engine.workers"),
+    ],
 )
 def test_unknown_key_at_the_top_names_the_nearest(params, place, key, near):
     (params[place] if place else params)[key] = 1
@@ -158,7 +169,9 @@ def test_every_bad_value_is_told_at_once(params):
 
 @pytest.mark.parametrize(("key", "value"), [("tune.l2_low", 11.0), ("tune.l2_first", [0.01, 50.0])])
 def test_l2_range_must_hold_its_first_values(params, key, value):
-    with pytest.raises(ConfigError, match="l2_low < l2_high, and every value of l2_first between them"):
+    with pytest.raises(
+        ConfigError, match="l2_low < l2_high, and every value of l2_first between them"
+    ):
         load_study("demo", params, {key: value})
 
 
@@ -177,7 +190,9 @@ def test_lacking_top_mapping_is_named(params, key):
 
 def test_study_that_is_no_mapping_is_refused(params):
     params["studies"]["demo"] = "holdout"
-    with pytest.raises(ConfigError, match=r"needs a mapping under 'studies\.demo', it holds 'holdout'"):
+    with pytest.raises(
+        ConfigError, match=r"needs a mapping under 'studies\.demo', it holds 'holdout'"
+    ):
         load_study("demo", params)
 
 
@@ -212,7 +227,8 @@ def test_override_lies_over_the_study(params):
 
 def test_override_of_an_unknown_key_names_the_nearest(params):
     with pytest.raises(
-        ConfigError, match=r"tune\.trails' in params\.yaml\. Did you mean 'studies\.demo\.tune\.trials'"
+        ConfigError,
+        match=r"tune\.trails' in params\.yaml\. Did you mean 'studies\.demo\.tune\.trials'",
     ):
         load_study("demo", params, {"tune.trails": 5})
 
@@ -223,7 +239,9 @@ def test_override_of_an_unknown_section_names_the_nearest(params):
 
 
 def test_override_of_a_whole_section_is_refused(params):
-    with pytest.raises(ConfigError, match=r"'tune' is a section; name a key in it, for example tune\.KEY=VALUE"):
+    with pytest.raises(
+        ConfigError, match=r"'tune' is a section; name a key in it, for example tune\.KEY=VALUE"
+    ):
         load_study("demo", params, {"tune": 5})
 
 
@@ -244,7 +262,9 @@ def test_override_is_read_as_yaml(text, parsed):
 
 @pytest.mark.parametrize("text", ["tune.trials", "trials=5", "", "="])
 def test_override_of_another_form_shows_the_right_one(text):
-    with pytest.raises(ConfigError, match=r"is not of the form section\.key=value, for example tune\.trials=5"):
+    with pytest.raises(
+        ConfigError, match=r"is not of the form section\.key=value, for example tune\.trials=5"
+    ):
         parse_override(text)
 
 
@@ -263,10 +283,14 @@ def test_weights_by_word_or_path_serve_every_backbone(params, weights):
 
 
 def test_weights_by_mapping_serve_the_backbones_they_name(params):
-    embed = load_study("demo", params, {"embed.weights": {"vgg16": "random", "densenet201": "d.h5"}}).settings.embed
+    embed = load_study(
+        "demo", params, {"embed.weights": {"vgg16": "random", "densenet201": "d.h5"}}
+    ).settings.embed
     assert embed.weights_for("vgg16") == "random"
     assert embed.weights_for("densenet201") == "d.h5"
-    with pytest.raises(ConfigError, match=r"does not name 'mobilenetv2' \(it names: vgg16, densenet201\)"):
+    with pytest.raises(
+        ConfigError, match=r"does not name 'mobilenetv2' \(it names: vgg16, densenet201\)"
+    ):
         embed.weights_for("mobilenetv2")
 
 
@@ -312,12 +336,14 @@ def test_broken_yaml_names_the_line(tmp_path):
 
 def test_params_that_are_no_mapping_are_refused(tmp_path):
     (tmp_path / "params.yaml").write_text("- demo\n")
-    with pytest.raises(ConfigError, match="holds list, a mapping with run, defaults and studies is expected"):
+    with pytest.raises(
+        ConfigError, match="holds list, a mapping with run, defaults and studies is expected"
+    ):
         read_params(tmp_path)
 
 
 def test_empty_environment_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("EQUIPOISE_TEST_VALUE", "")
-    assert config.environment("EQUIPOISE_TEST_VALUE") is None
+    assert environment.environment("EQUIPOISE_TEST_VALUE") is None
     monkeypatch.setenv("EQUIPOISE_TEST_VALUE", "x")
-    assert config.environment("EQUIPOISE_TEST_VALUE") == "x"
+    assert environment.environment("EQUIPOISE_TEST_VALUE") == "x"

@@ -23,10 +23,20 @@ def _encoded(image, kind="PNG", **options):
 
 def _png_header(width, height):
     def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 def _assert_rgb(pixels, expected):
@@ -45,7 +55,9 @@ def test_grey_is_repeated_three_times():
 
 def test_transparency_is_dropped():
     transparent = np.zeros_like(RAMP)
-    _assert_rgb(images.decode(_encoded(Image.fromarray(np.dstack([COLOUR, transparent]), "RGBA"))), COLOUR)
+    _assert_rgb(
+        images.decode(_encoded(Image.fromarray(np.dstack([COLOUR, transparent]), "RGBA"))), COLOUR
+    )
     grey = Image.fromarray(np.dstack([RAMP, transparent]), "LA")
     _assert_rgb(images.decode(_encoded(grey)), np.dstack([RAMP] * 3))
 
@@ -61,7 +73,10 @@ def test_palette_gives_its_colours(kind):
 
 def test_one_bit_image_is_black_and_white():
     image = Image.fromarray(RAMP > 100)
-    _assert_rgb(images.decode(_encoded(image)), np.dstack([np.where(RAMP > 100, 255, 0).astype(np.uint8)] * 3))
+    _assert_rgb(
+        images.decode(_encoded(image)),
+        np.dstack([np.where(RAMP > 100, 255, 0).astype(np.uint8)] * 3),
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -71,7 +86,9 @@ def test_16_bit_grey_keeps_its_high_byte(kind):
 
 
 def test_16_bit_grey_that_holds_8_bit_values_is_not_darkened():
-    _assert_rgb(images.decode(_encoded(Image.fromarray(RAMP.astype(np.uint16)))), np.dstack([RAMP] * 3))
+    _assert_rgb(
+        images.decode(_encoded(Image.fromarray(RAMP.astype(np.uint16)))), np.dstack([RAMP] * 3)
+    )
 
 
 def test_float_image_with_nan_is_refused():
@@ -90,7 +107,13 @@ def test_cmyk_jpeg_becomes_rgb():
 
 @pytest.mark.parametrize(
     ("orientation", "upright"),
-    [(1, COLOUR), (2, COLOUR[:, ::-1]), (3, COLOUR[::-1, ::-1]), (6, np.rot90(COLOUR, -1)), (8, np.rot90(COLOUR))],
+    [
+        (1, COLOUR),
+        (2, COLOUR[:, ::-1]),
+        (3, COLOUR[::-1, ::-1]),
+        (6, np.rot90(COLOUR, -1)),
+        (8, np.rot90(COLOUR)),
+    ],
 )
 def test_exif_orientation_is_applied(orientation, upright):
     exif = Image.Exif()
@@ -133,7 +156,9 @@ def test_text_named_png_is_refused_without_a_memory_address(tmp_path):
     assert "BytesIO object" not in str(error.value)
 
 
-@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (30_000, 40_000), (10_000, 10_000)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(20_000, 20_000), (30_000, 40_000), (10_000, 10_000)]
+)
 def test_decompression_bomb_is_refused_by_its_header(width, height):
     with pytest.raises(ValueError, match="decompression bomb"):
         images.decode(_png_header(width, height))
@@ -143,7 +168,12 @@ def test_damaged_bytes_are_only_ever_a_value_error():
     rng = np.random.default_rng(1)
     picture = Image.fromarray(COLOUR)
     refused = 0
-    for content in (_encoded(picture), _encoded(picture, "JPEG"), _encoded(picture, "BMP"), _encoded(picture, "GIF")):
+    for content in (
+        _encoded(picture),
+        _encoded(picture, "JPEG"),
+        _encoded(picture, "BMP"),
+        _encoded(picture, "GIF"),
+    ):
         for _ in range(100):
             damaged = np.frombuffer(content, dtype=np.uint8).copy()
             damaged[rng.integers(0, len(damaged), 4)] = rng.integers(0, 256, 4)
@@ -184,7 +214,13 @@ def test_bomb_is_refused_while_another_thread_decodes(monkeypatch):
 
 @pytest.mark.parametrize(
     ("draft_px", "shape"),
-    [(0, (240, 320, 3)), (121, (240, 320, 3)), (120, (120, 160, 3)), (60, (60, 80, 3)), (1, (30, 40, 3))],
+    [
+        (0, (240, 320, 3)),
+        (121, (240, 320, 3)),
+        (120, (120, 160, 3)),
+        (60, (60, 80, 3)),
+        (1, (30, 40, 3)),
+    ],
 )
 def test_draft_is_the_smallest_scale_not_below_the_asked_size(draft_px, shape):
     grey = np.add.outer(np.arange(240) // 2, np.arange(320) // 4).astype(np.uint8)
@@ -200,4 +236,8 @@ def test_draft_leaves_other_formats_as_they_are_and_keeps_the_orientation():
     _assert_rgb(images.decode(_encoded(Image.fromarray(COLOUR)), 1), COLOUR)
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert images.decode(_encoded(Image.new("L", (64, 32)), "JPEG", exif=exif), 16).shape == (32, 16, 3)
+    assert images.decode(_encoded(Image.new("L", (64, 32)), "JPEG", exif=exif), 16).shape == (
+        32,
+        16,
+        3,
+    )

@@ -16,9 +16,10 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from conftest import REPO
-from equipoise.core import config, parallel
+from equipoise.core import config, environment, parallel
 from equipoise.core.config import Engine
 from equipoise.core.errors import ConfigError, EquipoiseError
+from equipoise.embed import shards as shards_
 from equipoise.embed import stage as features
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
@@ -32,7 +33,9 @@ JOBS = [(base, power) for base in range(5) for power in range(4)]
 @pytest.mark.parametrize("threads", [1, 4, None])
 @pytest.mark.parametrize("ahead", [1, 3, 64])
 def test_in_threads_keeps_the_order(threads, ahead):
-    assert list(parallel.in_threads(lambda item: item * item, range(50), threads, ahead)) == [i * i for i in range(50)]
+    assert list(parallel.in_threads(lambda item: item * item, range(50), threads, ahead)) == [
+        i * i for i in range(50)
+    ]
 
 
 def test_in_threads_keeps_the_order_when_the_first_is_the_slowest():
@@ -50,7 +53,9 @@ def test_in_threads_keeps_the_order_when_the_first_is_the_slowest():
 
 def test_in_threads_runs_at_most_so_far_ahead():
     started = []
-    results = parallel.in_threads(lambda item: started.append(item) or item, range(1000), threads=2, ahead=5)
+    results = parallel.in_threads(
+        lambda item: started.append(item) or item, range(1000), threads=2, ahead=5
+    )
     assert next(results) == 0
     results.close()
     assert len(started) <= 6
@@ -69,7 +74,9 @@ def test_in_threads_of_nothing_is_nothing():
 
 @pytest.mark.parametrize("engine", [ALONE, TWO, Engine(workers=-1), DASK], ids=str)
 def test_run_jobs_gives_the_same_wherever_it_runs(engine):
-    assert parallel.run_jobs(operator.pow, JOBS, "powers", engine) == [base**power for base, power in JOBS]
+    assert parallel.run_jobs(operator.pow, JOBS, "powers", engine) == [
+        base**power for base, power in JOBS
+    ]
 
 
 @pytest.mark.parametrize("engine", [ALONE, TWO], ids=str)
@@ -103,10 +110,16 @@ class Cluster:
 
     def start(self, name: str, *words: str) -> None:
         path = os.pathsep.join([str(REPO / "src"), str(REPO / "tests"), str(Path(__file__).parent)])
-        kept = {**os.environ, "PYTHONPATH": path, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60s"}
+        kept = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60s",
+        }
         with open(self.folder / f"{name}.log", "ab") as log:
             command = [sys.executable, "-m", "dask", *words]
-            self.processes[name] = subprocess.Popen(command, cwd=self.folder, env=kept, stdout=log, stderr=log)
+            self.processes[name] = subprocess.Popen(
+                command, cwd=self.folder, env=kept, stdout=log, stderr=log
+            )
 
     def engine(self) -> Engine:
         """Of the cluster, with whatever is missing started anew."""
@@ -147,7 +160,11 @@ def dies_once(folder: str, number: int) -> tuple[int, int]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def kill_when_busy(cluster: Cluster, name: str) -> threading.Thread:
@@ -169,7 +186,9 @@ def kill_when_busy(cluster: Cluster, name: str) -> threading.Thread:
     return thread
 
 
-def test_a_killed_worker_and_a_restarted_scheduler_change_no_byte(tmp_path, monkeypatch, cluster, patient):
+def test_a_killed_worker_and_a_restarted_scheduler_change_no_byte(
+    tmp_path, monkeypatch, cluster, patient
+):
     monkeypatch.chdir(tmp_path)
     study = made.study(tmp_path, split={"scheme": "kfold"})
     for name in ("baseline", "oversample"):
@@ -191,7 +210,9 @@ def test_a_killed_worker_and_a_restarted_scheduler_change_no_byte(tmp_path, monk
 
 
 def test_every_job_is_done_when_a_worker_is_killed(tmp_path, cluster, patient):
-    done = parallel.run_jobs(dies_once, [(str(tmp_path), number) for number in range(12)], "jobs", cluster.engine())
+    done = parallel.run_jobs(
+        dies_once, [(str(tmp_path), number) for number in range(12)], "jobs", cluster.engine()
+    )
     assert [number for number, _ in done] == list(range(12))
     assert (tmp_path / "died").exists()
     assert os.getpid() not in {process for _, process in done}
@@ -219,7 +240,11 @@ def blas_threads(_: int) -> list[int]:
 @pytest.mark.parametrize("backend", ["loky", "dask"])
 def test_one_blas_thread_holds_inside_workers(cluster, patient, backend):
     engine = TWO if backend == "loky" else cluster.engine()
-    assert {count for found in parallel.run_jobs(blas_threads, [(0,), (1,)], "pools", engine) for count in found} == {1}
+    assert {
+        count
+        for found in parallel.run_jobs(blas_threads, [(0,), (1,)], "pools", engine)
+        for count in found
+    } == {1}
 
 
 def meanwhile(_: int) -> int:
@@ -237,15 +262,20 @@ _AT_ONCE: list[int] = []
 def test_a_worker_with_several_threads_does_one_job_at_a_time():
     from distributed import Client, LocalCluster
 
-    wide = LocalCluster(n_workers=1, threads_per_worker=4, processes=False, dashboard_address="127.0.0.1:0")
+    wide = LocalCluster(
+        n_workers=1, threads_per_worker=4, processes=False, dashboard_address="127.0.0.1:0"
+    )
     with wide, Client(wide) as client:
-        calls = [client.submit(parallel._call, os.getcwd(), parallel.versions(), meanwhile, (n,)) for n in range(8)]
+        calls = [
+            client.submit(parallel._call, os.getcwd(), environment.versions(), meanwhile, (n,))
+            for n in range(8)
+        ]
         assert client.gather(calls) == [1] * 8
         assert max(client.gather([client.submit(meanwhile, n) for n in range(8)])) > 1
 
 
 def test_a_worker_of_another_kind_is_refused(tmp_path):
-    here = parallel.versions()
+    here = environment.versions()
     with pytest.raises(ConfigError, match=r"numpy is .+ there and 1\.0 here"):
         parallel._call(str(tmp_path), {**here, "numpy": "1.0"}, operator.pow, (2, 3))
     with pytest.raises(ConfigError, match=r"equipoise is .+ there and other code here"):
@@ -262,10 +292,10 @@ def test_what_a_worker_sees(tmp_path, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_OPTUNA_STORAGE", "postgresql://ada:geheim@host/searches")
     after = parallel.seen_from(str(tmp_path))
     assert "geheim" not in str(after)
-    changed = parallel.difference(before, after)
+    changed = environment.difference(before, after)
     assert "params.yaml" in changed
     assert "EQUIPOISE_OPTUNA_STORAGE is not set there and set here" in changed
-    assert parallel.difference(after, after) == ""
+    assert environment.difference(after, after) == ""
 
 
 def test_without_distributed_the_error_says_what_to_install(monkeypatch):
@@ -299,7 +329,7 @@ def test_an_engine_that_cannot_run_is_refused(engine, said):
 
 def test_embedding_on_dask_gives_the_bytes_of_one_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(features, "_SHARD_ROWS", 16)
+    monkeypatch.setattr(shards_, "_SHARD_ROWS", 16)
     params = config.read_params(REPO)
     demo = params["studies"]["demo"]
     demo["phantom"] |= {"patients": 20, "size_px": 40, "opacity_patient_fraction": 0.3}

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from equipoise.core import records
+from equipoise.core import files, records
 from equipoise.core.errors import DataError
-from equipoise.core.records import Manifest, Objective, Plan, Predictions, Splits, TrainRows
+from equipoise.core.records import Manifest, Predictions, Splits
+from equipoise.strategies.base import Objective, Plan, TrainRows
 
 
 class _WriterFails(Exception):
@@ -18,7 +19,7 @@ class _WriterFails(Exception):
 
 
 def _write_half(path):
-    with records.atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
         temporary.write_text("half")
         raise _WriterFails
 
@@ -82,49 +83,61 @@ def test_writer_that_raises_leaves_the_old_file(tmp_path):
 
 def test_value_that_json_cannot_hold_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
-    records.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        records.write_json(path, {"a": object()})
-    assert records.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": object()})
+    assert files.read_json(path) == {"a": 1}
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_written_file_can_be_read_by_others(tmp_path):
-    records.write_json(tmp_path / "a.json", 1)
+    files.write_json(tmp_path / "a.json", 1)
     assert (tmp_path / "a.json").stat().st_mode & 0o444 == 0o444
 
 
 def test_json_is_the_same_bytes_for_the_same_value(tmp_path):
-    value = {"b": np.float64(0.1), "a": [np.int64(3), Path("x") / "y", (1, 2), np.arange(2)], "nan": float("nan")}
-    records.write_json(tmp_path / "1.json", value)
-    records.write_json(tmp_path / "2.json", value)
+    value = {
+        "b": np.float64(0.1),
+        "a": [np.int64(3), Path("x") / "y", (1, 2), np.arange(2)],
+        "nan": float("nan"),
+    }
+    files.write_json(tmp_path / "1.json", value)
+    files.write_json(tmp_path / "2.json", value)
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
-    assert records.read_json(tmp_path / "1.json") == {"b": 0.1, "a": [3, "x/y", [1, 2], [0, 1]], "nan": None}
+    assert files.read_json(tmp_path / "1.json") == {
+        "b": 0.1,
+        "a": [3, "x/y", [1, 2], [0, 1]],
+        "nan": None,
+    }
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float32("nan"), np.array([np.inf])])
+@pytest.mark.parametrize(
+    "number", [float("nan"), float("inf"), np.float32("nan"), np.array([np.inf])]
+)
 def test_json_holds_null_for_what_is_no_number(tmp_path, number):
-    records.write_json(tmp_path / "a.json", {"number": number})
+    files.write_json(tmp_path / "a.json", {"number": number})
     assert json.loads((tmp_path / "a.json").read_text())["number"] in (None, [None])
 
 
 def test_table_is_the_same_bytes_for_the_same_value(tmp_path):
     table, meta = _manifest_table(), {"b": 1, "a": [2]}
-    records.write_table(tmp_path / "1.parquet", table, meta)
-    records.write_table(tmp_path / "2.parquet", table.copy(), dict(reversed(meta.items())))
+    files.write_table(tmp_path / "1.parquet", table, meta)
+    files.write_table(tmp_path / "2.parquet", table.copy(), dict(reversed(meta.items())))
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
 
 
 def test_table_and_metadata_come_back(tmp_path):
-    records.write_table(tmp_path / "a.parquet", _manifest_table(), {"classes": ["a", "b"]})
-    table, meta = records.read_table(tmp_path / "a.parquet")
+    files.write_table(tmp_path / "a.parquet", _manifest_table(), {"classes": ["a", "b"]})
+    table, meta = files.read_table(tmp_path / "a.parquet")
     pd.testing.assert_frame_equal(table, _manifest_table(), check_dtype=False)
     assert meta == {"classes": ["a", "b"]}
 
 
-@pytest.mark.parametrize("read", [records.read_json, records.read_table, Manifest.read])
+@pytest.mark.parametrize("read", [files.read_json, files.read_table, Manifest.read])
 def test_missing_file_says_what_to_run(tmp_path, read):
-    with pytest.raises(DataError, match=r"There is no .*absent\. Run `dvc repro`, or the stage that writes it"):
+    with pytest.raises(
+        DataError, match=r"There is no .*absent\. Run `dvc repro`, or the stage that writes it"
+    ):
         read(tmp_path / "absent")
 
 
@@ -132,17 +145,21 @@ def test_missing_file_says_what_to_run(tmp_path, read):
 def test_damaged_json_says_what_to_do(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.json is not readable as JSON .* Run the stage that writes it again"):
-        records.read_json(path)
+    with pytest.raises(
+        DataError, match=r"a\.json is not readable as JSON .* Run the stage that writes it again"
+    ):
+        files.read_json(path)
 
 
 def test_damaged_table_says_what_to_do(tmp_path):
     path = tmp_path / "a.parquet"
-    records.write_table(path, _manifest_table(), {})
+    files.write_table(path, _manifest_table(), {})
     for content in (b"", b"no table", path.read_bytes()[:-20]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"a\.parquet is not readable as Parquet .* Run the stage"):
-            records.read_table(path)
+        with pytest.raises(
+            DataError, match=r"a\.parquet is not readable as Parquet .* Run the stage"
+        ):
+            files.read_table(path)
 
 
 # --- digests ---------------------------------------------------------------------------------------------------------
@@ -165,20 +182,26 @@ def test_a_manifest_that_cannot_be_is_refused(change, text):
 
 def test_file_digest_is_sha256_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"equipoise")
-    assert records.file_digest(tmp_path / "a") == hashlib.sha256(b"equipoise").hexdigest()
+    assert files.file_digest(tmp_path / "a") == hashlib.sha256(b"equipoise").hexdigest()
 
 
 def test_digest_of_sees_values_and_not_their_kind_or_key_order():
-    assert records.digest_of({"a": np.int64(1), "b": (2,)}) == records.digest_of({"b": [2], "a": 1})
-    assert records.digest_of({"a": 1}) != records.digest_of({"a": 2})
-    assert records.digest_of([1, 2]) != records.digest_of([2, 1])
+    assert files.digest_of({"a": np.int64(1), "b": (2,)}) == files.digest_of({"b": [2], "a": 1})
+    assert files.digest_of({"a": 1}) != files.digest_of({"a": 2})
+    assert files.digest_of([1, 2]) != files.digest_of([2, 1])
 
 
 def test_record_carries_the_digest_of_its_file(tmp_path):
     path = tmp_path / "m.parquet"
-    meta = {"study": "s", "dataset": "d", "readings": [], "classes": ["a", "b"], "positive_class": "b"}
+    meta = {
+        "study": "s",
+        "dataset": "d",
+        "readings": [],
+        "classes": ["a", "b"],
+        "positive_class": "b",
+    }
     written = Manifest(_manifest_table(), meta).write(path)
-    assert written.digest == records.file_digest(path) == Manifest.read(path).digest
+    assert written.digest == files.file_digest(path) == Manifest.read(path).digest
     other = Manifest(_manifest_table(3), written.meta).write(path)
     assert other.digest != written.digest
 
@@ -188,7 +211,10 @@ def test_record_carries_the_digest_of_its_file(tmp_path):
 
 @pytest.mark.parametrize("record", [Manifest, Splits, Predictions])
 def test_lacking_columns_are_named(record):
-    with pytest.raises(DataError, match=rf"{record.__name__} lacks the column\(s\) .*patient_id.*; it has image_id\."):
+    with pytest.raises(
+        DataError,
+        match=rf"{record.__name__} lacks the column\(s\) .*patient_id.*; it has image_id\.",
+    ):
         record(pd.DataFrame({"image_id": ["a"]}), {"classes": ["a", "b"]})
 
 
@@ -244,7 +270,9 @@ def test_neutral_objective_is_plain_cross_entropy():
 @pytest.mark.parametrize("kind", ["prob", "calibrated"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf")])
 def test_probabilities_outside_0_to_1_are_refused(kind, value):
-    with pytest.raises(DataError, match=rf"Predictions hold {kind}_\.\.\. that are not numbers within 0\.\.1"):
+    with pytest.raises(
+        DataError, match=rf"Predictions hold {kind}_\.\.\. that are not numbers within 0\.\.1"
+    ):
         _predictions(**{kind: value})
 
 

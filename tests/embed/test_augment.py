@@ -43,7 +43,9 @@ def _same(left, right, tolerance=1e-3):
 
 @pytest.mark.parametrize("digest", DIGESTS[:3])
 def test_view_0_is_the_identity(digest):
-    np.testing.assert_array_equal(augment.view_parameters(digest, 0, SHIPPED, SIZE), augment.IDENTITY)
+    np.testing.assert_array_equal(
+        augment.view_parameters(digest, 0, SHIPPED, SIZE), augment.IDENTITY
+    )
 
 
 def test_parameters_are_the_same_for_the_same_picture_view_and_seed():
@@ -59,17 +61,23 @@ def test_parameters_differ_by_picture_view_and_seed():
 
 
 def test_still_policy_is_the_identity_for_every_view():
-    np.testing.assert_allclose(_views(_policy()), np.tile(augment.IDENTITY, (len(DIGESTS), 1)), atol=1e-6)
+    np.testing.assert_allclose(
+        _views(_policy()), np.tile(augment.IDENTITY, (len(DIGESTS), 1)), atol=1e-6
+    )
 
 
 def test_turning_one_change_off_leaves_the_others_as_drawn():
-    with_flip = _views(_policy(horizontal_flip=True, brightness_fraction=0.1, contrast_fraction=0.2))
+    with_flip = _views(
+        _policy(horizontal_flip=True, brightness_fraction=0.1, contrast_fraction=0.2)
+    )
     without = _views(_policy(brightness_fraction=0.1, contrast_fraction=0.2))
     np.testing.assert_array_equal(with_flip[:, 6:], without[:, 6:])
 
 
 def test_parameters_stay_within_the_policy():
-    policy = _policy(rotation_degrees=10.0, zoom_fraction=0.1, brightness_fraction=0.1, contrast_fraction=0.2)
+    policy = _policy(
+        rotation_degrees=10.0, zoom_fraction=0.1, brightness_fraction=0.1, contrast_fraction=0.2
+    )
     drawn = _views(policy).astype(np.float64)
     zoom = 1 / np.sqrt(drawn[:, 0] * drawn[:, 4] - drawn[:, 1] * drawn[:, 3])
     degrees = np.rad2deg(np.arctan2(drawn[:, 3], drawn[:, 0]))
@@ -94,7 +102,9 @@ def test_stain_jitter_leaves_the_other_numbers_as_drawn_and_stays_within_the_pol
 
 def test_chest_films_are_not_turned_upside_down_and_only_histology_changes_stains():
     params = config.read_params(ROOT)
-    film, slide = (config.load_study(name, params).settings.augment for name in ("chest_xray", "breakhis"))
+    film, slide = (
+        config.load_study(name, params).settings.augment for name in ("chest_xray", "breakhis")
+    )
     assert (film.vertical_flip, film.quarter_turns, film.stain_fraction) == (False, False, 0.0)
     assert (slide.vertical_flip, slide.quarter_turns, slide.stain_fraction) == (True, True, 0.05)
 
@@ -128,7 +138,9 @@ def test_identity_returns_the_picture():
 )
 def test_flip_mirrors_exactly(change, turned):
     shown = _applied(_views(_policy(**{change: True})))
-    flipped, plain = (np.array([_same(picture, other) for picture in shown]) for other in (turned, PICTURE))
+    flipped, plain = (
+        np.array([_same(picture, other) for picture in shown]) for other in (turned, PICTURE)
+    )
     assert (flipped ^ plain).all()
     assert flipped.any()
     assert plain.any()
@@ -136,7 +148,10 @@ def test_flip_mirrors_exactly(change, turned):
 
 def test_quarter_turns_are_exact_and_all_occur():
     shown = _applied(_views(_policy(quarter_turns=True)))
-    turns = [[turn for turn in range(4) if _same(picture, np.rot90(PICTURE, turn), 0.1)] for picture in shown]
+    turns = [
+        [turn for turn in range(4) if _same(picture, np.rot90(PICTURE, turn), 0.1)]
+        for picture in shown
+    ]
     assert all(len(found) == 1 for found in turns)
     assert {found[0] for found in turns} == {0, 1, 2, 3}
 
@@ -167,7 +182,9 @@ def test_values_stay_in_0_to_255_and_reach_both_ends():
 
 def test_outside_of_the_picture_mirrors_its_edge():
     constant = np.full((1, SIZE, SIZE, 3), 200.0, dtype=np.float32)
-    shifted = _views(_policy(shift_fraction=0.4, rotation_degrees=45.0, zoom_fraction=0.4), DIGESTS[:1])
+    shifted = _views(
+        _policy(shift_fraction=0.4, rotation_degrees=45.0, zoom_fraction=0.4), DIGESTS[:1]
+    )
     assert _same(_applied(shifted, constant), constant)
 
 
@@ -201,7 +218,10 @@ def test_stain_jitter_is_scikit_images_separation_changed_and_combined():
     parameters = np.tile(augment.IDENTITY, (5, 1))
     parameters[:, 8:] = rng.uniform(-0.2, 0.2, (5, 6))
     parameters[0] = augment.IDENTITY
-    relative, offset = parameters[:, None, None, 8:11].astype(float), parameters[:, None, None, 11:].astype(float)
+    relative, offset = (
+        parameters[:, None, None, 8:11].astype(float),
+        parameters[:, None, None, 11:].astype(float),
+    )
     # Its stains are optical densities over that of 1e-6, which is 6 in base 10.
     expected = 255 * _hed2rgb(_rgb2hed(pictures / 255) * (1 + relative) + offset / 6)
     shown = _applied(parameters, pictures.astype(np.float32))

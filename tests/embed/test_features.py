@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from conftest import REPO
-from equipoise.core import config, images, records
+from equipoise.core import config, files, images
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.embed import backbones
+from equipoise.embed import backbones, embedder, shards
 from equipoise.embed import stage as features
+from equipoise.embed import store as store_
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
-from equipoise.scenario import head, network
+from equipoise.scenario import head, network, rows
 
 
 @pytest.fixture
@@ -51,9 +52,12 @@ def test_each_picture_and_view_once_then_nothing(study):
     assert passes(study) == 0
     # DVC keeps this file: a run that found everything done must leave the same bytes.
     assert (study.features_path("vgg16") / "meta.json").read_bytes() == meta
-    journal = [json.loads(line) for line in Path("data/cache/features/passes.jsonl").read_text().splitlines()]
+    journal = [
+        json.loads(line)
+        for line in Path("data/cache/features/passes.jsonl").read_text().splitlines()
+    ]
     assert [line["passes_now"] for line in journal] == [expected, 0]
-    store = features.FeatureStore.open(study.features_path("vgg16"))
+    store = store_.FeatureStore.open(study.features_path("vgg16"))
     assert store.matrix.shape == (expected, 512)
     assert not store.matrix.flags.writeable
 
@@ -63,13 +67,19 @@ def test_features_equal_keras_on_the_same_pixels(study):
     import tensorflow as tf
 
     features.run(study, "vgg16")
-    store = features.FeatureStore.open(study.features_path("vgg16"))
+    store = store_.FeatureStore.open(study.features_path("vgg16"))
     row = features.Manifest.read(study.manifest_path).table.iloc[3]
     pixels = tf.image.resize(images.decode(study.raw / row["path"]), (32, 32), antialias=True)[None]
     keras.utils.set_random_seed(0)
-    oracle = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
-    value = oracle(keras.applications.vgg16.preprocess_input(tf.identity(pixels)), training=False).numpy()[0]
-    np.testing.assert_allclose(store.matrix[store.rows([row["sha256"]], [0])[0]], value, rtol=1e-4, atol=1e-6)
+    oracle = keras.applications.VGG16(
+        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
+    )
+    value = oracle(
+        keras.applications.vgg16.preprocess_input(tf.identity(pixels)), training=False
+    ).numpy()[0]
+    np.testing.assert_allclose(
+        store.matrix[store.rows([row["sha256"]], [0])[0]], value, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_new_image_costs_only_itself(study):
@@ -83,8 +93,8 @@ def test_new_image_costs_only_itself(study):
 
 
 def test_killed_pass_goes_on_where_it_was(study, monkeypatch):
-    monkeypatch.setattr(features, "_SHARD_ROWS", 8)
-    real, calls = features.Embedder.features, []
+    monkeypatch.setattr(shards, "_SHARD_ROWS", 8)
+    real, calls = embedder.Embedder.features, []
 
     def dies(self, *arguments):
         calls.append(1)
@@ -93,7 +103,7 @@ def test_killed_pass_goes_on_where_it_was(study, monkeypatch):
         return real(self, *arguments)
 
     with monkeypatch.context() as killed:
-        killed.setattr(features.Embedder, "features", dies)
+        killed.setattr(embedder.Embedder, "features", dies)
         with pytest.raises(KeyboardInterrupt):
             passes(study)
     again = features.run(study, "vgg16")
@@ -106,7 +116,7 @@ def test_killed_pass_goes_on_where_it_was(study, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["npy", "json"])
 def test_flipped_bit_redoes_only_its_piece(study, monkeypatch, kind):
-    monkeypatch.setattr(features, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(shards, "_SHARD_ROWS", 8)
     passes(study)
     undisturbed = (study.features_path("vgg16") / "features.npy").read_bytes()
     index = sorted(study.raw.parent.parent.glob("cache/features/*/*.json"))[0]
@@ -132,7 +142,10 @@ def test_two_at_once_leave_what_one_leaves(study):
     command = [sys.executable, "-c", _EMBED]
     Path("study.pickle").write_bytes(pickle.dumps(study))
     environment = {**os.environ, "PYTHONPATH": str(REPO / "src")}
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
     made = [int(process.communicate(timeout=300)[0].split()[-1]) for process in running]
     assert all(process.returncode == 0 for process in running)
     assert max(made) > 0
@@ -151,12 +164,12 @@ def _forget(study):
 
 
 def test_two_devices_give_the_bytes_of_one(study, monkeypatch):
-    monkeypatch.setattr(features, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(shards, "_SHARD_ROWS", 8)
     alone = features.run(study, "vgg16")
     undisturbed = (study.features_path("vgg16") / "features.npy").read_bytes()
     _forget(study)
     monkeypatch.setattr(backbones, "devices", lambda: ["", ""])  # no GPU in either process
-    monkeypatch.setattr(features._Pass, "embed", None)  # nothing is computed here
+    monkeypatch.setattr(shards._Pass, "embed", None)  # nothing is computed here
     assert features.run(study, "vgg16")["passes_now"] == alone["passes"]
     assert (study.features_path("vgg16") / "features.npy").read_bytes() == undisturbed
 
@@ -179,31 +192,35 @@ def test_memory_while_assembling_is_that_of_a_shard(tmp_path):
     for number in range(40):
         values = rng.normal(size=(100, shape[1])).astype(np.float32)
         np.save(tmp_path / f"{number}.npy", values)
-        parts.append((tmp_path / f"{number}.npy", np.arange(100), place[100 * number : 100 * number + 100]))
+        parts.append(
+            (tmp_path / f"{number}.npy", np.arange(100), place[100 * number : 100 * number + 100])
+        )
     tracemalloc.start()
-    digest = features._assemble(tmp_path / "whole.npy", parts, shape, "x")
+    digest = shards._assemble(tmp_path / "whole.npy", parts, shape, "x")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * values.nbytes < 0.2 * 4 * np.prod(shape)
     whole = np.load(tmp_path / "whole.npy", mmap_mode="r", allow_pickle=False)
     np.testing.assert_array_equal(whole[parts[-1][2]], values)
-    assert digest == records.file_digest(tmp_path / "whole.npy")
+    assert digest == files.file_digest(tmp_path / "whole.npy")
 
 
 def test_one_trace_whatever_the_batches(study, monkeypatch):
     traced, shapes = [], set()
-    real = features.Embedder
+    real = embedder.Embedder
     monkeypatch.setattr(backbones, "devices", lambda: ["0"])  # on a GPU the last batch is filled up
     plain = real.features
     monkeypatch.setattr(
-        real, "features", lambda self, batch, *rest: shapes.add(batch.shape) or plain(self, batch, *rest)
+        real,
+        "features",
+        lambda self, batch, *rest: shapes.add(batch.shape) or plain(self, batch, *rest),
     )
 
     def kept(*arguments):
         traced.append(real(*arguments))
         return traced[-1]
 
-    monkeypatch.setattr(features, "Embedder", kept)
+    monkeypatch.setattr(shards, "Embedder", kept)
     made = features.run(study, "vgg16")
     assert all(number % 8 for number in made["passes_of"].values())
     assert shapes == {(8, 32, 32, 3)}
@@ -227,27 +244,30 @@ def _changed(study, **changes):
 
 
 def test_float16_is_refused_where_it_cannot_tell_images_apart(study):
-    with pytest.raises(ConfigError, match=r"float16 cannot hold the features of mobilenetv2.*embed\.dtype to float32"):
+    with pytest.raises(
+        ConfigError,
+        match=r"float16 cannot hold the features of mobilenetv2.*embed\.dtype to float32",
+    ):
         features.run(_changed(study, dtype="float16", batch_size=32), "mobilenetv2")
 
 
 def test_float16_is_half_the_file_and_the_rounded_values(study, monkeypatch):
-    monkeypatch.setattr(features, "_BLUR_LIMIT", np.inf)
+    monkeypatch.setattr(shards, "_BLUR_LIMIT", np.inf)
     exact = features.run(study, "vgg16")
-    values = features.FeatureStore.open(study.features_path("vgg16")).matrix.copy()
+    values = store_.FeatureStore.open(study.features_path("vgg16")).matrix.copy()
     rounded = features.run(_changed(study, dtype="float16"), "vgg16")
     assert rounded["passes_now"] == exact["passes"]  # another pipeline, another key
-    matrix = features.FeatureStore.open(study.features_path("vgg16")).matrix
+    matrix = store_.FeatureStore.open(study.features_path("vgg16")).matrix
     assert matrix.dtype == np.float16
     np.testing.assert_array_equal(matrix, values.astype(np.float16))
 
 
 def test_mixed_precision_is_close_and_another_key(study):
     exact = features.run(study, "vgg16")
-    values = features.FeatureStore.open(study.features_path("vgg16")).matrix.copy()
+    values = store_.FeatureStore.open(study.features_path("vgg16")).matrix.copy()
     mixed = features.run(_changed(study, mixed_precision="bfloat16"), "vgg16")
     assert mixed["passes_now"] == exact["passes"]
-    matrix = features.FeatureStore.open(study.features_path("vgg16")).matrix
+    matrix = store_.FeatureStore.open(study.features_path("vgg16")).matrix
     assert matrix.dtype == np.float32
     assert 0 < np.abs(matrix - values).max() < 0.1 * np.abs(values).max()
     assert mixed["weights_digest"] == exact["weights_digest"]
@@ -259,8 +279,10 @@ def test_jpeg_draft_is_the_reduced_scale_in_embedding_and_another_key(study):
     smooth = np.add.outer(np.linspace(0, 120, 300), np.linspace(0, 120, 260)).astype(np.uint8)
     Image.fromarray(smooth).save(buffer, "JPEG", quality=95)
     network = backbones.build("vgg16", "random", 32)
-    plain = features.Embedder(network, 32)
-    drafted = features.Embedder(network, 32, features.pipeline_of(_changed(study, jpeg_draft=True).settings.embed))
+    plain = embedder.Embedder(network, 32)
+    drafted = embedder.Embedder(
+        network, 32, embedder.pipeline_of(_changed(study, jpeg_draft=True).settings.embed)
+    )
     assert images.decode(buffer.getvalue(), drafted.draft_px).shape == (75, 65, 3)
     one, two = plain.load(buffer.getvalue()), drafted.load(buffer.getvalue())
     np.testing.assert_array_equal(one, plain.resize(images.decode(buffer.getvalue())))
@@ -277,7 +299,7 @@ def test_changed_file_is_noticed(study):
 
 def test_missing_view_says_which_setting(study):
     features.run(study, "vgg16")
-    store = features.FeatureStore.open(study.features_path("vgg16"))
+    store = store_.FeatureStore.open(study.features_path("vgg16"))
     with pytest.raises(DataError, match=r"embed\.views"):
         store.rows([features.Manifest.read(study.manifest_path).table["sha256"].iloc[0]], [7])
 
@@ -285,20 +307,30 @@ def test_missing_view_says_which_setting(study):
 @pytest.mark.parametrize("name", sorted(backbones.TABLE))
 def test_every_backbone_is_flat_repeatable_and_holds_a_head(name):
     first = backbones.build(name, "random", 32)
-    assert backbones.weights_digest(first) == backbones.weights_digest(backbones.build(name, "random", 32))
+    assert backbones.weights_digest(first) == backbones.weights_digest(
+        backbones.build(name, "random", 32)
+    )
     assert not [layer for layer in first.layers if hasattr(layer, "layers")]
-    last = [layer for layer in first.layers if layer.name.startswith(backbones.load_row(name).last_block)]
+    last = [
+        layer
+        for layer in first.layers
+        if layer.name.startswith(backbones.load_row(name).last_block)
+    ]
     assert any(layer.trainable_weights for layer in last)
     width = first.output_shape[-1]
     rng = np.random.default_rng(0)
     batch = rng.uniform(0, 255, (6, 32, 32, 3)).astype("float32")
-    values = features.Embedder(first, 32).features(batch)
-    standardiser = head.Standardiser.fit(values)
-    coefficients = np.stack([np.zeros(len(standardiser.kept)), rng.normal(size=len(standardiser.kept))], axis=1)
+    values = embedder.Embedder(first, 32).features(batch)
+    standardiser = rows.Standardiser.fit(values)
+    coefficients = np.stack(
+        [np.zeros(len(standardiser.kept)), rng.normal(size=len(standardiser.kept))], axis=1
+    )
     solved = head.Head(standardiser, coefficients, np.array([0.0, 0.3]), 0.0)
     whole = network.with_head(first, solved)
     # Traced like `embed` traces: run op by op, rounding differs, and untrained features blow it up.
-    np.testing.assert_allclose(features.Embedder(whole, 32).features(batch), solved.logits(values), atol=1e-6)
+    np.testing.assert_allclose(
+        embedder.Embedder(whole, 32).features(batch), solved.logits(values), atol=1e-6
+    )
     back = network.head_of(whole, standardiser)
     np.testing.assert_allclose(back.coefficients, coefficients, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(back.logits(values), solved.logits(values), atol=1e-6)
@@ -335,7 +367,9 @@ def test_weights_by_path(tmp_path):
     wrong = tmp_path / "wrong.h5"
     backbones.build("mobilenetv2", "random", 32).save_weights(tmp_path / "right.weights.h5")
     built = backbones.build("mobilenetv2", str(tmp_path / "right.weights.h5"), 32)
-    assert backbones.weights_digest(built) == backbones.weights_digest(backbones.build("mobilenetv2", "random", 32))
+    assert backbones.weights_digest(built) == backbones.weights_digest(
+        backbones.build("mobilenetv2", "random", 32)
+    )
     with pytest.raises(DataError, match="no such file"):
         backbones.build("vgg16", str(wrong), 32)
     wrong.write_bytes(b"not weights")
@@ -348,4 +382,6 @@ def test_real_weights_beat_random_ones():
     if not path.is_file():
         pytest.skip("the MobileNetV2 weights are not on this machine")
     model = backbones.build("mobilenetv2", str(path), 96)
-    assert backbones.weights_digest(model) != backbones.weights_digest(backbones.build("mobilenetv2", "random", 96))
+    assert backbones.weights_digest(model) != backbones.weights_digest(
+        backbones.build("mobilenetv2", "random", 96)
+    )

@@ -36,11 +36,18 @@ def fit(logits, labels, min_patients=2):
 def test_two_classes_equal_sigmoid_calibration_of_scikit_learn(seed, slope, shift):
     scores, labels = scored(seed, slope=slope, shift=shift)
     passing = LogisticRegression().fit(scores[:, None], labels)
-    passing.coef_, passing.intercept_ = np.ones((1, 1)), np.zeros(1)  # its decision function is the score
-    oracle = CalibratedClassifierCV(FrozenEstimator(passing), method="sigmoid").fit(scores[:, None], labels)
+    passing.coef_, passing.intercept_ = (
+        np.ones((1, 1)),
+        np.zeros(1),
+    )  # its decision function is the score
+    oracle = CalibratedClassifierCV(FrozenEstimator(passing), method="sigmoid").fit(
+        scores[:, None], labels
+    )
     mine = fit(logits_of(scores), labels)
     assert mine.reason == ""
-    assert mine.apply(logits_of(scores)) == pytest.approx(oracle.predict_proba(scores[:, None]), abs=1e-4)
+    assert mine.apply(logits_of(scores)) == pytest.approx(
+        oracle.predict_proba(scores[:, None]), abs=1e-4
+    )
 
 
 def test_only_the_difference_of_two_logits_counts():
@@ -95,14 +102,18 @@ def test_three_classes_fit_one_temperature_and_biases_of_the_classes():
     mine = fit(logits, labels)
     counts = np.bincount(labels)
     own = (counts + 1) / (counts + 3)
-    targets = np.where(np.eye(3)[labels] == 1, own[labels][:, None], ((1 - own) / 2)[labels][:, None])
+    targets = np.where(
+        np.eye(3)[labels] == 1, own[labels][:, None], ((1 - own) / 2)[labels][:, None]
+    )
 
     def loss(free):
         scores = free[0] * logits + np.array([0, free[1], free[2]])
         return -(targets * np.log(softmax(scores))).sum(axis=1).mean()
 
     oracle = minimize(loss, [1.0, 0, 0], method="BFGS").x
-    assert [mine.slope, *mine.biases] == pytest.approx([oracle[0], 0, oracle[1], oracle[2]], abs=1e-3)
+    assert [mine.slope, *mine.biases] == pytest.approx(
+        [oracle[0], 0, oracle[1], oracle[2]], abs=1e-3
+    )
     assert mine.biases[0] == 0
     assert mine.apply(logits).sum(axis=1) == pytest.approx(np.ones(240))
     assert loss([mine.slope, *mine.biases[1:]]) < loss([1.0, 0, 0])
@@ -112,7 +123,9 @@ def test_plain_data_and_back():
     scores, labels = scored()
     mine = fit(logits_of(scores), labels)
     back = Calibrator.from_dict(mine.as_dict())
-    assert np.array_equal(back.apply(logits_of(np.arange(3.0))), mine.apply(logits_of(np.arange(3.0))))
+    assert np.array_equal(
+        back.apply(logits_of(np.arange(3.0))), mine.apply(logits_of(np.arange(3.0)))
+    )
 
 
 def rule(name, cost_ratio=1.0):
@@ -150,16 +163,22 @@ def test_youden_takes_the_largest_sum_of_both_rates(prob, truth):
 
 @pytest.mark.parametrize(("cost_ratio", "expected"), [(1.0, 0.5), (4.0, 0.2), (0.25, 0.8)])
 def test_cost_asks_no_data(cost_ratio, expected):
-    threshold = lock_threshold(np.array([0.9, 0.1]), np.array([True, False]), rule("cost", cost_ratio), 0.9)
+    threshold = lock_threshold(
+        np.array([0.9, 0.1]), np.array([True, False]), rule("cost", cost_ratio), 0.9
+    )
     assert threshold == pytest.approx(expected)
 
 
 def test_the_cost_threshold_minimises_expected_cost_of_calibrated_probabilities():
     prob = (np.arange(1000) + 0.5) / 1000
     ratio = 3.0
-    costs = [ratio * prob[prob < t].sum() + (1 - prob[prob >= t]).sum() for t in np.arange(1001) / 1000]
+    costs = [
+        ratio * prob[prob < t].sum() + (1 - prob[prob >= t]).sum() for t in np.arange(1001) / 1000
+    ]
     best = np.argmin(costs) / 1000
-    assert lock_threshold(prob, prob > 0.5, rule("cost", ratio), 0.9) == pytest.approx(best, abs=1e-3)
+    assert lock_threshold(prob, prob > 0.5, rule("cost", ratio), 0.9) == pytest.approx(
+        best, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["sensitivity_floor", "youden"])

@@ -58,7 +58,11 @@ def noisy(count=80, seed=0, patients=30):
     rng = np.random.default_rng(seed)
     people = rng.integers(patients, size=count)
     labels = (people % 3 == 0).astype(int)
-    return rng.normal(size=count) + 1.2 * labels, labels, np.array([f"p{person}" for person in people])
+    return (
+        rng.normal(size=count) + 1.2 * labels,
+        labels,
+        np.array([f"p{person}" for person in people]),
+    )
 
 
 def test_evaluate_weights_rows_by_how_often_their_patient_is_drawn():
@@ -77,7 +81,9 @@ def test_evaluate_weights_rows_by_how_often_their_patient_is_drawn():
             "locked.sensitivity": sk.recall_score(labels, scores >= 0.3, sample_weight=weight),
             "raw.brier": sk.brier_score_loss(labels, scores, sample_weight=weight),
         }
-        assert {name: evaluation.draws[name][row] for name in expected} == pytest.approx(expected, abs=1e-6)
+        assert {name: evaluation.draws[name][row] for name in expected} == pytest.approx(
+            expected, abs=1e-6
+        )
     interval = evaluation.interval("free.auroc")
     assert interval["low"] < interval["value"] < interval["high"]
     assert interval["interval"] == "patient bootstrap"
@@ -95,7 +101,9 @@ def test_evaluate_does_not_depend_on_the_order_of_rows():
     order = np.random.default_rng(1).permutation(len(labels))
     settings = made.settings().compare
     left = intervals.evaluate(made.predictions(logits, labels, people), settings, 0.9)
-    right = intervals.evaluate(made.predictions(logits[order], labels[order], people[order]), settings, 0.9)
+    right = intervals.evaluate(
+        made.predictions(logits[order], labels[order], people[order]), settings, 0.9
+    )
     for name, values in left.draws.items():
         assert values == pytest.approx(right.draws[name], abs=1e-6), name
 
@@ -103,17 +111,26 @@ def test_evaluate_does_not_depend_on_the_order_of_rows():
 def test_rank_metrics_are_averaged_over_folds_and_counts_are_pooled():
     labels = np.array([0, 0, 1, 1, 0, 1, 1, 1, 1, 1])
     fold = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
-    logits = np.array([-9, -8, -7, -6, 5, 6, 6, 6, 6, 6.0])  # each fold ranks perfectly, on its own scale
-    evaluation = intervals.evaluate(made.predictions(logits, labels, fold=fold), made.settings().compare, 0.9)
+    logits = np.array(
+        [-9, -8, -7, -6, 5, 6, 6, 6, 6, 6.0]
+    )  # each fold ranks perfectly, on its own scale
+    evaluation = intervals.evaluate(
+        made.predictions(logits, labels, fold=fold), made.settings().compare, 0.9
+    )
     assert evaluation.draws["free.auroc"][0] == 1
     assert sk.roc_auc_score(labels, logits) < 1
-    assert evaluation.draws["raw.accuracy"][0] == pytest.approx(0.7)  # 7 of 10, not the mean of 2/4 and 5/6
+    assert evaluation.draws["raw.accuracy"][0] == pytest.approx(
+        0.7
+    )  # 7 of 10, not the mean of 2/4 and 5/6
     assert evaluation.draws["raw.sensitivity"][0] == pytest.approx(5 / 7)
 
 
 def test_seeds_are_averaged_and_shown_one_by_one():
     logits, labels, people = noisy(40)
-    tables = [made.predictions(logits * sign, labels, people, seed=seed).table for seed, sign in ((3, 1), (8, -1))]
+    tables = [
+        made.predictions(logits * sign, labels, people, seed=seed).table
+        for seed, sign in ((3, 1), (8, -1))
+    ]
     both = made.predictions(logits, labels, people)
     both = replace(both, table=pd.concat(tables, ignore_index=True))
     evaluation = intervals.evaluate(both, made.settings().compare, 0.9)
@@ -127,7 +144,9 @@ def test_wilson_over_patients_bounds_a_proportion_of_0_or_1():
     labels = np.array([1] * 6 + [0] * 8)
     people = np.array([f"p{index // 2}" for index in range(14)])  # 3 and 4 patients
     logits = np.where(labels == 1, 3.0, 2.0)  # every decision is positive
-    evaluation = intervals.evaluate(made.predictions(logits, labels, people), made.settings().compare, 0.9)
+    evaluation = intervals.evaluate(
+        made.predictions(logits, labels, people), made.settings().compare, 0.9
+    )
     found, missed = evaluation.interval("raw.sensitivity"), evaluation.interval("raw.specificity")
     assert (found["value"], found["interval"]) == (1, "Wilson, 3 patients")
     assert (found["low"], found["high"]) == pytest.approx(intervals.wilson(3, 3, 0.05))
@@ -140,7 +159,9 @@ def test_resamples_in_which_a_metric_does_not_exist_are_counted():
     fold = np.array([0, 0, 0, 1, 1, 1])
     made_up = made.predictions(np.array([1, 0, 2, 1, 0, -1.0]), labels, fold=fold)
     settings = made.settings().compare
-    _, drawn = intervals.patient_resamples(made_up.table["patient_id"].to_numpy(), labels, 200, settings.seed)
+    _, drawn = intervals.patient_resamples(
+        made_up.table["patient_id"].to_numpy(), labels, 200, settings.seed
+    )
     lacking = (drawn[1:, [0, 3]] == 0).any(axis=1) | (drawn[1:, 1:3].sum(axis=1) == 0)
     lacking |= drawn[1:, 4:].sum(axis=1) == 0
     interval = intervals.evaluate(made_up, settings, 0.9).interval("free.auroc")
@@ -149,7 +170,9 @@ def test_resamples_in_which_a_metric_does_not_exist_are_counted():
 
 
 def test_a_metric_without_any_value_has_no_interval():
-    evaluation = intervals.Evaluation({"free.auroc": np.array([0.5, np.nan, np.nan])}, {}, {"free.auroc": [0.5]}, 0.05)
+    evaluation = intervals.Evaluation(
+        {"free.auroc": np.array([0.5, np.nan, np.nan])}, {}, {"free.auroc": [0.5]}, 0.05
+    )
     interval = evaluation.interval("free.auroc")
     assert np.isnan([interval["low"], interval["high"]]).all()
     assert interval["degenerate"] == 2
@@ -157,9 +180,13 @@ def test_a_metric_without_any_value_has_no_interval():
 
 def test_images_of_a_patient_share_one_vote_in_the_patient_recognition_rate():
     logits, labels, people = noisy()
-    evaluation = intervals.evaluate(made.predictions(logits, labels, people), made.settings().compare, 0.9)
+    evaluation = intervals.evaluate(
+        made.predictions(logits, labels, people), made.settings().compare, 0.9
+    )
     right = pd.Series((logits >= 0) == labels).groupby(people).mean()
-    assert evaluation.draws["raw.patient_recognition_rate"][0] == pytest.approx(right.mean(), abs=1e-6)
+    assert evaluation.draws["raw.patient_recognition_rate"][0] == pytest.approx(
+        right.mean(), abs=1e-6
+    )
     assert right.mean() != pytest.approx(evaluation.draws["raw.accuracy"][0], abs=1e-4)
     names, drawn = intervals.patient_resamples(people, labels, 200, made.settings().compare.seed)
     expected = np.average(right.loc[names], weights=drawn[9])
@@ -170,18 +197,27 @@ def test_folds_are_shown_apart_and_only_where_there_are_several():
     logits, labels, people = noisy(90)
     fold = np.array([int(person[1:]) % 3 for person in people])
     labels = np.random.default_rng(3).integers(2, size=90)
-    several = intervals.evaluate(made.predictions(logits, labels, people, fold=fold), made.settings().compare, 0.9)
+    several = intervals.evaluate(
+        made.predictions(logits, labels, people, fold=fold), made.settings().compare, 0.9
+    )
     aurocs = [sk.roc_auc_score(labels[fold == own], logits[fold == own]) for own in range(3)]
     assert several.by_fold["free.auroc"] == pytest.approx(aurocs)
     recalls = [sk.recall_score(labels[fold == own], logits[fold == own] >= 0) for own in range(3)]
     assert several.by_fold["raw.sensitivity"] == pytest.approx(recalls, abs=1e-6)
-    assert intervals.evaluate(made.predictions(logits, labels, people), made.settings().compare, 0.9).by_fold == {}
+    assert (
+        intervals.evaluate(
+            made.predictions(logits, labels, people), made.settings().compare, 0.9
+        ).by_fold
+        == {}
+    )
 
 
 def test_wilson_stands_beside_the_bootstrap_where_every_row_is_a_patient():
     logits, labels, people = noisy(60)
     settings = made.settings().compare
-    single = intervals.evaluate(made.predictions(logits, labels), settings, 0.9).interval("raw.specificity")
+    single = intervals.evaluate(made.predictions(logits, labels), settings, 0.9).interval(
+        "raw.specificity"
+    )
     negatives = int((labels == 0).sum())
     right = int(((labels == 0) & (logits < 0)).sum())
     expected = proportion_confint(right, negatives, method="wilson")
@@ -194,7 +230,9 @@ def test_wilson_stands_beside_the_bootstrap_where_every_row_is_a_patient():
 def test_only_the_named_metrics_are_computed():
     logits, labels, _ = noisy(40)
     names = ["free.auroc", "locked.f1"]
-    evaluation = intervals.evaluate(made.predictions(logits, labels), made.settings().compare, 0.9, names)
+    evaluation = intervals.evaluate(
+        made.predictions(logits, labels), made.settings().compare, 0.9, names
+    )
     assert list(evaluation.draws) == names
 
 
@@ -202,13 +240,17 @@ def test_an_image_predicted_twice_is_refused():
     logits, labels, _ = noisy(40)
     image_id = [f"image{index % 39}" for index in range(40)]
     twice = made.predictions(logits, labels, image_id=image_id)
-    with pytest.raises(DataError, match="'image0' is predicted more than once in repeat 0, fold 0, seed 0"):
+    with pytest.raises(
+        DataError, match="'image0' is predicted more than once in repeat 0, fold 0, seed 0"
+    ):
         intervals.evaluate(twice, made.settings().compare, 0.9)
 
 
 def test_a_class_absent_from_test_is_an_error_with_the_counts():
     with pytest.raises(DataError, match=r"lack a class \(clear 4, opacity 0\)"):
-        intervals.evaluate(made.predictions(np.zeros(4), np.zeros(4, dtype=int)), made.settings().compare, 0.9)
+        intervals.evaluate(
+            made.predictions(np.zeros(4), np.zeros(4, dtype=int)), made.settings().compare, 0.9
+        )
 
 
 def test_three_classes_have_no_specificity_at_sensitivity_and_decide_by_argmax():
@@ -218,6 +260,8 @@ def test_three_classes_have_no_specificity_at_sensitivity_and_decide_by_argmax()
     made_up = made.predictions(logits, labels, classes=("a", "b", "c"))
     evaluation = intervals.evaluate(made_up, made.settings().compare, 0.9)
     assert "free.specificity_at_sensitivity" not in evaluation.draws
-    assert evaluation.draws["raw.accuracy"][0] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    assert evaluation.draws["raw.accuracy"][0] == pytest.approx(
+        (logits.argmax(axis=1) == labels).mean()
+    )
     expected = sk.roc_auc_score(labels, made_up.probabilities("prob"), multi_class="ovr")
     assert evaluation.draws["free.auroc"][0] == pytest.approx(expected)

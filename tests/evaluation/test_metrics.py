@@ -38,12 +38,16 @@ def shares_of(rows):
 
 
 def specificity_on_curve(truth, scores, weight, floor):
-    false_alarms, found, _ = sk.roc_curve(truth, scores, sample_weight=weight, drop_intermediate=False)
+    false_alarms, found, _ = sk.roc_curve(
+        truth, scores, sample_weight=weight, drop_intermediate=False
+    )
     return 1 - false_alarms[found >= floor - 1e-12].min()
 
 
 def sensitivity_on_curve(truth, scores, weight, floor):
-    false_alarms, found, _ = sk.roc_curve(truth, scores, sample_weight=weight, drop_intermediate=False)
+    false_alarms, found, _ = sk.roc_curve(
+        truth, scores, sample_weight=weight, drop_intermediate=False
+    )
     return found[1 - false_alarms >= floor - 1e-12].max()
 
 
@@ -61,7 +65,13 @@ def binned_gap(truth, scores, weight):
 def logistic(truth, scores, weight, slope):
     logit = np.log(scores / (1 - scores))
     design = np.column_stack([np.ones_like(logit), logit]) if slope else np.ones((len(logit), 1))
-    model = sm.GLM(truth, design, family=sm.families.Binomial(), freq_weights=weight, offset=None if slope else logit)
+    model = sm.GLM(
+        truth,
+        design,
+        family=sm.families.Binomial(),
+        freq_weights=weight,
+        offset=None if slope else logit,
+    )
     return model.fit(tol=1e-12).params[int(slope)]
 
 
@@ -70,7 +80,9 @@ BINARY = {
     "average_precision": lambda t, s, d, w: sk.average_precision_score(t, s, sample_weight=w),
     "specificity_at_sensitivity": lambda t, s, d, w: specificity_on_curve(t, s, w, 0.9),
     "accuracy": lambda t, s, d, w: sk.accuracy_score(t, d, sample_weight=w),
-    "patient_recognition_rate": lambda t, s, d, w: sk.accuracy_score(t, d, sample_weight=w * shares_of(len(w))),
+    "patient_recognition_rate": lambda t, s, d, w: sk.accuracy_score(
+        t, d, sample_weight=w * shares_of(len(w))
+    ),
     "balanced_accuracy": lambda t, s, d, w: sk.balanced_accuracy_score(t, d, sample_weight=w),
     "sensitivity": lambda t, s, d, w: sk.recall_score(t, d, sample_weight=w),
     "specificity": lambda t, s, d, w: sk.recall_score(t, d, pos_label=0, sample_weight=w),
@@ -103,8 +115,12 @@ def test_every_metric_has_an_oracle():
 def test_metric_equals_scikit_learn_for_every_resample(name, seed):
     sample = draw(seed)
     scores = sample.probabilities[:, 1]
-    expected = [BINARY[name](sample.labels, scores, sample.decisions, weight) for weight in sample.weights]
-    assert REGISTRY[name].function(sample) == pytest.approx(np.array(expected), abs=LOOSE.get(name, 1e-9))
+    expected = [
+        BINARY[name](sample.labels, scores, sample.decisions, weight) for weight in sample.weights
+    ]
+    assert REGISTRY[name].function(sample) == pytest.approx(
+        np.array(expected), abs=LOOSE.get(name, 1e-9)
+    )
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -113,7 +129,9 @@ def test_class_0_as_the_positive_class_swaps_the_roles(name):
     mine = replace(sample, positive=0)
     scores, truth, decided = sample.probabilities[:, 0], sample.labels == 0, sample.decisions == 0
     expected = [BINARY[name](truth, scores, decided, weight) for weight in sample.weights]
-    assert REGISTRY[name].function(mine) == pytest.approx(np.array(expected), abs=LOOSE.get(name, 1e-9))
+    assert REGISTRY[name].function(mine) == pytest.approx(
+        np.array(expected), abs=LOOSE.get(name, 1e-9)
+    )
 
 
 @given(
@@ -128,7 +146,9 @@ def test_rank_metrics_with_many_ties(scores, truth, weights, floor):
     probabilities = np.stack([1 - scores, scores], axis=1)
     sample = Sample(truth.astype(int), probabilities, truth, 1, weights[None].astype(float), floor)
     weight = weights.astype(float)
-    assert metrics.auroc(sample)[0] == pytest.approx(sk.roc_auc_score(truth, scores, sample_weight=weight), abs=1e-9)
+    assert metrics.auroc(sample)[0] == pytest.approx(
+        sk.roc_auc_score(truth, scores, sample_weight=weight), abs=1e-9
+    )
     precision = sk.average_precision_score(truth, scores, sample_weight=weight)
     assert metrics.average_precision(sample)[0] == pytest.approx(precision, abs=1e-9)
     at_floor = specificity_on_curve(truth, scores, weight, floor)
@@ -143,7 +163,12 @@ def test_three_classes_are_macro_one_versus_rest(seed):
     for row, weight in enumerate(sample.weights):
 
         def macro(function, left, right, weight=weight, **options):
-            return np.mean([function(left[:, c], right[:, c], sample_weight=weight, **options) for c in range(3)])
+            return np.mean(
+                [
+                    function(left[:, c], right[:, c], sample_weight=weight, **options)
+                    for c in range(3)
+                ]
+            )
 
         expected = {
             "auroc": macro(sk.roc_auc_score, truth, sample.probabilities),
@@ -152,16 +177,24 @@ def test_three_classes_are_macro_one_versus_rest(seed):
             "patient_recognition_rate": sk.accuracy_score(
                 sample.labels, sample.decisions, sample_weight=weight * sample.shares
             ),
-            "balanced_accuracy": sk.balanced_accuracy_score(sample.labels, sample.decisions, sample_weight=weight),
+            "balanced_accuracy": sk.balanced_accuracy_score(
+                sample.labels, sample.decisions, sample_weight=weight
+            ),
             "sensitivity": macro(sk.recall_score, truth, decided),
             "specificity": macro(sk.recall_score, truth, decided, pos_label=0),
             "precision": macro(sk.precision_score, truth, decided, zero_division=0),
             "f1": macro(sk.f1_score, truth, decided, zero_division=0),
-            "negative_predictive_value": macro(sk.precision_score, truth, decided, pos_label=0, zero_division=0),
+            "negative_predictive_value": macro(
+                sk.precision_score, truth, decided, pos_label=0, zero_division=0
+            ),
             "mcc": sk.matthews_corrcoef(sample.labels, sample.decisions, sample_weight=weight),
-            "g_mean": geometric_mean_score(sample.labels, sample.decisions, average="multiclass", sample_weight=weight),
+            "g_mean": geometric_mean_score(
+                sample.labels, sample.decisions, average="multiclass", sample_weight=weight
+            ),
             "log_loss": sk.log_loss(sample.labels, sample.probabilities, sample_weight=weight),
-            "brier_skill": sk.d2_brier_score(sample.labels, sample.probabilities, sample_weight=weight),
+            "brier_skill": sk.d2_brier_score(
+                sample.labels, sample.probabilities, sample_weight=weight
+            ),
             "ece": binned_gap(
                 (sample.probabilities.argmax(axis=1) == sample.labels).astype(float),
                 sample.probabilities.max(axis=1),
@@ -180,13 +213,17 @@ def test_one_of_three_classes_alone_is_that_class_against_the_rest(label):
     truth, decided, weight = sample.labels == label, sample.decisions == label, sample.weights[5]
     expected = {
         "auroc": sk.roc_auc_score(truth, sample.probabilities[:, label], sample_weight=weight),
-        "average_precision": sk.average_precision_score(truth, sample.probabilities[:, label], sample_weight=weight),
+        "average_precision": sk.average_precision_score(
+            truth, sample.probabilities[:, label], sample_weight=weight
+        ),
         "sensitivity": sk.recall_score(truth, decided, sample_weight=weight),
         "specificity": sk.recall_score(truth, decided, pos_label=0, sample_weight=weight),
         "precision": sk.precision_score(truth, decided, sample_weight=weight),
         "f1": sk.f1_score(truth, decided, sample_weight=weight),
     }
-    assert {name: REGISTRY[name].function(sample)[5] for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert {name: REGISTRY[name].function(sample)[5] for name in expected} == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 def test_patients_are_not_recognised_where_nobody_says_who_they_are():
@@ -197,7 +234,9 @@ def test_patients_are_not_recognised_where_nobody_says_who_they_are():
 def test_known_values():
     scores = np.array([0.1, 0.4, 0.35, 0.8])
     probabilities = np.stack([1 - scores, scores], axis=1)
-    sample = Sample(np.array([0, 0, 1, 1]), probabilities, (scores >= 0.5).astype(int), 1, np.ones((1, 4)), 0.9)
+    sample = Sample(
+        np.array([0, 0, 1, 1]), probabilities, (scores >= 0.5).astype(int), 1, np.ones((1, 4)), 0.9
+    )
     assert metrics.auroc(sample)[0] == pytest.approx(0.75)
     assert metrics.average_precision(sample)[0] == pytest.approx(0.833333, abs=1e-6)
     assert metrics.brier(sample)[0] == pytest.approx(0.158125)
@@ -211,11 +250,19 @@ def test_more_resamples_than_one_block_agree_with_one_at_a_time():
 
 def test_a_resample_without_the_class_is_not_a_number():
     sample = replace(draw(0), weights=(draw(0).labels == 0).astype(float)[None])
-    for name in ("auroc", "average_precision", "specificity_at_sensitivity", "sensitivity", "balanced_accuracy"):
+    for name in (
+        "auroc",
+        "average_precision",
+        "specificity_at_sensitivity",
+        "sensitivity",
+        "balanced_accuracy",
+    ):
         assert np.isnan(REGISTRY[name].function(sample)[0]), name
 
 
-@pytest.mark.parametrize("name", [name for name, metric in REGISTRY.items() if metric.binary and metric.better])
+@pytest.mark.parametrize(
+    "name", [name for name, metric in REGISTRY.items() if metric.binary and metric.better]
+)
 def test_metrics_of_two_classes_refuse_three(name):
     with pytest.raises(ConfigError, match=rf"{name} needs two classes; these data have 3.*auroc"):
         metrics.load_metric(name, 3)
@@ -230,7 +277,9 @@ def test_results_cannot_be_ordered_by_what_has_one_right_value(name):
 
 def test_separated_classes_have_no_calibration_slope():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]])
-    sample = Sample(np.array([0, 0, 1, 1]), probabilities, np.array([0, 0, 1, 1]), 1, np.ones((2, 4)), 0.9)
+    sample = Sample(
+        np.array([0, 0, 1, 1]), probabilities, np.array([0, 0, 1, 1]), 1, np.ones((2, 4)), 0.9
+    )
     assert np.isnan(metrics.calibration_slope(sample)).all()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from equipoise.core import config, records
+from equipoise.core import config, files, records
 from equipoise.evaluation import metrics
 from equipoise.scenario.matrix import TrainMatrix
 from equipoise.split import checks
@@ -22,21 +22,33 @@ BACKBONE = "vgg16"
 SMALL = {
     "split": {"folds": 3, "test_fraction": 0.3, "val_fraction": 0.3},
     "embed": {"weights": "random", "image_size_px": 32, "views": 2},
-    "tune": {"trials": 4, "inner_folds": 3, "batch_trials": 4, "gain_resamples": 30, "sensitivity_floor": 0.9},
+    "tune": {
+        "trials": 4,
+        "inner_folds": 3,
+        "batch_trials": 4,
+        "gain_resamples": 30,
+        "sensitivity_floor": 0.9,
+    },
     "train": {"seeds": [0, 1]},
     "calibrate": {"min_patients": 3},
     "compare": {"resamples": 200, "permutations": 20},
 }
 
 
-def params(run: dict[str, Any] | None = None, scenarios: dict[str, Any] | None = None, **sections: Any) -> dict:
+def params(
+    run: dict[str, Any] | None = None, scenarios: dict[str, Any] | None = None, **sections: Any
+) -> dict:
     """The repo's own params.yaml with one study, "made", small numbers, and sections laid over it."""
     values = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     own = copy.deepcopy(SMALL)
     for name, section in sections.items():
         own[name] = {**own.get(name, {}), **section}
     values["studies"] = {"made": {"ingest": {"dataset": "chest_xray"}, **own}}
-    values["run"] = {"studies": ["made"], "backbones": [BACKBONE], "scenarios": ["baseline", "oversample"]}
+    values["run"] = {
+        "studies": ["made"],
+        "backbones": [BACKBONE],
+        "scenarios": ["baseline", "oversample"],
+    }
     values["run"] |= run or {}
     values["scenarios"] |= scenarios or {}
     return values
@@ -77,7 +89,7 @@ def study(
     assert Path.cwd() == folder
     contents = params(**changes)
     (folder / "params.yaml").write_text(yaml.safe_dump(contents), encoding="utf-8")
-    made = config.load_study("made", contents)
+    made = config.load_study("made", contents, root=folder)
     rng = np.random.default_rng(5)
     rows = []
     for label, (name, count) in enumerate(zip(classes, patients)):
@@ -85,7 +97,12 @@ def study(
             for picture in range(1 + person % 3):
                 image_id = f"{name}/p{label}{person:03d}_{picture}.png"
                 side = "test" if person % 3 == 0 else "train"
-                if official_overlap and picture == 1 and person // 3 < official_overlap and person % 3 == 1:
+                if (
+                    official_overlap
+                    and picture == 1
+                    and person // 3 < official_overlap
+                    and person % 3 == 1
+                ):
                     side = "test"
                 rows.append(
                     {
@@ -103,21 +120,38 @@ def study(
                 )
     table = pd.DataFrame(rows)
     meta = {
-        **{"study": "made", "dataset": "chest_xray", "classes": list(classes), "readings": ["patient"]},
+        **{
+            "study": "made",
+            "dataset": "chest_xray",
+            "classes": list(classes),
+            "readings": ["patient"],
+        },
         "positive_class": positive or classes[-1],
         "settings": made.settings.sections("ingest"),
     }
     manifest = records.Manifest(table, meta).write(made.manifest_path)
     summary = {
-        **{"images": len(table), "patients": int(table["patient_id"].nunique()), "files_seen": len(table)},
+        **{
+            "images": len(table),
+            "patients": int(table["patient_id"].nunique()),
+            "files_seen": len(table),
+        },
         **{"patient_ids": True, "near_copies": 0, "label_conflicts": 0, "selection": ""},
-        **{"quarantined": 0, "completeness": "made up", "source": "nowhere", "licence": "none", "citation": "none"},
+        **{
+            "quarantined": 0,
+            "completeness": "made up",
+            "source": "nowhere",
+            "licence": "none",
+            "citation": "none",
+        },
     }
-    records.write_json(made.manifest_path.with_suffix(".json"), summary)
+    files.write_json(made.manifest_path.with_suffix(".json"), summary)
     splits.run(made)
     means = rng.normal(size=(len(classes), num_features))
     means *= signal / np.linalg.norm(means, axis=1, keepdims=True)
-    people = {person: rng.normal(scale=0.3, size=num_features) for person in table["patient_id"].unique()}
+    people = {
+        person: rng.normal(scale=0.3, size=num_features) for person in table["patient_id"].unique()
+    }
     plain = np.stack([means[row.label] + people[row.patient_id] for row in table.itertuples()])
     plain = plain + rng.normal(scale=0.7, size=plain.shape)
     minority = table["label"].isin(records.minority_labels(manifest.counts())).to_numpy()
@@ -129,11 +163,20 @@ def study(
         store = made.features_path(backbone)
         store.mkdir(parents=True)
         np.save(store / "features.npy", np.concatenate(blocks).astype(np.float32))
-        records.write_table(store / "index.parquet", pd.concat(index, ignore_index=True), {})
-        described = {"backbone": backbone, "weights": "random", "weights_digest": "0" * 64, "image_size_px": 32}
-        described |= {"pipeline": "made", "manifest": manifest.digest, "digest": records.digest_of("features")}
+        files.write_table(store / "index.parquet", pd.concat(index, ignore_index=True), {})
+        described = {
+            "backbone": backbone,
+            "weights": "random",
+            "weights_digest": "0" * 64,
+            "image_size_px": 32,
+        }
+        described |= {
+            "pipeline": "made",
+            "manifest": manifest.digest,
+            "digest": files.digest_of("features"),
+        }
         described["settings"] = made.settings.sections("embed", "augment")
-        records.write_json(store / "meta.json", described)
+        files.write_json(store / "meta.json", described)
     return made
 
 
@@ -164,7 +207,11 @@ def predictions(
 
 
 def result(
-    study: config.Study, scenario: str, strength: float = 1.0, inner_score: float = 0.5, backbone: str = BACKBONE
+    study: config.Study,
+    scenario: str,
+    strength: float = 1.0,
+    inner_score: float = 0.5,
+    backbone: str = BACKBONE,
 ) -> Path:
     """Write a fabricated result; `strength` is how far the logit of the true class stands out of the same noise."""
     manifest = records.Manifest.read(study.manifest_path)
@@ -177,29 +224,54 @@ def result(
         truth = labels.loc[rows["image_id"]].to_numpy()
         noise = np.random.default_rng(3).normal(size=(len(rows), len(manifest.classes)))
         logits = noise + strength * np.eye(len(manifest.classes))[truth]
-        columns = {"image_id": rows["image_id"], "repeat": repeat, "fold": fold, "part": rows["part"]}
-        frames.append(predictions(logits, truth, rows["patient_id"], manifest.classes, **columns).table)
+        columns = {
+            "image_id": rows["image_id"],
+            "repeat": repeat,
+            "fold": fold,
+            "part": rows["part"],
+        }
+        frames.append(
+            predictions(logits, truth, rows["patient_id"], manifest.classes, **columns).table
+        )
     meta = {"classes": list(manifest.classes), "positive_class": manifest.positive_class}
     folder = study.result_path(backbone, scenario)
-    written = records.Predictions(pd.concat(frames, ignore_index=True), meta).write(folder / "predictions.parquet")
+    written = records.Predictions(pd.concat(frames, ignore_index=True), meta).write(
+        folder / "predictions.parquet"
+    )
     counts = manifest.counts()
     test = written.part("test").table
     summary = {
         **meta,
-        **{"inner_score": inner_score, "seed_has_effect": None, "non_overlapping": None, "weights": "random"},
+        **{
+            "inner_score": inner_score,
+            "seed_has_effect": None,
+            "non_overlapping": None,
+            "weights": "random",
+        },
         "majority_class": manifest.classes[int(counts.argmax())],
         "minority_classes": [manifest.classes[label] for label in records.minority_labels(counts)],
         "mode": "probe",
         "test": records.class_table(test["label"].to_numpy(), test["patient_id"], manifest.classes),
         "distribution": _distribution(manifest, split.round(0, 0)),
         "checks": [check.as_dict() for check in checks.run(split, manifest)],
-        "digests": {"manifest": manifest.digest, "splits": split.digest, "predictions": written.digest},
+        "digests": {
+            "manifest": manifest.digest,
+            "splits": split.digest,
+            "predictions": written.digest,
+        },
         "settings": study.settings.sections("tune"),
-        "result_digest": records.digest_of([scenario, strength, inner_score]),
+        "result_digest": files.digest_of([scenario, strength, inner_score]),
     }
-    records.write_json(folder / "metrics.json", summary)
+    files.write_json(folder / "metrics.json", summary)
     choice = {
-        **{"repeat": 0, "fold": 0, "seed": 0, "settings": {"l2": 0.1}, "score": inner_score, "gain": 0.0},
+        **{
+            "repeat": 0,
+            "fold": 0,
+            "seed": 0,
+            "settings": {"l2": 0.1},
+            "score": inner_score,
+            "gain": 0.0,
+        },
         **{
             "gain_se": None,
             "identified": False,
@@ -207,12 +279,17 @@ def result(
             "train_counts": counts,
             "plan_counts": counts,
         },
-        **{"calibrator": {"slope": 1.0, "biases": [0.0] * len(counts), "reason": ""}, "threshold": 0.5},
+        **{
+            "calibrator": {"slope": 1.0, "biases": [0.0] * len(counts), "reason": ""},
+            "threshold": 0.5,
+        },
     }
     plan = split.round(0, 0)
-    plan = plan.loc[plan["part"] == "train", ["image_id", "repeat", "fold"]].assign(seed=0, view=0, weight=1.0)
-    records.write_table(folder / "plan.parquet", plan, meta)
-    records.write_json(folder / "best.json", [choice])
+    plan = plan.loc[plan["part"] == "train", ["image_id", "repeat", "fold"]].assign(
+        seed=0, view=0, weight=1.0
+    )
+    files.write_table(folder / "plan.parquet", plan, meta)
+    files.write_json(folder / "best.json", [choice])
     return folder
 
 
@@ -227,7 +304,11 @@ def _distribution(manifest: records.Manifest, rows: pd.DataFrame) -> dict[str, A
 
 
 def train_matrix(
-    patients: tuple[int, ...] = (30, 12), num_features: int = 6, views: int = 2, signal: float = 1.2, seed: int = 0
+    patients: tuple[int, ...] = (30, 12),
+    num_features: int = 6,
+    views: int = 2,
+    signal: float = 1.2,
+    seed: int = 0,
 ) -> TrainMatrix:
     """Train rows of made-up patients, one to three images each, the minority with views."""
     rng = np.random.default_rng(seed)
@@ -240,8 +321,23 @@ def train_matrix(
     people, labels = np.array([name for name, _ in pairs]), np.array([label for _, label in pairs])
     plain = rng.normal(size=(len(labels), num_features))
     plain[np.arange(len(labels)), labels % num_features] += signal
-    minority = np.flatnonzero(np.isin(labels, records.minority_labels(np.bincount(labels, minlength=len(patients)))))
+    minority = np.flatnonzero(
+        np.isin(labels, records.minority_labels(np.bincount(labels, minlength=len(patients))))
+    )
     row = np.concatenate([np.arange(len(labels)), np.tile(minority, views)])
-    view = np.concatenate([np.zeros(len(labels), dtype=int), np.repeat(np.arange(1, views + 1), len(minority))])
-    features = plain[row] + (view > 0)[:, None] * rng.normal(scale=0.2, size=(len(row), num_features))
-    return TrainMatrix(features.astype(np.float32), row, view, labels, people, len(patients), views, len(patients) - 1)
+    view = np.concatenate(
+        [np.zeros(len(labels), dtype=int), np.repeat(np.arange(1, views + 1), len(minority))]
+    )
+    features = plain[row] + (view > 0)[:, None] * rng.normal(
+        scale=0.2, size=(len(row), num_features)
+    )
+    return TrainMatrix(
+        features.astype(np.float32),
+        row,
+        view,
+        labels,
+        people,
+        len(patients),
+        views,
+        len(patients) - 1,
+    )

@@ -8,7 +8,9 @@ import pandas as pd
 from equipoise.core import config
 from equipoise.core.records import Manifest, Splits
 
-SPLIT = config.load_study("demo", config.read_params(Path(__file__).resolve().parents[2])).settings.split
+SPLIT = config.load_study(
+    "demo", config.read_params(Path(__file__).resolve().parents[2])
+).settings.split
 
 
 def split_settings(**changes):
@@ -32,7 +34,9 @@ def manifest_of(patients, classes=("a", "b"), sides=None):
         for patient, labels in patients.items()
         for image, label in enumerate(labels)
     ]
-    table = pd.DataFrame(rows).assign(path="x.png", width_px=8, height_px=8, bytes=10, grey_mean=9.0)
+    table = pd.DataFrame(rows).assign(
+        path="x.png", width_px=8, height_px=8, bytes=10, grey_mean=9.0
+    )
     meta = {
         "study": "made_up",
         "dataset": "made_up",
@@ -57,7 +61,9 @@ def published_folds(*columns):
     """One patient for each word, two images each, classes in turn; a column of words is one published division."""
     words = [column.split() for column in columns]
     manifest = manifest_of({f"p{number}": (number % 2,) * 2 for number in range(len(words[0]))})
-    published = {f"official_split_{n + 1}": np.repeat(own, 2).astype(object) for n, own in enumerate(words)}
+    published = {
+        f"official_split_{n + 1}": np.repeat(own, 2).astype(object) for n, own in enumerate(words)
+    }
     return Manifest(manifest.table.assign(**published), manifest.meta)
 
 

@@ -42,13 +42,20 @@ class TrackingServer:
     s3: str
     bucket: str = _BUCKET
     users: dict[str, str] = field(
-        default_factory=lambda: {"admin": "the-password-of-admin", "reader": "the-password-of-reader"}
+        default_factory=lambda: {
+            "admin": "the-password-of-admin",
+            "reader": "the-password-of-reader",
+        }
     )
 
     def environment(self, user: str) -> dict[str, str]:
         """What a client of this user sets."""
         names = {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_TRACKING_USERNAME": user}
-        return {**names, "MLFLOW_TRACKING_PASSWORD": self.users[user], "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+        return {
+            **names,
+            "MLFLOW_TRACKING_PASSWORD": self.users[user],
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        }
 
     def objects(self) -> list[str]:
         """Keys in the bucket."""
@@ -67,7 +74,14 @@ def postgres_folder() -> Path | None:
     on_path = shutil.which("initdb")
     places = [Path(on_path).resolve().parent] if on_path else []
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+    return next(
+        (
+            place
+            for place in places
+            if (place / "initdb").exists() and (place / "postgres").exists()
+        ),
+        None,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +91,9 @@ def tracking_server() -> Iterator[TrackingServer]:
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     for module in ("psycopg", "flask_wtf", "flask_cors", "boto3"):
-        pytest.importorskip(module, reason="the tracking server needs the extra `dev`, as in requirements.lock")
+        pytest.importorskip(
+            module, reason="the tracking server needs the extra `dev`, as in requirements.lock"
+        )
     moto = pytest.importorskip("moto.server", reason="S3 needs moto")
     # Short and not below pytest's folder: PostgreSQL refuses to run as root, and its user must come in.
     folder = Path(tempfile.mkdtemp(prefix="equipoise-servers-"))
@@ -117,11 +133,32 @@ def _postgres(programs: Path, folder: Path) -> Iterator[str]:
         nobody = pwd.getpwnam("nobody")
         os.chown(data, nobody.pw_uid, nobody.pw_gid)
         drop = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    made = [str(programs / "initdb"), "-D", str(data), "-U", "equipoise", "-A", "trust", "--no-sync"]
-    subprocess.run([*made, "-E", "UTF8", "--locale=C"], cwd=folder, check=True, capture_output=True, **drop)
+    made = [
+        str(programs / "initdb"),
+        "-D",
+        str(data),
+        "-U",
+        "equipoise",
+        "-A",
+        "trust",
+        "--no-sync",
+    ]
+    subprocess.run(
+        [*made, "-E", "UTF8", "--locale=C"], cwd=folder, check=True, capture_output=True, **drop
+    )
     with _program(
         [
-            *(str(programs / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", ""),
+            *(
+                str(programs / "postgres"),
+                "-D",
+                str(data),
+                "-h",
+                "127.0.0.1",
+                "-p",
+                str(port),
+                "-k",
+                "",
+            ),
             *("-c", "fsync=off", "-c", "synchronous_commit=off"),
         ],
         folder / "postgres.log",
@@ -129,7 +166,10 @@ def _postgres(programs: Path, folder: Path) -> Iterator[str]:
     ) as alive:
         where = f"postgresql://equipoise@127.0.0.1:{port}"
         while alive():
-            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(f"{where}/postgres") as connection:
+            with (
+                contextlib.suppress(psycopg.OperationalError),
+                psycopg.connect(f"{where}/postgres") as connection,
+            ):
                 connection.autocommit = True
                 for name in ("mlflow", "auth"):
                     connection.execute(f"create database {name}")
@@ -140,20 +180,45 @@ def _postgres(programs: Path, folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def _mlflow(database: str, endpoint: str, folder: Path) -> Iterator[str]:
     (folder / "auth.ini").write_text(_AUTH.format(database=database))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW_", "AWS_"))
+    }
     kept |= {
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
         "MLFLOW_S3_ENDPOINT_URL": endpoint,
-        **{"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "no-secret", "AWS_DEFAULT_REGION": "us-east-1"},
+        **{
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "no-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        },
         **{"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
     }
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
-    command += ["--backend-store-uri", f"{database}/mlflow", "--artifacts-destination", f"s3://{_BUCKET}/artifacts"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--app-name",
+        "basic-auth",
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        f"{database}/mlflow",
+        "--artifacts-destination",
+        f"s3://{_BUCKET}/artifacts",
+    ]
     uri = f"http://127.0.0.1:{port}"
     with _program(
-        [*command, "--host", "127.0.0.1", "--port", str(port)], folder / "mlflow.log", env=kept, cwd=folder
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        folder / "mlflow.log",
+        env=kept,
+        cwd=folder,
     ) as alive:
         while alive():
             with contextlib.suppress(requests.ConnectionError):
@@ -182,6 +247,8 @@ def _program(command: list[str], log: Path, **options) -> Iterator:
         process.send_signal(signal.SIGINT)  # PostgreSQL ends at once, also with clients
         try:
             process.wait(3)
-        except subprocess.TimeoutExpired:  # mlflow waits for connections that clients keep; its workers are children
+        except (
+            subprocess.TimeoutExpired
+        ):  # mlflow waits for connections that clients keep; its workers are children
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

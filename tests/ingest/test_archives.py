@@ -65,8 +65,16 @@ def refuse(place: Path, body: bytes, expected: str) -> None:
 
 @FORMATS
 def test_finders_archive_unpacks_to_what_the_grammar_reads(tmp_path, mode):
-    images = ["train/PNEUMONIA/person7_virus_12.jpeg", "test/NORMAL/IM-0001-0001.jpeg", "val/NORMAL/IM-2-1.jpeg"]
-    clutter = ["__MACOSX/chest_xray/train/._NORMAL", "__MACOSX/x/person1_virus_1.jpeg", "chest_xray/.DS_Store"]
+    images = [
+        "train/PNEUMONIA/person7_virus_12.jpeg",
+        "test/NORMAL/IM-0001-0001.jpeg",
+        "val/NORMAL/IM-2-1.jpeg",
+    ]
+    clutter = [
+        "__MACOSX/chest_xray/train/._NORMAL",
+        "__MACOSX/x/person1_virus_1.jpeg",
+        "chest_xray/.DS_Store",
+    ]
     clutter += ["chest_xray/chest_xray/train/PNEUMONIA/._person7_virus_12.jpeg"]
     names = [f"chest_xray/chest_xray/{name}" for name in images]
     folder = "chest_xray/" if mode == "zip" else header("./", tarfile.DIRTYPE)
@@ -81,8 +89,25 @@ def test_finders_archive_unpacks_to_what_the_grammar_reads(tmp_path, mode):
     assert [each.columns["official_split"] for each in parsed] == ["test", "train", "train"]
 
 
-OUTSIDE = ["/etc/passwd", "../up.png", "a/../../up.png", "a/..", "C:/up.png", "a\\..\\up.png", "__MACOSX/../../up.png"]
-UNPORTABLE = [".", "a/b:stream", "a/dot.", "a/con.png", "LPT1", "a/\x1b[2J.png", "a/\u202egnp.exe", "a/" * 501]
+OUTSIDE = [
+    "/etc/passwd",
+    "../up.png",
+    "a/../../up.png",
+    "a/..",
+    "C:/up.png",
+    "a\\..\\up.png",
+    "__MACOSX/../../up.png",
+]
+UNPORTABLE = [
+    ".",
+    "a/b:stream",
+    "a/dot.",
+    "a/con.png",
+    "LPT1",
+    "a/\x1b[2J.png",
+    "a/\u202egnp.exe",
+    "a/" * 501,
+]
 UNPORTABLE += ["a/" + "n" * 256, "a/" + "\u00e9" * 128]
 TWICE = ["a/x.png", "A/X.PNG", "./a//x.png", "a/x.png/y.png"]
 LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z"]
@@ -94,7 +119,11 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     first, second = ("a/first.png", b"x"), ("a/second.png", NOISE)
     for mode in MODES:
         for name in OUTSIDE + UNPORTABLE:
-            yield f"{mode} {name}", packed(mode, [first, (name, b"x")]), "leads out of the folder, or is no file name"
+            yield (
+                f"{mode} {name}",
+                packed(mode, [first, (name, b"x")]),
+                "leads out of the folder, or is no file name",
+            )
         for name in TWICE:
             pair = [("a/x.png", b"one"), (name, b"two")]
             yield f"{mode} {name} twice", packed(mode, pair), "stands there twice"
@@ -104,7 +133,11 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
         whole = packed(mode, [first, second]).rstrip(b"\0")
         for cut in (0.02, 0.5, 0.999):
             yield f"{mode} cut at {cut}", whole[: int(len(whole) * cut)], "damaged, cut short"
-        for members in ([], [("__MACOSX/x", b"x")], [("folder/", b"") if mode == "zip" else ("._file", b"")]):
+        for members in (
+            [],
+            [("__MACOSX/x", b"x")],
+            [("folder/", b"") if mode == "zip" else ("._file", b"")],
+        ):
             yield f"{mode} without files {members}", packed(mode, members), "0 files"
     for body in (b"", b"<!DOCTYPE html>\x1b[2J sign in", NOISE[:5000], b"PK", b"\x1f\x8b", b"P"):
         yield f"no archive {body[:5]!r}", body, "no .zip, .tar or .tar.gz"
@@ -112,13 +145,25 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK):
         info = zipfile.ZipInfo("a/it")
         info.external_attr = (kind | 0o777) << 16
-        yield f"zip kind {kind}", packed("zip", [first, (info, b"/etc")]), "is a link, a device, or packed"
+        yield (
+            f"zip kind {kind}",
+            packed("zip", [first, (info, b"/etc")]),
+            "is a link, a device, or packed",
+        )
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        yield f"zip method {method}", packed("zip", [first], method), "is a link, a device, or packed"
+        yield (
+            f"zip method {method}",
+            packed("zip", [first], method),
+            "is a link, a device, or packed",
+        )
     good = packed("zip", [second])
     for size in (100, 900_000):
         lying = good.replace(struct.pack("<L", len(NOISE)), struct.pack("<L", size))
-        yield f"zip stating {size} bytes", lying, "BadZipFile" if size == 100 else "not what came out"
+        yield (
+            f"zip stating {size} bytes",
+            lying,
+            "BadZipFile" if size == 100 else "not what came out",
+        )
     yield "zip with a NUL", good.replace(b"second", b"sec\0nd"), "sec.x00nd.png leads out"
     yield "zip without a name", good.replace(b"a/second", b"\0/second"), "damaged|leads out"
     yield "zip lacking its middle", good[:100] + good[200:], "damaged"
@@ -129,7 +174,11 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
 
     for kind in LINKS:
         for link in ("/etc", "a/first.png", "../up"):
-            yield f"tar {kind} to {link}", packed("w:gz", [first, (header("a/it", kind, link), b"")]), "is a link"
+            yield (
+                f"tar {kind} to {link}",
+                packed("w:gz", [first, (header("a/it", kind, link), b"")]),
+                "is a link",
+            )
     yield (
         "tar sparse",
         packed("w", [(header("a/it", tarfile.REGTYPE, **SPARSE), b"x")]),
@@ -148,14 +197,20 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
             yield f"tar header {kind} of {size}", body, "far more bytes"
     body = header("a", tarfile.REGTYPE, size=-512).tobuf(tarfile.GNU_FORMAT) + bytes(10_240)
     yield "tar file of negative size", body, "unpacks to more"
-    yield "tar chained headers", header("a", tarfile.XHDTYPE).tobuf() * 5000 + bytes(1024), "damaged"
+    yield (
+        "tar chained headers",
+        header("a", tarfile.XHDTYPE).tobuf() * 5000 + bytes(1024),
+        "damaged",
+    )
 
 
 with warnings.catch_warnings(action="ignore"):  # zipfile warns of names that come twice.
     HOSTILE = list(hostile())
 
 
-@pytest.mark.parametrize(("body", "expected"), [case[1:] for case in HOSTILE], ids=[ascii(case[0]) for case in HOSTILE])
+@pytest.mark.parametrize(
+    ("body", "expected"), [case[1:] for case in HOSTILE], ids=[ascii(case[0]) for case in HOSTILE]
+)
 def test_hostile_and_damaged_archives(tmp_path, body, expected):
     (tmp_path / "in").mkdir()
     refuse(tmp_path / "in", body, expected)
@@ -167,24 +222,35 @@ def test_bombs(tmp_path, monkeypatch, mode, name):
     monkeypatch.setattr(archives, "UNPACKED_BYTES_FREE", 100_000)
     monkeypatch.setattr(archives, "UNPACKED_BYTES_MAX", 600_000 if mode == "w" else 10**9)
     refuse(
-        tmp_path, packed(mode, [(name.format(number), bytes(500_000)) for number in range(3)]), "unpacks to more than"
+        tmp_path,
+        packed(mode, [(name.format(number), bytes(500_000)) for number in range(3)]),
+        "unpacks to more than",
     )
     assert unpack(tmp_path, packed(mode, [("a.png", bytes(50_000))])) == ["a.png"]
 
 
 def test_bytes_that_belong_to_no_member_are_bounded_too(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "UNPACKED_BYTES_FREE", 100_000)
-    comments = [(header(f"{number}.png", tarfile.REGTYPE, comment="x" * 200_000), b"") for number in range(5)]
+    comments = [
+        (header(f"{number}.png", tarfile.REGTYPE, comment="x" * 200_000), b"")
+        for number in range(5)
+    ]
     refuse(tmp_path, packed("w:gz", comments), "far more bytes")
-    refuse(tmp_path, gzip.compress(packed("w", [("a.png", b"x")]) + bytes(9_000_000)), "far more bytes")
+    refuse(
+        tmp_path, gzip.compress(packed("w", [("a.png", b"x")]) + bytes(9_000_000)), "far more bytes"
+    )
 
 
 @pytest.mark.parametrize("name", ["{}.png", "folder{}/", "__MACOSX/{}", "{}/{}/{}/{}.png"])
 @FORMATS
 def test_count_bombs(tmp_path, monkeypatch, mode, name):
     monkeypatch.setattr(archives, "MEMBERS_MAX", 100)
-    names = [name.replace("{}", str(number)) for number in range(101 if name.count("{}") == 1 else 30)]
-    refuse(tmp_path, packed(mode, [(name, b"") for name in names]), "more than 100 files and folders")
+    names = [
+        name.replace("{}", str(number)) for number in range(101 if name.count("{}") == 1 else 30)
+    ]
+    refuse(
+        tmp_path, packed(mode, [(name, b"") for name in names]), "more than 100 files and folders"
+    )
 
 
 def test_files_that_vanish_while_unpacking(tmp_path, monkeypatch):
@@ -203,12 +269,16 @@ def test_files_that_vanish_while_unpacking(tmp_path, monkeypatch):
 @FORMATS
 def test_damage_anywhere_is_refused_or_harmless(tmp_path, mode):
     """Some bytes changed at random: refused, or unpacked in its place; never another error, never files elsewhere."""
-    body = packed(mode, [("a/1.png", NOISE[:300]), ("b/2.png", NOISE[300:700]), ("b/long" + "n" * 120, b"x")])
+    body = packed(
+        mode, [("a/1.png", NOISE[:300]), ("b/2.png", NOISE[300:700]), ("b/long" + "n" * 120, b"x")]
+    )
     draw, refused = random.Random(1), 0
     for number in range(100):
         spoilt = bytearray(body)
         for _ in range(draw.randint(1, 4)):
-            spoilt[draw.randrange(len(body.rstrip(b"\0")))] = draw.choice([0, 255, draw.randrange(256)])
+            spoilt[draw.randrange(len(body.rstrip(b"\0")))] = draw.choice(
+                [0, 255, draw.randrange(256)]
+            )
         place = tmp_path / str(number)
         place.mkdir()
         try:

@@ -10,9 +10,10 @@ from PIL import Image
 from equipoise.core import config, images
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
-from equipoise.ingest import datasets
 from equipoise.ingest import stage as ingest
-from equipoise.ingest.datasets import Task, Unrecognised, breakhis, chest_xray, phantom
+from equipoise.ingest.datasets import base as datasets
+from equipoise.ingest.datasets import breakhis, chest_xray, phantom
+from equipoise.ingest.datasets.base import Task, Unrecognised
 from equipoise.split import stage as splits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,11 @@ def _needs(folder):
 
 
 def _files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 # --- contract of every dataset ---------------------------------------------------------------------------------------
@@ -47,7 +52,9 @@ def test_card_is_filled(dataset, field):
 
 
 def test_every_task_names_classes_and_the_positive_one(dataset):
-    assert dataset.CARD.tasks or dataset.__name__.endswith(".folder"), "only own folders make their task themselves"
+    assert dataset.CARD.tasks or dataset.__name__.endswith(".folder"), (
+        "only own folders make their task themselves"
+    )
     for task in dataset.CARD.tasks.values():
         assert len(set(task.classes)) == len(task.classes) >= 2
         assert task.positive_class in task.classes
@@ -74,26 +81,36 @@ def test_tasks_of_one_dataset_expect_the_same_images():
             counted[binary.class_of(name)] += count
         assert counted == binary.expected_images[""]
     by_magnification = [
-        counts for selection, counts in breakhis.CARD.tasks["binary"].expected_images.items() if selection
+        counts
+        for selection, counts in breakhis.CARD.tasks["binary"].expected_images.items()
+        if selection
     ]
     assert len(by_magnification) == 4
-    assert {name: sum(counts[name] for counts in by_magnification) for name in ("benign", "malignant")} == {
+    assert {
+        name: sum(counts[name] for counts in by_magnification) for name in ("benign", "malignant")
+    } == {
         "benign": 2480,
         "malignant": 5429,
     }
 
 
 @pytest.mark.parametrize("module", [breakhis, chest_xray, phantom])
-@pytest.mark.parametrize("path", ["", "cat.png", "train/CATS/cat_1.jpeg", "readme/Thumbs.db", "a/b/Miller/d/e.tif"])
+@pytest.mark.parametrize(
+    "path", ["", "cat.png", "train/CATS/cat_1.jpeg", "readme/Thumbs.db", "a/b/Miller/d/e.tif"]
+)
 def test_unrecognised_path_says_why_and_repeats_no_part_of_it(module, path):
     with pytest.raises(Unrecognised) as error:
         module.parse(PurePosixPath(path))
     assert str(error.value).strip()
-    assert not any(part in str(error.value) for part in ("cat", "CATS", "Thumbs", "Miller", "e.tif"))
+    assert not any(
+        part in str(error.value) for part in ("cat", "CATS", "Thumbs", "Miller", "e.tif")
+    )
 
 
 def test_unknown_dataset_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"There is no dataset 'breakhiss'\. Did you mean 'breakhis'\?"):
+    with pytest.raises(
+        ConfigError, match=r"There is no dataset 'breakhiss'\. Did you mean 'breakhis'\?"
+    ):
         datasets.load_dataset("breakhiss")
 
 
@@ -104,12 +121,18 @@ def test_base_is_no_dataset():
 
 @pytest.mark.parametrize(
     ("counts", "word"),
-    [({"a": 2, "b": 3}, "complete: a 2, b 3"), ({"a": 1, "b": 3}, "partial"), ({"a": 2, "b": 4}, "different")],
+    [
+        ({"a": 2, "b": 3}, "complete: a 2, b 3"),
+        ({"a": 1, "b": 3}, "partial"),
+        ({"a": 2, "b": 4}, "different"),
+    ],
 )
 def test_completeness_compares_with_the_published_counts(counts, word):
     task = Task(("a", "b"), "b", expected_images={"": {"a": 2, "b": 3}})
     assert task.completeness(counts).startswith(word)
-    assert task.completeness(counts, "magnification=400X").startswith("there is no published number")
+    assert task.completeness(counts, "magnification=400X").startswith(
+        "there is no published number"
+    )
 
 
 # --- Kermany ---------------------------------------------------------------------------------------------------------
@@ -124,9 +147,27 @@ def test_completeness_compares_with_the_published_counts(counts, word):
         ("val/NORMAL/NORMAL2-IM-1427-0001.jpeg", "normal", "IM-1427", "NORMAL2-IM-1427", "train"),
         ("train/PNEUMONIA/person1_virus_11.jpeg", "virus", "person1", "virus_person1", "train"),
         ("test/PNEUMONIA/person1_virus_6.jpeg", "virus", "person1", "virus_person1", "test"),
-        ("train/PNEUMONIA/person1_bacteria_1.jpeg", "bacteria", "person1", "bacteria_person1", "train"),
-        ("val/PNEUMONIA/person1946_bacteria_4874.jpeg", "bacteria", "person1946", "bacteria_person1946", "train"),
-        (f"{KERMANY}train/PNEUMONIA/person1_virus_11.jpeg", "virus", "person1", "virus_person1", "train"),
+        (
+            "train/PNEUMONIA/person1_bacteria_1.jpeg",
+            "bacteria",
+            "person1",
+            "bacteria_person1",
+            "train",
+        ),
+        (
+            "val/PNEUMONIA/person1946_bacteria_4874.jpeg",
+            "bacteria",
+            "person1946",
+            "bacteria_person1946",
+            "train",
+        ),
+        (
+            f"{KERMANY}train/PNEUMONIA/person1_virus_11.jpeg",
+            "virus",
+            "person1",
+            "virus_person1",
+            "train",
+        ),
         (f"{KERMANY}test/NORMAL/IM-0001-0001.jpg", "normal", "IM-0001", "IM-0001", "test"),
     ],
 )
@@ -158,19 +199,49 @@ def test_kermany_refuses(path):
 
 # --- BreakHis --------------------------------------------------------------------------------------------------------
 
-_SLIDES = "BreaKHis_v1/histology_slides/breast/malignant/SOB/ductal_carcinoma/SOB_M_DC_14-13412/40X/"
+_SLIDES = (
+    "BreaKHis_v1/histology_slides/breast/malignant/SOB/ductal_carcinoma/SOB_M_DC_14-13412/40X/"
+)
 
 
 @pytest.mark.parametrize(
     ("path", "class_name", "accession", "dedup", "slide", "magnification"),
     [
         ("SOB_M_DC-14-13412-40-001.png", "malignant", "14-13412", "14-13412", "DC-14-13412", "40X"),
-        ("SOB_M_LC-14-13412-100-012.png", "malignant", "14-13412", "14-13412", "LC-14-13412", "100X"),
+        (
+            "SOB_M_LC-14-13412-100-012.png",
+            "malignant",
+            "14-13412",
+            "14-13412",
+            "LC-14-13412",
+            "100X",
+        ),
         ("SOB_M_PC-15-190EF-400-003.png", "malignant", "15-190", "15-190EF", "PC-15-190EF", "400X"),
-        ("SOB_B_A-14-22549AB-40-001.png", "benign", "14-22549", "14-22549AB", "A-14-22549AB", "40X"),
-        ("SOB_B_A-14-22549CD-200-030.png", "benign", "14-22549", "14-22549CD", "A-14-22549CD", "200X"),
+        (
+            "SOB_B_A-14-22549AB-40-001.png",
+            "benign",
+            "14-22549",
+            "14-22549AB",
+            "A-14-22549AB",
+            "40X",
+        ),
+        (
+            "SOB_B_A-14-22549CD-200-030.png",
+            "benign",
+            "14-22549",
+            "14-22549CD",
+            "A-14-22549CD",
+            "200X",
+        ),
         ("SOB_B_TA-14-3411F-100-001.png", "benign", "14-3411", "14-3411F", "TA-14-3411F", "100X"),
-        (f"{_SLIDES}SOB_M_DC-14-13412-40-001.png", "malignant", "14-13412", "14-13412", "DC-14-13412", "40X"),
+        (
+            f"{_SLIDES}SOB_M_DC-14-13412-40-001.png",
+            "malignant",
+            "14-13412",
+            "14-13412",
+            "DC-14-13412",
+            "40X",
+        ),
     ],
 )
 def test_breakhis_names(path, class_name, accession, dedup, slide, magnification):
@@ -183,7 +254,10 @@ def test_breakhis_names(path, class_name, accession, dedup, slide, magnification
 def test_slide_filed_under_two_types_is_one_patient_unless_read_by_slide():
     one = breakhis.parse(PurePosixPath("SOB_M_DC-14-13412-40-001.png")).patients
     two = breakhis.parse(PurePosixPath("SOB_M_LC-14-13412-40-001.png")).patients
-    assert [reading for reading in breakhis.CARD.readings if one[reading] == two[reading]] == ["accession", "dedup"]
+    assert [reading for reading in breakhis.CARD.readings if one[reading] == two[reading]] == [
+        "accession",
+        "dedup",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +321,9 @@ def test_phantom_that_fails_leaves_what_is_there(small, tmp_path, monkeypatch):
 
 
 def test_phantom_imbalance_is_about_one_to_eight(drawn):
-    clear, opacity = (len(list((drawn / name).glob("*.png"))) for name in phantom.CARD.tasks["binary"].classes)
+    clear, opacity = (
+        len(list((drawn / name).glob("*.png"))) for name in phantom.CARD.tasks["binary"].classes
+    )
     assert 5 < clear / opacity < 12
 
 
@@ -297,7 +373,9 @@ def test_opacity_is_where_its_centre_says(small, tmp_path):
 
 def _breakhis_study(tmp_path, monkeypatch, **overrides):
     monkeypatch.chdir(tmp_path)
-    return config.load_study("breakhis", config.read_params(ROOT), {"split.scheme": "official", **overrides})
+    return config.load_study(
+        "breakhis", config.read_params(ROOT), {"split.scheme": "official", **overrides}
+    )
 
 
 def _slides(raw, names):
@@ -338,7 +416,9 @@ def test_a_slide_on_both_published_sides_is_named_and_its_copies_are_kept(tmp_pa
     assert "fold 2" not in official["detail"]
     for round_, fold in enumerate((1, 2)):
         rows = split.round(0, round_)
-        published = {name: "test" if index % 4 == fold else "train" for index, name in enumerate(names)}
+        published = {
+            name: "test" if index % 4 == fold else "train" for index, name in enumerate(names)
+        }
         for name, part in zip(rows["image_id"], rows["part"]):
             if (side := published.get(PurePosixPath(name).name)) is not None:
                 assert (part == "test") == (side == "test")
@@ -347,7 +427,9 @@ def test_a_slide_on_both_published_sides_is_named_and_its_copies_are_kept(tmp_pa
 def test_a_fold_file_that_is_none_is_refused_with_its_line(tmp_path, monkeypatch):
     study = _breakhis_study(tmp_path, monkeypatch)
     _slides(study.raw, ["SOB_B_A-14-101-40-001.png"])
-    (study.raw / "dsfold3.txt").write_text("SOB_B_A-14-101-40-001.png|40|3|train\nSOB_B_A-14-101-40-002.png 40 3\n")
+    (study.raw / "dsfold3.txt").write_text(
+        "SOB_B_A-14-101-40-001.png|40|3|train\nSOB_B_A-14-101-40-002.png 40 3\n"
+    )
     with pytest.raises(DataError, match=r"dsfold3\.txt, line 2 is not of the form"):
         ingest.run(study)
 
@@ -362,9 +444,14 @@ def test_subtypes_and_magnification_are_settings(tmp_path, monkeypatch):
     ]
     _slides(study.raw, every)
     _, summary = ingest.run(study)
-    assert {name: row["images"] for name, row in summary["by_class"].items()} == {"benign": 8, "malignant": 8}
+    assert {name: row["images"] for name, row in summary["by_class"].items()} == {
+        "benign": 8,
+        "malignant": 8,
+    }
     assert (summary["selection"], summary["not_selected"]) == ("magnification=40X", 16)
-    assert summary["completeness"] == "partial: the complete dataset has benign 625, malignant 1,370"
+    assert (
+        summary["completeness"] == "partial: the complete dataset has benign 625, malignant 1,370"
+    )
     study = _breakhis_study(tmp_path, monkeypatch, **{"ingest.task": "subtypes"})
     manifest, summary = ingest.run(study)
     assert {row["images"] for row in summary["by_class"].values()} == {4}
@@ -404,9 +491,12 @@ def _mnist_study(tmp_path, monkeypatch, **overrides):
 
 
 @pytest.mark.parametrize(
-    ("name", "of_one", "positives"), [("pneumoniamnist_64", "pneumonia", 30), ("breastmnist", "normal_benign", 14)]
+    ("name", "of_one", "positives"),
+    [("pneumoniamnist_64", "pneumonia", 30), ("breastmnist", "normal_benign", 14)],
 )
-def test_medmnist_reads_its_labels_as_the_paper_means_them(tmp_path, monkeypatch, name, of_one, positives):
+def test_medmnist_reads_its_labels_as_the_paper_means_them(
+    tmp_path, monkeypatch, name, of_one, positives
+):
     study = _mnist_study(tmp_path, monkeypatch)
     arrays = _npz(tmp_path / f"raw/{name}.npz", LABELS)
     manifest, summary = ingest.run(study)
@@ -429,7 +519,9 @@ def test_medmnist_files_that_are_none_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="There is no folder raw"):
         ingest.run(study)
     _npz(tmp_path / "raw/pathmnist.npz", LABELS)
-    with pytest.raises(DataError, match=r"needs exactly one file named like .* found: pathmnist\.npz"):
+    with pytest.raises(
+        DataError, match=r"needs exactly one file named like .* found: pathmnist\.npz"
+    ):
         ingest.run(study)
     (tmp_path / "raw/pathmnist.npz").unlink()
     (tmp_path / "raw/breastmnist.npz").write_bytes(b"PK\x03\x04 cut short")
@@ -468,8 +560,16 @@ def test_own_folder_with_a_table(tmp_path, monkeypatch):
     manifest, summary = ingest.run(study)
     table = manifest.table.set_index("image_id")
     assert manifest.classes == ("healthy", "sick")
-    assert table["patient_id"].to_dict() == {"healthy/a.png": "p1", "healthy/b.png": "p1", "sick/sub/c.png": "p2"}
-    assert table["age"].to_dict() == {"healthy/a.png": "40", "healthy/b.png": "40", "sick/sub/c.png": "50"}
+    assert table["patient_id"].to_dict() == {
+        "healthy/a.png": "p1",
+        "healthy/b.png": "p1",
+        "sick/sub/c.png": "p2",
+    }
+    assert table["age"].to_dict() == {
+        "healthy/a.png": "40",
+        "healthy/b.png": "40",
+        "sick/sub/c.png": "50",
+    }
     assert "name" not in table, "only the columns that were asked for travel"
     reasons = {item["image_id"]: item["reason"] for item in summary["quarantine"]}
     assert reasons == {"sick/d.png": "not recognised: ingest.table has no row for this file"}
@@ -511,13 +611,31 @@ def test_own_folder_with_sides_has_an_official_split(tmp_path, monkeypatch):
         ),
         (FILES, None, {"ingest.positive_class": "sik"}, ConfigError, "Did you mean 'sick'"),
         (FILES[:2], None, {}, DataError, "at least two; found: healthy"),
-        (FILES, "image,person\n", {}, DataError, r"lacks the column\(s\) patient_id; it has image, person"),
+        (
+            FILES,
+            "image,person\n",
+            {},
+            DataError,
+            r"lacks the column\(s\) patient_id; it has image, person",
+        ),
         (FILES, "", {}, DataError, "not readable as a CSV"),
-        (FILES, TABLE + "sick/sub/c.png,p9,1,Z\n", {}, DataError, "more than one row for sick/sub/c.png"),
+        (
+            FILES,
+            TABLE + "sick/sub/c.png,p9,1,Z\n",
+            {},
+            DataError,
+            "more than one row for sick/sub/c.png",
+        ),
         (FILES, TABLE, {"ingest.columns": ["sex"]}, DataError, r"lacks the column\(s\) sex"),
         (FILES, None, {"ingest.columns": ["age"]}, ConfigError, "Set ingest.table"),
         (FILES, None, {"ingest.table": "none.csv"}, DataError, "There is no mine/none.csv"),
-        (FILES, TABLE.replace(",age", ",label"), {"ingest.columns": ["label"]}, ConfigError, "cannot hold label"),
+        (
+            FILES,
+            TABLE.replace(",age", ",label"),
+            {"ingest.columns": ["label"]},
+            ConfigError,
+            "cannot hold label",
+        ),
         (FILES, TABLE.replace("p1", ""), {}, DataError, "no image of class healthy"),
     ],
 )
@@ -548,7 +666,10 @@ def test_real_chest_xrays(tmp_path, monkeypatch):
     found = [chest_xray.parse(PurePosixPath(name)) for name in [*table["image_id"], *quarantined]]
     counts = {}
     for parsed in found:
-        key = chest_xray.CARD.tasks["binary"].class_of(parsed.class_name), parsed.columns["official_split"]
+        key = (
+            chest_xray.CARD.tasks["binary"].class_of(parsed.class_name),
+            parsed.columns["official_split"],
+        )
         counts[key] = counts.get(key, 0) + 1
     assert counts == {
         ("normal", "train"): 400,
@@ -563,16 +684,22 @@ def test_real_chest_xrays(tmp_path, monkeypatch):
 
 @_needs("breakhis")
 def test_real_histology(tmp_path, monkeypatch):
-    study, manifest, summary = _ingested("breakhis", tmp_path, monkeypatch, **{"split.group_by": "slide"})
+    study, manifest, summary = _ingested(
+        "breakhis", tmp_path, monkeypatch, **{"split.group_by": "slide"}
+    )
     assert (summary["images"], summary["quarantined"]) == (118, 0)
     assert manifest.table["slide"].nunique() == 14
     assert manifest.table["accession"].nunique() < 14
     assert set(manifest.table["magnification"]) == {"100X"}
     assert summary["positive_class"] == "malignant"
-    split, split_summary = splits.run(config.load_study(study.name, config.read_params(ROOT), {"split.folds": 3}))
+    split, split_summary = splits.run(
+        config.load_study(study.name, config.read_params(ROOT), {"split.folds": 3})
+    )
     assert split_summary["patients"] == manifest.table["accession"].nunique()
     twin = manifest.table.loc[manifest.table["slide"].str.contains("21998AB|21998CD"), "image_id"]
     assert manifest.table.set_index("image_id").loc[twin, "slide"].nunique() == 2
     for repeat, fold in split.rounds():
         rows = split.round(repeat, fold).set_index("image_id")
-        assert rows.loc[twin, "part"].nunique() == 1, "one number, two tumour types: never on two sides by default"
+        assert rows.loc[twin, "part"].nunique() == 1, (
+            "one number, two tumour types: never on two sides by default"
+        )

@@ -28,12 +28,19 @@ def _saved(image, quality=90):
 def _cropped(image, left, top, right, bottom):
     width, height = image.size
     return image.crop(
-        (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
+        (
+            round(left * width),
+            round(top * height),
+            round((1 - right) * width),
+            round((1 - bottom) * height),
+        )
     )
 
 
 def _resized(image, factor):
-    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+    return image.resize(
+        (round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC
+    )
 
 
 COPIES = {
@@ -50,7 +57,10 @@ COPIES = {
     "25 levels up": lambda image: _saved(image.point(lambda value: min(255, value + 25))),
     "25 levels down": lambda image: _saved(image.point(lambda value: max(0, value - 25))),
     "all at once": lambda image: _saved(
-        _resized(_cropped(image, 0.03, 0.03, 0.03, 0.03).point(lambda value: min(255, value * 1.1)), 0.6), 50
+        _resized(
+            _cropped(image, 0.03, 0.03, 0.03, 0.03).point(lambda value: min(255, value * 1.1)), 0.6
+        ),
+        50,
     ),
 }
 
@@ -59,7 +69,9 @@ def _field(seed, size_px=224):
     """Smooth at several scales, about as much of each as in a film."""
     rng = np.random.default_rng(seed)
     grey = sum(
-        width * gaussian_filter(rng.standard_normal((size_px, size_px)), width, mode="reflect") * share
+        width
+        * gaussian_filter(rng.standard_normal((size_px, size_px)), width, mode="reflect")
+        * share
         for width, share in ((30, 3.0), (12, 2.0), (6, 1.2))
     )
     grey = np.clip(125 + 40 * grey / grey.std(), 0, 255).astype(np.uint8)
@@ -89,7 +101,10 @@ def test_copies_are_found_and_nothing_else(kind):
 
 
 def test_the_cropped_one_may_come_first():
-    copies = [duplicates.thumbnail(COPIES["3 % off each side"](Image.fromarray(pixels))) for pixels in FIELDS[:20]]
+    copies = [
+        duplicates.thumbnail(COPIES["3 % off each side"](Image.fromarray(pixels)))
+        for pixels in FIELDS[:20]
+    ]
     found = _pairs([*copies, *THUMBNAILS])
     assert found <= {(number, 20 + number) for number in range(20)}
     assert len(found) >= 19
@@ -97,7 +112,10 @@ def test_the_cropped_one_may_come_first():
 
 @pytest.mark.parametrize("change", ["upside down", "half of it"])
 def test_other_views_of_a_picture_are_not_copies(change):
-    changed = {"upside down": lambda pixels: pixels[::-1], "half of it": lambda pixels: pixels[:112]}[change]
+    changed = {
+        "upside down": lambda pixels: pixels[::-1],
+        "half of it": lambda pixels: pixels[:112],
+    }[change]
     others = [duplicates.thumbnail(np.ascontiguousarray(changed(pixels))) for pixels in FIELDS]
     assert not _pairs([*THUMBNAILS, *others])
 
@@ -108,7 +126,9 @@ def test_order_of_the_rows_does_not_matter():
     order = np.random.default_rng(3).permutation(len(thumbnails))
     expected = _pairs(thumbnails)
     assert len(expected) > len(COPIES)
-    assert {tuple(sorted(order[list(pair)].tolist())) for pair in _pairs(thumbnails[order])} == expected
+    assert {
+        tuple(sorted(order[list(pair)].tolist())) for pair in _pairs(thumbnails[order])
+    } == expected
 
 
 def test_drawn_patients_are_different_pictures(tmp_path):
@@ -127,7 +147,9 @@ def test_too_few_pictures(number):
 
 
 def test_blank_pictures_are_in_no_pair():
-    blank = np.repeat(np.arange(0, 250, dtype=np.uint8), 10)[:, None, None] * np.ones((1, SIDE, SIDE), np.uint8)
+    blank = np.repeat(np.arange(0, 250, dtype=np.uint8), 10)[:, None, None] * np.ones(
+        (1, SIDE, SIDE), np.uint8
+    )
     assert _pairs([*blank, *THUMBNAILS, THUMBNAILS[0]]) == {(2500, 2540)}
     assert not _pairs(blank)
 
@@ -170,7 +192,9 @@ def test_thumbnail_is_the_mean_of_the_colours_of_each_cell():
     np.testing.assert_allclose(duplicates.thumbnail(pixels), expected, atol=1.01)
 
 
-@pytest.mark.skipif(not FILMS.is_dir(), reason="the chest films are not beside the repository (../shared/data)")
+@pytest.mark.skipif(
+    not FILMS.is_dir(), reason="the chest films are not beside the repository (../shared/data)"
+)
 def test_copies_of_real_films_are_found():
     files = random.Random(0).sample(sorted(Path(FILMS).rglob("*.jpeg")), 60)
     films = [images.decode(path) for path in files]
@@ -178,7 +202,12 @@ def test_copies_of_real_films_are_found():
     assert len(_pairs(thumbnails)) <= 1
     found = {
         kind: {(number, 60 + number) for number in range(60)}
-        & _pairs([*thumbnails, *(duplicates.thumbnail(copy(Image.fromarray(pixels))) for pixels in films)])
+        & _pairs(
+            [
+                *thumbnails,
+                *(duplicates.thumbnail(copy(Image.fromarray(pixels))) for pixels in films),
+            ]
+        )
         for kind, copy in COPIES.items()
     }
     assert {kind: len(pairs) for kind, pairs in found.items() if len(pairs) < 57} == {}

@@ -23,7 +23,11 @@ from equipoise.ingest import archives, fetch
 from equipoise.ingest.datasets.base import Archive
 
 NOISE = random.Random(0).randbytes(1_500_000)
-PART, IMAGES, SOURCE = "data/cache/downloads/lungs.part", "data/raw/lungs", "data/raw/lungs.source.json"
+PART, IMAGES, SOURCE = (
+    "data/cache/downloads/lungs.part",
+    "data/raw/lungs",
+    "data/raw/lungs.source.json",
+)
 
 
 GOOD = packed("zip", [("train/a.jpeg", NOISE), ("train/b.jpeg", b"second")])
@@ -68,7 +72,10 @@ class Handler(BaseHTTPRequestHandler):
         if server.length:
             self.send_header("Content-Length", str(len(body)))
         if start is not None:
-            self.send_header("Content-Range", f"bytes */{whole}" if beyond else f"bytes {start}-{whole - 1}/{whole}")
+            self.send_header(
+                "Content-Range",
+                f"bytes */{whole}" if beyond else f"bytes {start}-{whole - 1}/{whole}",
+            )
         for name, value in versions.items():
             if value:
                 self.send_header(name, value)
@@ -87,7 +94,9 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = Server()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -116,14 +125,19 @@ def pin(monkeypatch, server):
 
 
 def tree(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def assert_fetched(place: Path) -> None:
     """The images and the record stand there, and nothing else: no part, no temporary folder."""
     assert tree(place) == [SOURCE, f"{IMAGES}/train/a.jpeg", f"{IMAGES}/train/b.jpeg"]
     assert (place / IMAGES / "train/a.jpeg").read_bytes() == NOISE
-    assert sorted(path.name for path in (place / "data/raw").iterdir()) == ["lungs", "lungs.source.json"]
+    assert sorted(path.name for path in (place / "data/raw").iterdir()) == [
+        "lungs",
+        "lungs.source.json",
+    ]
 
 
 def fetched(place: Path, *words, **named) -> list[str]:
@@ -141,8 +155,16 @@ def refused(expected: str, *words, error: type[Exception] = DataError, **named) 
 
 
 def test_a_plain_download_is_checked_unpacked_and_recorded_without_secrets(place, server, pin):
-    lines = fetched(place, address=server.address.replace("http://", "http://me:secret@") + "?signature=secret")
-    record = {"address": server.address, "bytes": len(GOOD), "sha256": SHA256, "files": 2, "file_bytes": 1_500_006}
+    lines = fetched(
+        place, address=server.address.replace("http://", "http://me:secret@") + "?signature=secret"
+    )
+    record = {
+        "address": server.address,
+        "bytes": len(GOOD),
+        "sha256": SHA256,
+        "files": 2,
+        "file_bytes": 1_500_006,
+    }
     assert json.loads((place / SOURCE).read_text()) == record
     assert "no DVC repository" in lines[-2]
     assert lines[-1] == f"To commit: {Path(SOURCE)}"
@@ -155,13 +177,25 @@ WEAK, DATE = 'W/"one"', email.utils.formatdate(0)
 
 @pytest.mark.parametrize(
     ("etag", "modified", "condition"),
-    [('"one"', DATE, '"one"'), (None, DATE, DATE), (WEAK, DATE, DATE), (WEAK, None, None), (None, None, None)],
+    [
+        ('"one"', DATE, '"one"'),
+        (None, DATE, DATE),
+        (WEAK, DATE, DATE),
+        (WEAK, None, None),
+        (None, None, None),
+    ],
 )
-def test_dropped_connections_are_resumed_where_they_ended(place, server, pin, etag, modified, condition):
+def test_dropped_connections_are_resumed_where_they_ended(
+    place, server, pin, etag, modified, condition
+):
     vars(server).update(etag=etag, modified=modified, drops=[100_000, 250_000, 0, 1, 200_000])
     fetched(place)
     assert sum(server.sent) == len(GOOD)
-    assert [asked.get("Range") for asked in server.asked][:3] == [None, "bytes=100000-", "bytes=350000-"]
+    assert [asked.get("Range") for asked in server.asked][:3] == [
+        None,
+        "bytes=100000-",
+        "bytes=350000-",
+    ]
     assert server.asked[1].get("If-Range") == condition
 
 
@@ -175,8 +209,13 @@ def test_halves_that_may_not_belong_together_are_started_over(place, server, pin
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_tries_without_progress_are_bounded_and_what_came_is_kept_for_its_address(place, server, pin, ranges):
-    server.ranges, server.drops = ranges, [300_000] + ([0, 0] if ranges else [100_000, 200_000]) * 2 + [0]
+def test_tries_without_progress_are_bounded_and_what_came_is_kept_for_its_address(
+    place, server, pin, ranges
+):
+    server.ranges, server.drops = (
+        ranges,
+        [300_000] + ([0, 0] if ranges else [100_000, 200_000]) * 2 + [0],
+    )
     refused("5 tries brought nothing more")
     assert len(server.sent) == 1 + fetch.TRIES_WITHOUT_PROGRESS
     assert fetch._size(place / PART) == (300_000 if ranges else 0)
@@ -185,22 +224,38 @@ def test_tries_without_progress_are_bounded_and_what_came_is_kept_for_its_addres
     assert "Range" not in server.asked[-1]
 
 
-BEGUN = OTHER[: len(GOOD)].ljust(len(GOOD), b"\0")  # Of the pinned size, or the download would not begin.
+BEGUN = OTHER[: len(GOOD)].ljust(
+    len(GOOD), b"\0"
+)  # Of the pinned size, or the download would not begin.
 
 
 @pytest.mark.parametrize(
     ("published", "first", "later"),
     [
         (True, {"body": BEGUN, "etag": '"zero"'}, {"body": GOOD, "etag": '"one"'}),
-        (True, {"body": BEGUN, "etag": '"zero"', "honours_if_range": False}, {"body": GOOD, "etag": '"one"'}),
+        (
+            True,
+            {"body": BEGUN, "etag": '"zero"', "honours_if_range": False},
+            {"body": GOOD, "etag": '"one"'},
+        ),
         (False, {"body": OTHER, "etag": '"zero"'}, {"body": GOOD, "etag": '"one"'}),
-        (False, {"body": OTHER, "etag": '"zero"', "honours_if_range": False}, {"body": GOOD, "etag": '"one"'}),
+        (
+            False,
+            {"body": OTHER, "etag": '"zero"', "honours_if_range": False},
+            {"body": GOOD, "etag": '"one"'},
+        ),
         (False, {"body": OTHER + b"longer", "honours_if_range": False}, {"body": GOOD}),
-        (False, {"body": NOISE + GOOD, "drops": [len(GOOD) + 10], "honours_if_range": False}, {"body": GOOD}),  # 416
+        (
+            False,
+            {"body": NOISE + GOOD, "drops": [len(GOOD) + 10], "honours_if_range": False},
+            {"body": GOOD},
+        ),  # 416
         (True, {"from_zero": True}, {}),
     ],
 )
-def test_a_file_that_changes_between_tries_is_started_over(place, server, pin, published, first, later):
+def test_a_file_that_changes_between_tries_is_started_over(
+    place, server, pin, published, first, later
+):
     pin(published)
     vars(server).update({"drops": [300_000]} | first, later=later)
     fetched(place)
@@ -210,7 +265,10 @@ def test_a_file_that_changes_between_tries_is_started_over(place, server, pin, p
 def test_a_size_that_nobody_states(place, server, pin):
     server.length, server.drops = False, [123_456]
     fetched(place)
-    assert server.sent == [123_456, len(GOOD) - 123_456]  # The pinned size tells that it was cut short.
+    assert server.sent == [
+        123_456,
+        len(GOOD) - 123_456,
+    ]  # The pinned size tells that it was cut short.
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -246,7 +304,13 @@ def test_what_is_not_the_pinned_archive_is_removed(place, server, pin):
 
 
 NOWHERE = "http://user:secret@127.0.0.1:1/archive.zip?token=secret"
-UNUSABLE = ["ftp://me:secret@example.org/a.zip", "file:///a.zip", "missing.zip", "http://[", "http://"]
+UNUSABLE = [
+    "ftp://me:secret@example.org/a.zip",
+    "file:///a.zip",
+    "missing.zip",
+    "http://[",
+    "http://",
+]
 
 
 @pytest.mark.parametrize("address", [NOWHERE, *UNUSABLE])
@@ -266,7 +330,7 @@ import sys
 sys.path[:0] = [{source!r}]
 from types import SimpleNamespace
 from equipoise.ingest import fetch
-from equipoise.datasets.base import Archive
+from equipoise.ingest.datasets.base import Archive
 card = SimpleNamespace(title="t", licence="l", citation="c", source="s", archive=Archive({address!r}))
 fetch.load_dataset = lambda name: SimpleNamespace(CARD=card)
 fetch.run("lungs")
@@ -295,7 +359,9 @@ def test_a_killed_download_goes_on_with_the_missing_bytes_only(place, server, pi
     assert server.sent[before:] == [len(GOOD) - have]
 
 
-def test_a_full_disk_is_a_sentence_and_a_complete_download_is_not_asked_for_again(place, server, pin, monkeypatch):
+def test_a_full_disk_is_a_sentence_and_a_complete_download_is_not_asked_for_again(
+    place, server, pin, monkeypatch
+):
     def full(*words):
         raise OSError(28, "No space left on device")
 
@@ -382,7 +448,12 @@ def test_the_folder_is_put_under_dvc_and_only_pins_are_committed(place, server, 
     assert lines[-1].split()[2:] == [str(Path(pin)) for pin in pins]
     changed = git(repository, "status", "--porcelain", "--untracked-files=all").split("\n")
     assert sorted(line.split()[-1] for line in changed if line) == pins
-    assert json.loads(run(repository, sys.executable, "-m", "dvc", "status", "--json").stdout).get(pins[0]) is None
+    assert (
+        json.loads(run(repository, sys.executable, "-m", "dvc", "status", "--json").stdout).get(
+            pins[0]
+        )
+        is None
+    )
 
     # A clone that has the pins but not the images gets them back, and they are the same.
     git(repository, "add", "-A")

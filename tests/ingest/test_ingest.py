@@ -15,8 +15,9 @@ from PIL import Image
 
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.records import Manifest, read_json
-from equipoise.ingest import pseudonyms
+from equipoise.core.files import read_json
+from equipoise.core.records import Manifest
+from equipoise.ingest import originals, pseudonyms
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
 
@@ -148,7 +149,9 @@ def test_suffix_may_be_in_capitals(tree):
 def test_exact_duplicate_is_dropped_with_a_reason(tree):
     _put("clear/patient0000_7.png", _picture(10))
     manifest, summary = ingest.run(_study())
-    assert _reasons(summary) == {"clear/patient0000_7.png": "exact duplicate of clear/patient0000_0.png"}
+    assert _reasons(summary) == {
+        "clear/patient0000_7.png": "exact duplicate of clear/patient0000_0.png"
+    }
     assert summary["files_seen"] == len(manifest.table) + 1
 
 
@@ -165,11 +168,15 @@ def test_patients_who_share_a_picture_become_one(tree, duplicates, images):
     _put("clear/patient0003_2.png", _picture(77))
     manifest, summary = ingest.run(_study(**{"ingest.duplicates": duplicates}))
     patients = manifest.table.set_index("image_id")["patient_id"]
-    assert patients["clear/patient0003_0.png"] == patients["clear/patient0003_2.png"] == "patient0000"
+    assert (
+        patients["clear/patient0003_0.png"] == patients["clear/patient0003_2.png"] == "patient0000"
+    )
     assert patients["clear/patient0001_0.png"] == "patient0001"
     assert len(manifest.table) == images
     assert summary["patients"] == 7
-    pd.testing.assert_series_equal(manifest.table["patient"], manifest.table["patient_id"], check_names=False)
+    pd.testing.assert_series_equal(
+        manifest.table["patient"], manifest.table["patient_id"], check_names=False
+    )
 
 
 def test_patients_are_joined_through_a_chain_of_pictures(tree):
@@ -177,7 +184,10 @@ def test_patients_are_joined_through_a_chain_of_pictures(tree):
     _put("clear/patient0002_1.png", _picture(13))  # 0002 shares with 0003
     manifest, _ = ingest.run(_study(**{"ingest.duplicates": "keep"}))
     patients = manifest.table.set_index("image_id")["patient_id"]
-    assert patients[[f"clear/patient000{number}_0.png" for number in (1, 2, 3)]].tolist() == ["patient0001"] * 3
+    assert (
+        patients[[f"clear/patient000{number}_0.png" for number in (1, 2, 3)]].tolist()
+        == ["patient0001"] * 3
+    )
     assert patients["clear/patient0000_0.png"] == "patient0000"
 
 
@@ -196,7 +206,9 @@ def test_picture_under_two_classes_is_a_label_conflict(tree, duplicates):
 
 
 def test_missing_folder_says_where_it_should_be(root):
-    with pytest.raises(DataError, match=r"There is no folder data/raw/demo\. Put the originals there"):
+    with pytest.raises(
+        DataError, match=r"There is no folder data/raw/demo\. Put the originals there"
+    ):
         ingest.run(_study())
 
 
@@ -210,7 +222,9 @@ def test_empty_folder_counts_the_other_files(root):
 def test_folder_without_a_usable_image_gives_the_first_reason(root):
     _put("clear/patient0001_0.png", b"")
     _put("clear/patient0002_0.png", b"")
-    with pytest.raises(DataError, match=r"None of the 2 image files .* First reason: unreadable: the file is empty"):
+    with pytest.raises(
+        DataError, match=r"None of the 2 image files .* First reason: unreadable: the file is empty"
+    ):
         ingest.run(_study())
 
 
@@ -224,11 +238,15 @@ def test_one_class_only_is_refused_with_the_counts(tree):
 def test_class_lost_to_label_conflicts_is_refused_with_the_counts(root):
     _put("clear/patient0001_0.png", _picture(1))
     _put("opacity/patient0002_0.png", _picture(1))
-    with pytest.raises(DataError, match=r"no image of class clear, opacity \(found: clear 0, opacity 0\)"):
+    with pytest.raises(
+        DataError, match=r"no image of class clear, opacity \(found: clear 0, opacity 0\)"
+    ):
         ingest.run(_study())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows file names that are not UTF-8")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux allows file names that are not UTF-8"
+)
 def test_file_name_that_is_not_utf8_is_quarantined(tree):
     with open(os.fsencode(RAW / "clear") + b"/patient\xff.png", "wb") as handle:
         handle.write(_picture(1))
@@ -260,7 +278,11 @@ def test_raw_folder_may_lie_elsewhere_and_gives_the_same_images(tree):
 def test_ingest_touches_nothing_in_the_raw_folder(tree):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in RAW.rglob("*.png")}
     ingest.run(_study())
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in RAW.rglob("*") if path.is_file()} == before
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in RAW.rglob("*")
+        if path.is_file()
+    } == before
 
 
 # --- the same picture in other files ---------------------------------------------------------------------------------
@@ -270,12 +292,16 @@ def _textured(seed, side=64):
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(30, 220, (9, 9), dtype=np.uint8))
     smooth = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC), dtype=float)
-    return Image.fromarray(np.clip(smooth + rng.normal(0, 6, (side, side)), 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(smooth + rng.normal(0, 6, (side, side)), 0, 255).astype(np.uint8)
+    )
 
 
 def _save(name, image, **options):
     buffer = io.BytesIO()
-    image.save(buffer, {"jpg": "JPEG"}.get(name.rsplit(".")[-1], name.rsplit(".")[-1].upper()), **options)
+    image.save(
+        buffer, {"jpg": "JPEG"}.get(name.rsplit(".")[-1], name.rsplit(".")[-1].upper()), **options
+    )
     _put(name, buffer.getvalue())
 
 
@@ -298,22 +324,32 @@ def any_suffix(monkeypatch):
 def test_other_bytes_with_the_same_pixels_are_an_exact_duplicate(films, any_suffix):
     _save("clear/patient0003_1.bmp", _textured(1))
     manifest, summary = ingest.run(_study())
-    assert _reasons(summary) == {"clear/patient0003_1.bmp": "exact duplicate of clear/patient0001_0.png"}
+    assert _reasons(summary) == {
+        "clear/patient0003_1.bmp": "exact duplicate of clear/patient0001_0.png"
+    }
     patients = manifest.table.set_index("image_id")["patient_id"]
-    assert patients["clear/patient0003_0.png"] == patients["clear/patient0001_0.png"] == "patient0001"
+    assert (
+        patients["clear/patient0003_0.png"] == patients["clear/patient0001_0.png"] == "patient0001"
+    )
 
 
 @pytest.mark.parametrize(("rule", "images"), [("drop", 13), ("keep", 13), ("drop_near", 12)])
-def test_near_copies_stay_with_one_patient_and_are_dropped_on_request(films, any_suffix, rule, images):
+def test_near_copies_stay_with_one_patient_and_are_dropped_on_request(
+    films, any_suffix, rule, images
+):
     _save("clear/patient0004_1.jpg", _textured(2), quality=50)
     manifest, summary = ingest.run(_study(**{"ingest.duplicates": rule}))
     assert summary["near_copies"] == 1
     assert len(manifest.table) == images
     patients = manifest.table.set_index("image_id")["patient_id"]
-    assert patients["clear/patient0002_0.png"] == patients["clear/patient0004_0.png"] == "patient0002"
+    assert (
+        patients["clear/patient0002_0.png"] == patients["clear/patient0004_0.png"] == "patient0002"
+    )
     assert summary["patients"] == 11
     if rule == "drop_near":
-        assert _reasons(summary) == {"clear/patient0004_1.jpg": "near duplicate of clear/patient0002_0.png"}
+        assert _reasons(summary) == {
+            "clear/patient0004_1.jpg": "near duplicate of clear/patient0002_0.png"
+        }
     else:
         pictures = manifest.table.set_index("image_id")["picture"]
         assert pictures["clear/patient0002_0.png"] == pictures["clear/patient0004_1.jpg"]
@@ -361,7 +397,9 @@ def _texts_outside_raw(root):
     return {
         path: path.read_bytes()
         for path in root.rglob("*")
-        if path.is_file() and not path.is_relative_to(root / "data/raw") and path.name != "params.yaml"
+        if path.is_file()
+        and not path.is_relative_to(root / "data/raw")
+        and path.name != "params.yaml"
     }
 
 
@@ -377,7 +415,9 @@ def test_no_tracked_file_names_a_patient_or_a_path(films, key):
         for word in (b"patient0", b"patient1", b"patient9", b"Miller", b"clear/", b"opacity/"):
             assert word not in content, path
     assert summary["quarantined"] == 3
-    assert manifest.table["image_id"].is_monotonic_increasing, "the order of the names would tell something"
+    assert manifest.table["image_id"].is_monotonic_increasing, (
+        "the order of the names would tell something"
+    )
     assert set(manifest.table["path"]) == {""}
     assert key.stat().st_mode & 0o077 == 0
     assert key.read_text().strip() not in "".join(map(str, summary.values()))
@@ -387,7 +427,7 @@ def test_hidden_ids_keep_the_structure_and_lead_back_with_the_key(films, key):
     _save("clear/patient0003_1.png", _textured(40))
     plain, _ = ingest.run(_study())
     hidden, _ = ingest.run(_study(**HIDDEN))
-    places = ingest.locate(_study(), hidden)
+    places = originals.locate(_study(), hidden)
     back = hidden.table.assign(path=hidden.table["image_id"].map(places)).set_index("path")
     table = plain.table.set_index("image_id")
     assert sorted(back.index) == sorted(table.index)
@@ -395,7 +435,7 @@ def test_hidden_ids_keep_the_structure_and_lead_back_with_the_key(films, key):
     pairs = set(zip(back.loc[table.index, "patient_id"], table["patient_id"]))
     assert len(pairs) == table["patient_id"].nunique(), "one hash for each patient"
     (films / "data/local/demo.csv").unlink()
-    assert ingest.locate(_study(), hidden) == places, "made again from the key"
+    assert originals.locate(_study(), hidden) == places, "made again from the key"
     assert ingest.run(_study(**HIDDEN))[0].digest == hidden.digest
 
 
@@ -403,8 +443,10 @@ def test_another_key_is_noticed_and_studies_cannot_be_linked(films, key, monkeyp
     hidden, _ = ingest.run(_study(**HIDDEN))
     (films / "data/local/demo.csv").unlink()
     monkeypatch.setenv("EQUIPOISE_KEY", str(key.with_name("other")))
-    with pytest.raises(DataError, match=f"12 of the 12 images .* key {hidden.meta['pseudonym_key']}"):
-        ingest.locate(_study(), hidden)
+    with pytest.raises(
+        DataError, match=f"12 of the 12 images .* key {hidden.meta['pseudonym_key']}"
+    ):
+        originals.locate(_study(), hidden)
     one, other = pseudonyms.load("one"), pseudonyms.load("other")
     assert one.fingerprint == other.fingerprint
     assert one.of("image", "a.png") != other.of("image", "a.png")

@@ -13,14 +13,15 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from conftest import REPO
-from equipoise.core import config, images, records
+from equipoise.core import config, files, images
 from equipoise.core.errors import ConfigError, DataError, TrialFailed
-from equipoise.embed import backbones
+from equipoise.embed import backbones, embedder
 from equipoise.embed import stage as features
 from equipoise.evaluation import metrics
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
 from equipoise.scenario import finetune
+from equipoise.scenario import pixels as pixels_
 from equipoise.scenario import stage as scenario
 from equipoise.scenario.matrix import Inputs
 from equipoise.split import stage as splits
@@ -29,7 +30,13 @@ CHANGES = {
     "phantom": {"patients": 40, "size_px": 40, "opacity_patient_fraction": 0.3},
     "embed": {"image_size_px": 32, "views": 1, "batch_size": 16},
     "tune": {"objective": "auroc"},
-    "finetune": {"steps": 4, "evaluate_every_steps": 2, "batch_size": 8, "learning_rate": 0.001, "stop_fraction": 0.3},
+    "finetune": {
+        "steps": 4,
+        "evaluate_every_steps": 2,
+        "batch_size": 8,
+        "learning_rate": 0.001,
+        "stop_fraction": 0.3,
+    },
 }
 BACKBONES = ("vgg16", "mobilenetv2")
 
@@ -38,7 +45,9 @@ def study_with(**changes):
     params = copy.deepcopy(config.read_params(REPO))
     for section, values in CHANGES.items():
         params["studies"]["demo"][section] = {**params["studies"]["demo"][section], **values}
-    overrides = {f"{section}.{key}": value for section, own in changes.items() for key, value in own.items()}
+    overrides = {
+        f"{section}.{key}": value for section, own in changes.items() for key, value in own.items()
+    }
     return config.load_study("demo", params, overrides)
 
 
@@ -68,7 +77,9 @@ def checkpoints(drawn, tmp_path, monkeypatch):
 def rows_of(inputs, part):
     rows = inputs.splits.round(0, 0)
     chosen = (rows["part"] == part).to_numpy()
-    positions = rows["image_id"].map({name: at for at, name in enumerate(inputs.manifest.table["image_id"])})
+    positions = rows["image_id"].map(
+        {name: at for at, name in enumerate(inputs.manifest.table["image_id"])}
+    )
     return positions.to_numpy()[chosen], rows["patient_id"].to_numpy()[chosen]
 
 
@@ -79,7 +90,9 @@ def arguments(scenario="baseline", backbone="vgg16", **changes):
 
 def training(scenario="baseline", backbone="vgg16", seed=0, **changes):
     inputs, settings, train, patients = arguments(scenario, backbone, **changes)
-    return finetune.Training(inputs, settings, train, finetune.held_out(inputs, train, patients), patients, seed)
+    return finetune.Training(
+        inputs, settings, train, finetune.held_out(inputs, train, patients), patients, seed
+    )
 
 
 def tuned(scenario="baseline", backbone="vgg16", seed=0, part="test", **changes):
@@ -102,14 +115,20 @@ def by_name(network, weights):
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.25])
 def test_the_learning_rate_warms_up_and_falls_as_keras_cosine_decay(warmup_fraction):
     keras = backbones.load_keras()
-    options = study_with(finetune={"steps": 40, "warmup_fraction": warmup_fraction}).settings.finetune
+    options = study_with(
+        finetune={"steps": 40, "warmup_fraction": warmup_fraction}
+    ).settings.finetune
     warm = int(40 * warmup_fraction)
     oracle = keras.optimizers.schedules.CosineDecay(
         0.0 if warm else 0.001, 40 - warm, warmup_target=0.001 if warm else None, warmup_steps=warm
     )
     rates = [finetune.learning_rate_at(step, options) for step in range(1, 41)]
-    assert rates[:warm] == pytest.approx([float(oracle(step)) for step in range(1, warm + 1)], rel=1e-5)
-    assert rates[warm:] == pytest.approx([float(oracle(step)) for step in range(warm, 40)], rel=1e-4)
+    assert rates[:warm] == pytest.approx(
+        [float(oracle(step)) for step in range(1, warm + 1)], rel=1e-5
+    )
+    assert rates[warm:] == pytest.approx(
+        [float(oracle(step)) for step in range(warm, 40)], rel=1e-4
+    )
     assert max(rates) == rates[warm] == 0.001
     assert min(rates) > 0
 
@@ -119,7 +138,9 @@ def test_every_scenario_takes_the_same_steps_at_the_same_rates():
     for name, steps in taken.items():
         made = training(name, finetune={"steps": 3})
         compiled = made.step
-        made.step = lambda *batch, do=compiled, steps=steps: steps.append((len(batch[0]), batch[-1])) or do(*batch)
+        made.step = lambda *batch, do=compiled, steps=steps: (
+            steps.append((len(batch[0]), batch[-1])) or do(*batch)
+        )
         list(made.evaluations())
         assert int(made.optimizer.iterations) == 3
         assert compiled.experimental_get_tracing_count() == 1
@@ -128,7 +149,11 @@ def test_every_scenario_takes_the_same_steps_at_the_same_rates():
 
 
 def test_the_plan_is_drawn_anew_for_each_epoch_from_its_seed():
-    first, again, other = training("undersample"), training("undersample"), training("undersample", seed=1)
+    first, again, other = (
+        training("undersample"),
+        training("undersample"),
+        training("undersample", seed=1),
+    )
     length = len(first.plan(0).row)
     epochs = []
     for made in (first, again, other):
@@ -165,7 +190,9 @@ def test_the_loss_is_scikit_learns_weighted_log_loss_and_the_penalty(scenario):
     labels = batch[2].numpy()
     counts = np.bincount(made.labels[made.kept])
     weights = np.ones(2) if scenario == "baseline" else counts.sum() / (2 * counts)
-    expected = log_loss(labels, metrics.softmax(logits)[:, 1], sample_weight=weights[labels], labels=[0, 1])
+    expected = log_loss(
+        labels, metrics.softmax(logits)[:, 1], sample_weight=weights[labels], labels=[0, 1]
+    )
     penalty = 0.05 * ((made.start.coefficients[:, 1] - made.start.coefficients[:, 0]) ** 2).sum()
     assert float(made.step(*batch, np.float32(0))) == pytest.approx(expected + penalty, rel=1e-5)
 
@@ -194,7 +221,9 @@ def test_only_what_is_unfrozen_changes(unfreeze, freeze_batch_norm):
     assert set(after) == set(before)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     block = backbones.load_row("mobilenetv2").last_block if unfreeze == "last_block" else ("",)
-    normalisation = {name for name in before if name.rsplit("/", 1)[1] in ("gamma", "beta", "moving_mean")}
+    normalisation = {
+        name for name in before if name.rsplit("/", 1)[1] in ("gamma", "beta", "moving_mean")
+    }
     normalisation |= {name for name in before if name.endswith("moving_variance")}
     assert len(normalisation) == 4 * 52
     allowed = {name for name in before if name.startswith((*block, "logits"))}
@@ -210,12 +239,16 @@ def test_the_starting_weights_are_kept_when_nothing_better_comes(monkeypatch):
     made = training()
     losses = iter([0.5, 0.6, 0.7])
     evaluate = made._evaluate
-    monkeypatch.setattr(made, "_evaluate", lambda step: dataclasses.replace(evaluate(step), loss=next(losses)))
+    monkeypatch.setattr(
+        made, "_evaluate", lambda step: dataclasses.replace(evaluate(step), loss=next(losses))
+    )
     start = made.whole.get_weights()
     list(made.evaluations())
     assert made.best.step == 0
     assert all(np.array_equal(kept, first) for kept, first in zip(made.best.weights, start))
-    assert not all(np.array_equal(last, first) for last, first in zip(made.whole.get_weights(), start))
+    assert not all(
+        np.array_equal(last, first) for last, first in zip(made.whole.get_weights(), start)
+    )
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -265,7 +298,12 @@ test_finetune.tuned("oversample", finetune={{"steps": 6, "unfreeze": "all"}})
 
 def test_a_killed_run_goes_on_to_the_same_bytes(checkpoints, monkeypatch):
     options = {"steps": 6, "unfreeze": "all"}
-    places = {"tests": REPO / "tests", "own": Path(__file__).parent, "source": REPO / "src", "checkpoints": checkpoints}
+    places = {
+        "tests": REPO / "tests",
+        "own": Path(__file__).parent,
+        "source": REPO / "src",
+        "checkpoints": checkpoints,
+    }
     code = KILLED.format(**{name: str(place) for name, place in places.items()})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -276,7 +314,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(checkpoints, monkeypatch):
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_bytes(kept)
     at = finetune.learning_rate_at
-    monkeypatch.setattr(finetune, "learning_rate_at", lambda step, given: steps.append(step) or at(step, given))
+    monkeypatch.setattr(
+        finetune, "learning_rate_at", lambda step, given: steps.append(step) or at(step, given)
+    )
     assert as_bytes(tuned("oversample", finetune=options)) == uninterrupted
     assert steps == [5, 6]
     assert not list(checkpoints.glob("*"))
@@ -337,33 +377,46 @@ def test_a_pruned_trial_leaves_no_checkpoint(checkpoints, monkeypatch):
     assert not list(checkpoints.glob("*"))
 
 
-def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitted(drawn, tmp_path, monkeypatch):
+def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitted(
+    drawn, tmp_path, monkeypatch
+):
     tune = {"mode": "finetune", "trials": 3, "l2_first": [0.1, 1.0]}
     study = study_with(tune=tune, train={"seeds": [0]}, finetune={"learning_rate": 0.01})
     folders = [tmp_path / "first", tmp_path / "again"]
     trained, plain = [], finetune.Training.evaluations
-    monkeypatch.setattr(finetune.Training, "evaluations", lambda self: trained.append(1) or plain(self))
+    monkeypatch.setattr(
+        finetune.Training, "evaluations", lambda self: trained.append(1) or plain(self)
+    )
     for folder in folders:
         scenario.run(study, "vgg16", "class_weight", folder)
     assert len(trained) == 3, "the second run read every trial back"
-    first, again = ({path.name: path.read_bytes() for path in folder.glob("*.*")} for folder in folders)
+    first, again = (
+        {path.name: path.read_bytes() for path in folder.glob("*.*")} for folder in folders
+    )
     assert first == again
-    (choice,) = records.read_json(folders[0] / "best.json")
-    table, _ = records.read_table(folders[0] / "trials.parquet")
+    (choice,) = files.read_json(folders[0] / "best.json")
+    table, _ = files.read_table(folders[0] / "trials.parquet")
     assert table["l2"].head(2).tolist() == pytest.approx([0.1, 1.0])
     assert (table["state"].head(2) == "complete").all()
     assert choice["steps"] == table["steps"].sum() == 3 * 4 - choice["steps_saved"]
-    assert (table["steps"] < 4).sum() == choice["pruned_trials"] == (table["state"] == "pruned").sum()
+    assert (
+        (table["steps"] < 4).sum() == choice["pruned_trials"] == (table["state"] == "pruned").sum()
+    )
     assert choice["settings"]["l2"] == table["l2"][choice["trial"]]
     assert choice["inner_folds"] == 1
     inputs = Inputs.read(study, "vgg16", "class_weight")
     train, patients = rows_of(inputs, "train")
     held = finetune.held_out(inputs, train, patients)
-    assert (choice["slice_images"], choice["slice_patients"]) == (len(held), len(set(patients[held])))
+    assert (choice["slice_images"], choice["slice_patients"]) == (
+        len(held),
+        len(set(patients[held])),
+    )
     seed = scenario._seed(0, [0, 0])
     logits, *_ = finetune.run(inputs, choice["settings"], train, patients, train[held], seed)
     prob = logits[:, 1] - logits[:, 0]
-    assert choice["score"] == pytest.approx(roc_auc_score(inputs.labels(train[held]), prob), abs=1e-6)
+    assert choice["score"] == pytest.approx(
+        roc_auc_score(inputs.labels(train[held]), prob), abs=1e-6
+    )
 
 
 # --- the decoded cache -----------------------------------------------------------------------------------------------
@@ -371,7 +424,7 @@ def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitte
 
 @pytest.fixture
 def decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "_DECODED", tmp_path / "decoded")
+    monkeypatch.setattr(pixels_, "_DECODED", tmp_path / "decoded")
     return tmp_path / "decoded"
 
 
@@ -389,8 +442,8 @@ def pixels_at(size_px):
     inputs = Inputs.read(study_with(), "vgg16", "baseline")
     keras = backbones.load_keras()
     shape = keras.Input((size_px, size_px, 3))
-    return inputs, finetune.Pixels(
-        inputs, features.Embedder(keras.Model(shape, keras.layers.Flatten()(shape)), size_px)
+    return inputs, pixels_.Pixels(
+        inputs, embedder.Embedder(keras.Model(shape, keras.layers.Flatten()(shape)), size_px)
     )
 
 
@@ -401,7 +454,9 @@ def test_cached_pixels_are_those_of_the_embedding(decoded, size_px, kept_as):
     inputs, pixels = pixels_at(size_px)
     fresh, kept = pixels(np.array([3, 0])), pixels(np.array([3, 0]))
     path = inputs.study.raw / inputs.manifest.table["path"].iloc[3]
-    oracle = tf.image.resize(tf.io.decode_png(path.read_bytes(), 3), (size_px, size_px), antialias=True).numpy()
+    oracle = tf.image.resize(
+        tf.io.decode_png(path.read_bytes(), 3), (size_px, size_px), antialias=True
+    ).numpy()
     np.testing.assert_array_equal(fresh[0], oracle)
     np.testing.assert_array_equal(fresh, kept)
     assert {np.load(file).dtype.type for file in decoded.rglob("*.npy")} == {kept_as}

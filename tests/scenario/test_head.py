@@ -7,17 +7,23 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from equipoise.core.errors import TrialFailed
-from equipoise.core.records import Objective
 from equipoise.evaluation import metrics
-from equipoise.scenario import head
-from equipoise.scenario.head import Rotated, Standardiser
+from equipoise.scenario import head, solver
+from equipoise.scenario import rows as rows_
+from equipoise.scenario.rows import Standardiser
+from equipoise.scenario.solver import Rotated
+from equipoise.strategies.base import Objective
 from fabricate import made
 
 
 def rows(count, width, classes=2, seed=0, signal=1.0):
     rng = np.random.default_rng(seed)
-    labels = np.concatenate([np.arange(classes), rng.choice(classes, size=count - classes, p=shares(classes))])
-    features = rng.normal(size=(count, width)) * rng.uniform(0.1, 20, size=width) + rng.normal(size=width)
+    labels = np.concatenate(
+        [np.arange(classes), rng.choice(classes, size=count - classes, p=shares(classes))]
+    )
+    features = rng.normal(size=(count, width)) * rng.uniform(0.1, 20, size=width) + rng.normal(
+        size=width
+    )
     features += signal * np.outer(labels, rng.normal(size=width))
     return features.astype(np.float32), labels
 
@@ -29,12 +35,16 @@ def shares(classes):
 def fitted(features, labels, l2=0.1, draws=None, objective=None, standardiser=None):
     objective = objective or Objective.neutral(labels.max() + 1)
     draws = np.ones(len(labels), dtype=int) if draws is None else draws
-    return head.fit(features, labels, draws, objective, l2, standardiser or Standardiser.fit(features))
+    return head.fit(
+        features, labels, draws, objective, l2, standardiser or Standardiser.fit(features)
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("shape", [(160, 10), (40, 90)], ids=["more rows", "more features"])
-@pytest.mark.parametrize(("l2", "weights"), [(0.001, [1, 1, 1]), (0.1, [1, 7, 2]), (10.0, [0.2, 3, 1])])
+@pytest.mark.parametrize(
+    ("l2", "weights"), [(0.001, [1, 1, 1]), (0.1, [1, 7, 2]), (10.0, [0.2, 3, 1])]
+)
 def test_fit_equals_scikit_learn(classes, shape, l2, weights):
     features, labels = rows(*shape, classes)
     objective = Objective.neutral(classes).replace(weights=np.array(weights[:classes], dtype=float))
@@ -49,7 +59,7 @@ def test_fit_equals_scikit_learn(classes, shape, l2, weights):
 
 
 def value_in_float64(rotated, labels, weights, objective, l2, parameters):
-    problem = head._Problem(rotated, labels, weights[:, None], [objective], np.array([l2]))
+    problem = solver._Problem(rotated, labels, weights[:, None], [objective], np.array([l2]))
     return problem.evaluate(parameters[..., None] / problem.scale[:, None], np.array([0]))[0][0]
 
 
@@ -57,17 +67,34 @@ def value_in_float64(rotated, labels, weights, objective, l2, parameters):
 def test_a_float32_batch_reaches_what_float64_reaches_one_by_one(classes):
     features, labels = rows(120, 20, classes)
     standardiser = Standardiser.fit(features)
-    single, double = (Rotated.of(standardiser.apply(features, kind)) for kind in (np.float32, np.float64))
+    single, double = (
+        Rotated.of(standardiser.apply(features, kind)) for kind in (np.float32, np.float64)
+    )
     rng = np.random.default_rng(1)
     l2 = np.geomspace(0.001, 10, 8)
     neutral = Objective.neutral(classes)
-    objectives = [neutral.replace(offsets=rng.normal(size=classes) * (index % 2)) for index in range(8)]
-    weights = rng.poisson(1.0, size=(120, 8)).astype(float) * rng.uniform(0.5, 4, size=(classes, 8))[labels]
-    batch = head.solve(single, labels, weights, objectives, l2, head.SEARCH_TOLERANCE)
+    objectives = [
+        neutral.replace(offsets=rng.normal(size=classes) * (index % 2)) for index in range(8)
+    ]
+    weights = (
+        rng.poisson(1.0, size=(120, 8)).astype(float)
+        * rng.uniform(0.5, 4, size=(classes, 8))[labels]
+    )
+    batch = solver.solve(single, labels, weights, objectives, l2, solver.SEARCH_TOLERANCE)
     for index in range(8):
-        alone = head.solve(double, labels, weights[:, [index]], [objectives[index]], l2[[index]], head.FINAL_TOLERANCE)
+        alone = solver.solve(
+            double,
+            labels,
+            weights[:, [index]],
+            [objectives[index]],
+            l2[[index]],
+            head.FINAL_TOLERANCE,
+        )
         spread = []
-        for rotated, parameters in ((single, batch.parameters[..., index]), (double, alone.parameters[..., 0])):
+        for rotated, parameters in (
+            (single, batch.parameters[..., index]),
+            (double, alone.parameters[..., 0]),
+        ):
             logits = rotated.matrix @ parameters
             logits = np.hstack([np.zeros_like(logits), logits]) if classes == 2 else logits
             spread.append(metrics.softmax(logits))
@@ -80,12 +107,20 @@ def test_heads_of_a_batch_do_not_touch_each_other():
     rotated = Rotated.of(Standardiser.fit(features).apply(features))
     weights = np.ones((80, 3))
     weights[:, 1] = np.nan
-    objectives = [Objective.neutral(2), Objective.neutral(2), Objective.neutral(2).replace(focusing=2.0)]
-    batch = head.solve(rotated, labels, weights, objectives, np.array([0.1, 0.1, 1.0]), head.FINAL_TOLERANCE)
+    objectives = [
+        Objective.neutral(2),
+        Objective.neutral(2),
+        Objective.neutral(2).replace(focusing=2.0),
+    ]
+    batch = solver.solve(
+        rotated, labels, weights, objectives, np.array([0.1, 0.1, 1.0]), head.FINAL_TOLERANCE
+    )
     assert np.isnan(batch.objective[1])
     for index in (0, 2):
         l2 = np.array([[0.1, 0.1, 1.0][index]])
-        alone = head.solve(rotated, labels, weights[:, [0]], [objectives[index]], l2, head.FINAL_TOLERANCE)
+        alone = solver.solve(
+            rotated, labels, weights[:, [0]], [objectives[index]], l2, head.FINAL_TOLERANCE
+        )
         assert batch.parameters[..., index] == pytest.approx(alone.parameters[..., 0], abs=1e-6)
 
 
@@ -97,7 +132,7 @@ def test_gradient_equals_finite_differences(classes, focusing):
     rng = np.random.default_rng(7)
     objective = Objective(rng.uniform(0.5, 2, classes), focusing, rng.normal(size=classes))
     weights = objective.weights[labels][:, None] * rng.integers(0, 3, size=(30, 1))
-    problem = head._Problem(rotated, labels, weights, [objective], np.array([0.3]))
+    problem = solver._Problem(rotated, labels, weights, [objective], np.array([0.3]))
     point = rng.normal(size=(rotated.matrix.shape[1], problem.columns, 1))
     gradient = problem.evaluate(point, np.array([0]))[1]
     for place in np.ndindex(point.shape):
@@ -125,10 +160,17 @@ def test_a_float32_search_ends_at_its_tolerance_and_not_in_a_failing_line_search
     features = (hidden * np.sqrt(place**-1.25)) @ np.linalg.qr(rng.normal(size=(100, 100)))[0]
     rotated = Rotated.of(Standardiser.fit(features).apply(features, np.float32))
     weights = rng.integers(0, 2, size=(8000, 24)) * np.where(labels == 0, 1, 4)[:, None]
-    solution = head.solve(
-        *(rotated, labels, weights, [Objective.neutral(2)] * 24, np.geomspace(1e-3, 1, 24), head.SEARCH_TOLERANCE)
+    solution = solver.solve(
+        *(
+            rotated,
+            labels,
+            weights,
+            [Objective.neutral(2)] * 24,
+            np.geomspace(1e-3, 1, 24),
+            solver.SEARCH_TOLERANCE,
+        )
     )
-    assert solution.gradient_norm.max() <= head.SEARCH_TOLERANCE
+    assert solution.gradient_norm.max() <= solver.SEARCH_TOLERANCE
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -163,7 +205,9 @@ def test_focal_loss_known_values(prob, expected, label):
     assert loss_of(logits, label, three) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("label", "adjusted", "plain"), [(0, 3.237287, 1.313262), (1, 0.040062, 0.313262)])
+@pytest.mark.parametrize(
+    ("label", "adjusted", "plain"), [(0, 3.237287, 1.313262), (1, 0.040062, 0.313262)]
+)
 def test_logit_adjusted_loss_known_values(label, adjusted, plain):
     neutral = Objective.neutral(2)
     shifted = neutral.replace(offsets=np.log([0.1, 0.9]))
@@ -176,7 +220,9 @@ def test_offsets_move_nothing_but_the_bias(classes):
     features, labels = rows(150, 8, classes)
     prior = np.bincount(labels) / len(labels)
     plain = fitted(features, labels)
-    adjusted = fitted(features, labels, objective=Objective.neutral(classes).replace(offsets=np.log(prior)))
+    adjusted = fitted(
+        features, labels, objective=Objective.neutral(classes).replace(offsets=np.log(prior))
+    )
     assert adjusted.coefficients == pytest.approx(plain.coefficients, abs=1e-6)
     moved = plain.intercepts - adjusted.intercepts
     assert moved - moved[0] == pytest.approx(np.log(prior / prior[0]), abs=1e-6)
@@ -196,8 +242,12 @@ def test_drawing_a_row_twice_is_writing_it_twice():
 def test_integer_class_weights_are_repeated_rows():
     features, labels = rows(60, 7)
     standardiser = Standardiser.fit(features)
-    weighted = fitted(features, labels, objective=Objective.neutral(2).replace(weights=np.array([1.0, 3.0])))
-    repeated = fitted(features, labels, draws=np.where(labels == 1, 3, 1), standardiser=standardiser)
+    weighted = fitted(
+        features, labels, objective=Objective.neutral(2).replace(weights=np.array([1.0, 3.0]))
+    )
+    repeated = fitted(
+        features, labels, draws=np.where(labels == 1, 3, 1), standardiser=standardiser
+    )
     assert weighted.coefficients == pytest.approx(repeated.coefficients, abs=1e-9)
 
 
@@ -205,7 +255,8 @@ def test_the_scale_of_the_weights_changes_nothing():
     features, labels = rows(60, 7)
     objective = Objective.neutral(2).replace(weights=np.array([0.4, 2.0]))
     small, large = (
-        fitted(features, labels, objective=objective.replace(weights=objective.weights * scale)) for scale in (1, 1e5)
+        fitted(features, labels, objective=objective.replace(weights=objective.weights * scale))
+        for scale in (1, 1e5)
     )
     assert large.coefficients == pytest.approx(small.coefficients, abs=1e-9)
     assert large.intercepts == pytest.approx(small.intercepts, abs=1e-9)
@@ -219,7 +270,9 @@ def test_rows_that_are_never_drawn_have_no_say():
     kept = fitted(features, labels, draws=draws, standardiser=standardiser)
     wild = features.copy()
     wild[40:] = 1e6
-    assert np.array_equal(kept.coefficients, fitted(wild, labels, draws=draws, standardiser=standardiser).coefficients)
+    assert np.array_equal(
+        kept.coefficients, fitted(wild, labels, draws=draws, standardiser=standardiser).coefficients
+    )
 
 
 def test_standardised_features_have_zero_mean_and_unit_spread():
@@ -233,11 +286,11 @@ def test_standardised_features_have_zero_mean_and_unit_spread():
 def small_blocks(monkeypatch, tmp_path):
     """Blocks of 64 rows, and files beside the test for more of them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(head, "_BLOCK_ROWS", 64)
+    monkeypatch.setattr(rows_, "_BLOCK_ROWS", 64)
 
 
 def test_one_block_is_standardised_as_numpy_does():
-    features, _ = rows(head._BLOCK + 30, head._BLOCK + 1)
+    features, _ = rows(rows_._BLOCK + 30, rows_._BLOCK + 1)
     whole = features.astype(np.float64)
     mine = Standardiser.fit(features)
     assert np.array_equal(mine.mean, whole.mean(axis=0))
@@ -249,11 +302,18 @@ def test_one_block_is_standardised_as_numpy_does():
 @pytest.mark.parametrize("focusing", [0.0, 2.0])
 def test_blocks_of_rows_give_the_fit_of_all_rows_at_once(classes, focusing, request):
     features, labels = rows(500, 70, classes)
-    objective = Objective.neutral(classes).replace(focusing=focusing, weights=np.arange(1.0, classes + 1))
+    objective = Objective.neutral(classes).replace(
+        focusing=focusing, weights=np.arange(1.0, classes + 1)
+    )
     draws = np.random.default_rng(3).integers(0, 3, size=500)
     whole = fitted(features, labels, draws=draws, objective=objective)
     request.getfixturevalue("small_blocks")
-    mine = fitted(head.Rows(features, np.arange(500), features.dtype), labels, draws=draws, objective=objective)
+    mine = fitted(
+        rows_.Rows(features, np.arange(500), features.dtype),
+        labels,
+        draws=draws,
+        objective=objective,
+    )
     assert np.abs(mine.standardiser.mean - whole.standardiser.mean).max() < 1e-12
     assert mine.standardiser.scale == pytest.approx(whole.standardiser.scale, rel=1e-12)
     assert mine.coefficients == pytest.approx(whole.coefficients, abs=1e-6)
@@ -263,22 +323,31 @@ def test_blocks_of_rows_give_the_fit_of_all_rows_at_once(classes, focusing, requ
         oracle = LogisticRegression(C=1 / (0.1 * weights.sum()), tol=1e-10, max_iter=20_000)
         standardised = mine.standardiser.apply(features)
         oracle.fit(standardised, labels, sample_weight=weights)
-        assert metrics.softmax(mine.logits(features)) == pytest.approx(oracle.predict_proba(standardised), abs=1e-6)
+        assert metrics.softmax(mine.logits(features)) == pytest.approx(
+            oracle.predict_proba(standardised), abs=1e-6
+        )
 
 
 def test_blocks_of_rows_give_the_search_of_all_rows_at_once(request):
     features, labels = rows(500, 30)
-    weights, l2 = np.random.default_rng(1).integers(0, 2, size=(500, 12)).astype(float), np.geomspace(1e-3, 1, 12)
+    weights, l2 = (
+        np.random.default_rng(1).integers(0, 2, size=(500, 12)).astype(float),
+        np.geomspace(1e-3, 1, 12),
+    )
     found = []
     for fixture in (None, "small_blocks"):
         if fixture:
             request.getfixturevalue(fixture)
         standardiser = Standardiser.fit(features)
-        rotated = Rotated.of(head.Rows(features, np.arange(500), np.float32, standardiser))
-        found.append(head.solve(rotated, labels, weights, [Objective.neutral(2)] * 12, l2, head.SEARCH_TOLERANCE))
+        rotated = Rotated.of(rows_.Rows(features, np.arange(500), np.float32, standardiser))
+        found.append(
+            solver.solve(
+                rotated, labels, weights, [Objective.neutral(2)] * 12, l2, solver.SEARCH_TOLERANCE
+            )
+        )
         assert isinstance(rotated.matrix.base, np.memmap) == bool(fixture)
     assert found[1].objective == pytest.approx(found[0].objective, rel=1e-6)
-    assert not list(Path(head._SCRATCH).iterdir()), "a file without a name"
+    assert not list(Path(rows_._SCRATCH).iterdir()), "a file without a name"
 
 
 def test_dead_and_constant_features_are_left_out():
@@ -310,7 +379,11 @@ def test_features_that_are_all_constant_fail_the_trial(value):
 def test_a_fit_that_is_not_a_number_fails_the_trial():
     features, labels = rows(30, 3)
     with pytest.raises(TrialFailed, match="diverged"):
-        fitted(features, labels, objective=Objective.neutral(2).replace(weights=np.array([1.0, np.nan])))
+        fitted(
+            features,
+            labels,
+            objective=Objective.neutral(2).replace(weights=np.array([1.0, np.nan])),
+        )
 
 
 def test_separable_rows_and_repeated_columns_give_finite_heads():

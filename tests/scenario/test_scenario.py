@@ -12,14 +12,15 @@ from sklearn.metrics import recall_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from conftest import REPO
-from equipoise import strategies
 from equipoise.core import config, records
+from equipoise.core import files as files_
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.evaluation import metrics
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.scenario import head
 from equipoise.scenario import stage as scenario
 from equipoise.split import stage as splits
+from equipoise.strategies import base as strategies
 from fabricate import made
 
 FILES = ["best.json", "metrics.json", "model/head.npz", "model/model.json"]
@@ -34,21 +35,29 @@ def folder(tmp_path, monkeypatch):
 
 def run(study, name="baseline", into=None):
     target = into or study.result_path(made.BACKBONE, name)
-    return scenario.run(study, made.BACKBONE, name, into), records.Predictions.read(target / "predictions.parquet")
+    return scenario.run(study, made.BACKBONE, name, into), records.Predictions.read(
+        target / "predictions.parquet"
+    )
 
 
 def written(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def features_of(study, image_ids, views=None):
     """Read the fabricated features back without the code under test."""
     store = study.features_path(made.BACKBONE)
-    index, _ = records.read_table(store / "index.parquet")
+    index, _ = files_.read_table(store / "index.parquet")
     rows = {key: row for row, key in enumerate(zip(index["sha256"], index["view"]))}
     digest = records.Manifest.read(study.manifest_path).table.set_index("image_id")["sha256"]
     views = [0] * len(image_ids) if views is None else views
-    return np.load(store / "features.npy")[[rows[digest[name], view] for name, view in zip(image_ids, views)]]
+    return np.load(store / "features.npy")[
+        [rows[digest[name], view] for name, view in zip(image_ids, views)]
+    ]
 
 
 def test_a_run_writes_its_files_with_their_columns(folder):
@@ -56,10 +65,20 @@ def test_a_run_writes_its_files_with_their_columns(folder):
     summary, predictions = run(study, "weighted_augment")
     target = study.result_path(made.BACKBONE, "weighted_augment")
     assert sorted(written(target)) == FILES
-    assert summary == records.read_json(target / "metrics.json")
+    assert summary == files_.read_json(target / "metrics.json")
     table = predictions.table
     assert list(table.columns) == [
-        *("image_id", "patient_id", "repeat", "fold", "seed", "part", "label", "overlap", "threshold"),
+        *(
+            "image_id",
+            "patient_id",
+            "repeat",
+            "fold",
+            "seed",
+            "part",
+            "label",
+            "overlap",
+            "threshold",
+        ),
         *("prob_clear", "prob_opacity", "calibrated_clear", "calibrated_opacity"),
     ]
     split = records.Splits.read(study.splits_path).table
@@ -71,13 +90,13 @@ def test_a_run_writes_its_files_with_their_columns(folder):
     labels = records.Manifest.read(study.manifest_path).table.set_index("image_id")["label"]
     assert (labels.loc[table["image_id"]].to_numpy() == table["label"]).all()
     assert not table["overlap"].any()
-    trials, _ = records.read_table(target / "trials.parquet")
+    trials, _ = files_.read_table(target / "trials.parquet")
     assert trials.groupby("seed")["trial"].apply(list).tolist() == [[0, 1, 2, 3]] * 2
-    best = records.read_json(target / "best.json")
+    best = files_.read_json(target / "best.json")
     assert [choice["seed"] for choice in best] == [0, 1]
     assert summary["inner_score"] == pytest.approx(np.mean([choice["score"] for choice in best]))
     assert summary["digests"]["test"] == predictions.test_digest()
-    assert summary["digests"]["predictions"] == records.file_digest(target / "predictions.parquet")
+    assert summary["digests"]["predictions"] == files_.file_digest(target / "predictions.parquet")
     assert summary["settings"]["tune"]["trials"] == 4
 
 
@@ -85,11 +104,11 @@ def test_the_plan_holds_train_images_only_and_the_counts_of_best_json(folder):
     study = made.study(folder, scenarios={"weighted_augment": {"copies": 2}})
     run(study, "weighted_augment")
     target = study.result_path(made.BACKBONE, "weighted_augment")
-    plan, _ = records.read_table(target / "plan.parquet")
+    plan, _ = files_.read_table(target / "plan.parquet")
     split = records.Splits.read(study.splits_path).table.set_index("image_id")["part"]
     assert (split.loc[plan["image_id"]] == "train").all()
     labels = records.Manifest.read(study.manifest_path).table.set_index("image_id")["label"]
-    choice = records.read_json(target / "best.json")[0]
+    choice = files_.read_json(target / "best.json")[0]
     drawn = np.bincount(labels.loc[plan.loc[plan["seed"] == 0, "image_id"]])
     assert drawn.tolist() == choice["plan_counts"]
     assert choice["plan_counts"] == [choice["train_counts"][0], 3 * choice["train_counts"][1]]
@@ -138,7 +157,12 @@ def test_stored_probabilities_give_the_stored_metrics(folder):
     assert found["free"]["auroc"]["by_seed"] == pytest.approx(expected, abs=1e-6)
     raw = np.mean([recall_score(rows["label"], rows["prob_opacity"] >= 0.5) for rows in by_seed])
     assert found["raw"]["sensitivity"]["value"] == pytest.approx(raw, abs=1e-6)
-    locked = np.mean([recall_score(rows["label"], rows["calibrated_opacity"] >= rows["threshold"]) for rows in by_seed])
+    locked = np.mean(
+        [
+            recall_score(rows["label"], rows["calibrated_opacity"] >= rows["threshold"])
+            for rows in by_seed
+        ]
+    )
     assert found["locked"]["sensitivity"]["value"] == pytest.approx(locked, abs=1e-6)
 
 
@@ -147,16 +171,21 @@ def test_scikit_learn_on_the_planned_rows_ranks_the_same(folder, name):
     study = made.study(folder, num_features=20, signal=1.0)
     _, predictions = run(study, name)
     target = study.result_path(made.BACKBONE, name)
-    plan, _ = records.read_table(target / "plan.parquet")
+    plan, _ = files_.read_table(target / "plan.parquet")
     plan = plan[plan["seed"] == 0]
-    choice = records.read_json(target / "best.json")[0]
+    choice = files_.read_json(target / "best.json")[0]
     labels = records.Manifest.read(study.manifest_path).table.set_index("image_id")["label"]
     truth = labels.loc[plan["image_id"]].to_numpy()
     train = features_of(study, plan["image_id"], plan["view"]).astype(float)
-    mean, spread = train.mean(axis=0), train.std(axis=0)  # both scenarios draw every train image once
+    mean, spread = (
+        train.mean(axis=0),
+        train.std(axis=0),
+    )  # both scenarios draw every train image once
     balanced = len(truth) / (2 * np.bincount(truth))
     weights = balanced[truth] ** choice["settings"].get("exponent", 0.0)
-    oracle = LogisticRegression(C=1 / (choice["settings"]["l2"] * weights.sum()), tol=1e-9, max_iter=5000)
+    oracle = LogisticRegression(
+        C=1 / (choice["settings"]["l2"] * weights.sum()), tol=1e-9, max_iter=5000
+    )
     oracle.fit((train - mean) / spread, truth, sample_weight=weights)
     test = predictions.part("test").table
     test = test[test["seed"] == 0]
@@ -166,15 +195,19 @@ def test_scikit_learn_on_the_planned_rows_ranks_the_same(folder, name):
     assert test["prob_opacity"].to_numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_calibrator_and_threshold_come_from_val_and_the_served_model_is_the_evaluated_one(folder):
+def test_the_calibrator_and_threshold_come_from_val_and_the_served_model_is_the_evaluated_one(
+    folder,
+):
     study = made.study(folder)
     _, predictions = run(study)
     target = study.result_path(made.BACKBONE, "baseline")
-    served = records.read_json(target / "model" / "model.json")
+    served = files_.read_json(target / "model" / "model.json")
     solved = head.Head.load(target / "model" / "head.npz")
     table = predictions.table[predictions.table["seed"] == 0]
     logits = solved.logits(features_of(study, table["image_id"]))
-    assert metrics.softmax(logits)[:, 1] == pytest.approx(table["prob_opacity"].to_numpy(), abs=1e-12)
+    assert metrics.softmax(logits)[:, 1] == pytest.approx(
+        table["prob_opacity"].to_numpy(), abs=1e-12
+    )
     val = (table["part"] == "val").to_numpy()
     patients = table["patient_id"].to_numpy()[val]
     expected = Calibrator.fit(logits[val], table["label"].to_numpy()[val], patients, 3)
@@ -192,7 +225,7 @@ def test_few_val_patients_leave_the_calibrator_the_identity(folder):
     _, predictions = run(study)
     table = predictions.table
     assert np.allclose(table["prob_opacity"], table["calibrated_opacity"])
-    best = records.read_json(study.result_path(made.BACKBONE, "baseline") / "best.json")
+    best = files_.read_json(study.result_path(made.BACKBONE, "baseline") / "best.json")
     assert "500 are needed" in best[0]["calibrator"]["reason"]
 
 
@@ -225,10 +258,10 @@ def test_kfold_tests_every_image_once_and_serves_a_refit_on_all_rows(folder):
     for _, rows in test.groupby("seed"):
         assert sorted(rows["image_id"]) == sorted(images)
         assert rows["fold"].nunique() == 3
-    refit, _ = records.read_table(target / "model/refit_predictions.parquet")
+    refit, _ = files_.read_table(target / "model/refit_predictions.parquet")
     assert refit["image_id"].tolist() == images.tolist()
     solved = head.Head.load(target / "model" / "head.npz")
-    served = records.read_json(target / "model" / "model.json")
+    served = files_.read_json(target / "model" / "model.json")
     assert "refit on all rows" in served["evidence"]
     everything = features_of(study, images)
     assert solved.standardiser.mean == pytest.approx(everything.mean(axis=0), abs=1e-5)
@@ -242,7 +275,9 @@ def test_kfold_tests_every_image_once_and_serves_a_refit_on_all_rows(folder):
 
 
 def test_repeats_redraw_the_folds(folder):
-    study = made.study(folder, split={"scheme": "kfold", "folds": 2, "repeats": 2}, train={"seeds": [0]})
+    study = made.study(
+        folder, split={"scheme": "kfold", "folds": 2, "repeats": 2}, train={"seeds": [0]}
+    )
     _, predictions = run(study)
     test = predictions.part("test").table
     assert test.groupby(["repeat", "image_id"]).size().eq(1).all()
@@ -265,21 +300,30 @@ def test_official_sides_that_share_patients_are_evaluated_with_and_without_them(
     assert summary["non_overlapping"]["rows"]["test"] == rest["image_id"].nunique()
     assert summary["rows"]["test"] == test["image_id"].nunique()
     for found, rows in ((summary["metrics"], test), (summary["non_overlapping"]["metrics"], rest)):
-        expected = [roc_auc_score(own["label"], own["prob_opacity"]) for _, own in rows.groupby("seed")]
+        expected = [
+            roc_auc_score(own["label"], own["prob_opacity"]) for _, own in rows.groupby("seed")
+        ]
         assert found["free"]["auroc"]["value"] == pytest.approx(np.mean(expected), abs=1e-6)
-    assert any(check["code"] == "EQ-OFFICIAL" and check["answer"] == "finding" for check in summary["checks"])
+    assert any(
+        check["code"] == "EQ-OFFICIAL" and check["answer"] == "finding"
+        for check in summary["checks"]
+    )
 
 
-def test_official_sides_that_share_all_patients_of_a_class_still_give_the_result_on_all_rows(folder):
+def test_official_sides_that_share_all_patients_of_a_class_still_give_the_result_on_all_rows(
+    folder,
+):
     study = made.study(folder, split={"scheme": "official"}, official_overlap=3)
     manifest = records.Manifest.read(study.manifest_path)
     table = manifest.table.copy()
     # Only shared patients of the rare class stay on the published test side.
-    mixed = table[table["label"] == 1].groupby("patient_id")["official_split"].transform("nunique") > 1
+    mixed = (
+        table[table["label"] == 1].groupby("patient_id")["official_split"].transform("nunique") > 1
+    )
     table.loc[mixed.index[~mixed], "official_split"] = "train"
     manifest = records.Manifest(table, manifest.meta).write(study.manifest_path)
     meta = study.features_path(made.BACKBONE) / "meta.json"
-    records.write_json(meta, {**records.read_json(meta), "manifest": manifest.digest})
+    files_.write_json(meta, {**files_.read_json(meta), "manifest": manifest.digest})
     splits.run(study)
     summary, _ = run(study)
     assert 0 < summary["metrics"]["free"]["auroc"]["value"] <= 1
@@ -296,7 +340,8 @@ THREE = {"patients": (30, 14, 12), "classes": ("a", "b", "c")}
 def test_three_classes_with_the_default_objective_are_refused(folder):
     study = made.study(folder, **THREE)
     with pytest.raises(
-        ConfigError, match=r"specificity_at_sensitivity needs two classes; these data have 3. Set tune.objective"
+        ConfigError,
+        match=r"specificity_at_sensitivity needs two classes; these data have 3. Set tune.objective",
     ):
         run(study)
     half = config.load_study("made", made.params(tune={"objective": "auroc"}))
@@ -306,7 +351,11 @@ def test_three_classes_with_the_default_objective_are_refused(folder):
 
 @pytest.mark.parametrize("scheme", ["holdout", "kfold"])
 def test_three_classes_are_ranked_one_versus_rest(folder, scheme):
-    changes = {"tune": {"objective": "auroc"}, "compare": {"primary": "auroc"}, "split": {"scheme": scheme}}
+    changes = {
+        "tune": {"objective": "auroc"},
+        "compare": {"primary": "auroc"},
+        "split": {"scheme": scheme},
+    }
     study = made.study(folder, **THREE, **changes)
     summary, predictions = run(study, "weighted_augment")
     test = predictions.part("test").table
@@ -314,12 +363,18 @@ def test_three_classes_are_ranked_one_versus_rest(folder, scheme):
         roc_auc_score(rows["label"], rows[["prob_a", "prob_b", "prob_c"]], multi_class="ovr")
         for _, rows in test.groupby(["seed", "fold"])
     ]
-    assert summary["metrics"]["free"]["auroc"]["value"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert summary["metrics"]["free"]["auroc"]["value"] == pytest.approx(
+        np.mean(expected), abs=1e-6
+    )
     assert test["threshold"].isna().all()
     assert summary["minority_classes"] == ["b", "c"]
-    assert predictions.probabilities("calibrated").sum(axis=1) == pytest.approx(np.ones(len(predictions.table)))
+    assert predictions.probabilities("calibrated").sum(axis=1) == pytest.approx(
+        np.ones(len(predictions.table))
+    )
     assert (
-        records.read_json(study.result_path(made.BACKBONE, "weighted_augment") / "model/model.json")["threshold"]
+        files_.read_json(study.result_path(made.BACKBONE, "weighted_augment") / "model/model.json")[
+            "threshold"
+        ]
         is None
     )
 
@@ -327,10 +382,10 @@ def test_three_classes_are_ranked_one_versus_rest(folder, scheme):
 def test_one_train_patient_of_a_class_runs_with_published_settings(folder):
     study = made.study(folder, patients=(20, 3))
     summary, _ = run(study, "class_weight")
-    best = records.read_json(study.result_path(made.BACKBONE, "class_weight") / "best.json")[0]
+    best = files_.read_json(study.result_path(made.BACKBONE, "class_weight") / "best.json")[0]
     assert best["settings"] == {"exponent": 1.0, "l2": 0.01}
     assert best["identified"] is False
-    kept = records.read_json(study.result_path(made.BACKBONE, "class_weight") / "metrics.json")
+    kept = files_.read_json(study.result_path(made.BACKBONE, "class_weight") / "metrics.json")
     assert kept["inner_score"] is None
     assert 0 <= summary["metrics"]["free"]["auroc"]["value"] <= 1
 
@@ -339,10 +394,14 @@ def test_a_parent_made_from_another_manifest_is_refused(folder):
     study = made.study(folder)
     manifest = records.Manifest.read(study.manifest_path)
     records.Manifest(manifest.table.assign(bytes=101), manifest.meta).write(study.manifest_path)
-    with pytest.raises(DataError, match=r"splits/made.parquet was made from another manifest.*Run split again"):
+    with pytest.raises(
+        DataError, match=r"splits/made.parquet was made from another manifest.*Run split again"
+    ):
         run(study)
     splits.run(study)
-    with pytest.raises(DataError, match=r"features/made/vgg16 was made from another manifest.*Run embed again"):
+    with pytest.raises(
+        DataError, match=r"features/made/vgg16 was made from another manifest.*Run embed again"
+    ):
         run(study)
     assert not study.result_path(made.BACKBONE, "baseline").exists()
 
@@ -350,7 +409,10 @@ def test_a_parent_made_from_another_manifest_is_refused(folder):
 def test_workers_and_threads_change_no_byte(folder):
     study = made.study(folder)
     summary, _ = run(study)
-    files = {path.name: path.read_bytes() for path in study.result_path(made.BACKBONE, "baseline").glob("*.*")}
+    files = {
+        path.name: path.read_bytes()
+        for path in study.result_path(made.BACKBONE, "baseline").glob("*.*")
+    }
     with threadpool_limits(limits=2):
         again, _ = run(study.model_copy(update={"workers": 2}))
     assert again["result_digest"] == summary["result_digest"]
@@ -361,7 +423,9 @@ def test_workers_and_threads_change_no_byte(folder):
 def test_a_missing_view_is_refused_with_advice(folder):
     made.study(folder)
     more = config.load_study("made", made.params(embed={"views": 3}))
-    with pytest.raises(DataError, match=r"No feature of picture .*, view 3 .*Run `equipoise embed` again"):
+    with pytest.raises(
+        DataError, match=r"No feature of picture .*, view 3 .*Run `equipoise embed` again"
+    ):
         run(more, "augment")
 
 
@@ -396,6 +460,8 @@ def test_a_scenario_on_kept_features_never_imports_tensorflow(folder):
     )
     source = str(REPO / "src")
     environment = {**os.environ, "PYTHONPATH": source}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"

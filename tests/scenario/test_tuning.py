@@ -16,26 +16,32 @@ import optuna
 import pytest
 
 from conftest import REPO
-from equipoise import pipeline, strategies
+from equipoise import pipeline
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError, TrialFailed
-from equipoise.core.records import Objective, Plan
 from equipoise.evaluation import intervals, metrics
 from equipoise.scenario import stage as scenario
 from equipoise.scenario import tuning
 from equipoise.strategies import base
+from equipoise.strategies import base as strategies
+from equipoise.strategies.base import Objective, Plan
 from fabricate import made, servers
 
 
 def search(strategy="class_weight", matrix=None, fixed=None, seed=0, data="", **changes):
     strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
     matrix = made.train_matrix() if matrix is None else matrix
-    return tuning.tune(matrix, strategy, fixed or {}, made.tune_section(**changes), seed, [1, 4, 0, 0], data)
+    return tuning.tune(
+        matrix, strategy, fixed or {}, made.tune_section(**changes), seed, [1, 4, 0, 0], data
+    )
 
 
 def same(first, second):
     """To the last bit: frames, settings and summaries."""
-    return first.trials.equals(second.trials) and (first.settings, first.summary) == (second.settings, second.summary)
+    return first.trials.equals(second.trials) and (first.settings, first.summary) == (
+        second.settings,
+        second.summary,
+    )
 
 
 @pytest.fixture
@@ -97,7 +103,9 @@ class NotANumber(Fragile):
     limit: ClassVar[float] = 2.0
 
     def objective(self, plan_counts):
-        weights = np.ones(len(plan_counts)) if self.knob <= 0.5 else np.full(len(plan_counts), np.nan)
+        weights = (
+            np.ones(len(plan_counts)) if self.knob <= 0.5 else np.full(len(plan_counts), np.nan)
+        )
         return Objective.neutral(len(plan_counts)).replace(weights=weights)
 
 
@@ -110,7 +118,9 @@ class BadDefault(base.Strategy):
     def plan(self, rows):
         if self.share > 0.5:
             return super().plan(rows)
-        return Plan.of([int(np.flatnonzero(rows.labels == label)[0]) for label in range(rows.num_classes)])
+        return Plan.of(
+            [int(np.flatnonzero(rows.labels == label)[0]) for label in range(rows.num_classes)]
+        )
 
     @staticmethod
     def search_space(trial):
@@ -144,11 +154,17 @@ def test_values_stay_within_their_ranges():
 
 
 def test_the_same_seed_searches_the_same_and_another_seed_does_not():
-    first, again, other = search(trials=8, seed=5), search(trials=8, seed=5), search(trials=8, seed=6)
+    first, again, other = (
+        search(trials=8, seed=5),
+        search(trials=8, seed=5),
+        search(trials=8, seed=6),
+    )
     assert first.trials.equals(again.trials)
     assert first.settings == again.settings
     assert not first.trials.equals(other.trials)
-    assert first.trials.head(3).equals(other.trials.head(3)), "the published settings do not depend on the seed here"
+    assert first.trials.head(3).equals(other.trials.head(3)), (
+        "the published settings do not depend on the seed here"
+    )
 
 
 def test_fixed_settings_are_not_searched():
@@ -166,7 +182,8 @@ def test_the_score_is_the_metric_of_the_pooled_out_of_fold_rows(monkeypatch):
         tuning._Search,
         "_measure",
         lambda self, metric, probabilities, weights, plain=tuning._Search._measure: (
-            seen.append((metric, probabilities, weights.shape)) or plain(self, metric, probabilities, weights)
+            seen.append((metric, probabilities, weights.shape))
+            or plain(self, metric, probabilities, weights)
         ),
     )
     matrix = made.train_matrix()
@@ -179,7 +196,9 @@ def test_the_score_is_the_metric_of_the_pooled_out_of_fold_rows(monkeypatch):
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(images))
     from sklearn.metrics import roc_auc_score
 
-    assert choice.summary["score"] == pytest.approx(roc_auc_score(matrix.image_labels, probabilities[:, 1]))
+    assert choice.summary["score"] == pytest.approx(
+        roc_auc_score(matrix.image_labels, probabilities[:, 1])
+    )
 
 
 def test_out_of_fold_scores_are_those_of_models_that_never_saw_the_patient():
@@ -188,20 +207,22 @@ def test_out_of_fold_scores_are_those_of_models_that_never_saw_the_patient():
     labels = np.random.default_rng(8).permutation(np.repeat([0, 1], 12)).repeat(4)
     matrix = made.train_matrix()
     known = np.eye(24, dtype=np.float32)[np.arange(96) // 4]
-    matrix = type(matrix)(known, np.arange(96), np.zeros(96, dtype=int), labels, np.array(people), 2, 0, 1)
+    matrix = type(matrix)(
+        known, np.arange(96), np.zeros(96, dtype=int), labels, np.array(people), 2, 0, 1
+    )
     score = search("baseline", matrix, trials=3, objective="auroc").summary["best_score"]
     assert score < 0.7
 
 
 def test_no_patient_is_in_two_inner_folds_and_every_strategy_gets_the_same_folds(monkeypatch):
     found = []
-    plain = tuning.splits.assign_folds
+    plain = tuning.strata.assign_folds
 
     def watched(rows, folds, seed):
         found.append((rows["patient"].to_numpy(), plain(rows, folds, seed)))
         return found[-1][1]
 
-    monkeypatch.setattr(tuning.splits, "assign_folds", watched)
+    monkeypatch.setattr(tuning.strata, "assign_folds", watched)
     search("baseline", trials=1, inner_folds=4)
     search("oversample", trials=1, inner_folds=4, seed=9)
     (patients, folds), (_, others) = found
@@ -245,11 +266,15 @@ def test_a_loss_that_is_not_a_number_fails_its_own_trial_only():
     assert (failed["error"] == "the loss became NaN or infinite").all()
     assert np.isfinite(choice.trials.loc[choice.trials["knob"] <= 0.5, "score"]).all()
     calm = search(NotANumber, trials=3, batch_trials=3)  # the published ones alone
-    assert choice.trials["score"][:3].tolist() == pytest.approx(calm.trials["score"].tolist(), abs=0.02)
+    assert choice.trials["score"][:3].tolist() == pytest.approx(
+        calm.trials["score"].tolist(), abs=0.02
+    )
 
 
 def test_when_every_trial_fails_the_last_cause_is_told():
-    with pytest.raises(TrialFailed, match=r"All 5 trials failed. The last one: knob 0\.\d\d is too high"):
+    with pytest.raises(
+        TrialFailed, match=r"All 5 trials failed. The last one: knob 0\.\d\d is too high"
+    ):
         search(Broken, trials=5)
 
 
@@ -257,11 +282,18 @@ def test_views_that_are_not_there_fail_the_trial_with_advice():
     matrix = made.train_matrix()
     plain = matrix.view == 0
     bare = type(matrix)(
-        **{**vars(matrix), "features": matrix.features[plain], "row": matrix.row[plain], "view": matrix.view[plain]}
+        **{
+            **vars(matrix),
+            "features": matrix.features[plain],
+            "row": matrix.row[plain],
+            "view": matrix.view[plain],
+        }
     )
     choice = search("augment", bare, trials=12)
     assert choice.settings["copies"] == 0
-    assert choice.trials.loc[choice.trials["copies"] > 0, "error"].str.contains("embed.views_of").all()
+    assert (
+        choice.trials.loc[choice.trials["copies"] > 0, "error"].str.contains("embed.views_of").all()
+    )
 
 
 def test_a_parameter_without_effect_is_not_identified_and_the_published_one_is_kept():
@@ -276,7 +308,9 @@ def test_a_parameter_with_a_clear_effect_is_identified():
     choice = search(BadDefault, made.train_matrix((40, 20), 12), trials=12, objective="auroc")
     assert choice.summary["identified"] is True
     assert choice.settings["share"] > 0.5
-    assert choice.summary["gain"] == pytest.approx(choice.summary["score"] - choice.summary["published_score"])
+    assert choice.summary["gain"] == pytest.approx(
+        choice.summary["score"] - choice.summary["published_score"]
+    )
     assert choice.summary["gain"] > choice.summary["gain_se"] > 0
     assert choice.summary["score"] == choice.summary["best_score"] == choice.trials["score"].max()
 
@@ -294,10 +328,15 @@ def test_the_gain_is_paired_over_patients():
     settings = made.tune_section(objective="auroc", gain_resamples=40)
     matrix = made.train_matrix()
     strategy = strategies.load_strategy("baseline")
-    looking = tuning._Search(matrix, strategy, {}, {}, settings, 0, np.arange(len(matrix.image_labels)) % 2)
+    looking = tuning._Search(
+        matrix, strategy, {}, {}, settings, 0, np.arange(len(matrix.image_labels)) % 2
+    )
     rng = np.random.default_rng(0)
     first, second = (rng.dirichlet([1, 1], len(matrix.image_labels)) for _ in range(2))
-    trials = [tuning._Trial(0, {}, score, 0.0, values, "") for score, values in ((0.6, first), (0.4, second))]
+    trials = [
+        tuning._Trial(0, {}, score, 0.0, values, "")
+        for score, values in ((0.6, first), (0.4, second))
+    ]
     gain, error = looking.gain(*trials)
     assert gain == pytest.approx(0.2)
     names, drawn = intervals.patient_resamples(matrix.patients, matrix.image_labels, 40, 0)
@@ -305,7 +344,9 @@ def test_the_gain_is_paired_over_patients():
     weights = drawn[1:][:, [column[name] for name in matrix.patients]]
     values = [
         [
-            metrics.auroc(metrics.Sample(matrix.image_labels, prob, matrix.image_labels, 1, weight[None], 0.9))[0]
+            metrics.auroc(
+                metrics.Sample(matrix.image_labels, prob, matrix.image_labels, 1, weight[None], 0.9)
+            )[0]
             for weight in weights
         ]
         for prob in (first, second)
@@ -343,7 +384,9 @@ def test_without_a_feasible_trial_the_smallest_violation_is_taken_and_flagged():
     choice = search(trials=10, objective="specificity", constraint=bound)
     assert choice.summary["feasible"] is False
     assert choice.trials["violation"].min() > 0
-    assert choice.trials["violation"].iloc[choice.summary["trial"]] == choice.trials["violation"].min()
+    assert (
+        choice.trials["violation"].iloc[choice.summary["trial"]] == choice.trials["violation"].min()
+    )
 
 
 def test_three_classes_are_searched_too():
@@ -364,7 +407,9 @@ def test_three_classes_are_searched_too():
         ("class_weight", {"constraint": {"metric": "sensitivity", "at_least": 0.8}}),
     ],
 )
-def test_a_finished_search_is_read_back_to_the_last_bit_and_nothing_is_solved(store, solved, strategy, changes):
+def test_a_finished_search_is_read_back_to_the_last_bit_and_nothing_is_solved(
+    store, solved, strategy, changes
+):
     changes = {"trials": 9, "batch_trials": 4, **changes}
     plain = search(strategy, **changes)
     first = search(strategy, data="d", **changes)
@@ -374,7 +419,9 @@ def test_a_finished_search_is_read_back_to_the_last_bit_and_nothing_is_solved(st
     assert solved == []
     (path,) = store.glob("*.log")
     trials = kept_trials(journal(path))
-    assert [trial.value for trial in trials] == [None if np.isnan(score) else score for score in first.trials["score"]]
+    assert [trial.value for trial in trials] == [
+        None if np.isnan(score) else score for score in first.trials["score"]
+    ]
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
 
 
@@ -386,11 +433,15 @@ def test_three_classes_are_read_back_too(store, solved):
 
 
 @pytest.mark.parametrize("before", [4, 6])
-def test_more_trials_go_on_where_the_search_was_and_end_as_if_asked_for_at_once(store, solved, before):
+def test_more_trials_go_on_where_the_search_was_and_end_as_if_asked_for_at_once(
+    store, solved, before
+):
     first = search(data="d", trials=before, batch_trials=4)
     solved.clear()
     more = search(data="d", trials=10, batch_trials=4)
-    assert solved == [[4, 5, 6, 7], [8, 9]], "the batch that was not full is solved again as a full one"
+    assert solved == [[4, 5, 6, 7], [8, 9]], (
+        "the batch that was not full is solved again as a full one"
+    )
     assert same(more, search(trials=10, batch_trials=4))
     assert more.trials.head(4).equals(first.trials.head(4))
     solved.clear()
@@ -444,7 +495,10 @@ def uninterrupted(tmp_path_factory):
         patch.delenv(tuning.STORAGE_VARIABLE, raising=False)
         study = made.study(folder, tune={"trials": 10, "batch_trials": 4})
         scenario.run(study, made.BACKBONE, "class_weight")
-        return {path.name: path.read_bytes() for path in study.result_path(made.BACKBONE, "class_weight").glob("*.*")}
+        return {
+            path.name: path.read_bytes()
+            for path in study.result_path(made.BACKBONE, "class_weight").glob("*.*")
+        }
 
 
 @pytest.mark.parametrize(
@@ -453,10 +507,16 @@ def uninterrupted(tmp_path_factory):
         ("before a trial", 0, [10, 10]),  # the trials that are solved after the kill, for each seed
         ("before a trial", 6, [6, 10]),  # in the second batch of the first seed
         ("within a line", 9, [2, 10]),  # in the last batch of the first seed
-        ("before a trial", 13, [10]),  # in the first batch of the second seed; the first search is whole
+        (
+            "before a trial",
+            13,
+            [10],
+        ),  # in the first batch of the second seed; the first search is whole
     ],
 )
-def test_a_killed_scenario_goes_on_and_ends_in_the_very_same_bytes(store, solved, uninterrupted, point, after, left):
+def test_a_killed_scenario_goes_on_and_ends_in_the_very_same_bytes(
+    store, solved, uninterrupted, point, after, left
+):
     study = made.study(store.parents[2], tune={"trials": 10, "batch_trials": 4})
     paths = os.pathsep.join([str(REPO / "src"), os.environ.get("PYTHONPATH", "")])
     child = [sys.executable, "-c", KILLED, point, str(after)]
@@ -466,7 +526,11 @@ def test_a_killed_scenario_goes_on_and_ends_in_the_very_same_bytes(store, solved
     found = study.result_path(made.BACKBONE, "class_weight").glob("*.*")
     assert {path.name: path.read_bytes() for path in found} == uninterrupted
     assert sum(map(len, solved)) == sum(left)
-    trials = [trial.user_attrs["place"] for path in store.glob("*.log") for trial in kept_trials(journal(path))]
+    trials = [
+        trial.user_attrs["place"]
+        for path in store.glob("*.log")
+        for trial in kept_trials(journal(path))
+    ]
     assert len(trials) == 20, "each trial is kept once"
 
 
@@ -474,7 +538,7 @@ TWICE = """
 import json, multiprocessing, sys
 sys.path[:0] = json.loads(sys.argv[1])
 from fabricate import made
-from equipoise import strategies
+from equipoise.strategies import base as strategies
 from equipoise.scenario import tuning
 
 def search(address):
@@ -491,8 +555,12 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 def test_two_processes_at_once_agree_and_leave_a_store_that_can_be_read(store, solved):
     folders = json.dumps([str(REPO / "tests"), str(REPO / "src")])
-    done = subprocess.run([sys.executable, "-c", TWICE, folders], stdout=subprocess.PIPE, text=True, check=True)
-    for address, line in zip((None, "sqlite:///searches.db"), done.stdout.splitlines(), strict=True):
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, folders], stdout=subprocess.PIPE, text=True, check=True
+    )
+    for address, line in zip(
+        (None, "sqlite:///searches.db"), done.stdout.splitlines(), strict=True
+    ):
         first, second = json.loads(line)
         again = search(data="d", trials=8, batch_trials=2, storage=address)
         assert first == second == json.loads(json.dumps([again.settings, again.summary]))
@@ -509,7 +577,9 @@ def postgresql():
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     pytest.importorskip("psycopg", reason="searches in PostgreSQL need psycopg")
-    folder = Path(tempfile.mkdtemp(prefix="equipoise-searches-"))  # short, and its user must come in
+    folder = Path(
+        tempfile.mkdtemp(prefix="equipoise-searches-")
+    )  # short, and its user must come in
     folder.chmod(0o755)
     try:
         with servers._postgres(programs, folder) as address:
@@ -562,7 +632,10 @@ def test_two_processes_share_one_database_to_the_budget_and_to_the_very_same_byt
     made.study(store.parents[2], tune={"trials": 10, "batch_trials": 4})
     paths = os.pathsep.join([str(REPO / "src"), os.environ.get("PYTHONPATH", "")])
     started = {"text": True, "stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": paths}}
-    pair = [subprocess.Popen([sys.executable, "-c", SHARED, name], **started) for name in ("first", "second")]
+    pair = [
+        subprocess.Popen([sys.executable, "-c", SHARED, name], **started)
+        for name in ("first", "second")
+    ]
     solved = [[], []]
     if killed_after:
         solved[0] = [int(pair[0].stdout.readline()) for _ in range(killed_after)]
@@ -576,8 +649,13 @@ def test_two_processes_share_one_database_to_the_budget_and_to_the_very_same_byt
     assert len(names) == 2
     for trials in (optuna.load_study(study_name=name, storage=searches).trials for name in names):
         assert {trial.state.name for trial in trials} == {"COMPLETE"}
-        assert [trial.user_attrs["place"] for trial in trials] == [[i, 4] for i in range(8)] + [[8, 2], [9, 2]]
-    lost = solved[0][-1] if killed_after else 0  # the batch that died with its process is solved once more
+        assert [trial.user_attrs["place"] for trial in trials] == [[i, 4] for i in range(8)] + [
+            [8, 2],
+            [9, 2],
+        ]
+    lost = (
+        solved[0][-1] if killed_after else 0
+    )  # the batch that died with its process is solved once more
     assert sum(map(sum, solved)) == 20 + lost
 
 
@@ -589,7 +667,9 @@ def test_a_lost_database_is_said_and_finished_trials_are_kept(searches, solved, 
     def allow(connections):
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(f"alter database mlflow allow_connections {connections}")
-            connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'mlflow'")
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'mlflow'"
+            )
 
     def cut(self, candidates, start, asked):
         if start == 4:
@@ -598,7 +678,10 @@ def test_a_lost_database_is_said_and_finished_trials_are_kept(searches, solved, 
 
     with monkeypatch.context() as patch:
         patch.setattr(tuning._Search, "_solve", cut)
-        with pytest.raises(DataError, match=r"The database was lost\. Finished trials are kept: .* the same command"):
+        with pytest.raises(
+            DataError,
+            match=r"The database was lost\. Finished trials are kept: .* the same command",
+        ):
             search(data="d", trials=10, batch_trials=4)
     with pytest.raises(DataError, match="cannot be kept or read"):
         search(data="d", trials=10, batch_trials=4)
@@ -618,28 +701,45 @@ def test_a_search_of_another_process_is_left_to_it_unless_one_waits(searches):
 
 
 def test_other_data_settings_space_or_code_are_another_search(store, monkeypatch):
-    def name(strategy="class_weight", matrix=None, fixed=None, seed=0, data="d", folds=2, **changes):
+    def name(
+        strategy="class_weight", matrix=None, fixed=None, seed=0, data="d", folds=2, **changes
+    ):
         strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
         matrix = matrix or made.train_matrix()
         published, fixed = strategy.published(2, fixed or {}), fixed or {}
         fold_of = np.arange(len(matrix.image_labels)) % folds
-        looking = tuning._Search(matrix, strategy, published, fixed, made.tune_section(**changes), seed, fold_of)
+        looking = tuning._Search(
+            matrix, strategy, published, fixed, made.tune_section(**changes), seed, fold_of
+        )
         return looking.kept(data).study_name
 
-    wider = {"search_space": staticmethod(lambda trial: {"knob": trial.suggest_float("knob", 0.0, 2.0)})}
+    wider = {
+        "search_space": staticmethod(lambda trial: {"knob": trial.suggest_float("knob", 0.0, 2.0)})
+    }
     spaces = [type("Space", (Fragile,), more) for more in ({}, wider)]
     others = [
-        *(name(), name(data="e"), name(seed=1), name(folds=3), name(fixed={"exponent": 0.5}), name("oversample")),
+        *(
+            name(),
+            name(data="e"),
+            name(seed=1),
+            name(folds=3),
+            name(fixed={"exponent": 0.5}),
+            name("oversample"),
+        ),
         *(name(l2_low=0.002), name(objective="auroc"), name(batch_trials=3), *map(name, spaces)),
     ]
     assert len(set(others)) == len(others)
     assert name(trials=99) == name(storage="sqlite:///elsewhere.db") == others[0]
     plain = tuning.file_digest
-    monkeypatch.setattr(tuning, "file_digest", lambda path: "edited" if path.name == "head.py" else plain(path))
+    monkeypatch.setattr(
+        tuning, "file_digest", lambda path: "edited" if path.name == "solver.py" else plain(path)
+    )
     assert name() not in others
 
 
-def test_a_database_keeps_searches_too_and_the_environment_goes_before_the_setting(store, solved, monkeypatch):
+def test_a_database_keeps_searches_too_and_the_environment_goes_before_the_setting(
+    store, solved, monkeypatch
+):
     first = search(data="d", trials=6, storage="sqlite:///setting.db")
     assert same(search(data="d", trials=6, storage="sqlite:///setting.db"), first)
     assert len(solved) == 2
@@ -657,19 +757,26 @@ def test_without_the_name_of_its_data_a_search_is_not_kept(store):
 
 
 def test_where_a_search_is_kept_enters_no_digest_and_no_settings_file(store):
-    plain, moved = (config.load_study("made", made.params(tune={"storage": at})) for at in (None, "sqlite:///x.db"))
+    plain, moved = (
+        config.load_study("made", made.params(tune={"storage": at}))
+        for at in (None, "sqlite:///x.db")
+    )
     assert moved.settings.tune.storage == "sqlite:///x.db"
     assert "storage" not in moved.settings.sections("tune")["tune"]
     folders = [pipeline.adhoc_folder(study, "vgg16", "baseline", {}) for study in (plain, moved)]
     assert folders[0] == folders[1]
 
 
-@pytest.mark.parametrize("address", ["postgresql://me:hush@host/db", "postgresql://host/db?user=me&password=hush"])
+@pytest.mark.parametrize(
+    "address", ["postgresql://me:hush@host/db", "postgresql://host/db?user=me&password=hush"]
+)
 def test_a_password_is_refused_in_settings_and_never_shown(store, monkeypatch, address):
     with pytest.raises(ConfigError, match="EQUIPOISE_OPTUNA_STORAGE") as refused:
         made.tune_section(storage=address)
     monkeypatch.setenv(tuning.STORAGE_VARIABLE, address.replace("postgresql", "no-such-database"))
-    with pytest.raises(DataError, match=r"cannot be kept or read.*EQUIPOISE_OPTUNA_STORAGE") as failed:
+    with pytest.raises(
+        DataError, match=r"cannot be kept or read.*EQUIPOISE_OPTUNA_STORAGE"
+    ) as failed:
         search(data="d", trials=2)
     assert "hush" not in f"{refused.value} {failed.value}"
     assert made.tune_section(storage="postgresql://me@host:5432/db").storage
@@ -679,7 +786,9 @@ def test_a_journal_that_cannot_be_read_is_named(store):
     search(data="d", trials=2)
     (path,) = store.glob("*.log")
     path.write_bytes(b"{broken\n" + path.read_bytes())
-    with pytest.raises(DataError, match=rf"Delete {tuning.STORE.as_posix()}/{path.name}: it is searched again"):
+    with pytest.raises(
+        DataError, match=rf"Delete {tuning.STORE.as_posix()}/{path.name}: it is searched again"
+    ):
         search(data="d", trials=2)
 
 
@@ -715,11 +824,15 @@ class Free(Fragile):
 def train_trials(data="", trainer=None, trials=16, **changes):
     matrix = made.train_matrix((40, 30))
     trainer = trainer or Pretend(matrix)
-    section = made.tune_section(mode="finetune", trials=trials, objective="auroc", l2_first=[0.1, 1.0], **changes)
+    section = made.tune_section(
+        mode="finetune", trials=trials, objective="auroc", l2_first=[0.1, 1.0], **changes
+    )
     return tuning.tune(matrix, Free, {}, section, 3, [1, 4, 0, 0], data, trainer), trainer
 
 
-def test_trained_trials_are_pruned_below_the_median_of_their_step_and_never_the_published_ones(store):
+def test_trained_trials_are_pruned_below_the_median_of_their_step_and_never_the_published_ones(
+    store,
+):
     choice, trainer = train_trials("d")
     table = choice.trials
     assert (table["state"].head(2) == "complete").all()
@@ -733,9 +846,14 @@ def test_trained_trials_are_pruned_below_the_median_of_their_step_and_never_the_
     kept = kept_trials(journal(path))
     for row in table.to_dict("records"):
         mine = kept[row["trial"]].intermediate_values
-        assert sorted(mine) == [step for knob, step in trainer.taken if knob == row["knob"]][: len(mine)]
+        assert (
+            sorted(mine)
+            == [step for knob, step in trainer.taken if knob == row["knob"]][: len(mine)]
+        )
         earlier = [trial for trial in kept[: row["trial"]] if trial.state.name == "COMPLETE"]
-        for step in (set(mine) - {0, 6}) if len(earlier) >= 2 else ():  # never on the starting weights alone
+        for step in (
+            (set(mine) - {0, 6}) if len(earlier) >= 2 else ()
+        ):  # never on the starting weights alone
             median = np.median([trial.intermediate_values[step] for trial in earlier])
             below = max(value for at, value in mine.items() if at <= step) < median
             assert below == (row["state"] == "pruned" and step == row["steps"])
@@ -757,7 +875,10 @@ def test_a_trained_search_measures_its_gain_on_the_patients_of_the_slice():
     from sklearn.metrics import roc_auc_score
 
     values = [
-        [roc_auc_score(trainer.labels, one, sample_weight=row[np.searchsorted(names, people)]) for row in drawn]
+        [
+            roc_auc_score(trainer.labels, one, sample_weight=row[np.searchsorted(names, people)])
+            for row in drawn
+        ]
         for one in prob
     ]
     difference = np.subtract(*values)

@@ -14,8 +14,7 @@ from mlflow.tracking import MlflowClient
 from conftest import REPO
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError, PromotionRefused
-from equipoise.service import audit, gates
-from equipoise.service import register as registry
+from equipoise.service import audit, evidence, gates, promotion
 
 NAME = "equipoise-demo"
 STEPS = ("start", "intended", "champion", "previous", "closed")
@@ -26,7 +25,7 @@ sys.path.insert(0, "src")
 from equipoise.service import audit
 from equipoise.core import config
 from equipoise.service import gates
-from equipoise.service import register as registry
+from equipoise.service import promotion
 from equipoise.service import tracking
 folder = sys.argv[1]
 study = config.load_study("demo")
@@ -36,7 +35,7 @@ def promote(file, version, killed_at=None):
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/{file}.db"
     if killed_at:
         audit._step = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == killed_at else None
-    return registry.promote(study, version)
+    return promotion.promote(study, version)
 
 def fork(work):
     child = os.fork()
@@ -51,10 +50,10 @@ def fork(work):
 def prepare():
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/whole.db"
     store = tracking.client()
-    store.create_registered_model(registry.model_name("demo"))
+    store.create_registered_model(audit.model_name("demo"))
     for _ in range(4):
-        store.create_model_version(registry.model_name("demo"), folder)
-    store.set_registered_model_alias(registry.model_name("demo"), "challenger", "2")
+        store.create_model_version(audit.model_name("demo"), folder)
+    store.set_registered_model_alias(audit.model_name("demo"), "challenger", "2")
     promote("whole", "1")
 
 assert os.waitpid(fork(prepare), 0)[1] == 0
@@ -69,7 +68,10 @@ def stores(tmp_path_factory):
     """A folder with a store per step at which a promotion was killed."""
     folder = tmp_path_factory.mktemp("stores")
     done = subprocess.run(
-        [sys.executable, "-c", _HELPER, str(folder), *STEPS], cwd=REPO, capture_output=True, text=True
+        [sys.executable, "-c", _HELPER, str(folder), *STEPS],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return folder
@@ -80,13 +82,13 @@ def opened(stores, tmp_path, monkeypatch):
     """Open a copy of one of the stores; every gate is open."""
     monkeypatch.chdir(REPO)
     monkeypatch.setattr(gates, "judge", lambda *arguments: [])
-    monkeypatch.setattr(gates, "load", lambda uri: None)
-    monkeypatch.setattr(registry, "load", lambda uri: None)
+    monkeypatch.setattr(evidence, "load", lambda uri: None)
+    monkeypatch.setattr(promotion, "load", lambda uri: None)
 
     def call(name):
         path = shutil.copy(stores / f"{name}.db", tmp_path / "store.db")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        return registry.tracking.client(), config.load_study("demo")
+        return promotion.tracking.client(), config.load_study("demo")
 
     return call
 
@@ -109,15 +111,25 @@ def edit(store, entry: audit.Entry, reseal: bool = False, **changes) -> None:
         ("closed", ("2", "1", 1), ["closed"], 2),
     ],
 )
-def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(opened, step, found, said, decisions):
+def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
+    opened, step, found, said, decisions
+):
     store, study = opened(step)
     previous = audit.by_alias(store, NAME, "previous-champion")
     sentences = audit.verify(store, NAME)
-    assert (audit.pointed_at(store, NAME), previous and str(previous.version), len(sentences)) == found
-    assert all("unfinished; the next promote or rollback settles it" in sentence for sentence in sentences)
+    assert (
+        audit.pointed_at(store, NAME),
+        previous and str(previous.version),
+        len(sentences),
+    ) == found
+    assert all(
+        "unfinished; the next promote or rollback settles it" in sentence for sentence in sentences
+    )
     lines = []
-    done = registry.promote(study, "2", say=lines.append)
-    assert [word for line in lines for word in ("completed", "undone", "closed") if word in line] == said
+    done = promotion.promote(study, "2", say=lines.append)
+    assert [
+        word for line in lines for word in ("completed", "undone", "closed") if word in line
+    ] == said
     assert done["champion"] == audit.pointed_at(store, NAME) == "2"
     assert str(audit.by_alias(store, NAME, "previous-champion").version) == "1"
     assert audit.verify(store, NAME) == []
@@ -137,14 +149,14 @@ def test_of_two_machines_the_later_one_notices(opened, monkeypatch):
 
     monkeypatch.setattr(audit, "_step", elsewhere)
     with pytest.raises(PromotionRefused, match="of ci@elsewhere is under way"):
-        registry.promote(study, "2")
+        promotion.promote(study, "2")
     assert audit.pointed_at(store, NAME) == "1"
     assert [entry.state for entry in audit.read(store, NAME)] == ["done", "overtaken", "unfinished"]
     with pytest.raises(PromotionRefused, match="being carried out since"):
-        registry.promote(study, "2")
+        promotion.promote(study, "2")
     monkeypatch.setattr(audit, "STALE_SECONDS", -1e6)
     lines = []
-    registry.promote(study, "2", say=lines.append)
+    promotion.promote(study, "2", say=lines.append)
     assert "undone" in lines[0]
     assert audit.pointed_at(store, NAME) == "2"
     assert audit.verify(store, NAME) == []
@@ -153,17 +165,19 @@ def test_of_two_machines_the_later_one_notices(opened, monkeypatch):
 def test_decision_taken_on_another_champion_moves_nothing(opened, monkeypatch):
     store, study = opened("whole")
     monkeypatch.setattr(
-        gates, "judge", lambda *arguments: store.set_registered_model_alias(NAME, "champion", "3") or []
+        gates,
+        "judge",
+        lambda *arguments: store.set_registered_model_alias(NAME, "champion", "3") or [],
     )
     with pytest.raises(PromotionRefused, match="the alias moved meanwhile"):
-        registry.promote(study, "2")
+        promotion.promote(study, "2")
     assert audit.pointed_at(store, NAME) == "3"
 
 
 def test_verify_finds_edits_gaps_and_moved_aliases(opened):
     store, study = opened("whole")
-    registry.promote(study, "2", reason="a reason")
-    registry.rollback(study, "too many alarms")
+    promotion.promote(study, "2", reason="a reason")
+    promotion.rollback(study, "too many alarms")
     _, second, third = audit.read(store, NAME)
     assert audit.verify(store, NAME) == []
 
@@ -189,18 +203,18 @@ def test_verify_finds_edits_gaps_and_moved_aliases(opened):
     store.delete_registered_model_alias(NAME, "champion")
     (sentence,) = audit.verify(store, NAME)
     assert "is gone, the log left it at version 1" in sentence
-    assert registry.rollback(study, "the alias was lost")["champion"] == "1"
+    assert promotion.rollback(study, "the alias was lost")["champion"] == "1"
     store.delete_model_version(NAME, "1")
     (sentence,) = audit.verify(store, NAME)
     assert "is gone, the log left it at version 1, which is deleted" in sentence
-    assert registry.rollback(study, "its version was deleted")["champion"] == "2"
+    assert promotion.rollback(study, "its version was deleted")["champion"] == "2"
     assert audit.verify(store, NAME) == []
 
 
 @pytest.mark.parametrize(("which", "count"), [(0, 1), (1, 1)])
 def test_verify_misses_a_run_that_was_removed_for_good(opened, tmp_path, which, count):
     store, study = opened("whole")
-    registry.promote(study, "2")
+    promotion.promote(study, "2")
     run_id = audit.read(store, NAME)[which].run_id
     with sqlite3.connect(tmp_path / "store.db") as database:
         for table in ("tags", "runs"):
@@ -210,7 +224,9 @@ def test_verify_misses_a_run_that_was_removed_for_good(opened, tmp_path, which, 
     assert run_id[:8] in sentences[0]
     if which == 1:  # with the tag edited too, the alias tells
         (first,) = audit.read(store, NAME)
-        store.set_registered_model_tag(NAME, "equipoise.last_decision", f"{first.run_id} {first.seal}")
+        store.set_registered_model_tag(
+            NAME, "equipoise.last_decision", f"{first.run_id} {first.seal}"
+        )
         (sentence,) = audit.verify(store, NAME)
         assert "points at version 2, the log left it at version 1" in sentence
 
@@ -218,14 +234,14 @@ def test_verify_misses_a_run_that_was_removed_for_good(opened, tmp_path, which, 
 def test_alias_moved_behind_the_log_is_returned_by_rollback(opened):
     store, study = opened("whole")
     store.set_registered_model_alias(NAME, "champion", "4")
-    assert registry.rollback(study, "moved by hand")["champion"] == "1"
+    assert promotion.rollback(study, "moved by hand")["champion"] == "1"
     assert audit.verify(store, NAME) == []
 
 
 def test_edited_decision_is_not_settled_away(opened):
     store, study = opened("intended")
     edit(store, audit.read(store, NAME)[-1], to="3")
-    registry.promote(study, "2")
+    promotion.promote(study, "2")
     assert [text for text in audit.verify(store, NAME) if "content does not give its seal" in text]
 
 
@@ -233,7 +249,7 @@ def test_log_of_a_deleted_experiment_says_how_to_get_it_back(opened):
     store, study = opened("whole")
     store.delete_experiment(store.get_experiment_by_name(audit.EXPERIMENT).experiment_id)
     with pytest.raises(DataError, match="mlflow experiments restore"):
-        registry.promote(study, "2")
+        promotion.promote(study, "2")
 
 
 def test_denied_alias_is_undone_and_said(opened, monkeypatch):
@@ -246,7 +262,7 @@ def test_denied_alias_is_undone_and_said(opened, monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", denied)
     with pytest.raises(RestException, match="Permission denied"):
-        registry.promote(study, "2")
+        promotion.promote(study, "2")
     last = audit.read(store, NAME)[-1]
     assert (last.state, audit.pointed_at(store, NAME)) == ("undone", "1")
     assert "Permission denied" in last.outcome["note"]
@@ -255,12 +271,18 @@ def test_denied_alias_is_undone_and_said(opened, monkeypatch):
 
 def test_decision_names_who_when_and_what_it_follows(opened):
     store, study = opened("whole")
-    registry.promote(study, "2", reason="it is better")
+    promotion.promote(study, "2", reason="it is better")
     first, second = audit.read(store, NAME)
     assert second.decision["follows"] == [[first.run_id, first.seal]]
     assert second.decision["who"].endswith(os.uname().nodename)
-    assert (second.decision["from"], second.decision["to"], second.decision["reason"]) == ("1", "2", "it is better")
-    runs = store.search_runs([store.get_experiment_by_name(audit.EXPERIMENT).experiment_id], "", ViewType.ALL)
+    assert (second.decision["from"], second.decision["to"], second.decision["reason"]) == (
+        "1",
+        "2",
+        "it is better",
+    )
+    runs = store.search_runs(
+        [store.get_experiment_by_name(audit.EXPERIMENT).experiment_id], "", ViewType.ALL
+    )
     assert {run.info.status for run in runs} == {"FINISHED"}
     text = audit.history_text(NAME, [first, second])
     assert "1 -> 2" in text
@@ -270,11 +292,11 @@ def test_decision_names_who_when_and_what_it_follows(opened):
 def test_reasons_have_a_length_and_must_be_given(opened):
     _, study = opened("whole")
     with pytest.raises(DataError, match="Give a shorter reason"):
-        registry.promote(study, "2", reason="x" * 8000)
+        promotion.promote(study, "2", reason="x" * 8000)
     with pytest.raises(ConfigError, match="--reason TEXT"):
-        registry.promote(study, "2", force=True, reason=" ")
+        promotion.promote(study, "2", force=True, reason=" ")
     with pytest.raises(ConfigError, match="needs --reason"):
-        registry.rollback(study, " ")
+        promotion.rollback(study, " ")
 
 
 def test_lock_is_of_one_model(opened):

@@ -17,7 +17,8 @@ from conftest import REPO, run
 from equipoise import pipeline
 from equipoise.core import config
 from equipoise.core.errors import DataError
-from equipoise.core.records import Manifest, Splits, read_table, write_table
+from equipoise.core.files import read_table, write_table
+from equipoise.core.records import Manifest, Splits
 from equipoise.ingest import stage as ingest
 from equipoise.service import export
 from equipoise.split import stage as splits
@@ -25,7 +26,11 @@ from equipoise.split import stage as splits
 
 def _study(**overrides):
     params = config.read_params(REPO)
-    params["studies"]["demo"]["phantom"] |= {"patients": 60, "size_px": 32, "opacity_patient_fraction": 0.3}
+    params["studies"]["demo"]["phantom"] |= {
+        "patients": 60,
+        "size_px": 32,
+        "opacity_patient_fraction": 0.3,
+    }
     return config.load_study("demo", params, overrides)
 
 
@@ -68,7 +73,9 @@ def _plan(study, per_image):
 
 
 def _files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def _expected(study):
@@ -113,7 +120,9 @@ def test_a_plan_is_links_as_often_as_it_draws(study):
     folder, files = export.run(study, "folders", "oversample", "vgg16")
     rows = Splits.read(study.splits_path).round(0, 0)
     train = rows.loc[rows["part"] == "train", "image_id"].tolist()
-    wanted = {name.replace("/", "__").removesuffix(".png"): index % 3 for index, name in enumerate(train)}
+    wanted = {
+        name.replace("/", "__").removesuffix(".png"): index % 3 for index, name in enumerate(train)
+    }
     counted = dict.fromkeys(wanted, 0)
     for path in (folder / "train").rglob("*.png"):
         counted[path.stem.split(".draw")[0]] += 1
@@ -141,9 +150,9 @@ def test_rounds_have_folders_of_their_own(study):
     other = _study(**{"split.scheme": "kfold", "split.folds": 3})
     splits.run(other)
     folder, files = export.run(other, "folders")
-    assert {name.split("/")[0] for name in _files(folder)} == {f"repeat0_fold{fold}" for fold in range(3)} | {
-        "export.json"
-    }
+    assert {name.split("/")[0] for name in _files(folder)} == {
+        f"repeat0_fold{fold}" for fold in range(3)
+    } | {"export.json"}
     assert files == 3 * len(_expected(study))
 
 
@@ -211,10 +220,19 @@ def test_killed_at_any_moment_the_next_run_finishes_with_the_same_bytes(drawn, t
         (shutil.copytree if (REPO / name).is_dir() else shutil.copy)(REPO / name, tmp_path / name)
     shutil.copytree(drawn / "data", tmp_path / "data")
     results = {"export": "exports/demo/folders", "ingest": "data/manifest"}[verb]
-    command = [sys.executable, "src", verb, "--study", "demo", *(["--layout", "folders"] if verb == "export" else [])]
+    command = [
+        sys.executable,
+        "src",
+        verb,
+        "--study",
+        "demo",
+        *(["--layout", "folders"] if verb == "export" else []),
+    ]
     shutil.rmtree(tmp_path / "exports", ignore_errors=True)
     for seconds in (0.9, 1.1, 1.3):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -225,7 +243,9 @@ def test_killed_at_any_moment_the_next_run_finishes_with_the_same_bytes(drawn, t
     again = {name: (tmp_path / results / name).read_bytes() for name in _files(tmp_path / results)}
     left = [name for name in again if not Path(name).name.startswith(".")]
     assert {name: first[name] for name in left} == {name: again[name] for name in left}
-    assert not [path for path in (tmp_path / results).parent.iterdir() if path.name.startswith(".folders")]
+    assert not [
+        path for path in (tmp_path / results).parent.iterdir() if path.name.startswith(".folders")
+    ]
 
 
 def test_views_are_drawn_as_the_backbone_saw_them(workspace):

@@ -10,8 +10,10 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from equipoise.core.errors import DataError
-from equipoise.core.records import Splits, read_json
+from equipoise.core.files import read_json
+from equipoise.core.records import Splits
 from equipoise.evaluation import intervals
+from equipoise.service import evidence as evidence_
 from equipoise.service import gates
 from fabricate import made
 
@@ -24,15 +26,18 @@ def study(tmp_path, monkeypatch):
 
 
 def expected(study) -> pd.DataFrame:
-    names = gates.Manifest.read(study.manifest_path).table["image_id"]
+    names = evidence_.Manifest.read(study.manifest_path).table["image_id"]
     return pd.DataFrame({"image_id": names, "calibrated_clear": 0.5, "calibrated_opacity": 0.5})
 
 
-def evidence(study, scenario="baseline", strength=2.0, version="1") -> gates.Evidence:
+def evidence(study, scenario="baseline", strength=2.0, version="1") -> evidence_.Evidence:
     folder = made.result(study, scenario, strength)
     digests = read_json(folder / "metrics.json")["digests"]
-    found = gates.collect(study, folder, digests, expected(study))
-    meta = {**found.meta, "digests": {**found.meta["digests"], "test": found.predictions.test_digest()}}
+    found = evidence_.collect(study, folder, digests, expected(study))
+    meta = {
+        **found.meta,
+        "digests": {**found.meta["digests"], "test": found.predictions.test_digest()},
+    }
     return replace(found, version=version, meta=meta)
 
 
@@ -54,12 +59,17 @@ def test_same_rows_are_paired_as_scikit_learn_would(study):
     patients, drawn = intervals.patient_resamples(people, labels, settings.resamples, settings.seed)
     weights = drawn[:, pd.Series(np.arange(len(patients)), index=patients).loc[people].to_numpy()]
     differences = [
-        roc_auc_score(labels, scores[0], sample_weight=row) - roc_auc_score(labels, scores[1], sample_weight=row)
+        roc_auc_score(labels, scores[0], sample_weight=row)
+        - roc_auc_score(labels, scores[1], sample_weight=row)
         for row in weights[1:]
     ]
     # Hesterberg 2015: the percentile at which Student's quantile, stretched by the patients' number, would stand.
-    count = intervals.evaluate(strong.predictions, settings, study.settings.tune.sensitivity_floor).effective_patients
-    tail = stats.norm.cdf(-np.sqrt(count / (count - 1)) * stats.t.ppf(1 - settings.alpha / 2, count - 1))
+    count = intervals.evaluate(
+        strong.predictions, settings, study.settings.tune.sensitivity_floor
+    ).effective_patients
+    tail = stats.norm.cdf(
+        -np.sqrt(count / (count - 1)) * stats.t.ppf(1 - settings.alpha / 2, count - 1)
+    )
     low = np.quantile(differences, tail)
     assert found["EQ-G3"].number == pytest.approx(low, abs=1e-9)
     assert (found["EQ-G2"].verdict, found["EQ-G3"].verdict) == ("passed", "failed")
@@ -87,7 +97,9 @@ def test_other_split_is_scored_again_on_rows_never_seen(study, tmp_path):
     def rescore(rows):
         asked.extend(rows["image_id"])
         values = np.linspace(0.1, 0.9, len(rows))
-        columns = {f"{kind}_{name}": values for kind in ("raw", "prob") for name in ("clear", "opacity")}
+        columns = {
+            f"{kind}_{name}": values for kind in ("raw", "prob") for name in ("clear", "opacity")
+        }
         return pd.DataFrame(columns, index=list(rows["image_id"]))
 
     found = by_code(gates.pair(other, challenger, champion, rescore))
@@ -109,14 +121,19 @@ def test_picture_that_the_champion_knows_under_another_name_is_left_out(study, t
     champion = evidence(study)
     other = resplit(study, tmp_path, seed=5)
     challenger = evidence(other)
-    renamed = champion.images.assign(image_id=lambda table: "x" + table["image_id"], patient_id="stranger")
+    renamed = champion.images.assign(
+        image_id=lambda table: "x" + table["image_id"], patient_id="stranger"
+    )
     asked = []
 
     def rescore(rows):
         asked.extend(rows["image_id"])
         raise DataError("far enough")
 
-    assert gates.pair(other, challenger, replace(champion, images=renamed), rescore)[0].detail == "far enough"
+    assert (
+        gates.pair(other, challenger, replace(champion, images=renamed), rescore)[0].detail
+        == "far enough"
+    )
     known = set(champion.images.loc[champion.images["fitted"], "picture"])
     assert not known & set(challenger.images.set_index("image_id").loc[asked, "picture"])
 
@@ -141,7 +158,7 @@ def test_evidence_that_cannot_be_compared_is_refused(study, change, sentence):
 def test_images_that_are_gone_cannot_be_scored_again(study, tmp_path):
     rows = evidence(study).images[["image_id", "sha256"]]
     with pytest.raises(DataError, match="is not in data/raw/made to score it again"):
-        gates._rescored(study, None, rows)
+        evidence_._rescored(study, None, rows)
 
 
 def test_folds_are_comparable_by_their_split_and_served_by_a_refit(study, tmp_path):
@@ -149,7 +166,9 @@ def test_folds_are_comparable_by_their_split_and_served_by_a_refit(study, tmp_pa
     first, second = evidence(folded), evidence(folded, "oversample", 1.9, "2")
     assert first.images["fitted"].all()
     assert "the same split" in by_code(gates.pair(folded, first, second, never))["EQ-G2"].detail
-    moved = replace(second, meta={**second.meta, "digests": {**second.meta["digests"], "splits": "0" * 64}})
+    moved = replace(
+        second, meta={**second.meta, "digests": {**second.meta["digests"], "splits": "0" * 64}}
+    )
     assert gates.pair(folded, first, moved, never)[0].verdict == "failed"
 
 
@@ -157,11 +176,17 @@ def test_evidence_is_of_the_served_model_alone(study):
     folder = made.result(study, "baseline")
     table = gates.Predictions.read(folder / "predictions.parquet")
     others = [table.table.assign(seed=1), table.table.assign(repeat=1)]
-    gates.Predictions(pd.concat([table.table, *others]), table.meta).write(folder / "predictions.parquet")
-    found = gates.collect(study, folder, {}, expected(study))
+    gates.Predictions(pd.concat([table.table, *others]), table.meta).write(
+        folder / "predictions.parquet"
+    )
+    found = evidence_.collect(study, folder, {}, expected(study))
     split = Splits.read(study.splits_path).table
-    assert sorted(found.predictions.table["image_id"]) == sorted(split.loc[split["part"] == "test", "image_id"])
-    assert set(found.images.loc[~found.images["fitted"], "image_id"]) == set(found.predictions.table["image_id"])
+    assert sorted(found.predictions.table["image_id"]) == sorted(
+        split.loc[split["part"] == "test", "image_id"]
+    )
+    assert set(found.images.loc[~found.images["fitted"], "image_id"]) == set(
+        found.predictions.table["image_id"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +200,9 @@ def test_evidence_is_of_the_served_model_alone(study):
 )
 def test_absolutes_stand_against_their_bounds(study, bounds, failed):
     promote = study.settings.promote.model_copy(update=bounds)
-    strict = study.model_copy(update={"settings": study.settings.model_copy(update={"promote": promote})})
+    strict = study.model_copy(
+        update={"settings": study.settings.model_copy(update={"promote": promote})}
+    )
     challenger = evidence(study)
     found = by_code(gates.absolutes(strict, challenger))
     assert [gate.code for gate in found.values() if gate.verdict == "failed"] == failed
@@ -187,11 +214,19 @@ def test_absolutes_stand_against_their_bounds(study, bounds, failed):
 
 def test_more_than_two_classes_have_no_threshold(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changes = {"tune": {"objective": "auroc"}, "compare": {"primary": "auroc"}, "promote": {"min_patients": 3}}
+    changes = {
+        "tune": {"objective": "auroc"},
+        "compare": {"primary": "auroc"},
+        "promote": {"min_patients": 3},
+    }
     study = made.study(tmp_path, (30, 20, 15), ("a", "b", "c"), **changes)
     folder = made.result(study, "baseline", 2.0)
-    found = by_code(gates.absolutes(study, gates.collect(study, folder, {}, expected(study))))
-    assert [gate.verdict for gate in found.values()] == ["not applicable", "not applicable", "passed"]
+    found = by_code(gates.absolutes(study, evidence_.collect(study, folder, {}, expected(study))))
+    assert [gate.verdict for gate in found.values()] == [
+        "not applicable",
+        "not applicable",
+        "passed",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +256,9 @@ def test_code_and_params_are_those_of_a_commit(tmp_path, monkeypatch):
     for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
         subprocess.run(["git", *words], check=True)
     assert gates._committed(tags).verdict == "passed"
-    assert gates._committed({**tags, "equipoise.uncommitted": "src/a.py"}).detail.startswith("src/a.py (when it was")
+    assert gates._committed({**tags, "equipoise.uncommitted": "src/a.py"}).detail.startswith(
+        "src/a.py (when it was"
+    )
     assert gates._committed({}).verdict == "failed"
     (tmp_path / "dvc.lock").write_text("results are no code\n")
     assert gates.uncommitted() == []
@@ -241,4 +278,7 @@ def test_table_is_one_line_per_gate():
     assert len(lines) == 3
     assert "-0.031" in lines[1]
     assert "1.0e-08" in lines[2]
-    assert str(rows[0]) == "EQ-G3 AUROC not inferior to the champion's is -0.031 where > -0.02 is needed (low end)"
+    assert (
+        str(rows[0])
+        == "EQ-G3 AUROC not inferior to the champion's is -0.031 where > -0.02 is needed (low end)"
+    )

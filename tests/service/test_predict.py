@@ -12,14 +12,16 @@ from PIL import Image
 
 from equipoise.core import images
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.service import gates, predict
+from equipoise.service import evidence, predict
 
 
 class Model:
     """Answers with the mean grey level, and counts what it was given at once."""
 
     def __init__(self):
-        outputs = [ColSpec(DataType.double, name) for name in ("prob_a", "prob_b", "raw_a", "raw_b")]
+        outputs = [
+            ColSpec(DataType.double, name) for name in ("prob_a", "prob_b", "raw_a", "raw_b")
+        ]
         outputs += [ColSpec(DataType.string, "decision"), ColSpec(DataType.long, "label")]
         outputs += [ColSpec(DataType.double, "threshold", required=False)]
         self.metadata = SimpleNamespace(
@@ -31,13 +33,15 @@ class Model:
         self.batches.append(len(table))
         share = np.array([images.decode(data).mean() / 255 for data in table["image"]])
         columns = {"prob_a": 1 - share, "prob_b": share, "raw_a": 1 - share, "raw_b": share}
-        return pd.DataFrame({**columns, "decision": np.where(share >= 0.5, "b", "a"), "label": 1, "threshold": 0.5})
+        return pd.DataFrame(
+            {**columns, "decision": np.where(share >= 0.5, "b", "a"), "label": 1, "threshold": 0.5}
+        )
 
 
 @pytest.fixture
 def model(monkeypatch):
     made = Model()
-    monkeypatch.setattr(gates, "load", lambda uri: made)
+    monkeypatch.setattr(evidence, "load", lambda uri: made)
     monkeypatch.setattr(predict, "_resolve", lambda uri: ("equipoise-made", "3", True))
     return made
 
@@ -74,7 +78,9 @@ def test_every_file_has_a_row_in_order(model, folder, tmp_path):
     names = ["a.png", "b.png", "c.png", "d.png", "e.png", "f.jpg", "sub/g.png", "gone.png"]
     assert list(table["image"]) == [str(folder / name) for name in names]
     assert list(table["flags"]) == ["", "", "colour", "blank", "tiny", "", "", ""]
-    assert [bool(error) for error in table["error"]] == [name in ("b.png", "f.jpg", "gone.png") for name in names]
+    assert [bool(error) for error in table["error"]] == [
+        name in ("b.png", "f.jpg", "gone.png") for name in names
+    ]
     assert "truncated" in table["error"][1]
     assert table["error"][7] == "No such file or directory"
     assert done == {"predicted": 5, "flagged": 3, "unreadable": 3}
@@ -96,7 +102,9 @@ def test_parquet_holds_what_the_csv_holds(model, folder, tmp_path):
     for suffix in ("csv", "parquet"):
         predict.run("models:/x@champion", [str(folder)], tmp_path / f"p.{suffix}", print)
     parquet = pd.read_parquet(tmp_path / "p.parquet")
-    table = pd.read_csv(tmp_path / "p.csv", dtype={"version": str}, keep_default_na=False, na_values={"prob_a": ""})
+    table = pd.read_csv(
+        tmp_path / "p.csv", dtype={"version": str}, keep_default_na=False, na_values={"prob_a": ""}
+    )
     assert list(parquet.columns) == list(table.columns)
     assert list(parquet["flags"]) == list(table["flags"])
     np.testing.assert_allclose(parquet["prob_a"], table["prob_a"].astype(float), rtol=0, atol=1e-15)
@@ -127,7 +135,9 @@ def test_patterns_and_lists_name_images(folder, tmp_path, monkeypatch):
     assert predict.find([str(folder / "**/*.png")]) == [
         str(folder / name) for name in ("a.png", "b.png", "c.png", "d.png", "e.png", "sub/g.png")
     ]
-    (tmp_path / "list.csv").write_text("patient,path\n1,in/a.png\n2,in/a.png\n3,/else/b.png\n", encoding="utf-8-sig")
+    (tmp_path / "list.csv").write_text(
+        "patient,path\n1,in/a.png\n2,in/a.png\n3,/else/b.png\n", encoding="utf-8-sig"
+    )
     found = predict.find([str(tmp_path / "list.csv")])
     assert found == [str(folder / "a.png"), str(folder / "a.png"), "/else/b.png"]
     picture(tmp_path / "odd[1].png")

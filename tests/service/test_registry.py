@@ -14,8 +14,8 @@ from mlflow.tracking import MlflowClient
 
 from conftest import run
 from equipoise import cli
-from equipoise.core import records
-from equipoise.service import audit, gates
+from equipoise.core import files
+from equipoise.service import audit, evidence
 
 NAME = "equipoise-demo"
 
@@ -67,36 +67,57 @@ def test_winner_is_a_version_with_evidence(shop):
     assert made.tags["equipoise.scenario"] == comparison["winners"]["vgg16"]
     row = comparison["rows"]["vgg16"][comparison["winners"]["vgg16"]]
     assert made.tags["equipoise.result_digest"] == row["result_digest"]
-    assert float(made.tags["equipoise.free.auroc"].split()[0]) == pytest.approx(row["free"]["auroc"]["value"], abs=1e-4)
+    assert float(made.tags["equipoise.free.auroc"].split()[0]) == pytest.approx(
+        row["free"]["auroc"]["value"], abs=1e-4
+    )
     assert made.tags["equipoise.check.EQ001"] == "none"
     assert float(made.tags["equipoise.served_difference"]) < 1e-5
     assert len(made.tags["equipoise.git_commit"]) == 40
     assert made.tags["equipoise.uncommitted"] == ""
-    assert made.tags["equipoise.digest.dvc_lock"] == records.file_digest(shop / "dvc.lock")
+    assert made.tags["equipoise.digest.dvc_lock"] == files.file_digest(shop / "dvc.lock")
     assert {"raw", "manifest", "splits", "features", "test"} <= {
-        name.removeprefix("equipoise.digest.") for name in made.tags if name.startswith("equipoise.digest.")
+        name.removeprefix("equipoise.digest.")
+        for name in made.tags
+        if name.startswith("equipoise.digest.")
     }
     described = json.loads(
-        (shop / f"results/demo/vgg16/{made.tags['equipoise.scenario']}/model/model.json").read_text()
+        (
+            shop / f"results/demo/vgg16/{made.tags['equipoise.scenario']}/model/model.json"
+        ).read_text()
     )
-    assert float(made.tags["equipoise.threshold"]) == pytest.approx(described["threshold"], abs=1e-6)
+    assert float(made.tags["equipoise.threshold"]) == pytest.approx(
+        described["threshold"], abs=1e-6
+    )
     assert made.tags["equipoise.grey"] == "True"
 
 
 def test_evidence_travels_with_the_version(shop):
     made = client(shop).get_model_version_by_alias(NAME, "champion")
-    stored = pd.read_parquet(shop / f"results/demo/vgg16/{made.tags['equipoise.scenario']}/predictions.parquet")
+    stored = pd.read_parquet(
+        shop / f"results/demo/vgg16/{made.tags['equipoise.scenario']}/predictions.parquet"
+    )
     stored = stored[(stored["seed"] == 0) & (stored["part"] == "test")].set_index("image_id")
-    found = gates.read(client(shop), made)
+    found = evidence.read(client(shop), made)
     table = found.predictions.table.set_index("image_id")
     assert set(table.index) == set(stored.index)
-    columns = ["patient_id", "label", "repeat", "fold", "threshold", "prob_opacity", "calibrated_opacity"]
+    columns = [
+        "patient_id",
+        "label",
+        "repeat",
+        "fold",
+        "threshold",
+        "prob_opacity",
+        "calibrated_opacity",
+    ]
     pd.testing.assert_frame_equal(table[columns], stored.loc[table.index, columns])
     assert found.predictions.test_digest() == found.meta["digests"]["test"]
     card = mlflow.artifacts.download_artifacts(
         run_id=made.run_id, artifact_path="MODEL_CARD.md", tracking_uri=uri(shop)
     )
-    assert Path(card).read_text() == (Path(made.source.removeprefix("file://")) / "MODEL_CARD.md").read_text()
+    assert (
+        Path(card).read_text()
+        == (Path(made.source.removeprefix("file://")) / "MODEL_CARD.md").read_text()
+    )
 
 
 def test_registering_again_makes_no_second_version(shop, equipoise):
@@ -132,10 +153,14 @@ def test_predict_writes_a_row_for_every_file(shop, equipoise, tmp_path):
         shutil.copy(path, tmp_path / "in")
     (tmp_path / "in/broken.png").write_bytes(good[0].read_bytes()[:200])
     words = ("--out", str(tmp_path / "out.csv"), "--model")
-    code, out, _ = equipoise(shop, "predict", str(tmp_path / "in"), *words, f"models:/{NAME}@champion")
+    code, out, _ = equipoise(
+        shop, "predict", str(tmp_path / "in"), *words, f"models:/{NAME}@champion"
+    )
     assert (code, "3 images predicted, 1 unreadable" in out) == (0, True)
     table = pd.read_csv(tmp_path / "out.csv").set_index("image")
-    assert list(table.index) == [str(tmp_path / "in" / name) for name in ("broken.png", *(path.name for path in good))]
+    assert list(table.index) == [
+        str(tmp_path / "in" / name) for name in ("broken.png", *(path.name for path in good))
+    ]
     assert "truncated" in table["error"].iloc[0]
     assert table["prob_opacity"].isna().tolist() == [True, False, False, False]
     for address in (f"models:/{NAME}@nobody", f"models:/{NAME}/99", "models:/nothing@champion"):
@@ -154,7 +179,9 @@ def test_other_weights_under_the_same_evidence_are_found(shop, equipoise, tmp_pa
     content = json.loads(described.read_text())
     content["calibrator"]["biases"][1] += 0.1
     described.write_text(json.dumps(content))
-    other = str(store.create_model_version(NAME, changed.as_uri(), first.run_id, tags=first.tags).version)
+    other = str(
+        store.create_model_version(NAME, changed.as_uri(), first.run_id, tags=first.tags).version
+    )
     code, _, errors = equipoise(shop, "promote", "--study", "demo", "--version", other)
     assert code == 3
     assert "EQ-G7 loads and reproduces its own predictions is" in errors
@@ -164,7 +191,9 @@ def test_other_weights_under_the_same_evidence_are_found(shop, equipoise, tmp_pa
 def test_without_the_raw_images_the_input_example_is_reproduced(shop, equipoise):
     store = client(shop)
     first = store.get_model_version(NAME, "1")
-    twin = str(store.create_model_version(NAME, first.source, first.run_id, tags=first.tags).version)
+    twin = str(
+        store.create_model_version(NAME, first.source, first.run_id, tags=first.tags).version
+    )
     raw = shop / "data/raw/demo"
     raw.rename(raw.with_name("away"))
     try:
@@ -178,13 +207,18 @@ def test_without_the_raw_images_the_input_example_is_reproduced(shop, equipoise)
 def test_model_that_does_not_load_cannot_be_forced(shop, equipoise, tmp_path):
     store = client(shop)
     first = store.get_model_version(NAME, "1")
-    broken = str(store.create_model_version(NAME, str(tmp_path), first.run_id, tags=first.tags).version)
+    broken = str(
+        store.create_model_version(NAME, str(tmp_path), first.run_id, tags=first.tags).version
+    )
     before = version(shop, "champion")
     code, _, errors = equipoise(
         shop, "promote", "--study", "demo", "--version", broken, "--force", "--reason", "a drill"
     )
     assert code == 3
-    assert "does not become champion: EQ-G7 loads and reproduces its own predictions (it does not load:" in errors
+    assert (
+        "does not become champion: EQ-G7 loads and reproduces its own predictions (it does not load:"
+        in errors
+    )
     assert version(shop, "champion") == before
     last = audit.read(store, NAME)[-1]
     assert (last.state, last.decision["kind"], last.decision["to"]) == ("refused", "refuse", broken)
@@ -193,7 +227,9 @@ def test_model_that_does_not_load_cannot_be_forced(shop, equipoise, tmp_path):
 def test_version_from_elsewhere_has_no_evidence(shop, equipoise):
     store = client(shop)
     run_id = store.create_run("0").info.run_id
-    strange = str(store.create_model_version(NAME, store.get_model_version(NAME, "1").source, run_id).version)
+    strange = str(
+        store.create_model_version(NAME, store.get_model_version(NAME, "1").source, run_id).version
+    )
     code, _, errors = equipoise(shop, "promote", "--study", "demo", "--version", strange)
     assert code == 3
     assert f"the evidence of version {strange} cannot be read from run {run_id}" in errors
@@ -202,19 +238,31 @@ def test_version_from_elsewhere_has_no_evidence(shop, equipoise):
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
 def test_nothing_to_move_is_refused(shop, equipoise, tmp_path, verb):
     reason = ["--reason", "a drill"] if verb == "rollback" else []
-    code, _, errors = equipoise(shop, verb, "--study", "demo", *reason, store=f"sqlite:///{tmp_path}/empty.db")
+    code, _, errors = equipoise(
+        shop, verb, "--study", "demo", *reason, store=f"sqlite:///{tmp_path}/empty.db"
+    )
     assert code == 3
-    assert ("equipoise register --study demo" if verb == "promote" else "no previous champion") in errors
+    assert (
+        "equipoise register --study demo" if verb == "promote" else "no previous champion"
+    ) in errors
 
 
 @pytest.mark.parametrize(
     ("change", "code", "sentence"),
     [
         (lambda comparison: comparison.update(registrable=False), 3, "EQ-OFFICIAL"),
-        (lambda comparison: comparison["rows"]["vgg16"]["baseline"].update(result_digest="0" * 64), 1, "is newer than"),
+        (
+            lambda comparison: comparison["rows"]["vgg16"]["baseline"].update(
+                result_digest="0" * 64
+            ),
+            1,
+            "is newer than",
+        ),
     ],
 )
-def test_comparison_that_is_stale_or_leaks_registers_nothing(shop, equipoise, change, code, sentence):
+def test_comparison_that_is_stale_or_leaks_registers_nothing(
+    shop, equipoise, change, code, sentence
+):
     path = shop / "reports/demo/comparison.json"
     kept = path.read_text()
     comparison = json.loads(kept)

@@ -51,7 +51,10 @@ def model(package):
 
 @pytest.fixture(scope="module")
 def pictures(workspace) -> list[bytes]:
-    return [path.read_bytes() for path in sorted((workspace / "data/raw/demo/opacity").glob("*.png"))[:20]]
+    return [
+        path.read_bytes()
+        for path in sorted((workspace / "data/raw/demo/opacity").glob("*.png"))[:20]
+    ]
 
 
 def free_port() -> int:
@@ -65,13 +68,29 @@ def server(package, tmp_path_factory):
     """Address of `mlflow models serve` with the model."""
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(package), "--env-manager", "local"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        str(package),
+        "--env-manager",
+        "local",
+    ]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     with log.open("w") as out:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
-            **{"env": kept, "stdout": out, "stderr": out, "cwd": log.parent, "start_new_session": True},
+            **{
+                "env": kept,
+                "stdout": out,
+                "stderr": out,
+                "cwd": log.parent,
+                "start_new_session": True,
+            },
         )
         try:
             for _ in range(600):
@@ -88,11 +107,18 @@ def server(package, tmp_path_factory):
 
 def post(address: str, body: object, kind: str = "application/json") -> requests.Response:
     data = body if isinstance(body, str) else json.dumps(body)
-    return requests.post(f"{address}/invocations", data=data, headers={"Content-Type": kind}, timeout=60)
+    return requests.post(
+        f"{address}/invocations", data=data, headers={"Content-Type": kind}, timeout=60
+    )
 
 
 def request(*data: bytes) -> dict:
-    return {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(item).decode()] for item in data]}}
+    return {
+        "dataframe_split": {
+            "columns": ["image"],
+            "data": [[base64.b64encode(item).decode()] for item in data],
+        }
+    }
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -103,10 +129,17 @@ def png(pixels: np.ndarray) -> bytes:
 
 def png_header(width: int, height: int) -> bytes:
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    )
 
 
 def test_requests_at_once_are_all_answered_as_in_a_batch(server, model, pictures):
@@ -132,18 +165,30 @@ BAD = {
     "empty list": (request(), "The request holds no image"),
     "no records": ({"dataframe_records": []}, "The request holds no image"),
     "another column": ({"dataframe_records": [{"x": 1}]}, "rows with one of image, path, pixels"),
-    "two columns": ({"dataframe_records": [{"image": "AAAA", "path": "a"}]}, "image and path is there"),
+    "two columns": (
+        {"dataframe_records": [{"image": "AAAA", "path": "a"}]},
+        "image and path is there",
+    ),
     "image is a number": ({"dataframe_records": [{"image": 7}]}, "image"),
-    "no base64": ({"dataframe_records": [{"image": "%%%"}]}, "Image 0 cannot be read: the file is empty"),
+    "no base64": (
+        {"dataframe_records": [{"image": "%%%"}]},
+        "Image 0 cannot be read: the file is empty",
+    ),
     "cut base64": ({"dataframe_records": [{"image": "AAAAA"}]}, "Invalid base64"),
-    "a text file": (request(b"Dear colleague,"), "Image 0 cannot be read: cannot identify image file"),
+    "a text file": (
+        request(b"Dear colleague,"),
+        "Image 0 cannot be read: cannot identify image file",
+    ),
     "a cut picture": (request(GREY[:60]), "Image 0 cannot be read"),
     "a bomb": (request(png_header(20_000, 20_000)), "Image 0 cannot be read: "),
     "one bad among good": (request(GREY, GREY, b"?", GREY), "Image 2 cannot be read"),
     "pixels of wrong shape": ({"dataframe_records": [{"pixels": [1, 2, 3]}]}, "have shape (3,)"),
     "ragged pixels": ({"dataframe_records": [{"pixels": [[1, 2], [3]]}]}, "differ in length"),
     "pixels out of range": ({"dataframe_records": [{"pixels": [[256]]}]}, "whole numbers 0..255"),
-    "a file of the server": ({"dataframe_records": [{"path": "/etc/passwd"}]}, "this model reads no files"),
+    "a file of the server": (
+        {"dataframe_records": [{"path": "/etc/passwd"}]},
+        "this model reads no files",
+    ),
 }
 
 
@@ -169,13 +214,19 @@ def test_pixels_of_any_size_are_predicted_as_their_png(server, model):
     pd.testing.assert_frame_equal(given, encoded)
     answer = post(server, {"dataframe_records": [{"pixels": array.tolist()} for array in arrays]})
     np.testing.assert_allclose(
-        pd.DataFrame(answer.json()["predictions"])["prob_opacity"], encoded["prob_opacity"], atol=1e-6
+        pd.DataFrame(answer.json()["predictions"])["prob_opacity"],
+        encoded["prob_opacity"],
+        atol=1e-6,
     )
-    mixed = model.predict(pd.DataFrame({"image": [png(arrays[0]), None], "pixels": [None, arrays[1]]}))
+    mixed = model.predict(
+        pd.DataFrame({"image": [png(arrays[0]), None], "pixels": [None, arrays[1]]})
+    )
     np.testing.assert_allclose(mixed["prob_opacity"], encoded["prob_opacity"][:2], atol=1e-6)
 
 
-def test_files_are_read_only_below_the_folder_that_the_owner_allows(package, model, workspace, tmp_path):
+def test_files_are_read_only_below_the_folder_that_the_owner_allows(
+    package, model, workspace, tmp_path
+):
     folder = tmp_path / "allowed"
     folder.mkdir()
     (folder / "inside.png").write_bytes(GREY)
@@ -199,7 +250,15 @@ def test_signature_names_what_goes_in_and_comes_out(model):
     answer = model.predict(model.input_example)
     assert signature.outputs.input_names() == list(answer.columns)
     assert list(answer.columns) == [
-        *("prob_clear", "prob_opacity", "raw_clear", "raw_opacity", "decision", "label", "threshold")
+        *(
+            "prob_clear",
+            "prob_opacity",
+            "raw_clear",
+            "raw_opacity",
+            "decision",
+            "label",
+            "threshold",
+        )
     ]
     decided = np.where(answer["prob_opacity"] >= answer["threshold"], "opacity", "clear")
     assert (answer["decision"] == decided).all()
@@ -208,7 +267,18 @@ def test_signature_names_what_goes_in_and_comes_out(model):
 
 def test_mlflow_models_predict_answers_the_input_example(package, model, tmp_path):
     out, example = tmp_path / "out.json", package / "serving_input_example.json"
-    words = ["models", "predict", "-m", str(package), "--env-manager", "local", "-i", str(example), "-o", str(out)]
+    words = [
+        "models",
+        "predict",
+        "-m",
+        str(package),
+        "--env-manager",
+        "local",
+        "-i",
+        str(example),
+        "-o",
+        str(out),
+    ]
     done = CliRunner().invoke(mlflow.cli.cli, words)
     assert done.exit_code == 0, done.output
     (answer,) = json.loads(out.read_text())["predictions"]
@@ -226,7 +296,9 @@ def test_network_is_a_plain_keras_model(package, model):
     assert (network.input_shape, network.output_shape) == ((None, 48, 48, 3), (None, 2))
     probs = keras.ops.softmax(network(np.full((2, 48, 48, 3), 128, dtype=np.float32))).numpy()
     raw = model.predict(pd.DataFrame({"pixels": [np.full((48, 48), 128, dtype=np.uint8)]}))
-    np.testing.assert_allclose(probs, np.repeat(raw[["raw_clear", "raw_opacity"]].to_numpy(), 2, axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+        probs, np.repeat(raw[["raw_clear", "raw_opacity"]].to_numpy(), 2, axis=0), atol=1e-6
+    )
 
 
 def test_artifact_holds_no_pickle(package):
@@ -258,9 +330,17 @@ def test_requirements_pin_all_that_service_imports(package):
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
     assert len(pinned) == len(lines)
     seen: set[str] = set()
-    wanted = imported("equipoise.service.served", seen) | {"tensorflow", "keras"}  # these two inside functions
-    assert {"equipoise.service.predictor", "equipoise.embed.stage"} <= seen
-    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "imblearn": "imbalanced-learn"}
+    wanted = imported("equipoise.service.served", seen) | {
+        "tensorflow",
+        "keras",
+    }  # these two inside functions
+    assert {"equipoise.service.predictor", "equipoise.embed.embedder"} <= seen
+    names = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "sklearn": "scikit-learn",
+        "imblearn": "imbalanced-learn",
+    }
     assert {names.get(name, name) for name in wanted - set(sys.stdlib_module_names)} <= pinned
 
 
@@ -275,7 +355,9 @@ def test_missing_threshold_is_null_in_json(monkeypatch):
     assert json.dumps(row, allow_nan=False) == '{"prob_a": 0.4, "threshold": null}'
 
 
-@pytest.mark.parametrize("values", [np.zeros((0, 4)), np.zeros((4, 4, 4), np.uint8), np.ones((4, 4)), [[-1]], "text"])
+@pytest.mark.parametrize(
+    "values", [np.zeros((0, 4)), np.zeros((4, 4, 4), np.uint8), np.ones((4, 4)), [[-1]], "text"]
+)
 def test_pixels_that_are_no_picture_are_refused(values):
     with pytest.raises(ValueError, match="are expected"):
         images.as_rgb(values)

@@ -18,8 +18,9 @@ from sqlalchemy.exc import OperationalError
 
 from conftest import REPO, git
 from equipoise import cli
-from equipoise.core import records
+from equipoise.core import files
 from equipoise.service import audit, gates, tracking
+from equipoise.service import evidence as evidence_
 from equipoise.service import register as registry
 from fabricate import made
 from fabricate.servers import free_port, tracking_server  # noqa: F401  (a fixture)
@@ -28,7 +29,8 @@ NAME = "equipoise-made"
 #: A verb in many processes, all at the lock at once; with a step they are killed there.
 _AT_ONCE = """
 import json, multiprocessing, os, signal, sys
-from equipoise import audit, cli, registry
+from equipoise import cli
+from equipoise.service import audit
 fork = multiprocessing.get_context("fork")
 barrier, lock = fork.Barrier(int(sys.argv[1])), audit.locked
 
@@ -60,11 +62,21 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        made.study(folder, promote={"min_patients": 5, "sensitivity_low_at_least": 0.3, "calibration_slope": [0.5, 2]})
+        made.study(
+            folder,
+            promote={
+                "min_patients": 5,
+                "sensitivity_low_at_least": 0.3,
+                "calibration_slope": [0.5, 2],
+            },
+        )
         (folder / "model.py").write_text(_MODEL)
         example = pd.DataFrame({"image": ["x"]})
         mlflow.pyfunc.save_model(
-            folder / "model", python_model=str(folder / "model.py"), input_example=example, pip_requirements=["mlflow"]
+            folder / "model",
+            python_model=str(folder / "model.py"),
+            input_example=example,
+            pip_requirements=["mlflow"],
         )
     git(folder, "init", "-q")
     git(folder, "add", "params.yaml")
@@ -81,7 +93,9 @@ def equipoise(folder, monkeypatch, capsys):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         capsys.readouterr()
-        code = cli.main((*words, "--study", "made") if words[0] in ("promote", "rollback", "audit") else words)
+        code = cli.main(
+            (*words, "--study", "made") if words[0] in ("promote", "rollback", "audit") else words
+        )
         return code, *capsys.readouterr()
 
     yield call
@@ -94,17 +108,27 @@ def add_version(folder, server, scenario, strength) -> str:
     store = MlflowClient(server.uri, server.uri)
     study = made.config.load_study("made")
     result = made.result(study, scenario, strength)
-    digests = records.read_json(result / "metrics.json")["digests"]
-    found = gates.collect(study, result, digests, registry.expected_predictions(result))
+    digests = files.read_json(result / "metrics.json")["digests"]
+    found = evidence_.collect(study, result, digests, registry.expected_predictions(result))
     digests["test"] = found.predictions.test_digest()
     example = {"prob_clear": 0.25, "prob_opacity": 0.75}
-    evidence = gates.write(replace(found, meta={**found.meta, "digests": digests, "example": example}), result / "kept")
+    evidence = evidence_.write(
+        replace(found, meta={**found.meta, "digests": digests, "example": example}), result / "kept"
+    )
     run = store.create_run(tracking.experiment_id(store, NAME))
     store.log_artifacts(run.info.run_id, str(evidence), "evidence")
     store.log_artifacts(run.info.run_id, str(folder / "model"), "model")
-    tags = {"equipoise.uncommitted": "", "equipoise.git_commit": git(folder, "rev-parse", "HEAD").strip()}
-    tags |= {f"equipoise.check.{code}": "none" for code in ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")}
-    return store.create_model_version(NAME, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags).version
+    tags = {
+        "equipoise.uncommitted": "",
+        "equipoise.git_commit": git(folder, "rev-parse", "HEAD").strip(),
+    }
+    tags |= {
+        f"equipoise.check.{code}": "none"
+        for code in ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")
+    }
+    return store.create_model_version(
+        NAME, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
+    ).version
 
 
 def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  # noqa: F811
@@ -134,14 +158,20 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
     worse = add_version(folder, server, "oversample", -0.5)
     code, out, errors = equipoise(admin, "promote", "--version", worse)
     assert (code, champion(), errors.count("\n")) == (3, good, 1)
-    assert errors.startswith(f"PromotionRefused: version {worse} of {NAME} does not become champion: EQ-G3 AUROC")
+    assert errors.startswith(
+        f"PromotionRefused: version {worse} of {NAME} does not become champion: EQ-G3 AUROC"
+    )
     assert [name for name in gates.NAMES if f"{name} " in errors] == ["EQ-G3", "EQ-G4", "EQ-G5"]
     assert "Nothing was moved; the refusal is decision 2 of the log." in errors
     assert "the same test rows" in out
     assert equipoise(admin, "promote", "--version", worse, "--force")[0] == 2
     force = ("promote", "--version", worse, "--force", "--reason", "a drill")
     code, out, _ = equipoise(admin, *force)
-    assert (code, champion(), audit.pointed_at(store, NAME, "previous-champion")) == (0, worse, good)
+    assert (code, champion(), audit.pointed_at(store, NAME, "previous-champion")) == (
+        0,
+        worse,
+        good,
+    )
     assert f"now version {worse}; version {good} is kept for rollback (decision 3, forced)" in out
     assert "nothing moved" in equipoise(admin, *force)[1]
     code, out, _ = equipoise(admin, "rollback", "--reason", "drill over")
@@ -162,20 +192,33 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
 
     codes, told = at_once(20, "", *force)
     assert sorted(codes) == [0, *[3] * 19]
-    assert told.count("Another decision about equipoise-made is being made on this machine; nothing was done") == 19
+    assert (
+        told.count(
+            "Another decision about equipoise-made is being made on this machine; nothing was done"
+        )
+        == 19
+    )
     assert (champion(), len(audit.read(store, NAME)), verified()) == (worse, 5, True)
 
     assert at_once(1, "champion", "rollback", "--reason", "killed")[0] == [-9]
     code, out, _ = equipoise(admin, "audit", "verify")
-    assert (code, champion(), "is unfinished; the next promote or rollback settles it" in out) == (4, good, True)
+    assert (code, champion(), "is unfinished; the next promote or rollback settles it" in out) == (
+        4,
+        good,
+        True,
+    )
     code, out, _ = equipoise(admin, *force)
     assert (code, champion(), "it is now completed" in out, verified()) == (0, worse, True, True)
 
-    with monkeypatch.context() as cut:  # the server goes when the decision is written and not carried out
+    with (
+        monkeypatch.context() as cut
+    ):  # the server goes when the decision is written and not carried out
         lost = requests.ConnectionError("connection refused")
         send = requests.Session.send
         gone = []
-        cut.setattr(requests.Session, "send", lambda *a, **b: _raise(lost) if gone else send(*a, **b))
+        cut.setattr(
+            requests.Session, "send", lambda *a, **b: _raise(lost) if gone else send(*a, **b)
+        )
         cut.setattr(audit, "_step", lambda name: gone.append(name) if name == "intended" else None)
         code, _, errors = equipoise(admin, "rollback", "--reason", "cut off")
     assert (code, "cannot be reached" in errors, errors.count("\n")) == (5, True, 1), errors
@@ -186,8 +229,12 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
     for words in (force, ("rollback", "--reason", "may not")):
         code, out, errors = equipoise(reader, *words)
         assert (code, champion()) == (5, good), out + errors
-        assert errors.startswith("StoreError: User reader may not do this at the MLflow server http://127.0.0.1:")
-        assert "on that model and the experiment equipoise-registry to promote and roll back" in errors
+        assert errors.startswith(
+            "StoreError: User reader may not do this at the MLflow server http://127.0.0.1:"
+        )
+        assert (
+            "on that model and the experiment equipoise-registry to promote and roll back" in errors
+        )
         assert server.users["reader"] not in errors
     assert equipoise(reader, "audit", "verify")[0] == 0
     with pytest.raises(MlflowException) as refusal:  # the server itself holds the line
@@ -222,7 +269,11 @@ def right_that_the_page_names(server, equipoise, admin, store, version):
     equipoise(admin, "audit")
     rights = get_app_client("basic-auth", server.uri)
     rights.create_user("editor", "the-password-of-editor")
-    editor = {**admin, "MLFLOW_TRACKING_USERNAME": "editor", "MLFLOW_TRACKING_PASSWORD": "the-password-of-editor"}
+    editor = {
+        **admin,
+        "MLFLOW_TRACKING_USERNAME": "editor",
+        "MLFLOW_TRACKING_PASSWORD": "the-password-of-editor",
+    }
     equipoise(editor, "audit")
     with pytest.raises(MlflowException, match="Permission denied"):
         store.set_registered_model_alias(NAME, "tried-by-editor", version)
@@ -239,12 +290,21 @@ def test_winner_goes_through_the_server(tracking_server, workspace, equipoise, t
     for verb in ("track", "register"):
         code, out, errors = equipoise(admin, "--root", str(workspace), verb)
         assert code == 0, out + errors
-    assert "0 results written, 2 already in" in equipoise(admin, "--root", str(workspace), "track")[1]
+    assert (
+        "0 results written, 2 already in" in equipoise(admin, "--root", str(workspace), "track")[1]
+    )
     keys = tracking_server.objects()
     assert sum(key.endswith("/model/artifacts/network/model.keras") for key in keys) == 1
     assert sum(key.endswith("/metrics.json") for key in keys) == 2
     images = sorted((workspace / "data/raw/demo/clear").glob("*.png"))[:3]
-    words = ("predict", "--model", "models:/equipoise-demo/1", *map(str, images), "--out", str(tmp_path / "out.csv"))
+    words = (
+        "predict",
+        "--model",
+        "models:/equipoise-demo/1",
+        *map(str, images),
+        "--out",
+        str(tmp_path / "out.csv"),
+    )
     code, out, errors = equipoise(reader, *words)
     assert code == 0, out + errors
     assert pd.read_csv(tmp_path / "out.csv")["prob_opacity"].between(0, 1).sum() == 3
@@ -253,7 +313,10 @@ def test_winner_goes_through_the_server(tracking_server, workspace, equipoise, t
 
 
 def test_wrong_password_is_said(tracking_server, equipoise):  # noqa: F811
-    wrong = {**tracking_server.environment("reader"), "MLFLOW_TRACKING_PASSWORD": "no-password-of-anybody"}
+    wrong = {
+        **tracking_server.environment("reader"),
+        "MLFLOW_TRACKING_PASSWORD": "no-password-of-anybody",
+    }
     for words in (("audit",), ("promote",)):
         code, _, errors = equipoise(wrong, *words)
         assert code == 5
@@ -274,7 +337,10 @@ def test_lost_server_is_one_sentence(equipoise, monkeypatch, words, scheme):
         {"MLFLOW_TRACKING_URI": f"{scheme}://ada:a-secret@{address}/x?password=another"}, *words
     )
     assert (code, errors.count("\n")) == (5, 1), errors
-    assert f"server {scheme}://***@{address}/x?password=*** cannot be reached. Results stay in files" in errors
+    assert (
+        f"server {scheme}://***@{address}/x?password=*** cannot be reached. Results stay in files"
+        in errors
+    )
 
 
 @pytest.mark.parametrize(
@@ -283,7 +349,10 @@ def test_lost_server_is_one_sentence(equipoise, monkeypatch, words, scheme):
         (None, False),
         (ValueError("API request to http://x failed with exception y"), False),
         (RestException({"error_code": "RESOURCE_ALREADY_EXISTS", "message": "it is there"}), False),
-        (RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such thing"}), False),
+        (
+            RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such thing"}),
+            False,
+        ),
         (OperationalError("select 1", {}, ValueError("connection refused")), True),
         (MlflowException("the database went", TEMPORARILY_UNAVAILABLE), True),
     ],

@@ -22,7 +22,10 @@ def runs(store):
 
 def test_one_finished_run_per_result(runs):
     results = [run for run in runs if run.data.tags["equipoise.role"] == "result"]
-    assert sorted(run.data.tags["equipoise.scenario"] for run in results) == ["baseline", "weighted_augment"]
+    assert sorted(run.data.tags["equipoise.scenario"] for run in results) == [
+        "baseline",
+        "weighted_augment",
+    ]
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -32,7 +35,9 @@ def test_run_holds_metrics_settings_and_digests(store, runs, workspace):
     auroc = summary["metrics"]["free"]["auroc"]
     for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high")):
         assert run.data.metrics[f"free.auroc{suffix}"] == pytest.approx(auroc[key])
-    assert run.data.metrics["locked.sensitivity"] == pytest.approx(summary["metrics"]["locked"]["sensitivity"]["value"])
+    assert run.data.metrics["locked.sensitivity"] == pytest.approx(
+        summary["metrics"]["locked"]["sensitivity"]["value"]
+    )
     assert run.data.params["tune.trials"] == "6"
     assert run.data.params["split.scheme"] == "holdout"
     assert run.data.tags["equipoise.result_digest"] == summary["result_digest"]
@@ -66,7 +71,9 @@ def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monk
     folder = study.result_path("vgg16", "baseline")
     store = tracking.client()
     with monkeypatch.context() as killed:
-        killed.setattr(tracking, "_write_trials", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(
+            tracking, "_write_trials", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             tracking.mirror(store, study, "vgg16", "baseline", folder)
     run_id, fresh = tracking.mirror(store, study, "vgg16", "baseline", folder)
@@ -74,7 +81,9 @@ def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monk
     experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
     runs = store.search_runs([experiment])
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert [run.info.run_id for run in runs if run.data.tags["equipoise.role"] == "result"] == [run_id]
+    assert [run.info.run_id for run in runs if run.data.tags["equipoise.role"] == "result"] == [
+        run_id
+    ]
     assert tracking.mirror(store, study, "vgg16", "baseline", folder) == (run_id, False)
 
 

@@ -33,13 +33,23 @@ def test_nothing_moves_in_the_same_split(study):
 
 
 def test_another_seed_moves_exactly_the_patients_whose_part_differs(study):
-    before = Splits.read(study.splits_path).table.drop_duplicates("patient_id").set_index("patient_id")["part"]
+    before = (
+        Splits.read(study.splits_path)
+        .table.drop_duplicates("patient_id")
+        .set_index("patient_id")["part"]
+    )
     study.splits_path.unlink()
     other = config.load_study("made", overrides={"split.seed": 5})
     splits.run(other)
-    after = Splits.read(study.splits_path).table.drop_duplicates("patient_id").set_index("patient_id")["part"]
+    after = (
+        Splits.read(study.splits_path)
+        .table.drop_duplicates("patient_id")
+        .set_index("patient_id")["part"]
+    )
     found = versions.moved_patients(other, "HEAD")
-    expected = {name: (before[name], after[name]) for name in after.index if before[name] != after[name]}
+    expected = {
+        name: (before[name], after[name]) for name in after.index if before[name] != after[name]
+    }
     assert {row["patient_id"]: (row["before"], row["after"]) for row in found["moved"]} == expected
     assert 0 < found["moved_patients"] == len(expected) < 65
     counts = Splits.read(study.splits_path).table["patient_id"].value_counts()

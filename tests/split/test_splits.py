@@ -14,9 +14,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.records import PARTS, Manifest, Splits, read_json
+from equipoise.core.files import read_json
+from equipoise.core.records import PARTS, Manifest, Splits
 from equipoise.split import checks
 from equipoise.split import stage as splits
+from equipoise.split import strata as strata_
 from fabricate.manifests import manifest_of, plain_manifest, published_folds, split_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +35,9 @@ def _part_of(made, repeat=0, fold=0):
 
 def _shuffled(manifest, seed):
     order = np.random.default_rng(seed).permutation(len(manifest.table))
-    return Manifest(manifest.table.iloc[order].reset_index(drop=True), manifest.meta, manifest.digest)
+    return Manifest(
+        manifest.table.iloc[order].reset_index(drop=True), manifest.meta, manifest.digest
+    )
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Case:
         """Part of every image by round, int (num_rounds, num_images), in the order of the manifest."""
         codes = pd.Categorical(made.table["part"], categories=PARTS).codes
         place = pd.Series(np.arange(len(self.table)), index=self.table["image_id"])
-        which = (made.table["repeat"] * (made.table["fold"].max() + 1) + made.table["fold"]).to_numpy()
+        which = (
+            made.table["repeat"] * (made.table["fold"].max() + 1) + made.table["fold"]
+        ).to_numpy()
         found = np.full((which.max() + 1, len(self.table)), -1)
         found[which, place.loc[made.table["image_id"]].to_numpy()] = codes
         return found
@@ -84,17 +90,38 @@ def cases(draw, scheme=None):
     table = pd.DataFrame(
         {
             **{"image_id": image, "sha256": image, "picture": picture, "path": "", "label": label},
-            **{"class_name": np.array(["a", "b", "c"])[label], "patient_id": person, "person": person},
-            **{"width_px": 8, "height_px": 8, "bytes": 10, "grey_mean": 9.0, "official_split": side},
+            **{
+                "class_name": np.array(["a", "b", "c"])[label],
+                "patient_id": person,
+                "person": person,
+            },
+            **{
+                "width_px": 8,
+                "height_px": 8,
+                "bytes": 10,
+                "grey_mean": 9.0,
+                "official_split": side,
+            },
         }
     )
-    meta = {"study": "made_up", "dataset": "made_up", "classes": list("abc"[:num_classes]), "positive_class": "b"}
-    manifest = Manifest(table.iloc[rng.permutation(len(table))], {**meta, "readings": ["person"]}, "digest")
+    meta = {
+        "study": "made_up",
+        "dataset": "made_up",
+        "classes": list("abc"[:num_classes]),
+        "positive_class": "b",
+    }
+    manifest = Manifest(
+        table.iloc[rng.permutation(len(table))], {**meta, "readings": ["person"]}, "digest"
+    )
     changes = {
         "scheme": scheme or draw(st.sampled_from(["holdout", "kfold"])),
         "val_fraction": draw(fractions),
         "test_fraction": draw(fractions),
-        **{"folds": draw(st.integers(2, 5)), "repeats": draw(st.integers(1, 2)), "seed": draw(st.integers(0, 2**31))},
+        **{
+            "folds": draw(st.integers(2, 5)),
+            "repeats": draw(st.integers(1, 2)),
+            "seed": draw(st.integers(0, 2**31)),
+        },
     }
     return Case(manifest, split_settings(**changes))
 
@@ -119,13 +146,17 @@ def test_parts_are_whole_complete_and_stratified(case):
     made = splits.make(case.manifest, case.settings)
     kfold = case.settings.scheme == "kfold"
     folds = case.settings.folds if kfold else 1
-    assert made.rounds() == [(repeat, fold) for repeat in range(case.settings.repeats) for fold in range(folds)]
+    assert made.rounds() == [
+        (repeat, fold) for repeat in range(case.settings.repeats) for fold in range(folds)
+    ]
     # As many rows as images in each round, and every image found in each: the parts are everything, once.
     assert len(made.table) == len(case.table) * case.settings.repeats * folds
     parts = case.parts(made)
     assert parts.min() >= 0
     owner = case.table.set_index("image_id")["person"]
-    assert (owner.loc[made.table["image_id"]].to_numpy() == made.table["patient_id"].to_numpy()).all()
+    assert (
+        owner.loc[made.table["image_id"]].to_numpy() == made.table["patient_id"].to_numpy()
+    ).all()
     patient, stratum = case.patients()
     picture = pd.factorize(case.table["picture"])[0]
     for part in parts:
@@ -174,9 +205,14 @@ def test_row_order_does_not_matter_and_a_seed_repeats_its_split(case, order):
 @settings(quick, max_examples=60)
 @given(cases())
 def test_another_seed_and_another_repeat_give_another_split(case):
-    chosen = case.settings.model_copy(update={"repeats": 3, "val_fraction": 0.3, "test_fraction": 0.3})
+    chosen = case.settings.model_copy(
+        update={"repeats": 3, "val_fraction": 0.3, "test_fraction": 0.3}
+    )
     drawn = [
-        case.parts(splits.make(case.manifest, chosen.model_copy(update={"seed": chosen.seed + add}))) for add in (0, 1)
+        case.parts(
+            splits.make(case.manifest, chosen.model_copy(update={"seed": chosen.seed + add}))
+        )
+        for add in (0, 1)
     ]
     for part in ("val", "test"):
         one, other = ((parts == PARTS.index(part)).reshape(3, -1) for parts in drawn)
@@ -193,11 +229,16 @@ def test_official_sides_are_exactly_the_published_ones(case, published, seed):
     if published > 1:  # published folds overlap in their images and need not respect patients
         flipped = (sides["official_split"] == "train") & (rng.random((published, len(table))) < 0.1)
         sides = {
-            f"official_split_{n + 1}": np.where(flipped[n], "test", sides["official_split"]) for n in range(published)
+            f"official_split_{n + 1}": np.where(flipped[n], "test", sides["official_split"])
+            for n in range(published)
         }
     table = table.drop(columns="official_split").assign(**sides)
-    made = splits.make(Manifest(table, case.manifest.meta), case.settings.model_copy(update={"val_fraction": 0.2}))
-    assert made.rounds() == [(repeat, fold) for repeat in range(case.settings.repeats) for fold in range(published)]
+    made = splits.make(
+        Manifest(table, case.manifest.meta), case.settings.model_copy(update={"val_fraction": 0.2})
+    )
+    assert made.rounds() == [
+        (repeat, fold) for repeat in range(case.settings.repeats) for fold in range(published)
+    ]
     patient, _ = case.patients()
     for repeat, fold in made.rounds():
         part = made.round(repeat, fold)["part"].to_numpy()
@@ -205,7 +246,9 @@ def test_official_sides_are_exactly_the_published_ones(case, published, seed):
         code = pd.Categorical(part, categories=PARTS).codes
         spread = _spread(code, patient)
         assert (spread[:, :2].sum(axis=0) > 0).all()
-        assert not ((spread[:, 0] > 0) & (spread[:, 1] > 0)).any(), "a patient is in train and in val"
+        assert not ((spread[:, 0] > 0) & (spread[:, 1] > 0)).any(), (
+            "a patient is in train and in val"
+        )
 
 
 def test_published_folds_are_taken_in_the_order_of_their_numbers():
@@ -213,7 +256,9 @@ def test_published_folds_are_taken_in_the_order_of_their_numbers():
     columns = [" ".join([*words[:n], "test", *words[n + 1 :]]) for n in range(10)]
     manifest = published_folds(*columns)
     names = [f"official_split_{n}" for n in sorted(range(1, 11), key=str)]  # 1, 10, 2, ...
-    shuffled = Manifest(manifest.table[[*manifest.table.columns.difference(names), *names]], manifest.meta)
+    shuffled = Manifest(
+        manifest.table[[*manifest.table.columns.difference(names), *names]], manifest.meta
+    )
     made = splits.make(shuffled, split_settings(scheme="official", repeats=2))
     assert made.rounds() == [(repeat, fold) for repeat in range(2) for fold in range(10)]
     tested = made.table[made.table["part"] == "test"]
@@ -227,20 +272,32 @@ def test_folds_are_stratified_no_worse_than_by_sklearn():
     for seed in range(15):
         rng = np.random.default_rng(seed)
         count = 80
-        kind = rng.choice(4, size=count, p=[0.6, 0.2, 0.1, 0.1])  # the last shows the classes 0 and 1
+        kind = rng.choice(
+            4, size=count, p=[0.6, 0.2, 0.1, 0.1]
+        )  # the last shows the classes 0 and 1
         images = rng.integers(1, 5, size=count) * 2
         patient = np.repeat(np.arange(count), images)
         label = np.where(kind[patient] < 3, kind[patient], np.arange(len(patient)) % 2)
         rows = pd.DataFrame({"patient": [f"p{number:03d}" for number in patient], "label": label})
-        sklearn = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(label, label, patient)
+        sklearn = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(
+            label, label, patient
+        )
         other = np.empty(len(label), dtype=int)
         for fold, (_, test) in enumerate(sklearn):
             other[test] = fold
-        for errors, fold in ((ours, splits.assign_folds(rows, 5, [seed])), (theirs, other)):
+        for errors, fold in ((ours, strata_.assign_folds(rows, 5, [seed])), (theirs, other)):
             pairs = rows.assign(fold=fold).drop_duplicates(["patient", "label"])
             counts = np.zeros((5, 3))
             np.add.at(counts, (pairs["fold"].to_numpy(), pairs["label"].to_numpy()), 1)
-            shares = counts / pd.Series(fold).groupby(patient).first().value_counts().sort_index().to_numpy()[:, None]
+            shares = (
+                counts
+                / pd.Series(fold)
+                .groupby(patient)
+                .first()
+                .value_counts()
+                .sort_index()
+                .to_numpy()[:, None]
+            )
             errors.append(np.abs(shares - counts.sum(axis=0) / count).max())
     print("largest error of a share, ours and scikit-learn:", np.mean(ours), np.mean(theirs))
     assert np.mean(ours) <= np.mean(theirs)
@@ -253,7 +310,10 @@ def test_folds_are_stratified_no_worse_than_by_sklearn():
 )
 def test_draw_is_the_same_on_every_machine(scheme, tested):
     part = _part_of(
-        splits.make(plain_manifest((8, 4)), split_settings(scheme=scheme, folds=3, test_fraction=0.25, seed=1))
+        splits.make(
+            plain_manifest((8, 4)),
+            split_settings(scheme=scheme, folds=3, test_fraction=0.25, seed=1),
+        )
     )
     assert sorted(part.index[part == "test"]) == tested
 
@@ -286,23 +346,34 @@ def test_class_without_an_image_is_counted_too():
 
 def test_official_needs_patients_on_the_train_side():
     patients = {f"p{number}": (number % 2,) for number in range(12)}
-    sides = {patient: ("train" if number in (0, 1, 2) else "test",) for number, patient in enumerate(patients)}
+    sides = {
+        patient: ("train" if number in (0, 1, 2) else "test",)
+        for number, patient in enumerate(patients)
+    }
     with pytest.raises(DataError, match="on the published train side, found a 2, b 1"):
         splits.make(manifest_of(patients, sides=sides), split_settings(scheme="official"))
 
 
 def test_official_without_published_sides_is_refused():
-    with pytest.raises(ConfigError, match=r"dataset 'made_up' publishes no split\. Use holdout or kfold"):
+    with pytest.raises(
+        ConfigError, match=r"dataset 'made_up' publishes no split\. Use holdout or kfold"
+    ):
         splits.make(plain_manifest(), split_settings(scheme="official"))
 
 
 def test_official_folds_each_need_patients_on_their_train_side():
-    manifest = published_folds("train train train train test test", "train test train test train test")
-    with pytest.raises(DataError, match="on the published train side of official_split_2, found a 3, b 0"):
+    manifest = published_folds(
+        "train train train train test test", "train test train test train test"
+    )
+    with pytest.raises(
+        DataError, match="on the published train side of official_split_2, found a 3, b 0"
+    ):
         splits.make(manifest, split_settings(scheme="official"))
 
 
-@pytest.mark.parametrize(("value", "shown"), [("", "nothing"), (None, "nothing"), ("validation", "'validation'")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [("", "nothing"), (None, "nothing"), ("validation", "'validation'")]
+)
 def test_image_without_a_published_side_is_refused(value, shown):
     manifest = published_folds("train test", "train test")
     manifest.table.loc[[1, 3], "official_split_2"] = value
@@ -318,13 +389,20 @@ def test_image_without_a_published_side_is_refused(value, shown):
 def test_image_without_a_patient_is_refused():
     manifest = plain_manifest((20, 8))
     manifest.table.loc[[4, 7], "person"] = None
-    with pytest.raises(DataError, match=r"2 images have no patient in column 'person' .*, for example 'a002/0\.png'"):
+    with pytest.raises(
+        DataError,
+        match=r"2 images have no patient in column 'person' .*, for example 'a002/0\.png'",
+    ):
         splits.make(manifest, split_settings())
 
 
 @pytest.mark.parametrize(
     ("changes", "fewest"),
-    [({"scheme": "kfold", "folds": 2}, 4), ({"scheme": "kfold", "folds": 3}, 3), ({"test_fraction": 0.5}, 3)],
+    [
+        ({"scheme": "kfold", "folds": 2}, 4),
+        ({"scheme": "kfold", "folds": 3}, 3),
+        ({"test_fraction": 0.5}, 3),
+    ],
 )
 def test_fewest_allowed_patients_reach_every_part(changes, fewest):
     made = splits.make(plain_manifest((20, fewest)), split_settings(**changes))
@@ -356,9 +434,15 @@ def test_official_scheme_defaults_to_the_reading_of_the_published_split(scheme, 
     sides = {patient: ("test" if int(patient[1:]) % 10 < 4 else "train",) for patient in patients}
     plain = manifest_of(patients, sides=sides)
     manifest = Manifest(plain.table, {**plain.meta, "official_reading": "site"})
-    assert splits.make(manifest, split_settings(scheme=scheme, group_by=group_by)).meta["group_by"] == read
+    assert (
+        splits.make(manifest, split_settings(scheme=scheme, group_by=group_by)).meta["group_by"]
+        == read
+    )
     unstated = Manifest(plain.table, {**plain.meta, "official_reading": None})
-    assert splits.make(unstated, split_settings(scheme=scheme, group_by=None)).meta["group_by"] == "person"
+    assert (
+        splits.make(unstated, split_settings(scheme=scheme, group_by=None)).meta["group_by"]
+        == "person"
+    )
 
 
 def test_unknown_group_by_names_the_nearest():
@@ -371,7 +455,9 @@ def test_unknown_group_by_names_the_nearest():
 
 def test_patient_of_both_classes_stays_whole_and_is_drawn_among_its_like():
     patients = {f"p{number:02d}": (0, 1) for number in range(8)}
-    part = _part_of(splits.make(manifest_of(patients), split_settings(test_fraction=0.25, val_fraction=0.5)))
+    part = _part_of(
+        splits.make(manifest_of(patients), split_settings(test_fraction=0.25, val_fraction=0.5))
+    )
     assert Counter(part) == {"test": 2, "val": 3, "train": 3}
 
 
@@ -408,7 +494,9 @@ def test_counts_reached_are_those_of_the_images_for_every_round():
     counts = splits.counts_reached(made, manifest)
     assert [(round_["repeat"], round_["fold"]) for round_ in counts] == made.rounds()
     for round_ in counts:
-        rows = made.round(round_["repeat"], round_["fold"]).merge(manifest.table[["image_id", "label"]])
+        rows = made.round(round_["repeat"], round_["fold"]).merge(
+            manifest.table[["image_id", "label"]]
+        )
         rows["stratum"] = rows["patient_id"].str[0].map({"a": "a", "b": "b", "m": "a+b"})
         assert set(round_["strata"]) == {"a", "b", "a+b"}
         for part in PARTS:

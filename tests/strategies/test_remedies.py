@@ -12,24 +12,27 @@ import pytest
 from imblearn.over_sampling import SMOTE
 from sklearn.linear_model import LogisticRegression
 
-from equipoise import strategies
-from equipoise.core import records
+from equipoise.core import files, records
 from equipoise.core.errors import ConfigError, DataError, LeakageError, TrialFailed
-from equipoise.core.records import Objective, Plan, TrainRows
-from equipoise.scenario import head, tuning
+from equipoise.scenario import head, solver, tuning
 from equipoise.scenario import matrix as inputs
 from equipoise.scenario import stage as scenario
 from equipoise.service import export
 from equipoise.split import checks
 from equipoise.strategies import base
+from equipoise.strategies import base as strategies
+from equipoise.strategies.base import Objective, Plan, TrainRows
 from fabricate import made
 
 NEW = [
     name
     for name in strategies.names()
-    if name not in {"baseline", "oversample", "undersample", "class_weight", "augment", "weighted_augment"}
+    if name
+    not in {"baseline", "oversample", "undersample", "class_weight", "augment", "weighted_augment"}
 ]
-SAMPLERS = {name: strategies.load_strategy(name).SAMPLER for name in NEW if name.startswith("imblearn_")}
+SAMPLERS = {
+    name: strategies.load_strategy(name).SAMPLER for name in NEW if name.startswith("imblearn_")
+}
 KERMANY, BREAKHIS, TOY = [1349, 3883], [625, 1370], [100, 900]
 
 
@@ -54,8 +57,8 @@ def blobs(counts=(60, 25), width=5, seed=3, patients=None):
 
 def loss(objective, label, logit):
     """The loss of one row whose logit of class 1 stands `logit` above that of class 0."""
-    rotated = head.Rotated(np.ones((1, 1)), np.zeros((0, 0)), np.zeros(0))
-    problem = head._Problem(rotated, np.array([label]), np.ones((1, 1)), [objective], np.ones(1))
+    rotated = solver.Rotated(np.ones((1, 1)), np.zeros((0, 0)), np.zeros(0))
+    problem = solver._Problem(rotated, np.array([label]), np.ones((1, 1)), [objective], np.ones(1))
     point = np.full((1, 1, 1), logit) / problem.scale[:, None, :]
     return problem.evaluate(point, np.array([0]))[0][0]
 
@@ -72,12 +75,15 @@ def test_focal_is_the_listing_of_the_readme():
 
 
 @pytest.mark.parametrize(
-    ("prob", "label", "expected"), [(0.9, 1, 0.001054), (0.5, 1, 0.173287), (0.1, 1, 1.865094), (0.9, 0, 1.865094)]
+    ("prob", "label", "expected"),
+    [(0.9, 1, 0.001054), (0.5, 1, 0.173287), (0.1, 1, 1.865094), (0.9, 0, 1.865094)],
 )
 def test_focal_values_of_the_paper(prob, label, expected):
     """Lin et al. 2017 without alpha, as Keras computes it."""
     logit = np.log(prob / (1 - prob))
-    assert loss(built("focal").objective(np.array(TOY)), label, logit) == pytest.approx(expected, abs=1e-6)
+    assert loss(built("focal").objective(np.array(TOY)), label, logit) == pytest.approx(
+        expected, abs=1e-6
+    )
     plain = loss(built("focal", gamma=0.0).objective(np.array(TOY)), label, logit)
     assert plain == pytest.approx(-np.log(prob if label else 1 - prob))
 
@@ -96,7 +102,9 @@ def test_focal_values_of_the_paper(prob, label, expected):
 )
 def test_class_balanced_values_of_the_paper(counts, log10_rest, expected):
     """Cui et al. 2019 scale to a sum of C; here the mean over the draws is 1, so that the penalty keeps its size."""
-    weights = built("class_balanced", log10_one_minus_beta=log10_rest).objective(np.array(counts)).weights
+    weights = (
+        built("class_balanced", log10_one_minus_beta=log10_rest).objective(np.array(counts)).weights
+    )
     assert 2 * weights / weights.sum() == pytest.approx(expected, abs=2e-6)
     assert np.average(weights, weights=counts) == pytest.approx(1)
 
@@ -146,13 +154,18 @@ def test_logit_adjust_is_the_baseline_with_another_intercept(patients):
 
 
 def test_at_one_every_patient_weighs_the_same_over_all_classes():
-    patients = np.random.default_rng(2).choice(list("abcdefgh"), 85, p=[0.3, 0.3, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05])
+    patients = np.random.default_rng(2).choice(
+        list("abcdefgh"), 85, p=[0.3, 0.3, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05]
+    )
     rows, _ = blobs(patients=patients)
     plan = built("patient_balanced").plan(rows)
     totals = pd.Series(plan.weight).groupby(patients).sum()
     assert totals.to_numpy() == pytest.approx(np.full(len(totals), 85 / len(totals)))
     half = built("patient_balanced", exponent=0.5).plan(rows)
-    totals, images = pd.Series(half.weight).groupby(patients).sum(), pd.Series(patients).value_counts()
+    totals, images = (
+        pd.Series(half.weight).groupby(patients).sum(),
+        pd.Series(patients).value_counts(),
+    )
     assert (totals / np.sqrt(images)).std() == pytest.approx(0, abs=1e-12)
     alone = built("patient_balanced").plan(replace(rows, patients=np.arange(85)))
     assert alone.weight.tolist() == [1] * 85
@@ -163,7 +176,9 @@ def test_weights_of_draws_are_the_sample_weights_of_scikit_learn():
     plan = built("patient_balanced").plan(matrix.train_rows(0))
     draws = matrix.draws(plan)
     assert draws[: len(plan.weight)] == pytest.approx(plan.weight)
-    found = head.fit(matrix.features, matrix.labels, draws, Objective.neutral(2), 0.05, matrix.standardiser)
+    found = head.fit(
+        matrix.features, matrix.labels, draws, Objective.neutral(2), 0.05, matrix.standardiser
+    )
     images = len(matrix.image_labels)
     standardised = matrix.standardiser.apply(matrix.features[:images])
     other = LogisticRegression(C=1 / (0.05 * images), tol=1e-10, max_iter=1000)
@@ -173,7 +188,9 @@ def test_weights_of_draws_are_the_sample_weights_of_scikit_learn():
 
 @pytest.mark.parametrize("name", ["patient_balanced", "smote", "imblearn_tomeklinks"])
 def test_rows_without_patients_or_features_are_refused_and_not_passed_over(name):
-    with pytest.raises(DataError, match=r"came without (patients|features).*TrainMatrix\.train_rows"):
+    with pytest.raises(
+        DataError, match=r"came without (patients|features).*TrainMatrix\.train_rows"
+    ):
         built(name).plan(TrainRows(np.array([0, 0, 0, 1, 1]), 2, 0, 0))
 
 
@@ -220,7 +237,9 @@ def test_smote_with_less_keeps_the_first_of_the_same_draws():
 
 def test_smote_of_a_single_image_fails_with_a_sentence():
     rows, _ = blobs((12, 1))
-    with pytest.raises(TrialFailed, match=r"SMOTE needs 2 images of a class to mix; of \[12, 1\] one has a single"):
+    with pytest.raises(
+        TrialFailed, match=r"SMOTE needs 2 images of a class to mix; of \[12, 1\] one has a single"
+    ):
         built("smote").plan(rows)
 
 
@@ -230,12 +249,16 @@ def test_mixing_commutes_with_standardising_and_rotating():
     draws = np.stack([matrix.draws(plan) for plan in plans], axis=1)
     mixed = [inputs.mixed(plan) for plan in plans]
     raw, labels, counted = matrix.with_mixed(matrix.features, draws, mixed)
-    rotated = head.Rotated.of(matrix.standardiser.apply(matrix.features, np.float32))
+    rotated = solver.Rotated.of(matrix.standardiser.apply(matrix.features, np.float32))
     table, again, _ = matrix.with_mixed(rotated.matrix, draws, mixed)
-    assert table[:, :-1] == pytest.approx(matrix.standardiser.apply(raw, np.float32) @ rotated.basis, abs=1e-4)
+    assert table[:, :-1] == pytest.approx(
+        matrix.standardiser.apply(raw, np.float32) @ rotated.basis, abs=1e-4
+    )
     assert (table[:, -1] == 1).all(), "the column of the intercept"
     assert np.array_equal(labels, again)
-    assert len(raw) - len(matrix.features) == (plans[1].mix > 0).sum(), "what both plans draw is there once"
+    assert len(raw) - len(matrix.features) == (plans[1].mix > 0).sum(), (
+        "what both plans draw is there once"
+    )
     for plan, column in zip(plans, counted.T):
         expected = plan.counts(matrix.image_labels, 2)
         assert [column[labels == label].sum() for label in (0, 1)] == expected.tolist()
@@ -256,7 +279,9 @@ def test_a_smote_trial_is_logistic_regression_on_the_rows_of_imbalanced_learn_in
     fold_of = np.random.default_rng(0).integers(0, 3, len(np.unique(matrix.patients)))
     fold_of = fold_of[np.unique(matrix.patients, return_inverse=True)[1]]
     cls, seed = strategies.load_strategy("smote"), 11
-    search = tuning._Search(matrix, cls, cls.published(2, {}), {}, made.tune_section(), seed, fold_of)
+    search = tuning._Search(
+        matrix, cls, cls.published(2, {}), {}, made.tune_section(), seed, fold_of
+    )
     candidates = [{"target_fraction": part, "l2": l2} for part in (0.3, 1.0, 0.0)]
     found = search._solve(candidates, 0)
     images = len(matrix.image_labels)
@@ -267,8 +292,12 @@ def test_a_smote_trial_is_logistic_regression_on_the_rows_of_imbalanced_learn_in
             table, labels = standardised[inside], matrix.image_labels[inside]
             if target:
                 table, labels = SMOTE(random_state=seed).fit_resample(table, labels)
-            expected = LogisticRegression(C=1 / (l2 * len(labels)), tol=1e-8, max_iter=1000).fit(table, labels)
-            assert trial.probabilities[held] == pytest.approx(expected.predict_proba(standardised[held]), abs=2e-3)
+            expected = LogisticRegression(C=1 / (l2 * len(labels)), tol=1e-8, max_iter=1000).fit(
+                table, labels
+            )
+            assert trial.probabilities[held] == pytest.approx(
+                expected.predict_proba(standardised[held]), abs=2e-3
+            )
     assert not np.allclose(found[0].probabilities, found[1].probabilities, atol=1e-3)
 
 
@@ -277,7 +306,10 @@ def test_a_smote_trial_is_logistic_regression_on_the_rows_of_imbalanced_learn_in
 
 def test_no_sampler_that_leaves_its_indices_is_missing():
     rows, features = blobs((70, 35), width=3)
-    needs = {"SMOTENC": {"categorical_features": [0]}, "KMeansSMOTE": {"cluster_balance_threshold": 0.01}}
+    needs = {
+        "SMOTENC": {"categorical_features": [0]},
+        "KMeansSMOTE": {"cluster_balance_threshold": 0.01},
+    }
     found = set()
     for package in ("over_sampling", "under_sampling", "combine"):
         module = importlib.import_module(f"imblearn.{package}")
@@ -322,7 +354,9 @@ def test_a_sampler_that_empties_a_class_is_a_failed_trial():
     emptied = np.where(labels == 2)[0]
     features[emptied] = features[3:15][np.arange(12)] + 1e-3
     rows = TrainRows(labels, 3, 0, 0, None, lambda: features)
-    with pytest.raises(TrialFailed, match=r"leaves \[.*\] of \[3, 12, 12\] images per class: one is empty"):
+    with pytest.raises(
+        TrialFailed, match=r"leaves \[.*\] of \[3, 12, 12\] images per class: one is empty"
+    ):
         built("imblearn_editednearestneighbours").plan(rows)
 
 
@@ -352,10 +386,15 @@ def test_inner_folds_are_given_their_own_rows_only():
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_scenario_runs_from_end_to_end(folder, name):
-    study = made.study(folder, train={"seeds": [0]}, tune={"trials": 3, "inner_folds": 2}, compare={"resamples": 100})
+    study = made.study(
+        folder,
+        train={"seeds": [0]},
+        tune={"trials": 3, "inner_folds": 2},
+        compare={"resamples": 100},
+    )
     summary = scenario.run(study, made.BACKBONE, name)
     target = study.result_path(made.BACKBONE, name)
-    plan, _ = records.read_table(target / "plan.parquet")
+    plan, _ = files.read_table(target / "plan.parquet")
     assert list(plan.columns[-3:]) == ["partner_id", "mix", "weight"]
     train = records.Splits.read(study.splits_path).table.query("part == 'train'")["image_id"]
     assert set(plan["image_id"]) | set(plan["partner_id"]) <= set(train)
@@ -363,23 +402,29 @@ def test_a_scenario_runs_from_end_to_end(folder, name):
     assert {check["code"]: check["answer"] for check in summary["checks"]}["EQ004"] == "none"
     mixed = plan[plan["mix"] > 0]
     assert (plan.drop(mixed.index)["partner_id"] == plan.drop(mixed.index)["image_id"]).all()
-    assert (len(mixed) > 0) == (name == "smote"), "the published 1:1 is kept or beaten by another part of the gap"
+    assert (len(mixed) > 0) == (name == "smote"), (
+        "the published 1:1 is kept or beaten by another part of the gap"
+    )
     assert (plan["weight"] != 1).any() == (name == "patient_balanced")
 
 
 def test_smote_cannot_be_fine_tuned(folder):
     study = made.study(folder, train={"mode": "finetune", "seeds": [0]})
-    with pytest.raises(ConfigError, match=r"'smote' trains on mixed features, of which there is no picture.*probe"):
+    with pytest.raises(
+        ConfigError, match=r"'smote' trains on mixed features, of which there is no picture.*probe"
+    ):
         scenario.run(study, made.BACKBONE, "smote")
 
 
 def test_a_mixed_plan_is_exported_as_rows_and_not_as_pictures(folder):
     study = made.study(folder, train={"seeds": [0]}, tune={"trials": 2})
     scenario.run(study, made.BACKBONE, "smote")
-    with pytest.raises(DataError, match=r"draws of .*plan\.parquet are mixed from the features of two images.*csv"):
+    with pytest.raises(
+        DataError, match=r"draws of .*plan\.parquet are mixed from the features of two images.*csv"
+    ):
         export.run(study, "folders", "smote", made.BACKBONE)
     written = pd.read_csv(export.run(study, "csv", "smote", made.BACKBONE)[0] / "split.csv")
-    plan, _ = records.read_table(study.result_path(made.BACKBONE, "smote") / "plan.parquet")
+    plan, _ = files.read_table(study.result_path(made.BACKBONE, "smote") / "plan.parquet")
     drawn = written[written["part"] == "train"]
     for column in ("image_id", "partner_id"):
         assert drawn[column].tolist() == plan[column].tolist()
@@ -389,10 +434,12 @@ def test_a_mixed_plan_is_exported_as_rows_and_not_as_pictures(folder):
 
 def test_a_partner_outside_train_is_a_leak(folder):
     with pytest.raises(LeakageError, match="EQ004: the plan draws row 7, outside the 5 train rows"):
-        checks.plan_within_train(Plan.of([0, 1], partner=np.array([0, 7]), mix=0.5), 5)
+        base.plan_within_train(Plan.of([0, 1], partner=np.array([0, 7]), mix=0.5), 5)
     splits = records.Splits.read(made.study(folder).splits_path)
     parts = splits.round(0, 0).groupby("part")["image_id"].first()
-    plan = pd.DataFrame({"image_id": [parts["train"]] * 2, "view": 0, "repeat": 0, "fold": 0, "seed": 0})
+    plan = pd.DataFrame(
+        {"image_id": [parts["train"]] * 2, "view": 0, "repeat": 0, "fold": 0, "seed": 0}
+    )
     checks.written_plan_within_train(plan, splits)
     plan = plan.assign(partner_id=[parts["train"], parts["test"]], mix=[0.0, 0.5], weight=1.0)
     with pytest.raises(LeakageError, match=f"EQ004: the plan draws image '{parts['test']}'"):

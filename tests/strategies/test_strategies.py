@@ -10,10 +10,11 @@ from imblearn.over_sampling import RandomOverSampler
 from imblearn.under_sampling import RandomUnderSampler
 from sklearn.utils.class_weight import compute_class_weight
 
-from equipoise import strategies
 from equipoise.core.errors import ConfigError, TrialFailed
-from equipoise.core.records import TrainRows, minority_labels
+from equipoise.core.records import minority_labels
 from equipoise.strategies import base
+from equipoise.strategies import base as strategies
+from equipoise.strategies.base import TrainRows
 
 VIEWS = 4
 COUNTS = {
@@ -35,7 +36,9 @@ def train_rows(counts, seed=3, views=VIEWS):
 
 
 def same(plan, other):
-    return all(np.array_equal(getattr(plan, item.name), getattr(other, item.name)) for item in fields(plan))
+    return all(
+        np.array_equal(getattr(plan, item.name), getattr(other, item.name)) for item in fields(plan)
+    )
 
 
 def load(name, **settings):
@@ -67,7 +70,14 @@ everywhere = pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 
 
 def test_the_shipped_strategies_are_found():
-    shipped = {"baseline", "oversample", "undersample", "class_weight", "augment", "weighted_augment"}
+    shipped = {
+        "baseline",
+        "oversample",
+        "undersample",
+        "class_weight",
+        "augment",
+        "weighted_augment",
+    }
     assert shipped <= set(strategies.names())
 
 
@@ -77,7 +87,9 @@ def test_plan_draws_train_rows_and_objective_has_a_number_per_class(name, counts
     rows = train_rows(counts)
     for end in (0, 1, None):
         cls = strategies.load_strategy(name)
-        settings = cls.published(VIEWS, {}) if end is None else cls.search_space(Recorder(VIEWS, end))
+        settings = (
+            cls.published(VIEWS, {}) if end is None else cls.search_space(Recorder(VIEWS, end))
+        )
         try:
             plan, after, objective = applied(cls.of(settings), rows)
         except TrialFailed:
@@ -88,13 +100,17 @@ def test_plan_draws_train_rows_and_objective_has_a_number_per_class(name, counts
         assert 0 <= plan.row.min() <= plan.row.max() < len(rows.labels)
         assert 0 <= plan.view.min() <= plan.view.max() <= VIEWS
         assert 0 <= plan.partner.min() <= plan.partner.max() < len(rows.labels)
-        assert (rows.labels[plan.partner] == rows.labels[plan.row]).all(), "a mixed row has one label"
+        assert (rows.labels[plan.partner] == rows.labels[plan.row]).all(), (
+            "a mixed row has one label"
+        )
         assert 0 <= plan.mix.min() <= plan.mix.max() < 1
         assert plan.weight.min() > 0
         assert plan.weight.mean() == pytest.approx(1)
         assert ((after > 0) == (rows.counts > 0)).all(), "no class appears or disappears"
         minority = minority_labels(rows.counts)
-        assert np.isin(rows.labels[plan.row[plan.view > 0]], minority).all(), "only the minority has views"
+        assert np.isin(rows.labels[plan.row[plan.view > 0]], minority).all(), (
+            "only the minority has views"
+        )
         assert objective.weights.shape == objective.offsets.shape == (len(counts),)
         assert np.isfinite(objective.weights).all()
         assert (objective.weights > 0).all()
@@ -135,7 +151,9 @@ def test_neutral_settings_are_the_baseline_exactly(name, counts):
     assert objective.focusing == plain.focusing
 
 
-@pytest.mark.parametrize("name", [name for name in strategies.names() if not name.startswith("imblearn_")])
+@pytest.mark.parametrize(
+    "name", [name for name in strategies.names() if not name.startswith("imblearn_")]
+)
 def test_equal_counts_make_every_published_setting_the_baseline(name):
     """Samplers of imbalanced-learn are no part of it: they also clean classes of equal size."""
     rows = replace(train_rows([14, 14]), patients=np.arange(28))
@@ -155,8 +173,14 @@ def test_published_settings_lie_in_the_search_space_and_neutral_ones_can_be_fixe
         low, high = trial.ranges[key]
         assert low <= value <= high
     assert cls.published(views, cls.NEUTRAL) == dict(cls.NEUTRAL), "neutral settings may be fixed"
-    outside = [key for key, value in cls.NEUTRAL.items() if not trial.ranges[key][0] <= value <= trial.ranges[key][1]]
-    assert outside == (["log10_one_minus_beta"] if name == "class_balanced" else []), "beta = 0 is a limit"
+    outside = [
+        key
+        for key, value in cls.NEUTRAL.items()
+        if not trial.ranges[key][0] <= value <= trial.ranges[key][1]
+    ]
+    assert outside == (["log10_one_minus_beta"] if name == "class_balanced" else []), (
+        "beta = 0 is a limit"
+    )
     assert set(cls.NEUTRAL) == set(trial.ranges)
 
 
@@ -208,7 +232,9 @@ def test_undersample_leaves_out_the_part_of_the_surplus_it_says(counts, fraction
     assert len(set(plan.row)) == len(plan.row), "no image twice"
 
 
-@pytest.mark.parametrize(("name", "sampler"), [("oversample", RandomOverSampler), ("undersample", RandomUnderSampler)])
+@pytest.mark.parametrize(
+    ("name", "sampler"), [("oversample", RandomOverSampler), ("undersample", RandomUnderSampler)]
+)
 @pytest.mark.parametrize("seed", [0, 7])
 def test_resampled_rows_are_those_of_imbalanced_learn(name, sampler, seed):
     rows = train_rows([30, 12, 6], seed=seed)
@@ -226,12 +252,18 @@ def test_class_weight_1_is_balanced_of_scikit_learn(counts):
 
 
 def test_class_weight_known_values_and_exponents():
-    assert base.inverse_frequency(np.array([1349, 3883]), 1.0) == pytest.approx([1.939214, 0.673706], abs=1e-6)
-    assert base.inverse_frequency(np.array([100, 900]), 1.0) == pytest.approx([5, 0.555556], abs=1e-6)
+    assert base.inverse_frequency(np.array([1349, 3883]), 1.0) == pytest.approx(
+        [1.939214, 0.673706], abs=1e-6
+    )
+    assert base.inverse_frequency(np.array([100, 900]), 1.0) == pytest.approx(
+        [5, 0.555556], abs=1e-6
+    )
     for exponent in (0.0, 0.5, 1.5):
         weights = base.inverse_frequency(np.array([100, 900]), exponent)
         assert weights[0] / weights[1] == pytest.approx(9**exponent)
-        assert np.average(weights, weights=[100, 900]) == pytest.approx(1), "the mean over draws is 1"
+        assert np.average(weights, weights=[100, 900]) == pytest.approx(1), (
+            "the mean over draws is 1"
+        )
 
 
 @pytest.mark.parametrize("copies", [1, 3])
@@ -253,7 +285,9 @@ def test_weighted_augment_weighs_by_the_counts_after_the_plan():
     assert objective.weights == pytest.approx([54 / 60, 54 / 48])
     _, after, objective = applied(load("weighted_augment", copies=4), rows)
     assert after.tolist() == [30, 60]
-    assert objective.weights[0] > objective.weights[1], "never corrects twice for the same imbalance"
+    assert objective.weights[0] > objective.weights[1], (
+        "never corrects twice for the same imbalance"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,11 @@ SOURCE = REPO / "src/equipoise"
 def listed_rooms() -> list[str]:
     text = (REPO / "docs/architecture.md").read_text()
     block = re.search(r"```rooms\n(.*?)```", text, flags=re.S).group(1)
-    return [line.split()[0].removesuffix(".py").rstrip("/") for line in block.splitlines() if line.strip()]
+    return [
+        line.split()[0].removesuffix(".py").rstrip("/")
+        for line in block.splitlines()
+        if line.strip()
+    ]
 
 
 def room_of(path: Path) -> str:
@@ -25,7 +29,11 @@ def room_of(path: Path) -> str:
 def imported_rooms(path: Path) -> set[str]:
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "equipoise":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "equipoise"
+        ):
             parts = node.module.split(".")
             rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
@@ -34,7 +42,9 @@ def imported_rooms(path: Path) -> set[str]:
 
 
 FILES = sorted(
-    path for path in SOURCE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py") or path.parent != SOURCE
+    path
+    for path in SOURCE.rglob("*.py")
+    if path.name not in ("__init__.py", "__main__.py") or path.parent != SOURCE
 )
 
 
@@ -55,7 +65,9 @@ def test_imports_point_upwards(path):
 def test_optuna_and_yaml_have_one_importer():
     for package, only in (("optuna", "tuning.py"), ("yaml", "config.py")):
         users = {
-            path.name for path in FILES if re.search(rf"^\s*(import|from) {package}\b", path.read_text(), flags=re.M)
+            path.name
+            for path in FILES
+            if re.search(rf"^\s*(import|from) {package}\b", path.read_text(), flags=re.M)
         }
         assert users == {only}
 
@@ -90,7 +102,8 @@ def test_stages_are_verbs_without_shell_tricks():
 def test_ml_project_has_every_verb_and_scenario():
     import yaml
 
-    from equipoise import cli, strategies
+    from equipoise import cli
+    from equipoise.strategies import base as strategies
 
     project = yaml.safe_load((REPO / "MLproject").read_text())
     entries = project["entry_points"]

@@ -22,24 +22,58 @@ def checkout(tmp_path_factory):
     ("arguments", "code", "sentence"),
     [
         (["ingest", "--study", "dmo"], 2, "There is no study 'dmo'. Did you mean 'demo'?"),
-        (["embed", "--study", "demo", "--backbone", "vgg"], 2, "There is no backbone 'vgg'. Did you mean 'vgg16'?"),
+        (
+            ["embed", "--study", "demo", "--backbone", "vgg"],
+            2,
+            "There is no backbone 'vgg'. Did you mean 'vgg16'?",
+        ),
         (
             ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "oversampling"],
             2,
             "There is no scenario 'oversampling'. Did you mean 'oversample'?",
         ),
         (
-            ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline", "--set", "tune.trial=3"],
+            [
+                "scenario",
+                "--study",
+                "demo",
+                "--backbone",
+                "vgg16",
+                "--scenario",
+                "baseline",
+                "--set",
+                "tune.trial=3",
+            ],
             2,
             "Did you mean 'studies.demo.tune.trials'?",
         ),
         (
-            ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline", "--set", "split.seed=3"],
+            [
+                "scenario",
+                "--study",
+                "demo",
+                "--backbone",
+                "vgg16",
+                "--scenario",
+                "baseline",
+                "--set",
+                "split.seed=3",
+            ],
             2,
             "cannot be overridden for one scenario",
         ),
         (
-            ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline", "--trials", "0"],
+            [
+                "scenario",
+                "--study",
+                "demo",
+                "--backbone",
+                "vgg16",
+                "--scenario",
+                "baseline",
+                "--trials",
+                "0",
+            ],
             2,
             "tune.trials is 0",
         ),
@@ -50,9 +84,21 @@ def checkout(tmp_path_factory):
         (["phantom", "--study", "chest_xray"], 2, "there is nothing to draw"),
         (["fetch", "breakhs"], 2, "There is no dataset 'breakhs'. Did you mean 'breakhis'?"),
         (["fetch", "medmnist"], 2, "names no archive to download"),
-        (["export", "--study", "demo", "--layout", "csv"], 1, "There is no data/manifest/demo.parquet"),
-        (["leakage", "--study", "chest_xray", "--backbone", "vgg16"], 1, "There is no folder data/raw/chest_xray"),
-        (["report", "--study", "demo", "--against", "HEAD"], 1, "There is no reports/demo/evidence.json"),
+        (
+            ["export", "--study", "demo", "--layout", "csv"],
+            1,
+            "There is no data/manifest/demo.parquet",
+        ),
+        (
+            ["leakage", "--study", "chest_xray", "--backbone", "vgg16"],
+            1,
+            "There is no folder data/raw/chest_xray",
+        ),
+        (
+            ["report", "--study", "demo", "--against", "HEAD"],
+            1,
+            "There is no reports/demo/evidence.json",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence(checkout, monkeypatch, capsys, arguments, code, sentence):
@@ -89,7 +135,11 @@ def test_doctor_says_what_is_missing(checkout, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert cli.main(["doctor", "--json"]) == 0
     lines = {line["what"]: line for line in json.loads(capsys.readouterr().out)}
-    assert lines["demo: raw images"] == {"level": "ok", "what": "demo: raw images", "detail": "will be drawn"}
+    assert lines["demo: raw images"] == {
+        "level": "ok",
+        "what": "demo: raw images",
+        "detail": "will be drawn",
+    }
     assert lines["tensorflow"]["level"] == "ok"
     change_params(checkout, lambda params: params["run"].update(studies=["chest_xray"]))
     assert cli.main(["doctor"]) == 1
@@ -99,8 +149,14 @@ def test_doctor_says_what_is_missing(checkout, monkeypatch, capsys):
 
 
 def test_installed_program_and_module_are_the_same(tmp_path):
-    for command in (["equipoise"], [sys.executable, "-m", "equipoise"], [sys.executable, str(REPO / "src")]):
-        if command == ["equipoise"] and not shutil.which("equipoise", path=str(Path(sys.executable).parent)):
+    for command in (
+        ["equipoise"],
+        [sys.executable, "-m", "equipoise"],
+        [sys.executable, str(REPO / "src")],
+    ):
+        if command == ["equipoise"] and not shutil.which(
+            "equipoise", path=str(Path(sys.executable).parent)
+        ):
             pytest.skip("equipoise is not installed in this environment")
         done = run(tmp_path, *command, "--version", PYTHONPATH=str(REPO / "src"))
         assert done.stdout.strip() == "0.1.0"

@@ -13,20 +13,30 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO
-from equipoise.core import records
+from equipoise.core import files as files_
 from equipoise.core.errors import DataError
 from fabricate import made
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals of Linux")
 sys.path.insert(0, str(REPO / "benchmarks"))
 
-SCENARIO = ("scenario", "--study", "made", "--backbone", made.BACKBONE, "--scenario", "class_weight")
+SCENARIO = (
+    "scenario",
+    "--study",
+    "made",
+    "--backbone",
+    made.BACKBONE,
+    "--scenario",
+    "class_weight",
+)
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return made.study(tmp_path, run={"scenarios": ["baseline", "class_weight"]}, train={"seeds": [0]})
+    return made.study(
+        tmp_path, run={"scenarios": ["baseline", "class_weight"]}, train={"seeds": [0]}
+    )
 
 
 def verb(*arguments, before=None, **environment):
@@ -39,8 +49,16 @@ def verb(*arguments, before=None, **environment):
 
 def files(folder="."):
     """Bytes of what a study leaves; names of temporary files included, the cache not."""
-    found = {path.as_posix(): path for top in ("data", "results") for path in Path(folder, top).rglob("*")}
-    return {name: path.read_bytes() for name, path in found.items() if path.is_file() and "data/cache" not in name}
+    found = {
+        path.as_posix(): path
+        for top in ("data", "results")
+        for path in Path(folder, top).rglob("*")
+    }
+    return {
+        name: path.read_bytes()
+        for name, path in found.items()
+        if path.is_file() and "data/cache" not in name
+    }
 
 
 def assert_a_sentence(done, *texts):
@@ -61,15 +79,30 @@ def kill(tmp_path):
     def start(arguments, operation):
         log = tmp_path.with_name("operations.log")
         log.unlink(missing_ok=True)
-        inside = [sys.executable, crash.__file__, "--inside", str(tmp_path), str(log), str(operation), "0", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(REPO / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        inside = [
+            sys.executable,
+            crash.__file__,
+            "--inside",
+            str(tmp_path),
+            str(log),
+            str(operation),
+            "0",
+            *arguments,
+        ]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPO / "src"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         done = subprocess.run(inside, env=environment, capture_output=True, start_new_session=True)
         return done.returncode, len(log.read_text().splitlines())
 
     return start
 
 
-def test_a_killed_scenario_ends_in_the_same_bytes_and_leaves_no_temporary_file(study, kill, tmp_path):
+def test_a_killed_scenario_ends_in_the_same_bytes_and_leaves_no_temporary_file(
+    study, kill, tmp_path
+):
     fresh = tmp_path.with_name("fresh")
     shutil.copytree(tmp_path, fresh)
     assert verb(*SCENARIO).returncode == 0
@@ -77,7 +110,11 @@ def test_a_killed_scenario_ends_in_the_same_bytes_and_leaves_no_temporary_file(s
     shutil.rmtree("results"), shutil.rmtree("data"), shutil.copytree(fresh / "data", "data")
     _, operations = kill(SCENARIO, -1)
     for share in (0.6, 0.95):
-        shutil.rmtree("results", ignore_errors=True), shutil.rmtree("data"), shutil.copytree(fresh / "data", "data")
+        (
+            shutil.rmtree("results", ignore_errors=True),
+            shutil.rmtree("data"),
+            shutil.copytree(fresh / "data", "data"),
+        )
         assert kill(SCENARIO, round(share * operations))[0] == -signal.SIGKILL
         assert verb(*SCENARIO).returncode == 0
         assert files() == wanted
@@ -88,8 +125,8 @@ def test_what_a_killed_writer_left_is_swept_and_what_a_living_one_writes_is_not(
     child = """
 import os, signal, sys
 from pathlib import Path
-from equipoise.core import records
-with records.atomic_path(Path(sys.argv[1])) as temporary:
+from equipoise.core import files
+with files.atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print(temporary.name, flush=True)
     os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "dies" else sys.stdin.read()
@@ -100,7 +137,7 @@ with records.atomic_path(Path(sys.argv[1])) as temporary:
     assert dead.wait() == -signal.SIGKILL
     living = subprocess.Popen([sys.executable, "-c", child, str(path), "lives"], **pipes)
     name = living.stdout.readline().strip()
-    records.write_json(path, 1)
+    files_.write_json(path, 1)
     left = sorted(item.name for item in tmp_path.iterdir())
     living.communicate("")
     assert left == [name, "table.json"]
@@ -116,7 +153,9 @@ def no_room(limit_bytes):
 
 
 @pytest.mark.parametrize("limit_bytes", [2_000])
-def test_a_full_disk_says_what_could_not_be_written_and_nothing_half_written_stays(study, limit_bytes):
+def test_a_full_disk_says_what_could_not_be_written_and_nothing_half_written_stays(
+    study, limit_bytes
+):
     before = files()
     assert_a_sentence(verb(*SCENARIO, before=no_room(limit_bytes)), "cannot be")
     after = files()
@@ -124,7 +163,9 @@ def test_a_full_disk_says_what_could_not_be_written_and_nothing_half_written_sta
     assert not [name for name in after if "/." in name]
     assert not Path(study.result_path(made.BACKBONE, "class_weight"), "metrics.json").exists()
     assert verb(*SCENARIO).returncode == 0
-    assert records.read_json(study.result_path(made.BACKBONE, "class_weight") / "metrics.json")["scenario"]
+    assert files_.read_json(study.result_path(made.BACKBONE, "class_weight") / "metrics.json")[
+        "scenario"
+    ]
 
 
 def without_roots_override():
@@ -147,13 +188,13 @@ def test_a_read_only_folder_is_named(study, where):
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path):
     path = tmp_path / "kept.json"
-    records.write_json(path, "old")
+    files_.write_json(path, "old")
     code = f"""
 import resource
 from pathlib import Path
-from equipoise.core import records
+from equipoise.core import files
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-records.write_json(Path({str(path)!r}), "x" * 10_000)
+files.write_json(Path({str(path)!r}), "x" * 10_000)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -166,7 +207,7 @@ records.write_json(Path({str(path)!r}), "x" * 10_000)
     assert [item.name for item in tmp_path.iterdir()] == ["kept.json"]
 
 
-@pytest.mark.parametrize("reader", [records.read_json, records.read_table])
+@pytest.mark.parametrize("reader", [files_.read_json, files_.read_table])
 def test_a_folder_where_a_file_should_be_is_a_sentence(tmp_path, reader):
     with pytest.raises(DataError, match="is not readable as"):
         reader(tmp_path)
@@ -176,7 +217,11 @@ def test_a_lost_server_loses_no_result_and_track_mirrors_it_later(study):
     assert verb(*SCENARIO).returncode == 0
     kept = files("results")
     lost = verb(
-        "track", "--study", "made", MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"
+        "track",
+        "--study",
+        "made",
+        MLFLOW_TRACKING_URI="http://127.0.0.1:9",
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
     )
     assert lost.returncode == 5
     assert "cannot be reached" in lost.stderr

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from conftest import REPO
-from equipoise import cli, doctor, estimate
+from equipoise import cli, doctor, pipeline
 from equipoise.core import config
 from equipoise.core.config import Engine
-from equipoise.embed import backbones
+from equipoise.embed import backbones, embedder, shards
 from equipoise.embed import stage as features
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
@@ -23,7 +23,12 @@ from fabricate import made
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "EQUIPOISE_OPTUNA_STORAGE", "EQUIPOISE_DASK_SCHEDULER"):
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_REGISTRY_URI",
+        "EQUIPOISE_OPTUNA_STORAGE",
+        "EQUIPOISE_DASK_SCHEDULER",
+    ):
         monkeypatch.delenv(name, raising=False)
     return made.study(tmp_path)
 
@@ -56,9 +61,13 @@ def test_every_line_that_is_not_ok_names_a_step(study, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_OPTUNA_STORAGE", "nodriver://ada:geheim@127.0.0.1/searches")
     found = doctor.examine()
     wrong = {line["what"]: line["detail"] for line in found if line["level"] != "ok"}
-    assert {"tracking", "registry", "made: searches", "made: raw images", "dvc repository"} <= set(wrong)
+    assert {"tracking", "registry", "made: searches", "made: raw images", "dvc repository"} <= set(
+        wrong
+    )
     for what, detail in wrong.items():
-        assert any(word in detail for word in ("set ", "correct ", "run ", "put ", "install ", "`dvc")), (what, detail)
+        assert any(
+            word in detail for word in ("set ", "correct ", "run ", "put ", "install ", "`dvc")
+        ), (what, detail)
         assert "geheim" not in detail
 
 
@@ -134,7 +143,7 @@ def test_searches_in_a_file_are_a_warning_for_several_machines(study, monkeypatc
 def test_disk_and_memory_are_held_against_the_estimate(study, tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(made.params(embed={"views": 3})))
     assert said("made: disk")[0] in ("ok", "warning")
-    monkeypatch.setattr(estimate, "_COPIES", 10**12)
+    monkeypatch.setattr(pipeline, "_COPIES", 10**12)
     level, detail = said("made: disk")
     assert level == "error"
     assert "float16" in detail
@@ -147,21 +156,27 @@ def test_disk_and_memory_are_held_against_the_estimate(study, tmp_path, monkeypa
 def test_workers_that_see_another_params_are_an_error(study, tmp_path):
     from distributed import Client, LocalCluster
 
-    wide = LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0")
+    wide = LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
+    )
     with wide as cluster, Client(cluster):
         engine = Engine(backend="dask", scheduler=cluster.scheduler_address)
         level, detail = doctor._workers(engine)
         assert level == "warning"
         assert "--nthreads 1" in detail
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(doctor.parallel, "difference", lambda there, here: "numpy is 1 there and 2 here")
+            patched.setattr(
+                doctor.environment, "difference", lambda there, here: "numpy is 1 there and 2 here"
+            )
             assert doctor._workers(engine)[0] == "error"
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(made.params() | {"engine": {"backend": "dask"}}))
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump(made.params() | {"engine": {"backend": "dask"}})
+    )
     assert said("made: dask") == ("ok", "1 workers will be started here")
 
 
-def steps(study: config.Study, **options) -> dict[str, estimate.Step]:
-    return {step.what: step for step in estimate.steps(study, **options)}
+def steps(study: config.Study, **options) -> dict[str, pipeline.Step]:
+    return {step.what: step for step in pipeline.steps(study, **options)}
 
 
 def test_what_is_cached_and_what_will_run(study):
@@ -178,25 +193,29 @@ def test_what_is_cached_and_what_will_run(study):
     viewed = config.load_study("made", made.params(embed={"views": 3}))
     assert not steps(viewed)[f"embed {made.BACKBONE}"].cached
     assert not steps(viewed)[f"scenario oversample, {made.BACKBONE}"].cached
-    assert "0 of 5" not in estimate.total(list(before.values()))
+    assert "0 of 5" not in pipeline.total(list(before.values()))
 
 
 def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = config.read_params(REPO)
     params["run"] = {"studies": ["demo"], "backbones": ["vgg16"], "scenarios": ["baseline"]}
-    params["studies"]["demo"]["phantom"] |= {"patients": 20, "size_px": 40, "opacity_patient_fraction": 0.3}
+    params["studies"]["demo"]["phantom"] |= {
+        "patients": 20,
+        "size_px": 40,
+        "opacity_patient_fraction": 0.3,
+    }
     params["studies"]["demo"]["embed"] |= {"image_size_px": 32, "views": 1, "batch_size": 8}
     study = config.load_study("demo", params)
-    assert "at most" in estimate.total(list(steps(study).values()))
+    assert "at most" in pipeline.total(list(steps(study).values()))
     phantom.draw(study.raw, study.settings.phantom.model_dump())
     drawn = steps(study)["ingest"]
     ingest.run(study)
     assert (drawn.cached, steps(study)["ingest"].cached) == (False, True)
     assert drawn.detail == f"{sum(path.suffix == '.png' for path in study.raw.rglob('*'))} images"
     wanted = steps(study, exact=True)["embed vgg16"]
-    monkeypatch.setattr(features, "_SHARD_ROWS", 8)
-    real, calls = features.Embedder.features, []
+    monkeypatch.setattr(shards, "_SHARD_ROWS", 8)
+    real, calls = embedder.Embedder.features, []
 
     def dies(self, *arguments):
         calls.append(1)
@@ -205,7 +224,7 @@ def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
         return real(self, *arguments)
 
     with monkeypatch.context() as killed:
-        killed.setattr(features.Embedder, "features", dies)
+        killed.setattr(embedder.Embedder, "features", dies)
         with pytest.raises(KeyboardInterrupt):
             features.run(study, "vgg16")
     rest = steps(study, exact=True)["embed vgg16"]
@@ -217,22 +236,26 @@ def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
 def test_a_rate_measured_here_goes_before_the_published_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     published = backbones.load_row("vgg16").images_per_second
-    assert estimate._rate("vgg16", 224) == (published, "published for 2 cores")
-    assert estimate._rate("vgg16", 112)[0] == 4 * published
-    features.SHARDS.mkdir(parents=True)
+    assert pipeline._rate("vgg16", 224) == (published, "published for 2 cores")
+    assert pipeline._rate("vgg16", 112)[0] == 4 * published
+    shards.SHARDS.mkdir(parents=True)
     rows = [
         {"backbone": "vgg16", "image_size_px": 224, "passes_now": 1000, "seconds": 50.0},
         {"backbone": "vgg16", "image_size_px": 224, "passes_now": 10, "seconds": 9.0},
         {"backbone": "vgg16", "passes_now": 1000},
     ]
-    (features.SHARDS / "passes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert estimate._rate("vgg16", 224) == (20.0, "measured here")
+    (shards.SHARDS / "passes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert pipeline._rate("vgg16", 224) == (20.0, "measured here")
 
 
 @pytest.mark.parametrize("verb", ["scenario", "main"])
 def test_dry_run_says_and_makes_nothing(study, tmp_path, capsys, verb):
     before = sorted(tmp_path.rglob("*"))
-    words = ["--study", "made", "--backbone", made.BACKBONE, "--scenario", "oversample"] if verb == "scenario" else []
+    words = (
+        ["--study", "made", "--backbone", made.BACKBONE, "--scenario", "oversample"]
+        if verb == "scenario"
+        else []
+    )
     assert cli.main([verb, "--dry-run", *words]) == 0
     out = capsys.readouterr().out
     assert f"embed {made.BACKBONE}: cached" in out

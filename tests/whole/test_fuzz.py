@@ -15,7 +15,9 @@ def test_every_damaged_input_is_accepted_or_refused_with_a_sentence():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     total = next(line for line in done.stdout.splitlines() if line.startswith("| all |"))
-    inputs, accepted, refused, defects = (int(cell.replace(",", "")) for cell in total.split("|")[2:6])
+    inputs, accepted, refused, defects = (
+        int(cell.replace(",", "")) for cell in total.split("|")[2:6]
+    )
     assert (inputs, defects) == (accepted + refused, 0)
     assert min(accepted - 30, refused - 200) > 0, "both answers are given"
 

@@ -50,9 +50,15 @@ def test_outputs_do_not_dirty_the_checkout(workspace):
 
 
 def test_setting_of_one_scenario_reruns_it_and_compare_only(other):
-    change_params(other, lambda params: params["scenarios"].update(weighted_augment={"exponent": 0.5}))
+    change_params(
+        other, lambda params: params["scenarios"].update(weighted_augment={"exponent": 0.5})
+    )
     assert repro_lines(other) == {"scenario@demo-vgg16-weighted_augment", "compare@demo"}
-    (choice,) = [c for c in json.loads((other / RESULT / "weighted_augment/best.json").read_text()) if c["seed"] == 0]
+    (choice,) = [
+        c
+        for c in json.loads((other / RESULT / "weighted_augment/best.json").read_text())
+        if c["seed"] == 0
+    ]
     assert choice["settings"]["exponent"] == 0.5
 
 
@@ -64,7 +70,9 @@ def test_other_split_runs_no_backbone_pass(other):
     assert "split@demo" in ran
     assert "scenario@demo-vgg16-baseline" in ran
     assert not [name for name in ran if name.startswith("embed")]
-    said = run(other, sys.executable, "src", "report", "--study", "demo", "--against", "HEAD").stdout
+    said = run(
+        other, sys.executable, "src", "report", "--study", "demo", "--against", "HEAD"
+    ).stdout
     moved, of = re.match(r"(\d+) of (\d+) patients moved since HEAD", said).groups()
     assert 0 < int(moved) < int(of) == 100
     page = (other / "reports/demo/report.html").read_text()
@@ -88,7 +96,9 @@ def test_new_scenario_in_the_list_runs_only_itself_and_compare(other):
 def test_result_restored_from_the_cache_is_tracked_once(other):
     change_params(other, lambda params: params["scenarios"].update(weighted_augment={}))
     change_params(other, lambda params: params["studies"]["demo"]["split"].pop("seed"))
-    change_params(other, lambda params: params["run"].update(scenarios=["baseline", "weighted_augment"]))
+    change_params(
+        other, lambda params: params["run"].update(scenarios=["baseline", "weighted_augment"])
+    )
     text = run(other, "dvc", "repro").stdout
     assert "is cached - skipping run" in text
     for _ in range(2):
@@ -129,7 +139,9 @@ def test_overrides_write_beside_and_adopt_the_run(other):
     run(other, *command)
     assert len(store.search_runs(["0"], "tags.`equipoise.role` = 'result'")) == 1
     assert len(store.search_runs(["0"], "tags.`equipoise.role` = 'launcher'")) == 1
-    everything = store.search_runs([experiment.experiment_id for experiment in store.search_experiments()])
+    everything = store.search_runs(
+        [experiment.experiment_id for experiment in store.search_experiments()]
+    )
     assert {run.info.status for run in everything} == {"FINISHED"}
 
 
@@ -137,7 +149,17 @@ def test_scenario_builds_the_stages_it_lacks(tmp_path):
     copy_checkout(tmp_path)
     change_params(tmp_path, make_small)
     change_params(tmp_path, lambda params: params["studies"]["demo"]["phantom"].update(patients=40))
-    command = [sys.executable, "src", "scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "oversample"]
+    command = [
+        sys.executable,
+        "src",
+        "scenario",
+        "--study",
+        "demo",
+        "--backbone",
+        "vgg16",
+        "--scenario",
+        "oversample",
+    ]
     text = run(tmp_path, *command).stdout
     for line in ("drawing data/raw/demo", "ingesting", "splitting", "embedding demo with vgg16"):
         assert line in text
@@ -147,9 +169,28 @@ def test_scenario_builds_the_stages_it_lacks(tmp_path):
 
 
 def test_finetune_writes_the_same_files_and_serves_what_it_predicted(other):
-    options = ["--set", "train.mode=finetune", "--set", "train.seeds=[0]", "--set", "finetune.learning_rate=0.001"]
-    command = [sys.executable, "src", "scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline"]
-    before = set((other / "results/adhoc").iterdir()) if (other / "results/adhoc").exists() else set()
+    options = [
+        "--set",
+        "train.mode=finetune",
+        "--set",
+        "train.seeds=[0]",
+        "--set",
+        "finetune.learning_rate=0.001",
+    ]
+    command = [
+        sys.executable,
+        "src",
+        "scenario",
+        "--study",
+        "demo",
+        "--backbone",
+        "vgg16",
+        "--scenario",
+        "baseline",
+    ]
+    before = (
+        set((other / "results/adhoc").iterdir()) if (other / "results/adhoc").exists() else set()
+    )
     run(other, *command, *options)
     (folder,) = set((other / "results/adhoc").iterdir()) - before
     probe = {path.name for path in (other / RESULT / "baseline").iterdir()}
@@ -158,10 +199,12 @@ def test_finetune_writes_the_same_files_and_serves_what_it_predicted(other):
         "import sys; sys.path.insert(0, 'src')\n"
         "import numpy as np\n"
         "from pathlib import Path\n"
-        "from equipoise import config, model, registry, records\n"
+        "from equipoise.core import config\n"
+        "from equipoise.scenario import artifact\n"
+        "from equipoise.service import predictor as service, register\n"
         f"study, folder = config.load_study('demo'), Path({str(folder)!r})\n"
-        "predictor = model.Predictor(model.save(study, 'vgg16', folder, folder / 'saved'))\n"
-        "stored = registry.expected_predictions(folder)\n"
+        "predictor = service.Predictor(artifact.save(study, 'vgg16', folder, folder / 'saved'))\n"
+        "stored = register.expected_predictions(folder)\n"
         "served = predictor.predict([study.raw / name for name in stored['image_id']])\n"
         "print(np.abs(served['prob_opacity'] - stored['calibrated_opacity']).max())\n"
     )
@@ -175,7 +218,9 @@ def test_doctor_runs_from_a_git_address(workspace, tmp_path):
     run(tmp_path, "git", "clone", "-q", str(workspace), str(source))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = run(elsewhere, "mlflow", "run", f"file://{source}", "--env-manager", "local", "-e", "doctor")
+    done = run(
+        elsewhere, "mlflow", "run", f"file://{source}", "--env-manager", "local", "-e", "doctor"
+    )
     assert "will be drawn" in done.stdout + done.stderr
     (state,) = client(elsewhere).search_runs(["0"])
     assert state.info.status == "FINISHED"

@@ -15,7 +15,12 @@ from conftest import change_params, git, run
 #: Every stage but `phantom`, which makes the raw images: what to push when the originals must stay at home.
 WITHOUT_RAW = ("ingest", "split", "embed", "scenario", "compare")
 VERSIONED = ("data/raw", "data/manifest", "data/splits", "data/features", "results/demo", "reports")
-NOT_PUSHED = ("data/cache/features/piece.npy", "data/local/demo.csv", "results/adhoc/0000/metrics.json", "mlflow.db")
+NOT_PUSHED = (
+    "data/cache/features/piece.npy",
+    "data/local/demo.csv",
+    "results/adhoc/0000/metrics.json",
+    "mlflow.db",
+)
 
 
 @dataclass
@@ -48,7 +53,10 @@ def dvc(folder: Path, *words: str, **environment: str) -> str:
 def diff(folder: Path, *revisions: str) -> dict[str, set[str]]:
     """Paths by kind of change, as `dvc diff --json` names them."""
     changes = json.loads(run(folder, "dvc", "diff", "--json", *revisions).stdout)
-    return {kind: {entry["path"] for entry in changes[kind]} for kind in ("added", "deleted", "modified")}
+    return {
+        kind: {entry["path"] for entry in changes[kind]}
+        for kind in ("added", "deleted", "modified")
+    }
 
 
 def files(folder: Path, *names: str) -> dict[str, bytes]:
@@ -62,7 +70,10 @@ def md5(contents: dict[str, bytes]) -> set[str]:
 
 
 def folder_store(root: Path) -> Store:
-    return Store(str(root), lambda: {path.parent.name + path.name for path in root.rglob("*") if path.is_file()})
+    return Store(
+        str(root),
+        lambda: {path.parent.name + path.name for path in root.rglob("*") if path.is_file()},
+    )
 
 
 @pytest.fixture
@@ -99,7 +110,9 @@ def store(request, tmp_path, monkeypatch) -> Iterator[Store]:
     server.start()
     endpoint = "http://{}:{}".format(*server.get_host_and_port())
     keys = {"aws_access_key_id": "equipoise-test", "aws_secret_access_key": "no-secret"}
-    bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket="images")
+    bucket = boto3.resource(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", **keys
+    ).create_bucket(Bucket="images")
     yield Store(
         "s3://images/equipoise",
         lambda: {"".join(item.key.split("/")[-2:]) for item in bucket.objects.all()},
@@ -129,9 +142,14 @@ def test_clone_pulls_what_was_pushed_and_runs_nothing(project, store):
     use(project, store)
     dvc(project, "push", **store.environment)
     versioned = files(project, *VERSIONED)
-    assert {"data/splits/demo.parquet", "results/demo/vgg16/baseline/predictions.parquet"} <= set(versioned)
+    assert {"data/splits/demo.parquet", "results/demo/vgg16/baseline/predictions.parquet"} <= set(
+        versioned
+    )
     in_git = {"reports/demo/comparison.json"}
-    assert md5({name: content for name, content in versioned.items() if name not in in_git}) <= store.digests()
+    assert (
+        md5({name: content for name, content in versioned.items() if name not in in_git})
+        <= store.digests()
+    )
     assert not md5({name: (project / name).read_bytes() for name in NOT_PUSHED}) & store.digests()
 
     clone = clone_of(project, store)
@@ -142,7 +160,9 @@ def test_clone_pulls_what_was_pushed_and_runs_nothing(project, store):
     said = dvc(clone, "repro")
     assert "Running stage" not in said
     assert "Data and pipelines are up to date." in said
-    assert git(clone, "status", "--porcelain") == ""  # nor do the credentials lie where git sees them
+    assert (
+        git(clone, "status", "--porcelain") == ""
+    )  # nor do the credentials lie where git sees them
 
 
 def test_originals_stay_at_home_when_only_stages_are_pushed(project, tmp_path):
@@ -162,12 +182,16 @@ def test_diff_of_a_new_split_names_the_split_and_no_image(project):
     cached = files(project, ".dvc/cache").keys()
     change_params(project, lambda params: params["studies"]["demo"]["split"].update(seed=99))
     said = dvc(project, "repro", "split@demo")
-    assert [line for line in said.splitlines() if line.startswith("Running stage")] == ["Running stage 'split@demo':"]
+    assert [line for line in said.splitlines() if line.startswith("Running stage")] == [
+        "Running stage 'split@demo':"
+    ]
     commit(project, "another split")
     changes = diff(project, "HEAD~1")
     assert changes["modified"] == {"data/splits/demo.parquet", "data/splits/demo.json"}
     assert not changes["added"] | changes["deleted"]
-    assert len(files(project, ".dvc/cache/files").keys() - cached) == 2, "a new split costs two small files, no image"
+    assert len(files(project, ".dvc/cache/files").keys() - cached) == 2, (
+        "a new split costs two small files, no image"
+    )
 
 
 def test_diff_of_a_raw_folder_names_the_new_image_and_push_false_keeps_it_here(project, tmp_path):

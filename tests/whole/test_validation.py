@@ -43,7 +43,9 @@ def test_simulated_logits_have_the_stated_distance_and_correlation():
     assert centred.std(axis=1) == pytest.approx([1, 1], abs=0.02)
     assert np.corrcoef(centred)[0, 1] == pytest.approx(validation.SHARED, abs=0.02)
     pairs = np.flatnonzero(np.diff(people) == 0)
-    assert np.corrcoef(centred[0][pairs], centred[0][pairs + 1])[0, 1] == pytest.approx(0.6, abs=0.02)
+    assert np.corrcoef(centred[0][pairs], centred[0][pairs + 1])[0, 1] == pytest.approx(
+        0.6, abs=0.02
+    )
 
 
 def test_the_simulations_see_what_the_product_computes():
@@ -51,7 +53,9 @@ def test_the_simulations_see_what_the_product_computes():
     people, labels, (prob,) = validation.simulate(rng, 12, 0.5, [1.0])
     settings = made.settings(compare={"resamples": 150, "alpha": validation.ALPHA}).compare
     ids = np.array([f"p{person:03d}" for person in people])
-    product = intervals.evaluate(made.predictions(logit(prob), labels, ids), settings, validation.FLOOR)
+    product = intervals.evaluate(
+        made.predictions(logit(prob), labels, ids), settings, validation.FLOOR
+    )
     units, weights = validation.resampled(people, labels, 150, settings.seed, "patients")
     own = validation.evaluation(labels, prob, weights, validation.ALONE, units)
     for name in validation.ALONE:
@@ -67,7 +71,10 @@ def test_intervals_over_patients_cover_and_those_over_images_do_not():
         assert 0.95 - 3 * error < found[f"patients|{name}|coverage"]
         assert found[f"images|{name}|coverage"] < found[f"patients|{name}|coverage"] - 2 * error
     assert found[f"images|{validation.AUROC}|coverage"] < 0.95 - 5 * error
-    assert found[f"patients|{validation.AUROC}|width"] > 1.3 * found[f"images|{validation.AUROC}|width"]
+    assert (
+        found[f"patients|{validation.AUROC}|width"]
+        > 1.3 * found[f"images|{validation.AUROC}|width"]
+    )
 
 
 def test_rivals_that_equal_their_baselines_rarely_get_a_verdict():

@@ -14,9 +14,10 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader, Undefined
 from equipoise.compare import evidence
 from equipoise.compare.wording import metric_label
 from equipoise.core.config import Study
-from equipoise.core.records import Predictions, read_json
+from equipoise.core.files import read_json
+from equipoise.core.records import Predictions
 from equipoise.evaluation import metrics
-from equipoise.ingest import datasets
+from equipoise.ingest.datasets import base as datasets
 
 FILE_NAME = "MODEL_CARD.md"
 _EPSILON = 1e-12
@@ -24,7 +25,9 @@ _ABSENT = "not measured"
 _POINTS = ("free", "raw", "locked")
 
 
-def card(study: Study, backbone: str, scenario: str, software: Mapping[str, str] | None = None) -> str:
+def card(
+    study: Study, backbone: str, scenario: str, software: Mapping[str, str] | None = None
+) -> str:
     """Write the card of one result as Markdown; what its files do not hold is said to be not measured.
 
     Args:
@@ -37,7 +40,9 @@ def card(study: Study, backbone: str, scenario: str, software: Mapping[str, str]
         DataError: When the manifest, the split, the metrics or the predictions are not there.
     """
     folder = study.result_path(backbone, scenario)
-    ingest, splits = (read_json(path.with_suffix(".json")) for path in (study.manifest_path, study.splits_path))
+    ingest, splits = (
+        read_json(path.with_suffix(".json")) for path in (study.manifest_path, study.splits_path)
+    )
     summary, choices = read_json(folder / "metrics.json"), read_json(folder / "best.json")
     written = [
         study.reports_path / "evidence.json",
@@ -61,17 +66,34 @@ def card(study: Study, backbone: str, scenario: str, software: Mapping[str, str]
         keep_trailing_newline=True,
     )
     return environment.get_template("card.md").render(
-        **{"study": study.name, "backbone": backbone, "scenario": scenario, "software": dict(software or {})},
-        **{"ingest": ingest, "splits": splits, "summary": summary, "model": model, "compared": compared, "row": row},
+        **{
+            "study": study.name,
+            "backbone": backbone,
+            "scenario": scenario,
+            "software": dict(software or {}),
+        },
+        **{
+            "ingest": ingest,
+            "splits": splits,
+            "summary": summary,
+            "model": model,
+            "compared": compared,
+            "row": row,
+        },
         choices=[choice for choice in choices if choice["seed"] == choices[0]["seed"]],
         title=source.title if source else study.dataset,
         fitted_on="the pooled out-of-fold predictions" if splits["scheme"] == "kfold" else "val",
         reading=source.readings.get(splits["group_by"], "") if source else "",
         left_out=_left_out(study),
         measured={"images": summary.get("metrics", {}), **_by_patient(row)},
-        names=lambda points: dict.fromkeys(name for point in _POINTS for name in points.get(point, {})),
+        names=lambda points: dict.fromkeys(
+            name for point in _POINTS for name in points.get(point, {})
+        ),
         **{"wrong": len(wrong), "tested": tested},
-        pairs=[([summary["classes"][label] for label in pair], count) for pair, count in sorted(pairs.items())],
+        pairs=[
+            ([summary["classes"][label] for label in pair], count)
+            for pair, count in sorted(pairs.items())
+        ],
         label=lambda name: metric_label(
             name, summary["settings"]["tune"]["sensitivity_floor"], len(summary["classes"]) == 2
         ),
@@ -102,7 +124,11 @@ def wrongly_decided(predictions: Predictions) -> tuple[pd.DataFrame, int]:
 
 def _by_patient(row: Mapping[str, Any]) -> dict[str, Any]:
     found = row.get("patient", {}).get("mean", {})
-    return {f"patients, by the mean logit of their images ({found['patients']})": found} if "locked" in found else {}
+    return (
+        {f"patients, by the mean logit of their images ({found['patients']})": found}
+        if "locked" in found
+        else {}
+    )
 
 
 def _left_out(study: Study) -> dict[str, int]:

@@ -16,7 +16,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from equipoise.core.config import Compare
 from equipoise.core.records import Manifest, Predictions, Splits
 from equipoise.evaluation import intervals
-from equipoise.scenario import head
+from equipoise.scenario import rows as rows_
 from equipoise.scenario.matrix import Inputs
 from equipoise.split.checks import Check
 
@@ -27,7 +27,9 @@ _CENTRAL = 0.99
 Sides = tuple[np.ndarray, np.ndarray]
 
 
-def metadata_only(manifest: Manifest, splits: Splits, settings: Compare, sensitivity_floor: float) -> dict[str, Any]:
+def metadata_only(
+    manifest: Manifest, splits: Splits, settings: Compare, sensitivity_floor: float
+) -> dict[str, Any]:
     """AUROC on test of a model that sees width, height, bytes and mean grey level of the files, and no picture.
 
     A quadratic logistic regression on the logarithms of the sizes and the grey level, fitted on train. Where classes
@@ -44,7 +46,9 @@ def metadata_only(manifest: Manifest, splits: Splits, settings: Compare, sensiti
     for repeat, fold in splits.rounds():
         rows = splits.round(repeat, fold)
         train, test = sides(manifest, rows)
-        model = make_pipeline(StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=1000))
+        model = make_pipeline(
+            StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=1000)
+        )
         prob = model.fit(values[train], labels[train]).predict_proba(values[test])
         frames.append(prediction_rows(manifest, rows, test, prob, repeat, fold))
     return evaluated(manifest, frames, settings, sensitivity_floor).interval("free.auroc")
@@ -79,7 +83,9 @@ def permuted_labels(
     shuffled = np.stack([rng.permutation(own) for _ in range(permutations)])
     observed, chance = [], []
     for train, test in rounds:
-        ranks = rankdata(_ridge_scores(inputs, train, test, shuffled[:, people[train]], classes, l2), axis=2)
+        ranks = rankdata(
+            _ridge_scores(inputs, train, test, shuffled[:, people[train]], classes, l2), axis=2
+        )
         observed.append(np.nanmean(_aurocs(ranks, shuffled[:, people[test]])))
         inside, seat = np.unique(people[test], return_inverse=True)
         again = (rng.permuted(shuffled[:, inside], axis=1)[:, seat] for _ in range(permutations))
@@ -93,26 +99,43 @@ def checks_of(metadata: dict[str, Any], permuted: dict[str, dict[str, float]]) -
     text = f"width, height, bytes and grey level alone reach AUROC {metadata['value']:.3f} [{metadata['low']:.3f}, "
     text += f"{metadata['high']:.3f}]"
     found = [
-        Check("EQ007", "classes told apart by metadata alone", "finding" if metadata["low"] > 0.5 else "none", text)
+        Check(
+            "EQ007",
+            "classes told apart by metadata alone",
+            "finding" if metadata["low"] > 0.5 else "none",
+            text,
+        )
     ]
-    outside = [name for name, row in permuted.items() if not row["low"] <= row["auroc"] <= row["high"]]
+    outside = [
+        name for name, row in permuted.items() if not row["low"] <= row["auroc"] <= row["high"]
+    ]
     values = "; ".join(
         f"{name}: AUROC {row['auroc']:.3f}, chance gives {row['low']:.3f} to {row['high']:.3f}"
         for name, row in permuted.items()
     )
-    found.append(Check("EQ008", "permuted labels are learned", "finding" if outside else "none", values))
+    found.append(
+        Check("EQ008", "permuted labels are learned", "finding" if outside else "none", values)
+    )
     return found
 
 
 def sides(manifest: Manifest, rows: pd.DataFrame) -> Sides:
     """Positions in the manifest of the train and the test images of one round."""
     position = pd.Series(np.arange(len(manifest.table)), index=manifest.table["image_id"])
-    train, test = (position.loc[rows.loc[rows["part"] == part, "image_id"]].to_numpy() for part in ("train", "test"))
+    train, test = (
+        position.loc[rows.loc[rows["part"] == part, "image_id"]].to_numpy()
+        for part in ("train", "test")
+    )
     return train, test
 
 
 def prediction_rows(
-    manifest: Manifest, rows: pd.DataFrame, test: np.ndarray, prob: np.ndarray, repeat: int, fold: int
+    manifest: Manifest,
+    rows: pd.DataFrame,
+    test: np.ndarray,
+    prob: np.ndarray,
+    repeat: int,
+    fold: int,
 ) -> pd.DataFrame:
     """Rows of a Predictions table for test images; nothing is calibrated and the threshold is 0.5."""
     chosen = manifest.table.iloc[test]
@@ -121,7 +144,13 @@ def prediction_rows(
         {
             "image_id": chosen["image_id"].to_numpy(),
             "patient_id": groups.loc[chosen["image_id"]].to_numpy(),
-            **{"repeat": repeat, "fold": fold, "seed": 0, "part": "test", "label": chosen["label"].to_numpy()},
+            **{
+                "repeat": repeat,
+                "fold": fold,
+                "seed": 0,
+                "part": "test",
+                "label": chosen["label"].to_numpy(),
+            },
             **{"overlap": False, "threshold": 0.5},
         }
     )
@@ -136,7 +165,9 @@ def evaluated(
 ) -> intervals.Evaluation:
     """Metrics with intervals of the rows that `prediction_rows` made, one frame per round."""
     meta = {"classes": list(manifest.classes), "positive_class": manifest.positive_class}
-    return intervals.evaluate(Predictions(pd.concat(frames, ignore_index=True), meta), settings, sensitivity_floor)
+    return intervals.evaluate(
+        Predictions(pd.concat(frames, ignore_index=True), meta), settings, sensitivity_floor
+    )
 
 
 def _ridge_scores(
@@ -144,8 +175,11 @@ def _ridge_scores(
 ) -> np.ndarray:
     """Scores of ridge regressions, one per permutation and class, float (permutations, classes, num_test)."""
     raw = inputs.features(train)
-    standardiser = head.Standardiser.fit(raw)
-    known, wanted = standardiser.apply(raw, np.float32), standardiser.apply(inputs.features(test), np.float32)
+    standardiser = rows_.Standardiser.fit(raw)
+    known, wanted = (
+        standardiser.apply(raw, np.float32),
+        standardiser.apply(inputs.features(test), np.float32),
+    )
     targets = (labels[:, None, :] == np.arange(classes)[None, :, None]).astype(np.float32)
     targets -= targets.mean(axis=2, keepdims=True)
     flat = targets.reshape(-1, len(train)).T
@@ -168,5 +202,7 @@ def _aurocs(ranks: np.ndarray, labels: np.ndarray) -> np.ndarray:
         positive = truth.sum(axis=1)
         pairs = positive * (truth.shape[1] - positive)
         above = (ranks[:, label] * truth).sum(axis=1) - positive * (positive + 1) / 2
-        values += np.divide(above, pairs, out=np.full(len(ranks), np.nan), where=pairs > 0) / len(shown)
+        values += np.divide(above, pairs, out=np.full(len(ranks), np.nan), where=pairs > 0) / len(
+            shown
+        )
     return values

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar as exact_test
 
-from equipoise import strategies
 from equipoise.core.config import Compare
 from equipoise.core.records import Manifest, Predictions
 from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.metrics import decide
+from equipoise.strategies import base as strategies
 
 #: Below so many patients the numbers of a subgroup are marked.
 FEW_PATIENTS = 10
@@ -32,12 +32,16 @@ def mcnemar(patients: Predictions, baseline: Predictions, units: str) -> dict[st
     mine, other = _right(patients), _right(baseline)
     found = {}
     for point in _POINTS:
-        cells = pd.crosstab(mine[point], other[point]).reindex(index=[True, False], columns=[True, False], fill_value=0)
+        cells = pd.crosstab(mine[point], other[point]).reindex(
+            index=[True, False], columns=[True, False], fill_value=0
+        )
         (both, only), (only_baseline, neither) = cells.to_numpy().tolist()
         found[point] = {
             **{"units": units, "both_right": both, "only_scenario_right": only},
             **{"only_baseline_right": only_baseline, "both_wrong": neither},
-            "p_value": float(exact_test([[both, only], [only_baseline, neither]], exact=True).pvalue),
+            "p_value": float(
+                exact_test([[both, only], [only_baseline, neither]], exact=True).pvalue
+            ),
         }
     return found
 
@@ -47,15 +51,21 @@ def _right(patients: Predictions) -> pd.DataFrame:
     test, positive = first_run(patients), patients.positive_label
     rows = test.table
     raw = decide(test.probabilities("prob"), positive)
-    locked = decide(test.probabilities("calibrated"), positive, rows["threshold"].to_numpy(dtype=float))
+    locked = decide(
+        test.probabilities("calibrated"), positive, rows["threshold"].to_numpy(dtype=float)
+    )
     right = pd.DataFrame({"raw": raw == rows["label"], "locked": locked == rows["label"]})
-    return right.set_axis(rows["patient_id"])[~rows["patient_id"].duplicated().to_numpy()].sort_index()
+    return right.set_axis(rows["patient_id"])[
+        ~rows["patient_id"].duplicated().to_numpy()
+    ].sort_index()
 
 
 def first_run(predictions: Predictions) -> Predictions:
     """Test rows of the first repeat and seed: each image once."""
     test = predictions.part("test")
-    first = (test.table["repeat"] == test.table["repeat"].min()) & (test.table["seed"] == test.table["seed"].iloc[0])
+    first = (test.table["repeat"] == test.table["repeat"].min()) & (
+        test.table["seed"] == test.table["seed"].iloc[0]
+    )
     return Predictions(test.table[first].reset_index(drop=True), test.meta)
 
 
@@ -78,8 +88,12 @@ def per_thousand(
             evaluation.draws[f"{point}.{metric}"] - baseline.draws[f"{point}.{metric}"]
             for metric in ("sensitivity", "specificity")
         )
-        positives = intervals.effect(1000 * share * gained, evaluation.alpha, evaluation.effective_patients)
-        alarms = intervals.effect(-1000 * (1 - share) * spared, evaluation.alpha, evaluation.effective_patients)
+        positives = intervals.effect(
+            1000 * share * gained, evaluation.alpha, evaluation.effective_patients
+        )
+        alarms = intervals.effect(
+            -1000 * (1 - share) * spared, evaluation.alpha, evaluation.effective_patients
+        )
         found[point] = {
             **{"positives_per_1000": 1000 * share, "found": positives, "false_alarms": alarms},
             "sentence": f"Per 1,000 {units}, {1000 * share:.0f} of them {name}, {words}: "
@@ -92,12 +106,18 @@ def _more(effect: Mapping[str, float], what: str) -> str:
     """7 more found (-3 to +17)."""
     value, low, high = (round(effect[end]) for end in ("value", "low", "high"))
     word = what.removesuffix("s") if abs(value) == 1 else what
-    count = f"{abs(value)} {'more' if value > 0 else 'fewer'} {word}" if value else f"as many {what}"
+    count = (
+        f"{abs(value)} {'more' if value > 0 else 'fewer'} {word}" if value else f"as many {what}"
+    )
     return f"{count} ({low:+d} to {high:+d})"
 
 
 def prior_correction(
-    scenario: str, choices: Sequence[Mapping[str, Any]], plan: pd.DataFrame, labels: pd.Series, positive: int
+    scenario: str,
+    choices: Sequence[Mapping[str, Any]],
+    plan: pd.DataFrame,
+    labels: pd.Series,
+    positive: int,
 ) -> dict[str, Any] | None:
     r"""Whether the calibrator, fitted on val, undid what plan, weights and offsets did to the odds. Two classes, probe.
 
@@ -122,21 +142,37 @@ def prior_correction(
     drawn = plan.assign(label=labels.loc[plan["image_id"]].to_numpy())
     sums = drawn.groupby(["repeat", "fold", "seed", "label"])["weight"].sum()
     for choice in choices:
-        objective = strategies.load_strategy(scenario).of(choice["settings"]).objective(np.array(choice["plan_counts"]))
+        objective = (
+            strategies.load_strategy(scenario)
+            .of(choice["settings"])
+            .objective(np.array(choice["plan_counts"]))
+        )
         if objective.focusing or choice["calibrator"]["reason"]:
             continue
-        counts = sums.loc[choice["repeat"], choice["fold"], choice["seed"]].reindex([0, 1], fill_value=0).to_numpy()
+        counts = (
+            sums.loc[choice["repeat"], choice["fold"], choice["seed"]]
+            .reindex([0, 1], fill_value=0)
+            .to_numpy()
+        )
         with np.errstate(divide="ignore"):
             logit = np.log(objective.weights * counts / choice["train_counts"]) - objective.offsets
         biases, slope = choice["calibrator"]["biases"], choice["calibrator"]["slope"]
-        rows.append((logit[1 - positive] - logit[positive], (biases[positive] - biases[1 - positive]) / slope, slope))
+        rows.append(
+            (
+                logit[1 - positive] - logit[positive],
+                (biases[positive] - biases[1 - positive]) / slope,
+                slope,
+            )
+        )
     if not rows:
         return None
     expected, found, slope = np.mean(rows, axis=0).tolist()
     return {"expected": expected, "found": found, "slope": slope, "rounds": len(rows)}
 
 
-def subgroups(predictions: Predictions, manifest: Manifest, settings: Compare, floor: float) -> list[dict[str, Any]]:
+def subgroups(
+    predictions: Predictions, manifest: Manifest, settings: Compare, floor: float
+) -> list[dict[str, Any]]:
     """Numbers for each value of the dataset's own columns (magnification, tumour type, bacteria or virus).
 
     A column counts when it has 2 to 12 values among the test images and is neither an id nor the published split. A
@@ -160,7 +196,9 @@ def subgroups(predictions: Predictions, manifest: Manifest, settings: Compare, f
             entry: dict[str, Any] = {
                 **{"column": column, "value": str(value), "images": len(once)},
                 "patients": int(once["patient_id"].nunique()),
-                "patients_per_class": {name: int(people.get(label, 0)) for label, name in enumerate(test.classes)},
+                "patients_per_class": {
+                    name: int(people.get(label, 0)) for label, name in enumerate(test.classes)
+                },
                 "few": once["patient_id"].nunique() < FEW_PATIENTS,
                 "against": " and ".join(f"all of {test.classes[label]}" for label in lacking),
             }
@@ -169,7 +207,11 @@ def subgroups(predictions: Predictions, manifest: Manifest, settings: Compare, f
             cells: dict[str, Any] = {name.split(".")[1]: None for name in names}
             if two or not lacking:
                 rows = test.table[inside | labels.isin(lacking).to_numpy()].reset_index(drop=True)
-                for cell in intervals.evaluate(Predictions(rows, test.meta), settings, floor, names).table().values():
+                for cell in (
+                    intervals.evaluate(Predictions(rows, test.meta), settings, floor, names)
+                    .table()
+                    .values()
+                ):
                     cells |= cell
             if lacking and two:
                 # These would speak of the images that were added.

@@ -38,7 +38,9 @@ class GradCam:
             with tf.GradientTape() as tape:
                 tape.watch(batch)  # frozen layers are watched by nobody else
                 maps, logits = both(batch, training=False)
-                score = logits[:, label] - (tf.reduce_sum(logits, axis=1) - logits[:, label]) / others
+                score = (
+                    logits[:, label] - (tf.reduce_sum(logits, axis=1) - logits[:, label]) / others
+                )
             # float64: channels of an untrained network cancel to the last digits of float32.
             products = tf.cast(maps, tf.float64) * tf.cast(tape.gradient(score, maps), tf.float64)
             return tf.nn.relu(tf.reduce_sum(products, axis=-1))
@@ -46,7 +48,9 @@ class GradCam:
         batch = tf.TensorSpec([1, *network.input_shape[1:]], tf.float32)
         self._trace = tf.function(trace, input_signature=[batch, tf.TensorSpec([], tf.int32)])
 
-    def heat_map(self, resized: np.ndarray, label: int, width_px: int, height_px: int) -> np.ndarray:
+    def heat_map(
+        self, resized: np.ndarray, label: int, width_px: int, height_px: int
+    ) -> np.ndarray:
         """Where one image speaks for one class.
 
         Args:

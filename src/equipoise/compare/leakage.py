@@ -13,18 +13,27 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from equipoise.compare import controls
-from equipoise.compare.stage import difference
-from equipoise.compare.wording import aligned, metric_label
+from equipoise.compare.paired import difference
+from equipoise.compare.wording import metric_label
 from equipoise.core import parallel
 from equipoise.core.config import Study
-from equipoise.core.records import Objective, write_json
+from equipoise.core.files import write_json
+from equipoise.core.text import aligned
 from equipoise.evaluation import intervals, metrics
 from equipoise.scenario import head
+from equipoise.scenario import rows as rows_
 from equipoise.scenario.matrix import Inputs
-from equipoise.split import stage as splits
+from equipoise.split import strata
+from equipoise.strategies.base import Objective
 
 WHOLE, BY_IMAGE, BEFORE = "patients kept whole", "split by image", "oversampled before the split"
-SHOWN = ("free.auroc", "free.specificity_at_sensitivity", "raw.accuracy", "raw.balanced_accuracy", "raw.f1")
+SHOWN = (
+    "free.auroc",
+    "free.specificity_at_sensitivity",
+    "raw.accuracy",
+    "raw.balanced_accuracy",
+    "raw.f1",
+)
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
@@ -45,13 +54,20 @@ def run(study: Study, backbone: str) -> dict[str, Any]:
     evaluations: dict[str, intervals.Evaluation] = {}
     alpha = settings.compare.alpha
     rows: dict[str, dict[str, Any]] = {}
-    for kind, rounds in parallel.progress(kinds.items(), "cross-validating", len(kinds), "kinds of split"):
+    for kind, rounds in parallel.progress(
+        kinds.items(), "cross-validating", len(kinds), "kinds of split"
+    ):
         evaluations[kind] = _evaluate(inputs, rounds, l2)
         shown = [name for name in SHOWN if name in evaluations[kind].draws]
-        permuted = controls.permuted_labels(inputs, rounds, l2, settings.compare.permutations, settings.compare.seed)
+        permuted = controls.permuted_labels(
+            inputs, rounds, l2, settings.compare.permutations, settings.compare.seed
+        )
         rows[kind] = {
             "metrics": {name: evaluations[kind].interval(name) for name in shown},
-            "inflation": {name: difference(evaluations[kind], evaluations[WHOLE], name, alpha) for name in shown},
+            "inflation": {
+                name: difference(evaluations[kind], evaluations[WHOLE], name, alpha)
+                for name in shown
+            },
             "permuted_labels": permuted,
         }
     result = {
@@ -81,10 +97,19 @@ def table_text(result: dict[str, Any]) -> str:
         cells = [kind]
         for name in names:
             value, more = row["metrics"][name], row["inflation"][name]
-            change = "" if kind == WHOLE else f" ({more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}])"
+            change = (
+                ""
+                if kind == WHOLE
+                else f" ({more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}])"
+            )
             cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]{change}")
         control = row["permuted_labels"]
-        body.append([*cells, f"AUROC {control['auroc']:.3f}, chance {control['low']:.3f} to {control['high']:.3f}"])
+        body.append(
+            [
+                *cells,
+                f"AUROC {control['auroc']:.3f}, chance {control['low']:.3f} to {control['high']:.3f}",
+            ]
+        )
     return (
         f"{result['study']}, {result['backbone']}: {result['images']} images of {result['patients']} patients by "
         f"{result['group_by']}, {result['folds']} folds, the same baseline\n{aligned([heads, *body])}"
@@ -101,13 +126,14 @@ def _sides(inputs: Inputs) -> dict[str, list[controls.Sides]]:
     rng = np.random.default_rng([settings.seed, 7])
     counts = np.bincount(labels)
     copies = [
-        rng.choice(images[labels == label], counts.max() - count, replace=True) for label, count in enumerate(counts)
+        rng.choice(images[labels == label], counts.max() - count, replace=True)
+        for label, count in enumerate(counts)
     ]
     grown = np.concatenate([images, *copies])
 
     def folds(source: np.ndarray, units: np.ndarray) -> list[controls.Sides]:
         rows = pd.DataFrame({"patient": units, "label": labels[source]})
-        fold = splits.assign_folds(rows, settings.folds, [settings.seed, 7])
+        fold = strata.assign_folds(rows, settings.folds, [settings.seed, 7])
         # Test rows are the originals in every kind; a copy can only be on the train side of another fold.
         original = np.arange(len(source)) < len(images)
         return [(source[fold != k], source[(fold == k) & original]) for k in range(settings.folds)]
@@ -129,9 +155,13 @@ def _evaluate(inputs: Inputs, rounds: list[controls.Sides], l2: float) -> interv
     frames = []
     for fold, (train, test) in enumerate(rounds):
         features = inputs.features(train)
-        standardiser = head.Standardiser.fit(features)
-        solved = head.fit(features, labels[train], np.ones(len(train), dtype=int), neutral, l2, standardiser)
+        standardiser = rows_.Standardiser.fit(features)
+        solved = head.fit(
+            features, labels[train], np.ones(len(train), dtype=int), neutral, l2, standardiser
+        )
         prob = metrics.softmax(solved.logits(inputs.features(test)))
         frames.append(controls.prediction_rows(inputs.manifest, groups, test, prob, 0, fold))
     settings = inputs.study.settings
-    return controls.evaluated(inputs.manifest, frames, settings.compare, settings.tune.sensitivity_floor)
+    return controls.evaluated(
+        inputs.manifest, frames, settings.compare, settings.tune.sensitivity_floor
+    )

@@ -19,7 +19,9 @@ _EPSILON = 1e-12
 _ROUND = ["repeat", "fold", "seed"]
 
 
-def by_patient(predictions: Predictions, rule: str, threshold: Threshold, sensitivity_floor: float) -> Predictions:
+def by_patient(
+    predictions: Predictions, rule: str, threshold: Threshold, sensitivity_floor: float
+) -> Predictions:
     """One row per patient, round and part, with `image_id` the patient; the threshold is locked again on val patients.
 
     A patient with images of both classes is positive; with more classes those who show several are left out, and
@@ -54,10 +56,17 @@ def by_patient(predictions: Predictions, rule: str, threshold: Threshold, sensit
             if rule == "vote" and threshold.rule == "cost":
                 rows.loc[own.index, "threshold"] = 0.5
             elif len(val):
-                prob, truth = val[f"calibrated_{predictions.classes[positive]}"], val["label"] == positive
-                locked = calibration.lock_threshold(prob.to_numpy(), truth.to_numpy(), threshold, sensitivity_floor)
+                prob, truth = (
+                    val[f"calibrated_{predictions.classes[positive]}"],
+                    val["label"] == positive,
+                )
+                locked = calibration.lock_threshold(
+                    prob.to_numpy(), truth.to_numpy(), threshold, sensitivity_floor
+                )
                 rows.loc[own.index, "threshold"] = locked
-    return replace(predictions, table=rows, meta={**predictions.meta, "left_out": left_out}, digest="")
+    return replace(
+        predictions, table=rows, meta={**predictions.meta, "left_out": left_out}, digest=""
+    )
 
 
 def _scores(

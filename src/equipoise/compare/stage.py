@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri, stdtr
-from statsmodels.stats.multitest import multipletests
 
-from equipoise import strategies
 from equipoise.compare import controls, evidence, wording
+from equipoise.compare.paired import difference, holm, paired
 from equipoise.compare.patients import RULES, by_patient
-from equipoise.compare.wording import BASELINE, UNCLEAR
+from equipoise.compare.results import Result, read_results
+from equipoise.compare.wording import BASELINE
 from equipoise.core import parallel
 from equipoise.core.config import Study
-from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.records import (
-    Manifest,
-    Predictions,
-    Splits,
-    digest_of,
-    imbalance_ratio,
-    read_json,
-    read_table,
-    write_json,
-)
-from equipoise.embed.backbones import load_row
+from equipoise.core.errors import ConfigError
+from equipoise.core.files import digest_of, read_json, read_table, write_json
+from equipoise.core.records import Manifest, Predictions, Splits
 from equipoise.evaluation import calibration, intervals, metrics
 from equipoise.scenario.matrix import Inputs
 from equipoise.split import checks
@@ -39,11 +27,18 @@ _SECONDARY = (
     *("raw.sensitivity", "raw.specificity", "raw.balanced_accuracy", "raw.brier"),
     *("locked.sensitivity", "locked.specificity", "locked.balanced_accuracy", "locked.brier"),
 )
+
+
 #: What comparison.json keeps of all the numbers, beside the primary one.
 _SHORT = {
     "free": ("auroc", "average_precision"),
-    **dict.fromkeys(("raw", "locked"), ("sensitivity", "specificity", "accuracy", "f1", "balanced_accuracy", "brier")),
+    **dict.fromkeys(
+        ("raw", "locked"),
+        ("sensitivity", "specificity", "accuracy", "f1", "balanced_accuracy", "brier"),
+    ),
 }
+
+
 #: A vote is no probability: only what follows from its order and its decisions.
 _NO_PROBABILITY = [
     f"{point}.{name}"
@@ -51,18 +46,6 @@ _NO_PROBABILITY = [
     for point in (("free",) if metric.kind == "rank" else ("raw", "locked"))
     if metric.kind != "probability"
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """One scenario on one backbone, as read back from its files."""
-
-    backbone: str
-    scenario: str
-    summary: dict[str, Any]
-    choices: list[dict[str, Any]]
-    predictions: Predictions
-    evaluation: intervals.Evaluation
 
 
 def run(study: Study) -> tuple[dict[str, Any], list[Result]]:
@@ -92,15 +75,23 @@ def short_form(found: dict[str, Any]) -> dict[str, Any]:
         return {name: float(f"{values[name]:.5g}") for name in kept if name in values}
 
     def row(full: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: full[name] for name in ("inner_score", "result_digest", "seed_has_effect", "verdict")}
+        kept = {
+            name: full[name]
+            for name in ("inner_score", "result_digest", "seed_has_effect", "verdict")
+        }
         for point, names in _SHORT.items():
             names = (*names, primary.split(".")[1]) if primary.startswith(point) else names
             kept[point] = {name: cell(full[point][name]) for name in names if name in full[point]}
-        return kept | ({"delta": {primary: cell(full["delta"][primary])}} if "delta" in full else {})
+        return kept | (
+            {"delta": {primary: cell(full["delta"][primary])}} if "delta" in full else {}
+        )
 
     return {
         **found,
-        "checks": [{name: check[name] for name in ("code", "answer", "detail")} for check in found["checks"]],
+        "checks": [
+            {name: check[name] for name in ("code", "answer", "detail")}
+            for check in found["checks"]
+        ],
         "rows": {
             backbone: {scenario: row(full) for scenario, full in rows.items()}
             for backbone, rows in found["rows"].items()
@@ -113,126 +104,23 @@ def control(study: Study, results: list[Result]) -> dict[str, Any]:
     baselines = {result.backbone: result for result in results if result.scenario == BASELINE}
     manifest, splits = Manifest.read(study.manifest_path), Splits.read(study.splits_path)
     settings = study.settings
-    metadata = controls.metadata_only(manifest, splits, settings.compare, settings.tune.sensitivity_floor)
-    sides = [controls.sides(manifest, splits.round(repeat, fold)) for repeat, fold in splits.rounds() if repeat == 0]
+    metadata = controls.metadata_only(
+        manifest, splits, settings.compare, settings.tune.sensitivity_floor
+    )
+    sides = [
+        controls.sides(manifest, splits.round(repeat, fold))
+        for repeat, fold in splits.rounds()
+        if repeat == 0
+    ]
     permuted = {}
-    for backbone, result in parallel.progress(baselines.items(), "permuting labels", len(baselines), "backbones"):
+    for backbone, result in parallel.progress(
+        baselines.items(), "permuting labels", len(baselines), "backbones"
+    ):
         inputs, l2 = Inputs.read(study, backbone, BASELINE), result.choices[0]["settings"]["l2"]
         permuted[backbone] = controls.permuted_labels(
             inputs, sides, l2, settings.compare.permutations, settings.compare.seed
         )
     return {"metadata_only": metadata, "permuted_labels": permuted}
-
-
-def read_results(study: Study) -> list[Result]:
-    """Results of the configured backbones and scenarios, whatever else lies in the folder."""
-    if BASELINE not in study.scenarios:
-        raise ConfigError("run.scenarios lacks the baseline, and every difference is taken to it. Add `baseline`.")
-    results = []
-    pairs = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
-    for backbone, scenario in parallel.progress(pairs, "resampling patients", len(pairs), "results"):
-        load_row(backbone)
-        strategies.load_strategy(scenario)
-        folder = study.result_path(backbone, scenario)
-        if not (folder / "predictions.parquet").is_file():
-            raise DataError(
-                f"{folder} holds no predictions. Run `equipoise scenario --study {study.name} "
-                f"--backbone {backbone} --scenario {scenario}`, or take it off run.scenarios in params.yaml."
-            )
-        results.append(load_result(study, backbone, scenario, folder))
-    _alike(results)
-    return results
-
-
-def load_result(study: Study, backbone: str, scenario: str, folder: Path) -> Result:
-    """Read one result back and evaluate it with the study's resamples."""
-    try:
-        predictions = Predictions.read(folder / "predictions.parquet")
-        evaluation = intervals.evaluate(predictions, study.settings.compare, study.settings.tune.sensitivity_floor)
-    except DataError as error:
-        raise DataError(f"{folder}: {error}") from error
-    summary, choices = read_json(folder / "metrics.json"), read_json(folder / "best.json")
-    return Result(backbone, scenario, summary, choices, predictions, evaluation)
-
-
-def _alike(results: list[Result]) -> None:
-    first = results[0]
-    for other in results[1:]:
-        pairs = {
-            "study": [result.predictions.meta.get("study", "") for result in (first, other)],
-            "classes": [result.predictions.classes for result in (first, other)],
-            "positive class": [result.summary["positive_class"] for result in (first, other)],
-            "test rows (digest)": [result.predictions.test_digest()[:12] for result in (first, other)],
-        }
-        for what, (mine, its) in pairs.items():
-            if mine != its:
-                raise DataError(
-                    f"{first.backbone}/{first.scenario} and {other.backbone}/{other.scenario} differ in their {what}: "
-                    f"{mine} and {its}. Only results on the same test rows can be compared; run `dvc repro`."
-                )
-
-
-def paired(
-    evaluations: Mapping[str, intervals.Evaluation],
-    baselines: Mapping[str, str],
-    primary: str,
-    alpha: float,
-    better: int,
-) -> dict[str, dict[str, Any]]:
-    """The written procedure behind every verdict.
-
-    1. Of each rival, take the difference to its baseline in the primary endpoint, on the test rows and on the same
-       resamples of whole patients: estimate, expanded percentile interval (`intervals.effect`), and the two-sided p
-       that goes with it: of the smaller share of resamples on either side of 0, the estimate counted as one of them,
-       the normal quantile is taken and doubled in Student's tail for the effective number of patients.
-    2. Correct all p together after Holm (1979), over scenarios and backbones.
-    3. With a corrected p not below alpha: "no clear difference". Else "better" or "worse", by the sign of the estimate.
-
-    Args:
-        evaluations: Of rivals and baselines, by any key, on the same resamples.
-        baselines: Key of a rival -> key of its baseline.
-        primary: "point.metric".
-        alpha: Of the intervals and of the family of comparisons.
-        better: 1 where higher is better, -1 where lower is.
-
-    Returns:
-        Key of a rival -> value, low, high, p_value, p_holm, verdict.
-
-    Raises:
-        DataError: When the endpoint exists in no resample.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for rival, baseline in baselines.items():
-        try:
-            found[rival] = difference(evaluations[rival], evaluations[baseline], primary, alpha)
-        except DataError as error:
-            raise DataError(f"{rival}: {error}") from error
-    for row, p_holm in zip(found.values(), holm([row["p_value"] for row in found.values()])):
-        side = "better" if better * row["value"] > 0 else "worse"
-        row |= {"p_holm": p_holm, "verdict": side if p_holm < alpha else UNCLEAR}
-    return found
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected p (Holm 1979); no p, none corrected.
-
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, 0.005])]
-    [0.03, 0.06, 0.06, 0.02]
-    """
-    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
-
-
-def difference(one: intervals.Evaluation, other: intervals.Evaluation, name: str, alpha: float) -> dict[str, Any]:
-    """Paired difference: estimate, expanded percentile interval, two-sided p, as `paired` has them."""
-    draws = one.draws[name] - other.draws[name]
-    resampled = draws[1:][~np.isnan(draws[1:])]
-    if not len(resampled):
-        raise DataError(f"{name} exists in no resample; the test part is too small.")
-    # The estimate counts as one resample, so that p is never 0.
-    tail = min((resampled <= 0).sum(), (resampled >= 0).sum()) + 1
-    patients, share = one.effective_patients, min(0.5, tail / (len(resampled) + 1))
-    p_value = 2 * float(stdtr(patients - 1, np.sqrt((patients - 1) / patients) * ndtri(share)))
-    return {**intervals.effect(draws, alpha, patients), "p_value": p_value}
 
 
 def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> dict[str, Any]:
@@ -246,22 +134,36 @@ def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> 
             f"compare.primary is {settings.primary}, which does not exist for {first.predictions.classes}."
         )
     keyed = {f"{result.backbone}/{result.scenario}": result for result in results}
-    baselines = {key: f"{result.backbone}/{BASELINE}" for key, result in keyed.items() if result.scenario != BASELINE}
+    baselines = {
+        key: f"{result.backbone}/{BASELINE}"
+        for key, result in keyed.items()
+        if result.scenario != BASELINE
+    }
     evaluations = {key: result.evaluation for key, result in keyed.items()}
-    deltas = paired(evaluations, baselines, primary, settings.alpha, 1 if metric.better == "higher" else -1)
+    deltas = paired(
+        evaluations, baselines, primary, settings.alpha, 1 if metric.better == "higher" else -1
+    )
     patient_ids = read_json(study.manifest_path.with_suffix(".json"))["patient_ids"]
     behind = _behind(study, keyed, baselines, "patients" if patient_ids else "images")
     rows: dict[str, dict[str, Any]] = {}
     for key, result in keyed.items():
-        row = {name: result.summary[name] for name in ("inner_score", "result_digest", "seed_has_effect")}
+        row = {
+            name: result.summary[name]
+            for name in ("inner_score", "result_digest", "seed_has_effect")
+        }
         row |= {**result.evaluation.table(), "verdict": BASELINE, "reason": ""}
         if key in baselines:
             delta = deltas[key]
             row["verdict"] = delta.pop("verdict")
             row["reason"] = wording.reason(delta, row["verdict"], len(deltas), settings.alpha)
-            rest = [name for name in _SECONDARY if name != primary and name in result.evaluation.draws]
+            rest = [
+                name for name in _SECONDARY if name != primary and name in result.evaluation.draws
+            ]
             one, other = result.evaluation, evaluations[baselines[key]]
-            row["delta"] = {primary: delta, **{name: difference(one, other, name, settings.alpha) for name in rest}}
+            row["delta"] = {
+                primary: delta,
+                **{name: difference(one, other, name, settings.alpha) for name in rest},
+            }
         if result.summary["non_overlapping"]:
             row["non_overlapping"] = result.summary["non_overlapping"]
         rows.setdefault(result.backbone, {})[result.scenario] = row | behind[key]
@@ -271,13 +173,17 @@ def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> 
     splits = read_json(study.splits_path.with_suffix(".json"))
     # The results' own answers: beside those of the split they know the plans.
     found = first.summary["checks"] + [
-        check.as_dict() for check in controls.checks_of(controlled["metadata_only"], controlled["permuted_labels"])
+        check.as_dict()
+        for check in controls.checks_of(controlled["metadata_only"], controlled["permuted_labels"])
     ]
     test = first.predictions.part("test").table
     comparison = {
         "study": study.name,
         "classes": list(first.predictions.classes),
-        **{name: first.summary[name] for name in ("positive_class", "majority_class", "minority_classes")},
+        **{
+            name: first.summary[name]
+            for name in ("positive_class", "majority_class", "minority_classes")
+        },
         "weights": {result.backbone: result.summary["weights"] for result in results},
         **{name: first.summary[name] for name in ("mode", "test")},
         "test_images": int(test["image_id"].nunique()),
@@ -300,7 +206,9 @@ def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> 
     comparison["registrable"] = not checks.finding(found, "EQ-OFFICIAL")
     comparison["verdict"] = " ".join(wording.verdict(comparison))
     choices = {f"{result.scenario} ({result.backbone})": result.choices for result in results}
-    comparison["notes"] = wording.notes(comparison, choices, first.summary["settings"]["tune"]) + calibration.guard(
+    comparison["notes"] = wording.notes(
+        comparison, choices, first.summary["settings"]["tune"]
+    ) + calibration.guard(
         first.predictions,
         study.settings.calibrate.min_patients,
         study.settings.threshold,
@@ -318,16 +226,24 @@ def _behind(
     labels = manifest.table.set_index("image_id")["label"]
     found: dict[str, dict[str, Any]] = {}
     means: dict[str, tuple[Predictions, intervals.Evaluation | None]] = {}
-    for key, result in parallel.progress(results.items(), "patients and subgroups", len(results), "results"):
+    for key, result in parallel.progress(
+        results.items(), "patients and subgroups", len(results), "results"
+    ):
         predictions, two = result.predictions, len(result.predictions.classes) == 2
-        whole = {rule: by_patient(predictions, rule, study.settings.threshold, floor) for rule in RULES}
+        whole = {
+            rule: by_patient(predictions, rule, study.settings.threshold, floor) for rule in RULES
+        }
         levels = {rule: _of_patients(study, own, rule) for rule, own in whole.items()}
         means[key] = whole["mean"], levels["mean"]
         prior = None
         if two and result.summary["mode"] == "probe":
-            plan, _ = read_table(study.result_path(result.backbone, result.scenario) / "plan.parquet")
+            plan, _ = read_table(
+                study.result_path(result.backbone, result.scenario) / "plan.parquet"
+            )
             positive = predictions.positive_label
-            prior = evidence.prior_correction(result.scenario, result.choices, plan, labels, positive)
+            prior = evidence.prior_correction(
+                result.scenario, result.choices, plan, labels, positive
+            )
         found[key] = {
             "by_fold": result.evaluation.by_fold,
             "patient": {
@@ -345,15 +261,25 @@ def _behind(
         }
     for key, baseline in baselines.items():
         # Penalty and chance move the baseline's offset too; what is left is the remedy's.
-        if (prior := found[key]["prior_correction"]) and (without := found[baseline]["prior_correction"]):
+        if (prior := found[key]["prior_correction"]) and (
+            without := found[baseline]["prior_correction"]
+        ):
             prior["found_beyond_baseline"] = prior["found"] - without["found"]
         (mine, level), (other, base) = means[key], means[baseline]
         found[key]["mcnemar"] = evidence.mcnemar(mine, other, units)
         if len(mine.classes) == 2:
-            per = {"images": (results[key].evaluation, results[baseline].evaluation, results[key].predictions)}
+            per = {
+                "images": (
+                    results[key].evaluation,
+                    results[baseline].evaluation,
+                    results[key].predictions,
+                )
+            }
             if units == "patients" and level and base:
                 per = {"patients": (level, base, mine), **per}
-            found[key]["per_1000"] = {unit: evidence.per_thousand(*given, unit) for unit, given in per.items()}
+            found[key]["per_1000"] = {
+                unit: evidence.per_thousand(*given, unit) for unit, given in per.items()
+            }
     for point in ("raw", "locked"):
         tests = [found[key]["mcnemar"][point] for key in baselines]
         for test, p_holm in zip(tests, holm([test["p_value"] for test in tests])):
@@ -366,7 +292,9 @@ def _of_patients(study: Study, own: Predictions, rule: str) -> intervals.Evaluat
     if own.part("test").table["label"].nunique() < len(own.classes):
         return None
     names = _NO_PROBABILITY if rule == "vote" else ()
-    return intervals.evaluate(own, study.settings.compare, study.settings.tune.sensitivity_floor, names)
+    return intervals.evaluate(
+        own, study.settings.compare, study.settings.tune.sensitivity_floor, names
+    )
 
 
 def _winner(rows: dict[str, Any], sign: int) -> str:
@@ -378,19 +306,3 @@ def _winner(rows: dict[str, Any], sign: int) -> str:
 def _inner(row: dict[str, Any], sign: int) -> float:
     """The inner score, higher is better; without a search there is none, and it loses to any."""
     return -np.inf if row["inner_score"] is None else sign * row["inner_score"]
-
-
-def distribution(results: list[Result]) -> list[dict[str, Any]]:
-    """Images and patients per class before the split, in each part, and in each scenario's plan (first round)."""
-    stages = {name: table for name, table in results[0].summary["distribution"].items() if name != "plan"}
-    stages |= {f"plan: {result.scenario}": result.summary["distribution"]["plan"] for result in results}
-    return [
-        {
-            "stage": stage,
-            "class_name": name,
-            **values,
-            "imbalance_ratio": imbalance_ratio(np.array([row["images"] for row in classes.values()])),
-        }
-        for stage, classes in stages.items()
-        for name, values in classes.items()
-    ]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from equipoise.core.text import _and, aligned
 from equipoise.evaluation import openings
 
 BASELINE = "baseline"
+
+
 UNCLEAR = "no clear difference"
+
+
 #: Findings that a reader of the table must know, whatever else is said about them.
 _WARNINGS = {
     "EQ005": "too few patients to stratify: ",
@@ -26,21 +31,33 @@ def metric_label(name: str, floor: float, binary: bool = True) -> str:
     'specificity at 95 % sensitivity'
     """
     point, metric = name.split(".")
-    fixed = {"specificity_at_sensitivity": "sensitivity", "sensitivity_at_specificity": "specificity"}
+    fixed = {
+        "specificity_at_sensitivity": "sensitivity",
+        "sensitivity_at_specificity": "specificity",
+    }
     if metric in fixed:
         return f"{metric.split('_')[0]} at {100 * floor:g} % {fixed[metric]}"
-    words = {"auroc": "AUROC", "f1": "F1", "brier": "Brier score", "mcc": "MCC", "ece": "ECE", "g_mean": "G-mean"}
+    words = {
+        "auroc": "AUROC",
+        "f1": "F1",
+        "brier": "Brier score",
+        "mcc": "MCC",
+        "ece": "ECE",
+        "g_mean": "G-mean",
+    }
     at = {"free": "", "raw": " at 0.5", "locked": " at the locked threshold"}
     if not binary:
-        at |= {"raw": " by the largest raw probability", "locked": " by the largest calibrated probability"}
+        at |= {
+            "raw": " by the largest raw probability",
+            "locked": " by the largest calibrated probability",
+        }
     return words.get(metric, metric.replace("_", " ")) + at[point]
 
 
 def reason(delta: Mapping[str, Any], verdict: str, comparisons: int, alpha: float) -> str:
     """Why a verdict is what it is."""
-    level = (
-        f"the {100 * (1 - alpha):g} % interval of the paired difference, {delta['low']:+.3f} to {delta['high']:+.3f},"
-    )
+    ends = f"{delta['low']:+.3f} to {delta['high']:+.3f}"
+    level = f"the {100 * (1 - alpha):g} % interval of the paired difference, {ends},"
     p_value = f"p = {delta['p_holm']:.3f}" if delta["p_holm"] >= 0.0005 else "p < 0.001"
     after = f"after Holm over {comparisons} comparison{'s' if comparisons > 1 else ''} {p_value}"
     if verdict != UNCLEAR:
@@ -57,7 +74,9 @@ def verdict(comparison: Mapping[str, Any]) -> list[str]:
     several = len(winners) > 1 and comparison["comparisons"] > 0
     said = []
     if several:
-        better = [f"{winner} on {backbone}" for backbone, winner in winners.items() if winner != BASELINE]
+        better = [
+            f"{winner} on {backbone}" for backbone, winner in winners.items() if winner != BASELINE
+        ]
         rest = [backbone for backbone, winner in winners.items() if winner == BASELINE]
         where = "either backbone" if len(winners) == 2 else f"any of {len(winners)} backbones"
         text = f"No remedy is clearly better than doing nothing on {where} in {label}"
@@ -71,18 +90,24 @@ def verdict(comparison: Mapping[str, Any]) -> list[str]:
 
 def _of_backbone(backbone: str, beside: str, comparison: Mapping[str, Any]) -> str:
     rows, winner = comparison["rows"][backbone], comparison["winners"][backbone]
-    deltas = {name: row["delta"][comparison["primary"]] for name, row in rows.items() if "delta" in row}
+    deltas = {
+        name: row["delta"][comparison["primary"]] for name, row in rows.items() if "delta" in row
+    }
     if not deltas:
         return f"{backbone}: the baseline stands alone, so nothing was compared."
     if winner != BASELINE:
         text = f"{winner} is better{beside} by {deltas[winner]['value']:+.3f}: {rows[winner]['reason']}"
     else:
-        unclear = {name: delta for name, delta in deltas.items() if rows[name]["verdict"] == UNCLEAR}
+        unclear = {
+            name: delta for name, delta in deltas.items() if rows[name]["verdict"] == UNCLEAR
+        }
         text = f"no remedy is clearly better{beside}{_why_not(unclear, len(deltas), comparison)}"
     for kind, verb in (("better", "also better"), ("worse", "worse")):
         names = [name for name in deltas if rows[name]["verdict"] == kind and name != winner]
         if names:
-            text += f"; {verb}: " + ", ".join(f"{name} ({deltas[name]['value']:+.3f})" for name in names)
+            text += f"; {verb}: " + ", ".join(
+                f"{name} ({deltas[name]['value']:+.3f})" for name in names
+            )
     return f"{backbone}: {text}."
 
 
@@ -91,21 +116,30 @@ def _why_not(unclear: Mapping[str, Any], compared: int, comparison: Mapping[str,
     around = {name: delta for name, delta in unclear.items() if delta["low"] <= 0 <= delta["high"]}
     beside, text = [name for name in unclear if name not in around], ""
     if around:
-        low, high = min(delta["low"] for delta in around.values()), max(delta["high"] for delta in around.values())
-        of = "every paired difference" if len(around) == compared > 1 else f"the paired difference of {_and([*around])}"
-        inside = f"all within {low:+.3f} to {high:+.3f}" if len(around) > 1 else f"{low:+.3f} to {high:+.3f}"
+        low, high = (
+            min(delta["low"] for delta in around.values()),
+            max(delta["high"] for delta in around.values()),
+        )
+        of = (
+            "every paired difference"
+            if len(around) == compared > 1
+            else f"the paired difference of {_and([*around])}"
+        )
+        inside = (
+            f"all within {low:+.3f} to {high:+.3f}"
+            if len(around) > 1
+            else f"{low:+.3f} to {high:+.3f}"
+        )
         text = f", because the {100 * (1 - comparison['alpha']):g} % interval of {of} includes 0 ({inside})"
     if beside:
         text += f"; that of {_and(beside)} excludes 0 only before Holm over {comparison['comparisons']} comparisons"
     return text
 
 
-def _and(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
 def notes(
-    comparison: Mapping[str, Any], choices: Mapping[str, list[dict[str, Any]]], tune: Mapping[str, Any]
+    comparison: Mapping[str, Any],
+    choices: Mapping[str, list[dict[str, Any]]],
+    tune: Mapping[str, Any],
 ) -> list[str]:
     """What a reader must know before believing the table.
 
@@ -127,9 +161,17 @@ def notes(
             "These data carry no patient ids: intervals are per image, too narrow where images share a patient."
         )
     if len(classes) == 2 and comparison["positive_class"] == comparison["majority_class"]:
-        found.append("The positive class is the majority: re-balancing favours the negatives and lowers sensitivity.")
-    answers = {check["code"]: check["detail"] for check in comparison["checks"] if check["answer"] == "finding"}
-    found += [f"{code}: {text}{answers[code]}." for code, text in _WARNINGS.items() if code in answers]
+        found.append(
+            "The positive class is the majority: re-balancing favours the negatives and lowers sensitivity."
+        )
+    answers = {
+        check["code"]: check["detail"]
+        for check in comparison["checks"]
+        if check["answer"] == "finding"
+    }
+    found += [
+        f"{code}: {text}{answers[code]}." for code, text in _WARNINGS.items() if code in answers
+    ]
     if drawn := ", ".join(name for name, kind in weights.items() if kind == "random"):
         found.append(
             f"The weights of {drawn} are random, not ImageNet's: the numbers show the procedure, not its best."
@@ -142,8 +184,14 @@ def notes(
             f"primary metric does not exist there: its interval and p come from the others and are too narrow."
         )
     if still := ", ".join(sorted({name for name, row in rows if row["seed_has_effect"] is False})):
-        found.append(f"The seed has no effect on {still}: equal numbers over seeds are not zero spread.")
-    kept = [name for name, rounds in choices.items() if {choice.get("kept_step") for choice in rounds} == {0}]
+        found.append(
+            f"The seed has no effect on {still}: equal numbers over seeds are not zero spread."
+        )
+    kept = [
+        name
+        for name, rounds in choices.items()
+        if {choice.get("kept_step") for choice in rounds} == {0}
+    ]
     if kept:
         text = "Fine-tuning kept its starting weights, a probe of the images outside the slice, in every round of"
         found.append(f"{text} {', '.join(kept)}.")
@@ -154,8 +202,14 @@ def notes(
     for why, names in plain.items():
         which = "every scenario" if len(names) == len(choices) else ", ".join(names)
         found.append(f"Calibration is the identity for {which}: {why}.")
-    tuned = {name: rounds for name, rounds in choices.items() if not name.startswith(f"{BASELINE} (")}
-    vague = sorted(name for name, rounds in tuned.items() if not any(choice.get("identified") for choice in rounds))
+    tuned = {
+        name: rounds for name, rounds in choices.items() if not name.startswith(f"{BASELINE} (")
+    }
+    vague = sorted(
+        name
+        for name, rounds in tuned.items()
+        if not any(choice.get("identified") for choice in rounds)
+    )
     if vague:
         found.append(
             f"The parameter is not identified by these data, so published settings are kept: {', '.join(vague)}."
@@ -163,7 +217,9 @@ def notes(
     fewest = min(choice["inner_folds"] for rounds in choices.values() for choice in rounds)
     if tune["mode"] == "probe" and fewest < tune["inner_folds"]:
         wanted = tune["inner_folds"]
-        found.append(f"A class has few train patients: inner folds fell from {wanted} to as few as {fewest}.")
+        found.append(
+            f"A class has few train patients: inner folds fell from {wanted} to as few as {fewest}."
+        )
     return found
 
 
@@ -172,37 +228,44 @@ def table(comparison: Mapping[str, Any]) -> str:
     primary, binary = comparison["primary"], len(comparison["classes"]) == 2
     label = metric_label(primary, comparison["sensitivity_floor"])
     heads = {"free.auroc": "AUROC", primary: label}
-    for point, at in (("raw", "@0.5" if binary else "raw"), ("locked", "locked" if binary else "calibrated")):
-        for metric in ("sensitivity", "specificity") if binary else ("accuracy", "balanced_accuracy"):
+    for point, at in (
+        ("raw", "@0.5" if binary else "raw"),
+        ("locked", "locked" if binary else "calibrated"),
+    ):
+        for metric in (
+            ("sensitivity", "specificity") if binary else ("accuracy", "balanced_accuracy")
+        ):
             heads[f"{point}.{metric}"] = f"{metric.replace('_', ' ')} {at}"
-    short = [head.replace("specificity", "spec").replace("sensitivity", "sens") for head in heads.values()]
-    per = "; intervals are per image: there are no patient ids" if comparison["units"] == "images" else ""
+    short = [
+        head.replace("specificity", "spec").replace("sensitivity", "sens")
+        for head in heads.values()
+    ]
+    per = (
+        "; intervals are per image: there are no patient ids"
+        if comparison["units"] == "images"
+        else ""
+    )
     lines = []
     for backbone, rows in comparison["rows"].items():
         body = [["scenario", *short, "difference to baseline", "verdict"]]
         for scenario, row in rows.items():
             delta = row.get("delta", {}).get(primary)
             change = f"{_cell(delta, '+')} p={delta['p_holm']:.3f}" if delta else "-"
-            cells = [_cell(row[point][metric]) for point, metric in (name.split(".") for name in heads)]
+            cells = [
+                _cell(row[point][metric]) for point, metric in (name.split(".") for name in heads)
+            ]
             mark = " *" if comparison["winners"][backbone] == scenario else ""
             body.append([scenario, *cells, change, row["verdict"] + mark])
-        lines += [f"{comparison['study']}, {backbone} (* the winner; difference in {label}, p after Holm{per})"]
+        lines += [
+            f"{comparison['study']}, {backbone} (* the winner; difference in {label}, p after Holm{per})"
+        ]
         lines += [aligned(body), ""]
     return "\n".join([*lines, openings.sentence(comparison)])
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lines of text with cells below each other.
-
-    >>> aligned([["a", "b"], ["long", "c"]])
-    'a     b\\nlong  c'
-    """
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-
-
 def _cell(cell: Mapping[str, Any], sign: str = "") -> str:
     value, low, high = (
-        "-" if (end := cell[name]) is None or end != end else f"{end:{sign}.3f}" for name in ("value", "low", "high")
+        "-" if (end := cell[name]) is None or end != end else f"{end:{sign}.3f}"
+        for name in ("value", "low", "high")
     )
     return f"{value} [{low}, {high}]"

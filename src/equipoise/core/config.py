@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 import reprlib
 from pathlib import Path
@@ -12,20 +11,35 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from equipoise.core.environment import environment
 from equipoise.core.errors import ConfigError, unknown_name
 
 PARAMS = "params.yaml"
+
+
 #: The shipped file has about 250.
 _VALUES_MAX = 20_000
+
 
 #: Sections of the settings that a result depends on beyond its parents; overrides may touch these only.
 SCENARIO_SECTIONS = ("tune", "train", "finetune", "calibrate", "threshold", "compare")
 
+
 _short = reprlib.repr
+
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
 NonNegative = Annotated[float, Field(ge=0)]
+
+
 Positive = Annotated[float, Field(gt=0)]
+
+
 Count = Annotated[int, Field(ge=1)]
+
+
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -53,7 +67,9 @@ class Engine(Section):
     @model_validator(mode="after")
     def _usable(self) -> Engine:
         if self.workers < -1 or self.workers == 0:
-            raise ValueError(f"workers is {self.workers}; -1 (every core) or at least 1 is expected")
+            raise ValueError(
+                f"workers is {self.workers}; -1 (every core) or at least 1 is expected"
+            )
         if self.scheduler and self.backend != "dask":
             raise ValueError("scheduler is set, and only backend: dask has one")
         return self
@@ -61,7 +77,11 @@ class Engine(Section):
     @property
     def address(self) -> str | None:
         """The scheduler to join; None starts workers on this machine."""
-        return environment("EQUIPOISE_DASK_SCHEDULER") or self.scheduler if self.backend == "dask" else None
+        return (
+            environment("EQUIPOISE_DASK_SCHEDULER") or self.scheduler
+            if self.backend == "dask"
+            else None
+        )
 
 
 class Phantom(Section):
@@ -162,7 +182,9 @@ class Tune(Section):
     sensitivity_floor: Fraction
     constraint: Constraint | None
     mode: Literal["probe", "finetune"]
-    storage: Annotated[str | None, Field(exclude=True)]  # where a search is kept changes no number, so no digest either
+    storage: Annotated[
+        str | None, Field(exclude=True)
+    ]  # where a search is kept changes no number, so no digest either
     l2_low: Positive
     l2_high: Positive
     l2_first: Annotated[list[Positive], Field(min_length=1)]
@@ -183,7 +205,9 @@ class Tune(Section):
     def _ordered(self) -> Tune:
         outside = [value for value in self.l2_first if not self.l2_low <= value <= self.l2_high]
         if self.l2_low >= self.l2_high or outside:
-            raise ValueError("l2_low < l2_high, and every value of l2_first between them, is expected")
+            raise ValueError(
+                "l2_low < l2_high, and every value of l2_first between them, is expected"
+            )
         return self
 
 
@@ -228,7 +252,9 @@ class Compare(Section):
     alpha: Fraction
     resamples: Annotated[int, Field(ge=100)]
     permutations: Annotated[int, Field(ge=20)]
-    mistakes: Annotated[int | None, Field(ge=0, exclude=True)]  # showing them changes no number, so no digest either
+    mistakes: Annotated[
+        int | None, Field(ge=0, exclude=True)
+    ]  # showing them changes no number, so no digest either
     seed: Seed
 
 
@@ -272,11 +298,18 @@ class Settings(Section):
 
     def sections(self, *names: str) -> dict[str, Any]:
         """Plain data of some sections, as kept beside results and mirrored into MLflow."""
-        return {name: getattr(self, name).model_dump() if getattr(self, name) else None for name in names}
+        return {
+            name: getattr(self, name).model_dump() if getattr(self, name) else None
+            for name in names
+        }
 
 
 class Study(Section):
-    """A study's name and settings, and where its files lie (relative to the repo root)."""
+    """A study's name and settings, and where its files lie.
+
+    Attributes:
+        root: Folder that holds params.yaml; every path of the study lies below it.
+    """
 
     name: str
     settings: Settings
@@ -284,6 +317,7 @@ class Study(Section):
     backbones: tuple[str, ...]
     scenarios: tuple[str, ...]
     engine: Engine
+    root: Path = Path()
 
     @property
     def dataset(self) -> str:
@@ -293,35 +327,40 @@ class Study(Section):
     @property
     def raw(self) -> Path:
         """Folder of the untouched originals."""
-        return Path(self.settings.ingest.raw or f"data/raw/{self.name}")
+        return self.root / (self.settings.ingest.raw or f"data/raw/{self.name}")
 
     @property
     def manifest_path(self) -> Path:
         """One row per usable image."""
-        return Path(f"data/manifest/{self.name}.parquet")
+        return self.root / f"data/manifest/{self.name}.parquet"
 
     @property
     def places_path(self) -> Path:
         """Where the paths stay when ids are hashed: never tracked, never mirrored."""
-        return Path(f"data/local/{self.name}.csv")
+        return self.root / f"data/local/{self.name}.csv"
 
     @property
     def splits_path(self) -> Path:
         """One row per image, repeat and fold."""
-        return Path(f"data/splits/{self.name}.parquet")
+        return self.root / f"data/splits/{self.name}.parquet"
 
     def features_path(self, backbone: str) -> Path:
         """Folder of one backbone's features."""
-        return Path(f"data/features/{self.name}/{backbone}")
+        return self.root / f"data/features/{self.name}/{backbone}"
 
     def result_path(self, backbone: str, scenario: str) -> Path:
         """Folder of one result."""
-        return Path(f"results/{self.name}/{backbone}/{scenario}")
+        return self.root / f"results/{self.name}/{backbone}/{scenario}"
 
     @property
     def reports_path(self) -> Path:
         """Folder of the comparison and its page."""
-        return Path(f"reports/{self.name}")
+        return self.root / f"reports/{self.name}"
+
+    @property
+    def cache_path(self) -> Path:
+        """Folder of what can be made again: shards, searches, decoded images. DVC does not look into it."""
+        return self.root / "data/cache"
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -330,7 +369,9 @@ def find_root(start: Path | None = None) -> Path:
     for folder in (start, *start.parents):
         if (folder / PARAMS).is_file():
             return folder
-    raise ConfigError(f"No {PARAMS} in {start} or above it. Run Equipoise inside a checkout, or name one with --root.")
+    raise ConfigError(
+        f"No {PARAMS} in {start} or above it. Run Equipoise inside a checkout, or name one with --root."
+    )
 
 
 def read_params(root: Path = Path()) -> dict[str, Any]:
@@ -341,7 +382,9 @@ def read_params(root: Path = Path()) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"There is no {path}. Run Equipoise inside a checkout.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start}).") from error
+        raise ConfigError(
+            f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start})."
+        ) from error
     if not isinstance(params, dict):
         raise ConfigError(
             f"{path} holds {type(params).__name__}, a mapping with run, defaults and studies is expected."
@@ -356,44 +399,69 @@ def _yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ConfigError(f"{where} is not valid YAML: {str(error).splitlines()[0]}{place}.") from error
-    except (ValueError, LookupError, TypeError, RecursionError) as error:  # a date that is none, deep brackets
+        raise ConfigError(
+            f"{where} is not valid YAML: {str(error).splitlines()[0]}{place}."
+        ) from error
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ) as error:  # a date that is none, deep brackets
         raise ConfigError(f"{where} is not valid YAML: {str(error)[:100]}.") from error
     waiting, seen = [value], 0
     while waiting:
         item = waiting.pop()
-        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else ()
+        waiting += (
+            item.values()
+            if isinstance(item, dict)
+            else item
+            if isinstance(item, list | tuple | set)
+            else ()
+        )
         seen += 1
         if seen > _VALUES_MAX:
-            raise ConfigError(f"{where} holds more than {_VALUES_MAX:,} values once its anchors are written out.")
+            raise ConfigError(
+                f"{where} holds more than {_VALUES_MAX:,} values once its anchors are written out."
+            )
     return value
 
 
-def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[str, Any] | None = None) -> Study:
+def load_study(
+    name: str,
+    params: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+    root: Path = Path(),
+) -> Study:
     """Settings of one study, checked.
 
     Args:
         name: A key of `studies` in params.yaml.
-        params: Contents of params.yaml; read from the working folder when left out.
+        params: Contents of params.yaml; read from `root` when left out.
         overrides: Dotted keys and values laid over the study, for example `{"tune.trials": 5}`.
+        root: Folder that holds params.yaml.
 
     Raises:
         ConfigError: For an unknown study, section or key (naming the nearest one) or a value out of range.
     """
-    params = read_params() if params is None else params
+    params = read_params(root) if params is None else params
     _known_keys(params, {"run", "scenarios", "engine", "defaults", "studies"}, "")
     studies = _mapping(params, "studies")
     if name not in studies:
         raise unknown_name("study", name, studies)
     if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-        raise ConfigError(f"The study name {_short(name)} names files: letters, digits, '_', '-' and '.' are expected.")
+        raise ConfigError(
+            f"The study name {_short(name)} names files: letters, digits, '_', '-' and '.' are expected."
+        )
     merged = copy.deepcopy(_mapping(params, "defaults"))
     _known_keys(merged, set(Settings.model_fields), "defaults.")
     own = studies[name] or {}
     _known_keys(own, set(Settings.model_fields), f"studies.{name}.")
     for section, values in (*merged.items(), *own.items()):
         if not isinstance(values, dict | None):
-            raise ConfigError(f"Section '{section}' of study '{name}' is {_short(values)}, a mapping is expected.")
+            raise ConfigError(
+                f"Section '{section}' of study '{name}' is {_short(values)}, a mapping is expected."
+            )
     for section, values in own.items():
         merged[section] = {**(merged.get(section) or {}), **(values or {})}
     merged["phantom"] = merged.get("phantom") or None
@@ -401,7 +469,9 @@ def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[
         section, _, field = key.partition(".")
         _known_keys({section: None}, set(Settings.model_fields), "")
         if not field:
-            raise ConfigError(f"'{key:.100}' is a section; name a key in it, for example {section}.KEY=VALUE.")
+            raise ConfigError(
+                f"'{key:.100}' is a section; name a key in it, for example {section}.KEY=VALUE."
+            )
         merged[section] = {**(merged.get(section) or {}), field: value}
     for section in Settings.model_fields:
         model = _section_model(section)
@@ -417,10 +487,13 @@ def load_study(name: str, params: dict[str, Any] | None = None, overrides: dict[
         return Study(
             name=name,
             settings=Settings.model_validate(merged),
-            scenario_settings={key: value or {} for key, value in _mapping(params, "scenarios").items()},
+            scenario_settings={
+                key: value or {} for key, value in _mapping(params, "scenarios").items()
+            },
             backbones=_names(run, "backbones"),
             scenarios=_names(run, "scenarios"),
             engine=engine,  # type: ignore[arg-type]
+            root=root,
         )
     except ValidationError as error:
         raise ConfigError(_validation_text(name, error)) from error
@@ -440,27 +513,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
-        raise ConfigError(f"'{text:.100}' is not of the form section.key=value, for example tune.trials=5.")
+        raise ConfigError(
+            f"'{text:.100}' is not of the form section.key=value, for example tune.trials=5."
+        )
     return key.strip(), _yaml(value, f"'{text:.100}'")
-
-
-def environment(name: str) -> str | None:
-    """An environment variable that Equipoise respects, None when unset or empty."""
-    return os.environ.get(name) or None
-
-
-def masked(text: object) -> str:
-    """Text without passwords: those in addresses, and the values of variables that are named like secrets.
-
-    >>> masked("postgresql://ada:pa@ss@host/searches?sslpassword=x&a=1")
-    'postgresql://***@host/searches?sslpassword=***&a=1'
-    """
-    shown = re.sub(r"(://)[^/\s'\"]*@|[^\s:/@'\"]+:[^\s/'\"]+@", lambda found: (found[1] or "") + "***@", str(text))
-    shown = re.sub(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\";,]+", r"\1***", shown)
-    for name, value in os.environ.items():
-        if re.search(r"PASSWORD|TOKEN|SECRET", name) and len(value) >= 6:
-            shown = shown.replace(value, "***")
-    return shown
 
 
 def _section_model(section: str) -> type[Section]:
@@ -477,16 +533,22 @@ def _mapping(params: dict[str, Any], key: str) -> dict[str, Any]:
 def _names(run: dict[str, Any], key: str) -> tuple[str, ...]:
     names = run.get(key) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"run.{key} is {_short(names)}, a list of names is expected, for example [demo].")
+        raise ConfigError(
+            f"run.{key} is {_short(names)}, a list of names is expected, for example [demo]."
+        )
     return tuple(dict.fromkeys(names))
 
 
 def _known_keys(values: Any, known: set[str], prefix: str) -> None:
     if not isinstance(values, dict):
-        raise ConfigError(f"params.yaml needs a mapping under '{prefix.rstrip('.')}', it holds {_short(values)}.")
+        raise ConfigError(
+            f"params.yaml needs a mapping under '{prefix.rstrip('.')}', it holds {_short(values)}."
+        )
     for key in values:
         if key not in known:
-            raise unknown_name("key", f"{prefix}{key}", {prefix + name for name in known}, " in params.yaml")
+            raise unknown_name(
+                "key", f"{prefix}{key}", {prefix + name for name in known}, " in params.yaml"
+            )
 
 
 def _validation_text(study: str, error: ValidationError) -> str:
@@ -494,4 +556,8 @@ def _validation_text(study: str, error: ValidationError) -> str:
     for item in error.errors()[:10]:
         where = ".".join(str(part) for part in item["loc"] if part != "settings")
         lines.append(f"{where} is {_short(item['input'])}: {item['msg']}")
-    return f"Settings of study '{study}' cannot be used. " + "; ".join(lines) + ". Correct params.yaml."
+    return (
+        f"Settings of study '{study}' cannot be used. "
+        + "; ".join(lines)
+        + ". Correct params.yaml."
+    )

@@ -55,4 +55,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     name, names = str(name)[:100], sorted(map(str, known))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return ConfigError(f"There is no {kind} '{name}'{where}.{hint} Known: {', '.join(names) or 'none'}.")
+    return ConfigError(
+        f"There is no {kind} '{name}'{where}.{hint} Known: {', '.join(names) or 'none'}."
+    )

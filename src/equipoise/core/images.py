@@ -44,7 +44,11 @@ def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> tuple[list[str], 
     found, ignored = [], 0
     for place, folders, names in os.walk(folder):
         kept = sorted(name for name in folders if not hidden(name))
-        ignored += sum(len(files) for name in set(folders) - set(kept) for *_, files in os.walk(Path(place, name)))
+        ignored += sum(
+            len(files)
+            for name in set(folders) - set(kept)
+            for *_, files in os.walk(Path(place, name))
+        )
         folders[:] = kept
         for name in names:
             path = Path(place, name)
@@ -65,7 +69,9 @@ def read(folder: Path, path: str) -> bytes:
             return handle.read()
     part, index = member.split("/")
     buffer = io.BytesIO()
-    Image.fromarray(npz_arrays(folder / f"{file}.npz")[f"{part}_images"][int(index)]).save(buffer, "bmp")
+    Image.fromarray(npz_arrays(folder / f"{file}.npz")[f"{part}_images"][int(index)]).save(
+        buffer, "bmp"
+    )
     return buffer.getvalue()
 
 
@@ -85,7 +91,9 @@ def _npz_arrays(path: Path, changed_ns: int) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in wanted}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path.name} is not a MedMNIST file with {', '.join(wanted)}: {error}") from error
+        raise DataError(
+            f"{path.name} is not a MedMNIST file with {', '.join(wanted)}: {error}"
+        ) from error
     for part in NPZ_PARTS:
         if len(arrays[f"{part}_images"]) != len(arrays[f"{part}_labels"]):
             raise DataError(f"{path.name} holds another number of {part} labels than images")
@@ -94,7 +102,11 @@ def _npz_arrays(path: Path, changed_ns: int) -> dict[str, np.ndarray]:
 
 def _members(path: Path, name: str) -> list[str]:
     arrays = npz_arrays(path)
-    return [f"{name}/{part}/{index:05d}" for part in NPZ_PARTS for index in range(len(arrays[f"{part}_images"]))]
+    return [
+        f"{name}/{part}/{index:05d}"
+        for part in NPZ_PARTS
+        for index in range(len(arrays[f"{part}_images"]))
+    ]
 
 
 def flags(pixels: np.ndarray, grey: bool) -> list[str]:
@@ -111,7 +123,9 @@ def flags(pixels: np.ndarray, grey: bool) -> list[str]:
     some = pixels[::step, ::step].astype(np.float32)
     odd = ["tiny"] if min(pixels.shape[:2]) < _TINY_PX else []
     odd += ["blank"] if some.std(axis=(0, 1)).max() < _BLANK_LEVELS else []
-    return odd + (["colour"] if grey and np.abs(np.diff(some)).sum(axis=2).mean() > _COLOUR_LEVELS else [])
+    return odd + (
+        ["colour"] if grey and np.abs(np.diff(some)).sum(axis=2).mean() > _COLOUR_LEVELS else []
+    )
 
 
 def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
@@ -141,12 +155,16 @@ def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
             if draft_px:
                 image.draft(None, (draft_px, draft_px))
             with _LARGE if image.width * image.height > _LARGE_PX else contextlib.nullcontext():
-                ImageOps.exif_transpose(image, in_place=True)  # a copy would double what a large picture takes
+                ImageOps.exif_transpose(
+                    image, in_place=True
+                )  # a copy would double what a large picture takes
                 if image.mode.startswith(("I", "F")):
                     return _from_deep_grey(np.asarray(image), image.mode)
                 return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(re.sub(r" <_io.BytesIO object at \w+>", "", str(error))) from error  # an address says nothing
+        raise ValueError(
+            re.sub(r" <_io.BytesIO object at \w+>", "", str(error))
+        ) from error  # an address says nothing
 
 
 def as_rgb(values: np.ndarray | list[Any]) -> np.ndarray:

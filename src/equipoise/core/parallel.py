@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import logging
 import os
 import sys
@@ -19,22 +17,28 @@ from typing import Any, TypeVar
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-import equipoise
-from equipoise.core.config import PARAMS, Engine, environment, masked
+from equipoise.core.config import PARAMS, Engine
+from equipoise.core.environment import difference, environment, masked, versions
 from equipoise.core.errors import ConfigError, EquipoiseError
-from equipoise.core.records import digest_of, file_digest
+from equipoise.core.files import file_digest
 
 Item = TypeVar("Item")
+
+
 _LINE_SECONDS = 5.0
+
+
 #: How long a scheduler may take to answer, and to have a first worker: a queue may let it wait.
 _ANSWER_SECONDS, _WORKER_SECONDS = 10, 600
-#: Packages that numbers come from.
-PACKAGES = ("tensorflow", "keras", "optuna", "scikit-learn", "imbalanced-learn", "numpy", "scipy", "pandas", "pillow")
+
+
 #: A worker may have several threads; limits of BLAS threads hold for a whole process, so it does one job at a time.
 _ONE_JOB = threading.Lock()
 
 
-def progress(items: Iterable[Item], description: str, total: int, unit: str = "it") -> Iterator[Item]:
+def progress(
+    items: Iterable[Item], description: str, total: int, unit: str = "it"
+) -> Iterator[Item]:
     """Yield the items and show how far it is: a bar on a terminal, a line every few seconds elsewhere.
 
     Nothing is shown for what takes less than two seconds.
@@ -48,8 +52,14 @@ def progress(items: Iterable[Item], description: str, total: int, unit: str = "i
         now = time.monotonic()
         if now - shown >= _LINE_SECONDS and done < total:
             gone = now - start
-            speed, left = f"{done / gone:.3g} {unit}/s", f"{gone / done * (total - done):.0f} s left"
-            print(f"{description}: {done}/{total} {unit}, {speed}, {gone:.0f} s gone, {left}", file=sys.stderr)
+            speed, left = (
+                f"{done / gone:.3g} {unit}/s",
+                f"{gone / done * (total - done):.0f} s left",
+            )
+            print(
+                f"{description}: {done}/{total} {unit}, {speed}, {gone:.0f} s gone, {left}",
+                file=sys.stderr,
+            )
             shown = now
 
 
@@ -76,7 +86,9 @@ def run_jobs(
     if engine.backend == "dask":
         results = _on_dask(calls, engine)
     else:
-        results = Parallel(n_jobs=engine.workers, return_as="generator")(delayed(_call)(*call) for call in calls)
+        results = Parallel(n_jobs=engine.workers, return_as="generator")(
+            delayed(_call)(*call) for call in calls
+        )
     return list(progress(results, description, len(jobs), "jobs"))
 
 
@@ -120,7 +132,10 @@ def joined(engine: Engine, wait_seconds: float = _WORKER_SECONDS) -> Iterator[An
             "silence_logs": logging.CRITICAL,
             "memory_limit": 0,
         }
-        with LocalCluster(n_workers=count, threads_per_worker=1, **quiet) as cluster, Client(cluster) as client:
+        with (
+            LocalCluster(n_workers=count, threads_per_worker=1, **quiet) as cluster,
+            Client(cluster) as client,
+        ):
             yield client
         return
     place = "scheduler_file" if address.endswith(".json") else "address"
@@ -142,19 +157,6 @@ def joined(engine: Engine, wait_seconds: float = _WORKER_SECONDS) -> Iterator[An
         yield client
 
 
-@functools.cache
-def versions() -> dict[str, str]:
-    """What the numbers of this process come from: Python, packages, and a digest of Equipoise's own code."""
-    found = {"python": ".".join(map(str, sys.version_info[:2]))}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    code = Path(equipoise.__file__).parent
-    return {**found, "equipoise": digest_of([file_digest(path) for path in sorted(code.rglob("*.py"))])[:12]}
-
-
 def seen_from(folder: str) -> dict[str, str]:
     """What a worker sees: versions, params.yaml in the working folder, whether searches go to a database."""
     params = Path(folder) / PARAMS
@@ -163,22 +165,15 @@ def seen_from(folder: str) -> dict[str, str]:
     return {**versions(), **seen, "EQUIPOISE_OPTUNA_STORAGE": database}
 
 
-def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """How a worker differs, in words; nothing when it does not.
-
-    >>> difference({"numpy": "2.3"}, {"numpy": "2.4"})
-    'numpy is 2.3 there and 2.4 here'
-    """
-    return ", ".join(
-        f"{key} is {there.get(key)} there and {here[key]} here" for key in here if there.get(key) != here[key]
-    )
-
-
-def _call(folder: str, wanted: Mapping[str, str], function: Callable[..., Item], job: tuple[Any, ...]) -> Item:
+def _call(
+    folder: str, wanted: Mapping[str, str], function: Callable[..., Item], job: tuple[Any, ...]
+) -> Item:
     """In a worker: the same call as in the process that asked for it, or a refusal."""
     with _ONE_JOB:
         if found := difference(versions(), wanted):
-            raise ConfigError(f"A worker would give other numbers: {found}. Install the same there and restart it.")
+            raise ConfigError(
+                f"A worker would give other numbers: {found}. Install the same there and restart it."
+            )
         try:
             os.chdir(folder)
         except OSError as error:
@@ -188,8 +183,21 @@ def _call(folder: str, wanted: Mapping[str, str], function: Callable[..., Item],
         return function(*job)
 
 
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield the items in order, at most `size` at a time.
+
+    >>> list(batched([1, 2, 3, 4, 5], 2))
+    [[1, 2], [3, 4], [5]]
+    """
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
 def in_threads(
-    function: Callable[[Item], Any], items: Sequence[Item], threads: int | None = None, ahead: int = 64
+    function: Callable[[Item], Any],
+    items: Sequence[Item],
+    threads: int | None = None,
+    ahead: int = 64,
 ) -> Iterator[Any]:
     """Yield `function(item)` in order, computed by threads at most `ahead` items in front of the reader.
 

@@ -3,155 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
-import os
-import socket
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from equipoise.core.errors import DataError
+from equipoise.core.files import _read_parquet, digest_of, file_digest, write_table
 
 PARTS = ("train", "val", "test")
-_META = b"equipoise"
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and move it there when the block ends well: no half-written file.
-
-    Raises:
-        DataError: When the disk is full or does not let this user write; a file that was there stays as it was.
-    """
-    path, temporary = Path(path), None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent.absolute())
-        mine = f".{_machine()}-{os.getpid()}~"
-        handle, name = tempfile.mkstemp(mine, f".{path.name}.", path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}. Nothing half-written was left; free space or "
-            "permissions, then run the same command again: finished work is kept."
-        ) from error
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
-
-
-@functools.cache
-def _machine() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-@functools.cache
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine left half-written in a folder, once per process."""
-    for left in folder.glob(f".*.{_machine()}-*~") if os.name == "posix" else ():
-        try:
-            os.kill(int(left.name.rpartition("-")[2][:-1]), 0)  # signal 0 only asks whether the process is there
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, PermissionError):  # no name of ours, or another user's process
-            continue
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON that is the same bytes for the same value (NaN becomes null)."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or damaged file is a DataError."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{path} is not readable as JSON ({error}). Run the stage that writes it again.") from error
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of plain data, through its canonical JSON.
-
-    >>> digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
-    True
-    """
-    return hashlib.sha256(json.dumps(_jsonable(value), sort_keys=True).encode()).hexdigest()
-
-
-def write_table(path: Path, table: pd.DataFrame, meta: dict[str, Any]) -> None:
-    """Write a Parquet file with plain metadata inside."""
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    arrow = arrow.replace_schema_metadata({_META: json.dumps(_jsonable(meta), sort_keys=True).encode()})
-    with atomic_path(path) as temporary:
-        pq.write_table(arrow, temporary)
-
-
-def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read what `write_table` wrote."""
-    table, meta, _ = _read_parquet(path)
-    return table, meta
-
-
-def _read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any], pa.Schema]:
-    try:
-        arrow = pq.ParquetFile(path).read()  # read_table would take a folder
-        arrow.validate(full=True)  # damaged bytes may be no text, which pandas would find much later
-        names, meta = arrow.schema.names, json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
-        if len(set(names)) < len(names) or not isinstance(meta, dict):
-            raise ValueError("a column twice, or metadata that are no mapping")
-        return arrow.to_pandas(), meta, arrow.schema
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is not readable as Parquet ({error}). Run the stage that writes it again.") from error
-
-
-def _missing(path: Path) -> DataError:
-    return DataError(f"There is no {path}. Run `dvc repro`, or the stage that writes it (docs/architecture.md).")
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _jsonable(value.tolist())
-    if isinstance(value, np.generic):
-        return _jsonable(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return value.as_posix()
-    return value
 
 
 _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
@@ -160,10 +24,9 @@ _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
     "number": (pa.types.is_floating,),
     "yes or no": (pa.types.is_boolean,),
 }
+
+
 _ROUND = {"repeat": "whole numbers", "fold": "whole numbers"}
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,12 +66,16 @@ class _Record:
         return cls(table, meta, file_digest(path))
 
     @classmethod
-    def _problems(cls, table: pd.DataFrame, meta: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
+    def _problems(
+        cls, table: pd.DataFrame, meta: dict[str, Any], schema: pa.Schema
+    ) -> Iterator[str]:
         for name, wanted in cls.META.items():
             if not isinstance(meta.get(name), wanted):
                 yield f"says {meta.get(name)!r:.80} of {name} in its metadata, {wanted.__name__} is expected"
         classes = meta.get("classes", ["one"])
-        if not all(isinstance(name, str) for name in classes) or not 0 < len(set(classes)) == len(classes):
+        if not all(isinstance(name, str) for name in classes) or not 0 < len(set(classes)) == len(
+            classes
+        ):
             yield f"names the classes {classes!r:.80}, different names are expected"
         if meta.get("positive_class", classes[0]) not in classes:
             yield f"names the positive class {meta['positive_class']!r:.80}, which is none of its classes"
@@ -217,7 +84,9 @@ class _Record:
         if "part" in table and not table["part"].isin(PARTS).all():
             yield f"holds parts other than {', '.join(PARTS)}"
         kinds = dict(cls.COLUMNS)
-        kinds |= {name: "number" for name in schema.names if name.startswith(("prob_", "calibrated_"))}
+        kinds |= {
+            name: "number" for name in schema.names if name.startswith(("prob_", "calibrated_"))
+        }
         kinds |= {str(name): "text" for name in meta.get("readings", ())}
         for name, kind in kinds.items():
             if name not in table and name not in cls.COLUMNS:
@@ -243,19 +112,31 @@ class Manifest(_Record):
     """
 
     COLUMNS: ClassVar = {
-        **dict.fromkeys(("image_id", "sha256", "picture", "path", "class_name", "patient_id"), "text"),
+        **dict.fromkeys(
+            ("image_id", "sha256", "picture", "path", "class_name", "patient_id"), "text"
+        ),
         **dict.fromkeys(("label", "width_px", "height_px", "bytes"), "whole numbers"),
         "grey_mean": "number",
     }
-    META: ClassVar = {"study": str, "dataset": str, "classes": list, "positive_class": str, "readings": list}
+    META: ClassVar = {
+        "study": str,
+        "dataset": str,
+        "classes": list,
+        "positive_class": str,
+        "readings": list,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.table["image_id"].duplicated().any():
             twice = self.table.loc[self.table["image_id"].duplicated(), "image_id"].iloc[0]
-            raise DataError(f"The manifest names image '{twice}' more than once. Run `equipoise ingest` again.")
+            raise DataError(
+                f"The manifest names image '{twice}' more than once. Run `equipoise ingest` again."
+            )
         if self.table[["patient_id", "picture"]].isna().any(axis=None):
-            raise DataError("The manifest holds images without patient_id or picture. Run `equipoise ingest` again.")
+            raise DataError(
+                "The manifest holds images without patient_id or picture. Run `equipoise ingest` again."
+            )
         if not self.table["label"].between(0, len(self.meta["classes"]) - 1).all():
             raise DataError(
                 f"The manifest holds labels outside its {len(self.meta['classes'])} classes. Run `equipoise ingest`."
@@ -311,107 +192,22 @@ class Splits(_Record):
         return table[(table["repeat"] == repeat) & (table["fold"] == fold)].reset_index(drop=True)
 
 
-@dataclass(frozen=True)
-class TrainRows:
-    """What a strategy sees: the train images of one round and nothing else.
+#: Beginnings of the columns with probabilities: as the model gives them, and through the calibrator.
+RAW, CALIBRATED = "prob", "calibrated"
 
-    Attributes:
-        labels: int (num_images,), index into the classes.
-        num_classes: C; `labels` may lack a class.
-        views: Augmented views available for each minority image.
-        seed: Seed of every draw.
-        patients: (num_images,), patient of each image.
-        make_features: Gives the standardised features of these images alone, float32 (num_images, num_features).
+
+def probability_columns(kind: str, classes: Sequence[str]) -> list[str]:
+    """Names of the columns that hold one probability per class; `kind` is `RAW` or `CALIBRATED`.
+
+    >>> probability_columns(RAW, ["clear", "opacity"])
+    ['prob_clear', 'prob_opacity']
     """
-
-    labels: np.ndarray
-    num_classes: int
-    views: int
-    seed: int
-    patients: np.ndarray | None = None
-    make_features: Callable[[], np.ndarray] | None = None
-    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Images per class, int (num_classes,)."""
-        return np.bincount(self.labels, minlength=self.num_classes)
-
-    def once(self, name: str, make: Callable[[np.ndarray], Any]) -> Any:
-        """What `make` makes of the features, made once: neighbours cost more than the trials that share them."""
-        if self.make_features is None:
-            raise DataError("These train rows came without features. Take them from TrainMatrix.train_rows.")
-        if name not in self._made:
-            self._made[name] = make(self.make_features())
-        return self._made[name]
+    return [f"{kind}_{name}" for name in classes]
 
 
-@dataclass(frozen=True)
-class Plan:
-    r"""The rows to train on, one per draw.
-
-    Attributes:
-        row: int (num_draws,), index into the train rows.
-        view: int (num_draws,), 0 for the plain image, 1..K for an augmented view of it.
-        partner: int (num_draws,), the train row a draw is mixed with; itself where nothing is mixed.
-        mix: float (num_draws,), $\lambda$ in 0..1: the features are $x + \lambda (x_{partner} - x)$; 0 is the image.
-        weight: float (num_draws,), > 0, what the draw counts beside the weight of its class.
-    """
-
-    row: np.ndarray
-    view: np.ndarray
-    partner: np.ndarray
-    mix: np.ndarray
-    weight: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        row: npt.ArrayLike,
-        view: np.ndarray | int = 0,
-        partner: np.ndarray | None = None,
-        mix: np.ndarray | float = 0.0,
-        weight: np.ndarray | float = 1.0,
-    ) -> Plan:
-        """A plan of plain images, unmixed and of weight 1, unless it is said otherwise."""
-        row = np.asarray(row, dtype=np.int64)
-        rest = ((view, np.int64), (row if partner is None else partner, np.int64), (mix, float), (weight, float))
-        return cls(row, *(np.broadcast_to(np.asarray(value, dtype=kind), row.shape).copy() for value, kind in rest))
-
-    def within(self, inside: np.ndarray) -> Plan:
-        """The same draws, counted in the rows that `inside` was taken from: int (num_rows of this plan,)."""
-        return dataclasses.replace(self, row=inside[self.row], partner=inside[self.partner])
-
-    def counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
-        """Draws per class after the plan, int (num_classes,)."""
-        return np.bincount(labels[self.row], minlength=num_classes)
-
-
-@dataclass(frozen=True)
-class Objective:
-    r"""What the head minimises, a few numbers per class.
-
-    $L = \sum_i w_{y_i} (1-p_{y_i})^\gamma (-\log p_{y_i}) / \sum_i w_{y_i} + l_2 \lVert W \rVert^2 / 2$ with
-    $p = \mathrm{softmax}(z + \mathrm{offset})$; scores are made from plain $z$.
-
-    Attributes:
-        weights: float (num_classes,), > 0, any scale (the mean is weighted).
-        focusing: $\gamma \ge 0$.
-        offsets: float (num_classes,), added to the logits while training.
-    """
-
-    weights: np.ndarray
-    focusing: float
-    offsets: np.ndarray
-
-    @classmethod
-    def neutral(cls, num_classes: int) -> Objective:
-        """Plain cross-entropy: the ordinary member, so that nobody writes an `if`."""
-        return cls(np.ones(num_classes), 0.0, np.zeros(num_classes))
-
-    def replace(self, **changes: Any) -> Objective:
-        """A copy with some numbers changed."""
-        return dataclasses.replace(self, **changes)
+def probability_table(kind: str, values: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Probabilities (num_rows, num_classes) as columns of a table, named by `probability_columns`."""
+    return pd.DataFrame(values, columns=probability_columns(kind, classes))
 
 
 @dataclass(frozen=True)
@@ -432,11 +228,15 @@ class Predictions(_Record):
     META: ClassVar = {"classes": list, "positive_class": str}
 
     def __post_init__(self) -> None:
-        kinds = [f"{kind}_{name}" for kind in ("prob", "calibrated") for name in self.meta["classes"]]
-        self._require((*self.COLUMNS, *kinds))
-        for kind in ("prob", "calibrated"):
+        for kind in (RAW, CALIBRATED):
+            self._require((*self.COLUMNS, *probability_columns(kind, self.meta["classes"])))
+        for kind in (RAW, CALIBRATED):
             values = self.probabilities(kind)
-            if not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=1) > 1:
+            if (
+                not np.isfinite(values).all()
+                or values.min(initial=0) < 0
+                or values.max(initial=1) > 1
+            ):
                 raise DataError(
                     f"Predictions hold {kind}_... that are not numbers within 0..1. Run `equipoise scenario` again."
                 )
@@ -453,23 +253,33 @@ class Predictions(_Record):
 
     def probabilities(self, kind: str) -> np.ndarray:
         """float64 (num_rows, num_classes); `kind` is "prob" (raw) or "calibrated"."""
-        return self.table[[f"{kind}_{name}" for name in self.meta["classes"]]].to_numpy(dtype=np.float64)
+        return self.table[probability_columns(kind, self.meta["classes"])].to_numpy(
+            dtype=np.float64
+        )
 
     def part(self, name: str) -> Predictions:
         """Only the rows of one part."""
-        return dataclasses.replace(self, table=self.table[self.table["part"] == name].reset_index(drop=True))
+        return dataclasses.replace(
+            self, table=self.table[self.table["part"] == name].reset_index(drop=True)
+        )
 
     def test_digest(self) -> str:
         """Digest of what was tested: images, patients, labels and rounds, whatever the model said."""
         columns = ["image_id", "patient_id", "repeat", "fold", "label"]
         rows = self.part("test").table[columns].drop_duplicates().sort_values(columns)
-        return digest_of([list(self.classes), self.meta["positive_class"], rows.to_numpy(dtype=object).tolist()])
+        return digest_of(
+            [list(self.classes), self.meta["positive_class"], rows.to_numpy(dtype=object).tolist()]
+        )
 
 
-def class_table(labels: np.ndarray, patients: Sequence[str] | pd.Series, classes: Sequence[str]) -> dict[str, Any]:
+def class_table(
+    labels: np.ndarray, patients: Sequence[str] | pd.Series, classes: Sequence[str]
+) -> dict[str, Any]:
     """Images, patients and share per class, as printed and kept by `ingest` and `split`."""
     counts = np.bincount(labels, minlength=len(classes))
-    people = pd.DataFrame({"label": np.asarray(labels), "patient": np.asarray(patients)}).drop_duplicates()
+    people = pd.DataFrame(
+        {"label": np.asarray(labels), "patient": np.asarray(patients)}
+    ).drop_duplicates()
     shown = np.bincount(people["label"], minlength=len(classes))
     return {
         name: {

@@ -45,7 +45,9 @@ def view_parameters(sha256: str, view: int, policy: Augment, size_px: int) -> np
     mirror = np.where(rng.random(2) < 0.5, -1.0, 1.0)
     brightness = rng.uniform(-1, 1) * policy.brightness_fraction * 255
     contrast = 1 + rng.uniform(-1, 1) * policy.contrast_fraction
-    stain = rng.uniform(-1, 1, 6) * policy.stain_fraction  # drawn last: the others stay as they were without it
+    stain = (
+        rng.uniform(-1, 1, 6) * policy.stain_fraction
+    )  # drawn last: the others stay as they were without it
     angle += (turns if policy.quarter_turns else 0) * np.pi / 2
     flip = np.where([policy.horizontal_flip, policy.vertical_flip], mirror, 1.0)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -79,7 +81,10 @@ def apply_views(images: Any, parameters: Any) -> Any:
     )
     stain = parameters[:, 8:]
     moved = tf.cond(tf.reduce_any(stain != 0), lambda: jitter_stains(moved, stain), lambda: moved)
-    brightness, contrast = parameters[:, 6][:, None, None, None], parameters[:, 7][:, None, None, None]
+    brightness, contrast = (
+        parameters[:, 6][:, None, None, None],
+        parameters[:, 7][:, None, None, None],
+    )
     mean = tf.reduce_mean(moved, axis=[1, 2, 3], keepdims=True)
     return tf.clip_by_value((moved - mean) * contrast + mean + brightness, 0.0, 255.0)
 

@@ -109,7 +109,11 @@ def load_keras() -> Any:
 def weights_there(name: str, weights: str) -> bool:
     """Whether the weights of a backbone are on this machine, so that nothing has to be downloaded."""
     file = load_row(name).file_name
-    places = [WEIGHTS_FOLDER / file, Path.home() / ".keras/models" / file] if weights == "imagenet" else [Path(weights)]
+    places = (
+        [WEIGHTS_FOLDER / file, Path.home() / ".keras/models" / file]
+        if weights == "imagenet"
+        else [Path(weights)]
+    )
     return weights == "random" or any(path.expanduser().is_file() for path in places)
 
 
@@ -196,7 +200,9 @@ def _weights_file(name: str, weights: str) -> Path:
         return beside
     try:
         return Path(
-            load_keras().utils.get_file(row.file_name, row.address, cache_subdir="models", file_hash=row.md5 or None)
+            load_keras().utils.get_file(
+                row.file_name, row.address, cache_subdir="models", file_hash=row.md5 or None
+            )
         )
     except Exception as error:  # Keras raises plain Exception for a failed download
         size = f"{row.file_bytes:,} bytes"

@@ -35,7 +35,9 @@ class Calibrator:
         return cls(1.0, np.zeros(num_classes), reason)
 
     @classmethod
-    def fit(cls, logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, min_patients: int) -> Calibrator:
+    def fit(
+        cls, logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, min_patients: int
+    ) -> Calibrator:
         """Fit on val.
 
         Args:
@@ -48,7 +50,8 @@ class Calibrator:
         found = [len(np.unique(patients[labels == label])) for label in range(classes)]
         if min(found) < min_patients:
             return cls.identity(
-                classes, f"val has {min(found)} patient(s) of the rarest class, {min_patients} are needed"
+                classes,
+                f"val has {min(found)} patient(s) of the rarest class, {min_patients} are needed",
             )
         targets = _smoothed(labels, classes)
 
@@ -58,7 +61,9 @@ class Calibrator:
             scores = scores - scores.max(axis=1, keepdims=True)
             log_probs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
             error = (np.exp(log_probs) - targets) / len(labels)
-            gradient = np.concatenate([[np.exp(free[0]) * (error * logits).sum()], error[:, 1:].sum(axis=0)])
+            gradient = np.concatenate(
+                [[np.exp(free[0]) * (error * logits).sum()], error[:, 1:].sum(axis=0)]
+            )
             return -(targets * log_probs).sum() / len(labels), gradient
 
         # The slope is searched as its logarithm: a calibrator must never reverse the ranking.
@@ -95,7 +100,9 @@ def _smoothed(labels: np.ndarray, classes: int) -> np.ndarray:
     return targets
 
 
-def lock_threshold(prob: np.ndarray, truth: np.ndarray, rule: Threshold, sensitivity_floor: float) -> float:
+def lock_threshold(
+    prob: np.ndarray, truth: np.ndarray, rule: Threshold, sensitivity_floor: float
+) -> float:
     """Choose the operating point on val.
 
     Args:
@@ -137,7 +144,8 @@ def guard(predictions: Predictions, min_patients: int, rule: Threshold, floor: f
     rounds = [rows.groupby("label") for _, rows in val.groupby(["repeat", "fold"])]
     smallest = min(rounds, key=lambda labels: labels["patient_id"].nunique().min())
     people, images = (
-        smallest[name].nunique().reindex(range(len(classes)), fill_value=0) for name in ("patient_id", "image_id")
+        smallest[name].nunique().reindex(range(len(classes)), fill_value=0)
+        for name in ("patient_id", "image_id")
     )
     if people.min() < min_patients:
         counts = ", ".join(f"{name} {count}" for name, count in zip(classes, people))

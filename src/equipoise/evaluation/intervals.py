@@ -44,7 +44,11 @@ def effect(draws: np.ndarray, alpha: float, patients: float) -> dict[str, float]
             is too narrow, as a normal quantile in place of Student's would be (benchmarks/README.md).
     """
     tail = ndtr(-np.sqrt(patients / (patients - 1)) * stdtrit(patients - 1, 1 - alpha / 2))
-    low, high = np.nanquantile(draws[1:], [tail, 1 - tail]) if not np.isnan(draws[1:]).all() else [np.nan] * 2
+    low, high = (
+        np.nanquantile(draws[1:], [tail, 1 - tail])
+        if not np.isnan(draws[1:]).all()
+        else [np.nan] * 2
+    )
     return {"value": float(draws[0]), "low": float(low), "high": float(high)}
 
 
@@ -63,12 +67,16 @@ def patient_resamples(
         Patient ids (P,), sorted, and float32 (B + 1, P): how often each is drawn; the first row is all ones.
     """
     rows = pd.DataFrame({"patient": patients, "label": labels})
-    shown = rows.groupby("patient")["label"].agg(lambda values: tuple(sorted(set(values)))).sort_index()
+    shown = (
+        rows.groupby("patient")["label"].agg(lambda values: tuple(sorted(set(values)))).sort_index()
+    )
     drawn = np.ones((resamples + 1, len(shown)), dtype=np.float32)
     rng = np.random.default_rng(seed)
     for stratum in sorted(shown.unique()):
         members = np.flatnonzero(shown == stratum)
-        drawn[1:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+        drawn[1:, members] = rng.multinomial(
+            len(members), np.full(len(members), 1 / len(members)), size=resamples
+        )
     return shown.index.to_numpy(), drawn
 
 
@@ -106,23 +114,39 @@ class Evaluation:
         """Estimate, interval and how it was made, and the number of resamples in which the metric does not exist."""
         found: dict[str, Any] = effect(self.draws[name], self.alpha, self.effective_patients)
         lacking, patients = int(np.isnan(self.draws[name][1:]).sum()), self.among.get(name, 0)
-        how = "none: undefined in every resample" if lacking == len(self.draws[name]) - 1 else "patient bootstrap"
-        low, high = wilson(found["value"] * patients, patients, self.alpha) if patients else (np.nan, np.nan)
+        how = (
+            "none: undefined in every resample"
+            if lacking == len(self.draws[name]) - 1
+            else "patient bootstrap"
+        )
+        low, high = (
+            wilson(found["value"] * patients, patients, self.alpha)
+            if patients
+            else (np.nan, np.nan)
+        )
         if patients and found["value"] in (0.0, 1.0):
             # All resamples of 24 out of 24 are 24 out of 24; the patients behind it still bound what is known.
             found |= {"low": low, "high": high}
             how = f"Wilson, {patients} patients"
         elif patients == 1:
-            found, how = found | {"low": np.nan, "high": np.nan}, "none: one patient, who is in every resample"
+            found, how = (
+                found | {"low": np.nan, "high": np.nan},
+                "none: one patient, who is in every resample",
+            )
         found |= {"interval": how, "degenerate": lacking}
-        return found | ({"wilson_low": low, "wilson_high": high} if self.row_per_patient and patients else {})
+        return found | (
+            {"wilson_low": low, "wilson_high": high} if self.row_per_patient and patients else {}
+        )
 
     def table(self) -> dict[str, dict[str, Any]]:
         """{"free" | "raw" | "locked": {metric: interval}}."""
         nested: dict[str, dict[str, Any]] = {}
         for name in self.draws:
             point, metric = name.split(".")
-            nested.setdefault(point, {})[metric] = {**self.interval(name), "by_seed": self.by_seed[name]}
+            nested.setdefault(point, {})[metric] = {
+                **self.interval(name),
+                "by_seed": self.by_seed[name],
+            }
         return nested
 
 
@@ -156,7 +180,9 @@ def evaluate(
     present = np.bincount(labels, minlength=num_classes)
     if (present == 0).any():
         counts = ", ".join(f"{name} {count}" for name, count in zip(test.classes, present))
-        raise DataError(f"The test rows lack a class ({counts}), so nothing can be compared. Split again.")
+        raise DataError(
+            f"The test rows lack a class ({counts}), so nothing can be compared. Split again."
+        )
     once = ["image_id", "repeat", "fold", "seed"]
     if (twice := test.table.duplicated(once)).any():
         image, *place = test.table.loc[twice, once].iloc[0]
@@ -185,17 +211,24 @@ def evaluate(
     def means(name: str, of: str, place: int) -> list[Any]:
         """Mean estimate (or estimates of the folds) of the groups of each repeat (place 0) or seed (place 1)."""
         return [
-            np.mean([getattr(values[name], of) for own, values in groups if own[place] == key], axis=0)
+            np.mean(
+                [getattr(values[name], of) for own, values in groups if own[place] == key], axis=0
+            )
             for key in sorted({own[place] for own, _ in groups})
         ]
 
     by_seed = {name: [float(draws[0]) for draws in means(name, "draws", 1)] for name in found}
-    by_fold = {name: [float(value) for folds in means(name, "folds", 0) for value in folds] for name in found}
+    by_fold = {
+        name: [float(value) for folds in means(name, "folds", 0) for value in folds]
+        for name in found
+    }
     alone = not test.table.duplicated(["repeat", "seed", "patient_id"]).any()
     many = any(len(values) > 1 for values in by_fold.values())
     sizes = test.table.groupby(["label", "patient_id"]).size()
     effective = float((sizes.groupby("label").sum() ** 2 / (sizes**2).groupby("label").sum()).min())
-    return Evaluation(draws, among, by_seed, settings.alpha, by_fold if many else {}, alone, max(effective, 2.0))
+    return Evaluation(
+        draws, among, by_seed, settings.alpha, by_fold if many else {}, alone, max(effective, 2.0)
+    )
 
 
 @dataclass(frozen=True)
@@ -231,7 +264,11 @@ def _evaluate_group(
             shares,
             one is not None,
         )
-        for point, prob, at in (("free", raw, 0.5), ("raw", raw, 0.5), ("locked", calibrated, threshold))
+        for point, prob, at in (
+            ("free", raw, 0.5),
+            ("raw", raw, 0.5),
+            ("locked", calibrated, threshold),
+        )
     }
     wanted = {
         f"{point}.{name}": (sample, metric)
@@ -250,10 +287,14 @@ def _evaluate_group(
         # Scores of different folds come from different models: ranks are compared within a fold only.
         parts = {
             point: [_subset(whole, rows) for rows in folds] if point == "free" else [whole]
-            for point, whole in ((point, replace(sample, weights=weights)) for point, sample in points.items())
+            for point, whole in (
+                (point, replace(sample, weights=weights)) for point, sample in points.items()
+            )
         }
         for name, (_, metric) in wanted.items():
-            draws[name].append(np.mean([metric.function(part) for part in parts[name.split(".")[0]]], axis=0))
+            draws[name].append(
+                np.mean([metric.function(part) for part in parts[name.split(".")[0]]], axis=0)
+            )
     found: dict[str, _Found] = {}
     for name, (sample, metric) in wanted.items():
         values, patients = np.concatenate(draws[name]), 0
@@ -275,6 +316,8 @@ def _subset(sample: Sample, rows: np.ndarray) -> Sample:
         probabilities=sample.probabilities[rows],
         decisions=sample.decisions[rows],
         weights=np.take(sample.weights, rows, axis=1),
-        threshold=sample.threshold[rows] if isinstance(sample.threshold, np.ndarray) else sample.threshold,
+        threshold=sample.threshold[rows]
+        if isinstance(sample.threshold, np.ndarray)
+        else sample.threshold,
         shares=None if sample.shares is None else sample.shares[rows],
     )

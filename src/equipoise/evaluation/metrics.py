@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.special import expit
@@ -35,6 +35,30 @@ _EPSILON = 1e-12
 
 
 _NEWTON_STEPS = 40
+
+
+class Endpoint(NamedTuple):
+    """A metric at an operating point, written "point.metric" in files.
+
+    Attributes:
+        point: free (no threshold), raw (0.5 on raw probabilities) or locked (the threshold of val).
+        metric: A name of `REGISTRY`.
+
+    >>> str(Endpoint.parse("locked.sensitivity")), Endpoint("free", "auroc").metric
+    ('locked.sensitivity', 'auroc')
+    """
+
+    point: str
+    metric: str
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read "point.metric"."""
+        point, _, metric = text.partition(".")
+        return cls(point, metric)
+
+    def __str__(self) -> str:
+        return f"{self.point}.{self.metric}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,11 @@ class Sample:
 
     def classes(self) -> list[int]:
         """The classes a macro average runs over: the positive one alone when there are two."""
-        return [self.positive] if self.binary or self.alone else list(range(self.probabilities.shape[1]))
+        return (
+            [self.positive]
+            if self.binary or self.alone
+            else list(range(self.probabilities.shape[1]))
+        )
 
     def blocks(self) -> Iterator[Sample]:
         """The same rows with a few of the resamples each."""
@@ -80,7 +108,10 @@ class Sample:
     @cached_property
     def steps(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """`roc_steps` of each class, once for all rank metrics."""
-        return {c: roc_steps(self.labels == c, self.probabilities[:, c], self.weights) for c in self.classes()}
+        return {
+            c: roc_steps(self.labels == c, self.probabilities[:, c], self.weights)
+            for c in self.classes()
+        }
 
     def total(self, rows: np.ndarray) -> np.ndarray:
         """Weighted number of the rows marked, or weighted sum of values, float (B,)."""
@@ -92,7 +123,9 @@ class Sample:
         return _ratio(self.total(values), self.weights.sum(axis=1, dtype=np.float64))
 
 
-def roc_steps(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def roc_steps(
+    truth: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """True and false positives, weighted, as the threshold falls past each distinct score.
 
     Args:
@@ -113,14 +146,18 @@ def roc_steps(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tup
     return (true, false) if len(ends) == len(order) else (true[:, ends], false[:, ends])
 
 
-def _ranked(of_steps: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> Callable[[Sample], np.ndarray]:
+def _ranked(
+    of_steps: Callable[[np.ndarray, np.ndarray, float], np.ndarray],
+) -> Callable[[Sample], np.ndarray]:
     """A metric of a `Sample` from one of true and false positives (B, steps) and the floor; mean over its classes."""
 
     @wraps(of_steps)
     def metric(sample: Sample) -> np.ndarray:
         if len(sample.weights) > BLOCK:
             return np.concatenate([metric(block) for block in sample.blocks()])
-        return np.mean([of_steps(*sample.steps[label], sample.floor) for label in sample.classes()], axis=0)
+        return np.mean(
+            [of_steps(*sample.steps[label], sample.floor) for label in sample.classes()], axis=0
+        )
 
     return metric
 
@@ -129,7 +166,11 @@ def _ranked(of_steps: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> 
 def auroc(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
     """Area under the ROC curve, ties count one half; macro one-vs-rest for more than two classes. (B,), 0..1."""
     # The shoelace formula, which needs no array of differences.
-    twice = true[:, -1] * false[:, -1] + np.vecdot(true[:, :-1], false[:, 1:]) - np.vecdot(true[:, 1:], false[:, :-1])
+    twice = (
+        true[:, -1] * false[:, -1]
+        + np.vecdot(true[:, :-1], false[:, 1:])
+        - np.vecdot(true[:, 1:], false[:, :-1])
+    )
     return _ratio(twice / 2, true[:, -1] * false[:, -1])
 
 
@@ -181,7 +222,10 @@ def patient_recognition_rate(sample: Sample) -> np.ndarray:
             "patient_recognition_rate needs to know whose image a row is, which only the test rows tell. "
             "Set tune.objective to another metric."
         )
-    return _ratio(sample.total(sample.shares * (sample.decisions == sample.labels)), sample.total(sample.shares))
+    return _ratio(
+        sample.total(sample.shares * (sample.decisions == sample.labels)),
+        sample.total(sample.shares),
+    )
 
 
 def sensitivity(sample: Sample) -> np.ndarray:
@@ -207,12 +251,16 @@ def balanced_accuracy(sample: Sample) -> np.ndarray:
 
 def precision(sample: Sample) -> np.ndarray:
     """Share of positive decisions that are right, 0 where there is none; macro for more classes. (B,), 0..1."""
-    return _macro(sample, lambda c: np.nan_to_num(_recall(sample, sample.decisions == c, sample.labels == c)))
+    return _macro(
+        sample, lambda c: np.nan_to_num(_recall(sample, sample.decisions == c, sample.labels == c))
+    )
 
 
 def negative_predictive_value(sample: Sample) -> np.ndarray:
     """Share of negative decisions that are right, 0 where there is none; macro for more classes. (B,), 0..1."""
-    return _macro(sample, lambda c: np.nan_to_num(_recall(sample, sample.decisions != c, sample.labels != c)))
+    return _macro(
+        sample, lambda c: np.nan_to_num(_recall(sample, sample.decisions != c, sample.labels != c))
+    )
 
 
 def mcc(sample: Sample) -> np.ndarray:
@@ -221,7 +269,9 @@ def mcc(sample: Sample) -> np.ndarray:
     total = sample.weights.sum(axis=1, dtype=np.float64)
     truth = np.stack([sample.total(sample.labels == c) for c in classes])
     decided = np.stack([sample.total(sample.decisions == c) for c in classes])
-    covariance = sample.total(sample.decisions == sample.labels) * total - (truth * decided).sum(axis=0)
+    covariance = sample.total(sample.decisions == sample.labels) * total - (truth * decided).sum(
+        axis=0
+    )
     spread = np.sqrt((total**2 - (truth**2).sum(axis=0)) * (total**2 - (decided**2).sum(axis=0)))
     return np.nan_to_num(_ratio(covariance, spread))
 
@@ -236,7 +286,9 @@ def net_benefit(sample: Sample) -> np.ndarray:
     r"""True less false positives per image, a false one weighing $t/(1-t)$ (Vickers 2006). Two classes only. (B,)."""
     alarms, true = sample.decisions == sample.positive, sample.labels == sample.positive
     threshold = np.asarray(sample.threshold, dtype=np.float64)
-    return sample.mean(alarms * np.where(true, 1.0, -threshold / (1 - np.minimum(threshold, 1 - _EPSILON))))
+    return sample.mean(
+        alarms * np.where(true, 1.0, -threshold / (1 - np.minimum(threshold, 1 - _EPSILON)))
+    )
 
 
 def f1(sample: Sample) -> np.ndarray:
@@ -276,7 +328,10 @@ def ece(sample: Sample) -> np.ndarray:
     if sample.binary:
         prob, hit = sample.probabilities[:, sample.positive], sample.labels == sample.positive
     else:
-        prob, hit = sample.probabilities.max(axis=1), sample.probabilities.argmax(axis=1) == sample.labels
+        prob, hit = (
+            sample.probabilities.max(axis=1),
+            sample.probabilities.argmax(axis=1) == sample.labels,
+        )
     inside = np.searchsorted(np.arange(1, _BINS) / _BINS, prob)
     gaps = [np.abs(sample.total((hit - prob) * (inside == place))) for place in range(_BINS)]
     return _ratio(np.sum(gaps, axis=0), sample.weights.sum(axis=1, dtype=np.float64))
@@ -299,10 +354,14 @@ def _recalibrated(sample: Sample, slope: bool) -> np.ndarray:
     # The estimate first: from there every resample is a few steps away.
     start = _newton(np.ones((1, len(truth))), logit, truth, slope, np.array([[0.0, 1.0]]))
     start = np.where(np.isnan(start), [[0.0, 1.0]], start)
-    return np.concatenate([_newton(block.weights, logit, truth, slope, start) for block in sample.blocks()])
+    return np.concatenate(
+        [_newton(block.weights, logit, truth, slope, start) for block in sample.blocks()]
+    )
 
 
-def _newton(weights: np.ndarray, logit: np.ndarray, truth: np.ndarray, slope: bool, start: np.ndarray) -> np.ndarray:
+def _newton(
+    weights: np.ndarray, logit: np.ndarray, truth: np.ndarray, slope: bool, start: np.ndarray
+) -> np.ndarray:
     """Fits of `truth` on a + b * logit under each row of weights, (B, 2); b stays where `slope` is false."""
     share = weights / weights.sum(axis=1, keepdims=True, dtype=np.float64)
     fitted = np.tile(start, (len(weights), 1))
@@ -310,9 +369,14 @@ def _newton(weights: np.ndarray, logit: np.ndarray, truth: np.ndarray, slope: bo
         guess = expit(fitted[:, :1] + fitted[:, 1:] * logit)
         miss, curve = share * (truth - guess), share * guess * (1 - guess)
         first, a = miss.sum(axis=1), curve.sum(axis=1)
-        second, b, c = (miss @ logit, curve @ logit, curve @ logit**2) if slope else (0 * a, 0 * a, 0 * a + 1)
+        second, b, c = (
+            (miss @ logit, curve @ logit, curve @ logit**2) if slope else (0 * a, 0 * a, 0 * a + 1)
+        )
         determinant = np.maximum(a * c - b * b, np.finfo(float).tiny)
-        step = np.stack([c * first - b * second, a * second - b * first], axis=1) / determinant[:, None]
+        step = (
+            np.stack([c * first - b * second, a * second - b * first], axis=1)
+            / determinant[:, None]
+        )
         fitted += np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-9:
             break
@@ -380,7 +444,9 @@ def load_metric(name: str, classes: int = 2) -> Metric:
         raise unknown_name("metric", name, REGISTRY)
     metric = REGISTRY[name]
     if metric.better is None:
-        raise ConfigError(f"{name} has one right value, so results cannot be ordered by it. Choose another metric.")
+        raise ConfigError(
+            f"{name} has one right value, so results cannot be ordered by it. Choose another metric."
+        )
     if metric.binary and classes > 2:
         raise ConfigError(
             f"{name} needs two classes; these data have {classes}. Set tune.objective and compare.primary to auroc."
@@ -388,7 +454,9 @@ def load_metric(name: str, classes: int = 2) -> Metric:
     return metric
 
 
-def decide(probabilities: np.ndarray, positive: int, threshold: float | np.ndarray = 0.5) -> np.ndarray:
+def decide(
+    probabilities: np.ndarray, positive: int, threshold: float | np.ndarray = 0.5
+) -> np.ndarray:
     """Label decided for each row: positive when its probability reaches the threshold, argmax for more classes.
 
     Args:

@@ -34,7 +34,11 @@ def count(test_digest: str, compared: set[str]) -> int:
 
 def sentence(comparison: Mapping[str, Any]) -> str:
     """`count` of the test part of a comparison, in words."""
-    compared = {row["result_digest"] for rows in comparison["rows"].values() for row in rows.values()}
+    compared = {
+        row["result_digest"] for rows in comparison["rows"].values() for row in rows.values()
+    }
     opened = count(comparison["test_digest"], compared)
     results = f"{opened} result" + ("s" if opened > 1 else "")
-    return f"This test part has been opened by {results}, {len(compared)} of them in this comparison."
+    return (
+        f"This test part has been opened by {results}, {len(compared)} of them in this comparison."
+    )

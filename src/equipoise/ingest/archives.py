@@ -38,7 +38,9 @@ UNPACKED_BYTES_MAX = 32 * 2**30
 TAR_READ_BYTES_MAX = 4 * 2**20
 
 _PIECE_BYTES = 2**20
-_PORTABLE = re.compile(r'(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[^/\\:*?"<>|]*[^/\\:*?"<>|. ]', re.I)
+_PORTABLE = re.compile(
+    r'(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[^/\\:*?"<>|]*[^/\\:*?"<>|. ]', re.I
+)
 #: What Finder adds: no image of the dataset.
 _CLUTTER = re.compile(r"(^|/)(__MACOSX(/|$)|\._|\.DS_Store$)")
 #: What the readers raise.
@@ -78,11 +80,15 @@ def unpack(archive: Path, folder: Path, record: Callable[[int, int], None]) -> N
         if getattr(problem, "errno", None) not in (None, errno.EINVAL):
             raise
         why = printable(f"{type(problem).__name__}: {problem}")
-        raise _refused(f"it is damaged, cut short, encrypted or no .zip, .tar or .tar.gz ({why})") from problem
+        raise _refused(
+            f"it is damaged, cut short, encrypted or no .zip, .tar or .tar.gz ({why})"
+        ) from problem
     else:
         # They differ when a header lied, or the file system takes two names for one, or another run is in the folder.
         if measure(temporary) != (files, file_bytes) or not files:
-            raise _refused(f"its headers state {files:,} files of {file_bytes:,} bytes, which is not what came out")
+            raise _refused(
+                f"its headers state {files:,} files of {file_bytes:,} bytes, which is not what came out"
+            )
         record(files, file_bytes)
         if folder.is_dir():  # Windows moves nothing onto an empty one.
             folder.rmdir()
@@ -93,7 +99,12 @@ def unpack(archive: Path, folder: Path, record: Callable[[int, int], None]) -> N
 
 def measure(folder: Path) -> tuple[int, int]:
     """Number and bytes of the files in a folder; what Finder adds while somebody looks at it does not count."""
-    files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names if not _CLUTTER.search(name)]
+    files = [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if not _CLUTTER.search(name)
+    ]
     return len(files), sum(path.stat().st_size for path in files)
 
 
@@ -108,18 +119,24 @@ def printable(text: str) -> str:
 
 def _write_members(archive: Path, folder: Path) -> tuple[int, int]:
     """Write the files into the folder and return their number and the bytes that their headers state."""
-    limit_bytes = min(UNPACKED_BYTES_MAX, UNPACKED_BYTES_FREE + UNPACKED_RATIO_MAX * archive.stat().st_size)
+    limit_bytes = min(
+        UNPACKED_BYTES_MAX, UNPACKED_BYTES_FREE + UNPACKED_RATIO_MAX * archive.stat().st_size
+    )
     names: dict[PurePosixPath, bool] = {}
     files, file_bytes, left_bytes = 0, 0, limit_bytes
     with archive.open("rb") as file:
         for count, member in enumerate(_members(file, limit_bytes), start=1):
             parts = _place(member, names)
             if not member.is_plain:
-                raise _refused(f"{printable(member.name)} is a link, a device, or packed in a way images are not")
+                raise _refused(
+                    f"{printable(member.name)} is a link, a device, or packed in a way images are not"
+                )
             if count + len(names) > MEMBERS_MAX:
                 raise _refused(f"it holds more than {MEMBERS_MAX:,} files and folders")
             if not 0 <= member.bytes <= left_bytes:
-                raise _refused(f"it unpacks to more than {limit_bytes:,} bytes, which images do not")
+                raise _refused(
+                    f"it unpacks to more than {limit_bytes:,} bytes, which images do not"
+                )
             left_bytes -= member.bytes
             path = folder.joinpath(*parts)
             if member.is_folder:
@@ -135,9 +152,15 @@ def _write_members(archive: Path, folder: Path) -> tuple[int, int]:
 def _place(member: _Member, names: dict[PurePosixPath, bool]) -> tuple[str, ...]:
     """The parts of a member's path, () for what is not to be written; adds to names (-> whether it is a folder)."""
     path, shown = PurePosixPath(member.name), printable(member.name)
-    portable = len(member.name) <= 1000 and member.name.isprintable() and (path.parts or member.is_folder)
-    if not portable or not all(_PORTABLE.fullmatch(part) and len(part.encode()) <= 255 for part in path.parts):
-        raise _refused(f"{shown} leads out of the folder, or is no file name on some operating system")
+    portable = (
+        len(member.name) <= 1000 and member.name.isprintable() and (path.parts or member.is_folder)
+    )
+    if not portable or not all(
+        _PORTABLE.fullmatch(part) and len(part.encode()) <= 255 for part in path.parts
+    ):
+        raise _refused(
+            f"{shown} leads out of the folder, or is no file name on some operating system"
+        )
     if _CLUTTER.search(str(path)):
         return ()
     same = PurePosixPath(unicodedata.normalize("NFC", str(path)).casefold())
@@ -153,7 +176,9 @@ def _members(file: io.BufferedReader, limit_bytes: int) -> Iterator[_Member]:
     start = file.peek(2)[:2]
     if start == b"PK":
         return _zip_members(file)
-    return _tar_members(_Bounded(gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file, limit_bytes))
+    return _tar_members(
+        _Bounded(gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file, limit_bytes)
+    )
 
 
 def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
@@ -161,10 +186,19 @@ def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
         for found in progress(opened.infolist(), "unpacking", len(opened.infolist()), "members"):
             kind = stat.S_IFMT(found.external_attr >> 16)
             # Methods other than deflate may need any amount of memory.
-            is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR) and found.compress_type in (0, zipfile.ZIP_DEFLATED)
+            is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR) and found.compress_type in (
+                0,
+                zipfile.ZIP_DEFLATED,
+            )
             is_folder = found.is_dir() or kind == stat.S_IFDIR
             # zipfile cuts its own copy of the name at a NUL; the original is what was meant.
-            yield _Member(found.orig_filename, is_plain, is_folder, found.file_size, partial(opened.open, found))
+            yield _Member(
+                found.orig_filename,
+                is_plain,
+                is_folder,
+                found.file_size,
+                partial(opened.open, found),
+            )
 
 
 def _tar_members(bounded: _Bounded) -> Iterator[_Member]:
@@ -172,7 +206,9 @@ def _tar_members(bounded: _Bounded) -> Iterator[_Member]:
     with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r:") as opened:
         for found in progress(opened, "unpacking", 0, "members"):
             is_plain = (found.isreg() or found.isdir()) and not found.issparse()
-            yield _Member(found.name, is_plain, found.isdir(), found.size, partial(opened.extractfile, found))
+            yield _Member(
+                found.name, is_plain, found.isdir(), found.size, partial(opened.extractfile, found)
+            )
     # tarfile also ends, without a word, where the file is cut or a header is spoilt; the end is a block of zeros.
     if bounded.last != bytes(tarfile.BLOCKSIZE):
         raise EOFError("no end mark")

@@ -25,7 +25,9 @@ _MIN_DETAIL = 1.0  # standard deviation in grey levels; below it there is only r
 _SEARCHED = 12  # principal axes in the tree; all 63 frequencies then filter what the tree finds
 _NEIGHBOURS = 8
 _BLOCK = 2048
-_MARGIN = 2  # cells, wider than the largest crop: what one picture lacks at its edge is not compared
+_MARGIN = (
+    2  # cells, wider than the largest crop: what one picture lacks at its edge is not compared
+)
 _MAX_CROP = 0.045
 _CROP = 0.03
 # Fractions taken off left, right, top, bottom.
@@ -83,7 +85,12 @@ def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
     if len(rows) < 2:
         return np.empty((0, 2), np.int64)
     # Sorted by content, so that no result depends on the order of the rows.
-    content = np.ascontiguousarray(thumbnails[rows]).reshape(len(rows), -1).view(f"V{SIDE * SIDE}").ravel()
+    content = (
+        np.ascontiguousarray(thumbnails[rows])
+        .reshape(len(rows), -1)
+        .view(f"V{SIDE * SIDE}")
+        .ravel()
+    )
     _, first, group = np.unique(content, return_index=True, return_inverse=True)
     different = thumbnails[rows[first]]
     tried, crops = _candidates(different)
@@ -132,10 +139,14 @@ def _spectrum(thumbnails: np.ndarray, fractions: np.ndarray) -> np.ndarray:
     frequency = np.hypot(*np.mgrid[:8, :8]).ravel()
     order = np.argsort(frequency, kind="stable")[1:]
     # Pictures have about 1 / frequency of amplitude: weighted so that all frequencies have a say.
-    kernel = np.einsum("uy,vx->yxuv", down, across).reshape(SIDE * SIDE, -1)[:, order] * frequency[order]
+    kernel = (
+        np.einsum("uy,vx->yxuv", down, across).reshape(SIDE * SIDE, -1)[:, order] * frequency[order]
+    )
     values = np.empty((len(thumbnails), len(order)), np.float32)
     for block in _blocks(len(thumbnails)):
-        values[block] = thumbnails[block].reshape(-1, SIDE * SIDE).astype(np.float32) @ kernel.astype(np.float32)
+        values[block] = thumbnails[block].reshape(-1, SIDE * SIDE).astype(
+            np.float32
+        ) @ kernel.astype(np.float32)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
 
 
@@ -199,5 +210,8 @@ def _detail(pictures: np.ndarray) -> np.ndarray:
 
 
 def _has_detail(thumbnails: np.ndarray) -> np.ndarray:
-    spread = [_detail(thumbnails[block].astype(np.float32)).std(axis=1) for block in _blocks(len(thumbnails))]
+    spread = [
+        _detail(thumbnails[block].astype(np.float32)).std(axis=1)
+        for block in _blocks(len(thumbnails))
+    ]
     return np.concatenate([np.empty(0), *spread]) >= _MIN_DETAIL

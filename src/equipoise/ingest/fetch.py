@@ -13,11 +13,10 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from equipoise.core.errors import ConfigError, DataError
+from equipoise.core.files import file_digest, read_json, write_json
 from equipoise.core.parallel import progress
-from equipoise.core.records import file_digest, read_json, write_json
 from equipoise.ingest import archives
-from equipoise.ingest.datasets import load_dataset
-from equipoise.ingest.datasets.base import Archive, Card
+from equipoise.ingest.datasets.base import Archive, Card, load_dataset
 
 DOWNLOADS = Path("data/cache/downloads")
 #: To connect, and between two pieces of the answer.
@@ -37,7 +36,12 @@ class _Interrupted(Exception):
     """A transfer that stopped and may be tried again; the text says why."""
 
 
-def run(dataset: str, to: Path | None = None, address: str | None = None, say: Callable[[str], None] = print) -> Path:
+def run(
+    dataset: str,
+    to: Path | None = None,
+    address: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
     """Download the archive of a dataset, check it, unpack it and put the folder under DVC.
 
     Args:
@@ -74,15 +78,24 @@ def run(dataset: str, to: Path | None = None, address: str | None = None, say: C
     return shown
 
 
-def _fill(shown: Path, source: Path, part: Path, pinned: Archive, address: str, say: Callable[[str], None]) -> None:
+def _fill(
+    shown: Path, source: Path, part: Path, pinned: Archive, address: str, say: Callable[[str], None]
+) -> None:
     """Bring the images into the folder, unless they are there."""
-    folder, recorded = shown.resolve(), read_json(source) if source.is_file() else dict.fromkeys(_RECORDED)
+    folder, recorded = (
+        shown.resolve(),
+        read_json(source) if source.is_file() else dict.fromkeys(_RECORDED),
+    )
     if not isinstance(recorded, dict) or set(recorded) != set(_RECORDED):
-        raise DataError(f"{source} must hold {', '.join(_RECORDED)}. Take it back from git, or delete it.")
+        raise DataError(
+            f"{source} must hold {', '.join(_RECORDED)}. Take it back from git, or delete it."
+        )
     if pinned.sha256 is None:
         pinned = Archive(pinned.address, recorded["bytes"] or pinned.bytes, recorded["sha256"])
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        if (pinned.sha256, *archives.measure(folder)) != tuple(recorded[key] for key in _RECORDED[2:]):
+        if (pinned.sha256, *archives.measure(folder)) != tuple(
+            recorded[key] for key in _RECORDED[2:]
+        ):
             raise DataError(
                 f"{shown} is there, and it is not the archive as unpacked here; nothing was overwritten. Move it away, "
                 "or name another folder with --to."
@@ -90,7 +103,9 @@ def _fill(shown: Path, source: Path, part: Path, pinned: Archive, address: str, 
         say(f"{shown} already holds the archive {pinned.sha256}: nothing to download")
         return
     is_remote, where = re.match("https?://", address, re.I), _without_secrets(address)
-    archive = _download(address, where, pinned, part, say) if is_remote else Path(address).expanduser()
+    archive = (
+        _download(address, where, pinned, part, say) if is_remote else Path(address).expanduser()
+    )
     if not archive.is_file():
         raise ConfigError(f"{where} is neither an http(s) address nor a file that is there.")
     try:
@@ -101,7 +116,11 @@ def _fill(shown: Path, source: Path, part: Path, pinned: Archive, address: str, 
                 f"{pinned.bytes} and {pinned.sha256}. A download is removed; get it from the address on the card."
             )
         say(f"{found[1]:,} bytes, SHA-256 {found[2]}; unpacking into {shown}")
-        archives.unpack(archive, folder, lambda *counts: write_json(source, dict(zip(_RECORDED, found + counts))))
+        archives.unpack(
+            archive,
+            folder,
+            lambda *counts: write_json(source, dict(zip(_RECORDED, found + counts))),
+        )
     except DataError:
         if is_remote:  # Never the user's own file.
             _forget(part)
@@ -120,7 +139,9 @@ def _without_secrets(address: str) -> str:
     return f"{pieces[1]}{pieces[2]}" if pieces else Path(address).name
 
 
-def _download(address: str, where: str, pinned: Archive, part: Path, say: Callable[[str], None]) -> Path:
+def _download(
+    address: str, where: str, pinned: Archive, part: Path, say: Callable[[str], None]
+) -> Path:
     """Download into `part`, going on where an earlier try or an earlier run stopped."""
     part.parent.mkdir(parents=True, exist_ok=True)
     best, idle = _size(part), 0
@@ -151,9 +172,13 @@ def _transfer(address: str, where: str, pinned: Archive, part: Path) -> None:
     done = _size(part) if note.get("address") == where and (note["version"] or pinned.sha256) else 0
     if done and done == note["bytes"]:
         return
-    headers = {"Accept-Encoding": "identity"}  # Compressed on the way, bytes could neither be counted nor resumed.
+    headers = {
+        "Accept-Encoding": "identity"
+    }  # Compressed on the way, bytes could neither be counted nor resumed.
     if done:
-        headers |= {"Range": f"bytes={done}-"} | ({"If-Range": note["version"]} if note["version"] else {})
+        headers |= {"Range": f"bytes={done}-"} | (
+            {"If-Range": note["version"]} if note["version"] else {}
+        )
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
         code, (start, stated_bytes, version) = response.status_code, _described(response)
         if code in _TRY_LATER:
@@ -163,7 +188,9 @@ def _transfer(address: str, where: str, pinned: Archive, part: Path) -> None:
         if done and (code == 416 or (code == 206 and changed)):
             _forget(part)
             raise _Interrupted("the file on the server changed; starting over")
-        if code not in (200, 206 if done else 200) or (stated_bytes and pinned.bytes not in (None, stated_bytes)):
+        if code not in (200, 206 if done else 200) or (
+            stated_bytes and pinned.bytes not in (None, stated_bytes)
+        ):
             raise DataError(
                 f"{where} answered {code} with {stated_bytes} bytes, expected 200 with {pinned.bytes or 'any'}. Look "
                 "whether the address is still right, or give another one or a local file with --from."
@@ -189,7 +216,9 @@ def _append(response: requests.Response, part: Path, done: int, total_bytes: int
     # Raw: some servers call a .tar.gz "Content-Encoding: gzip", and it would arrive as another file.
     pieces = response.raw.stream(_MIB, decode_content=False)
     with part.open("ab") as file:
-        for piece in progress(pieces, "downloading", max(0, -(-(total_bytes - done) // _MIB)), "MiB"):
+        for piece in progress(
+            pieces, "downloading", max(0, -(-(total_bytes - done) // _MIB)), "MiB"
+        ):
             file.write(piece)
             if file.tell() > (total_bytes or DOWNLOAD_BYTES_MAX):
                 break
@@ -227,14 +256,18 @@ def _put_under_dvc(shown: Path, usual: Path, source: Path, say: Callable[[str], 
     root = next((parent for parent in (here, *here.parents) if (parent / ".dvc").is_dir()), None)
     if root in folder.parents:
         say(f"putting {shown} under DVC")
-        if code := subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)]).returncode:
+        if code := subprocess.run(
+            [sys.executable, "-m", "dvc", "add", "--quiet", str(folder)]
+        ).returncode:
             raise DataError(
                 f"The images are in {shown}, but `dvc add {shown}` ended with code {code}; its last lines say why. "
                 "Mend that and run the same command again: nothing is downloaded twice."
             )
         pins = f"{shown}.dvc {source}"
     else:
-        say(f"{shown} lies in no DVC repository that was found from here, so it was not put under DVC.")
+        say(
+            f"{shown} lies in no DVC repository that was found from here, so it was not put under DVC."
+        )
     if folder != usual.resolve():
         say(f"Set ingest.raw to {shown} in params.yaml.")
     say(f"To commit: {pins}")

@@ -8,7 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
-from equipoise.core.config import environment
+from equipoise.core.environment import environment
 from equipoise.core.errors import ConfigError
 
 _BYTES = 32
@@ -38,7 +38,11 @@ class Pseudonyms:
 
 def key_path() -> Path:
     """EQUIPOISE_KEY, or `~/.equipoise/pseudonym.key`."""
-    return Path(environment("EQUIPOISE_KEY") or Path.home() / ".equipoise/pseudonym.key").expanduser().resolve()
+    return (
+        Path(environment("EQUIPOISE_KEY") or Path.home() / ".equipoise/pseudonym.key")
+        .expanduser()
+        .resolve()
+    )
 
 
 def load(study: str, root: Path | None = None) -> Pseudonyms:
@@ -49,21 +53,27 @@ def load(study: str, root: Path | None = None) -> Pseudonyms:
     """
     path, root = key_path(), (root or Path.cwd()).resolve()
     if path.is_relative_to(root):
-        raise ConfigError(f"The pseudonym key {path} lies inside the repository. Set EQUIPOISE_KEY to a place outside.")
+        raise ConfigError(
+            f"The pseudonym key {path} lies inside the repository. Set EQUIPOISE_KEY to a place outside."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         pass
     except OSError as error:
-        raise ConfigError(f"The pseudonym key {path} cannot be made: {error.strerror}. Set EQUIPOISE_KEY.") from error
+        raise ConfigError(
+            f"The pseudonym key {path} cannot be made: {error.strerror}. Set EQUIPOISE_KEY."
+        ) from error
     else:
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(_BYTES) + "\n")
     try:
         key = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The pseudonym key {path} cannot be read as hexadecimal digits: {error}") from error
+        raise ConfigError(
+            f"The pseudonym key {path} cannot be read as hexadecimal digits: {error}"
+        ) from error
     if len(key) < _BYTES:
         raise ConfigError(
             f"The pseudonym key {path} holds {len(key)} bytes, {_BYTES} are expected. Restore it from your copy; with "

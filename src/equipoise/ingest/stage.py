@@ -16,12 +16,16 @@ from scipy.sparse.csgraph import connected_components
 from equipoise.core import images, parallel
 from equipoise.core.config import Study
 from equipoise.core.errors import ConfigError, DataError, unknown_name
-from equipoise.core.records import Manifest, atomic_path, class_table, imbalance_ratio, minority_labels, write_json
-from equipoise.ingest import duplicates, pseudonyms
-from equipoise.ingest.datasets import Dataset, Task, Unrecognised, open_dataset
+from equipoise.core.files import atomic_path, write_json
+from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
+from equipoise.ingest import duplicates
+from equipoise.ingest.datasets.base import Dataset, Task, Unrecognised, open_dataset
+from equipoise.ingest.originals import _files, _pseudonyms
 from equipoise.ingest.pseudonyms import Pseudonyms
 
 _PIECE = 16
+
+
 _INTERNAL = ["pixels", "odd"]  # columns that end here
 
 
@@ -45,7 +49,9 @@ def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
     if hashed:
         places = rows[["path", *readings]]
         rows = _hide(rows, readings, hashed)
-        quarantined = [{**item, "image_id": hashed.of("image", item["image_id"])} for item in quarantined]
+        quarantined = [
+            {**item, "image_id": hashed.of("image", item["image_id"])} for item in quarantined
+        ]
         _write_places(study, rows["image_id"], places)
     order = np.argsort(rows["image_id"].to_numpy())
     rows, thumbnails = rows.iloc[order].reset_index(drop=True), thumbnails[order]
@@ -72,7 +78,10 @@ def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
     manifest = Manifest(table.drop(columns=_INTERNAL), meta).write(study.manifest_path)
     selection = ", ".join(f"{column}={value}" for column, value in sorted(settings.only.items()))
     summary = {
-        **{key: meta[key] for key in ("study", "dataset", "classes", "positive_class", "patient_ids")},
+        **{
+            key: meta[key]
+            for key in ("study", "dataset", "classes", "positive_class", "patient_ids")
+        },
         "source": card.source,
         "licence": card.licence,
         "citation": card.citation,
@@ -87,59 +96,23 @@ def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
         "quarantined": len(quarantined),
         "near_copies": near,
         "label_conflicts": len(conflicts),
-        "flagged": {flag: int(table["odd"].map(lambda odd, flag=flag: flag in odd).sum()) for flag in images.FLAGS},
+        "flagged": {
+            flag: int(table["odd"].map(lambda odd, flag=flag: flag in odd).sum())
+            for flag in images.FLAGS
+        },
         "by_class": counts,
         "minority_classes": [task.classes[label] for label in minority_labels(manifest.counts())],
         "imbalance_ratio": imbalance_ratio(manifest.counts()),
         # Copies belong to what was published: the count is taken before they are dropped.
-        "completeness": task.completeness({name: row["images"] for name, row in found.items()}, selection),
+        "completeness": task.completeness(
+            {name: row["images"] for name, row in found.items()}, selection
+        ),
     }
     with atomic_path(study.manifest_path.with_suffix(".quarantine.csv")) as path:
         frame = pd.DataFrame(quarantined, columns=["image_id", "reason"])
         frame.sort_values("image_id").to_csv(path, index=False, lineterminator="\n")
     write_json(study.manifest_path.with_suffix(".json"), summary)
     return manifest, {**summary, "quarantine": quarantined}
-
-
-def locate(study: Study, manifest: Manifest) -> dict[str, str]:
-    """Path inside the raw folder by image id; where ids are hashed, from the local file or made again with the key.
-
-    Raises:
-        DataError: When files of the manifest cannot be found with this machine's key.
-    """
-    table = manifest.table
-    if not manifest.meta.get("pseudonym_key"):
-        return dict(zip(table["image_id"], table["path"]))
-    if study.places_path.is_file():
-        places = pd.read_csv(study.places_path, dtype=str)
-        known = dict(zip(places["image_id"], places["path"]))
-    else:
-        paths, _ = _files(study, open_dataset(study)[0])
-        hashed = pseudonyms.load(study.name)
-        known = {hashed.of("image", path): path for path in paths}
-    lacking = int((~table["image_id"].isin(known)).sum())
-    if lacking:
-        raise DataError(
-            f"{lacking} of the {len(table)} images of study '{study.name}' are not found in {study.raw}. Its ids were "
-            f"made with the key {manifest.meta['pseudonym_key']}; use that key (EQUIPOISE_KEY), or run "
-            f"`equipoise ingest --study {study.name}` again."
-        )
-    return {name: known[name] for name in table["image_id"]}
-
-
-def _files(study: Study, dataset: Dataset) -> tuple[list[str], int]:
-    files, ignored = images.walk(study.raw, dataset.suffixes)
-    if not files:
-        raise DataError(
-            f"{study.raw} holds no image file ({ignored} other files). Expected are files ending in "
-            f"{', '.join(sorted(dataset.suffixes))}."
-        )
-    return files, ignored
-
-
-def _pseudonyms(study: Study, dataset: Dataset) -> Pseudonyms | None:
-    wanted = study.settings.ingest.pseudonymise
-    return pseudonyms.load(study.name) if (dataset.card.pseudonymise if wanted is None else wanted) else None
 
 
 def _read(
@@ -151,7 +124,9 @@ def _read(
     quarantined: list[dict[str, str]] = []
     # Small images are read faster than threads can be handed over: a few at a time.
     pieces = [paths[start : start + _PIECE] for start in range(0, len(paths), _PIECE)]
-    read = parallel.in_threads(lambda piece: [_examine(study.raw, path, dataset, task) for path in piece], pieces)
+    read = parallel.in_threads(
+        lambda piece: [_examine(study.raw, path, dataset, task) for path in piece], pieces
+    )
     examined = (result for piece in read for result in piece)
     for row, thumbnail in parallel.progress(examined, f"reading {study.raw}", len(paths), "images"):
         if thumbnail is None:
@@ -167,7 +142,9 @@ def _read(
     return pd.DataFrame(rows), np.stack(thumbnails), quarantined
 
 
-def _examine(raw: Path, path: str, dataset: Dataset, task: Task) -> tuple[dict[str, Any], np.ndarray | None]:
+def _examine(
+    raw: Path, path: str, dataset: Dataset, task: Task
+) -> tuple[dict[str, Any], np.ndarray | None]:
     """The row of one file and its thumbnail, or the reason why it cannot be used and nothing."""
     try:
         path.encode()
@@ -210,7 +187,12 @@ def _selected(rows: pd.DataFrame, only: Mapping[str, str], study: Study) -> np.n
     kept = np.ones(len(rows), dtype=bool)
     for column, value in only.items():
         if column not in rows:
-            raise unknown_name("column", column, set(rows.columns) - set(_INTERNAL), f" of dataset '{study.dataset}'")
+            raise unknown_name(
+                "column",
+                column,
+                set(rows.columns) - set(_INTERNAL),
+                f" of dataset '{study.dataset}'",
+            )
         if not (rows[column] == value).any():
             raise ConfigError(
                 f"ingest.only keeps {column} {value!r}, which no image has. Found are: "
@@ -242,13 +224,21 @@ def _group(rows: pd.DataFrame, thumbnails: np.ndarray, readings: list[str]) -> i
 
     Exact copies have the same pixels whatever the file; near copies are found by `duplicates`.
     """
-    digests, first, code = np.unique(rows["pixels"].to_numpy(), return_index=True, return_inverse=True)
+    digests, first, code = np.unique(
+        rows["pixels"].to_numpy(), return_index=True, return_inverse=True
+    )
     pairs = duplicates.near_pairs(thumbnails[first])
     group = _components(pairs[:, 0], pairs[:, 1], len(digests))
-    rows.insert(2, "picture", digests[pd.Series(np.arange(len(digests))).groupby(group).transform("min")][code])
+    rows.insert(
+        2,
+        "picture",
+        digests[pd.Series(np.arange(len(digests))).groupby(group).transform("min")][code],
+    )
     for reading in readings:
         people, names = pd.factorize(rows[reading], sort=True)
-        whole = _components(people, len(names) + group[code], len(names) + len(digests))[: len(names)]
+        whole = _components(people, len(names) + group[code], len(names) + len(digests))[
+            : len(names)
+        ]
         smallest = pd.Series(np.arange(len(names))).groupby(whole).transform("min").to_numpy()
         rows[reading] = np.asarray(names)[smallest][people]
     return len(digests) - len(np.unique(group))
@@ -260,15 +250,21 @@ def _components(start: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
-def _conflicts(rows: pd.DataFrame, trusted: Sequence[str]) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+def _conflicts(
+    rows: pd.DataFrame, trusted: Sequence[str]
+) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     """Quarantine pictures filed under two classes, but for the images whose label the user vouches for."""
     if unknown := sorted(set(trusted) - set(rows["image_id"])):
-        raise ConfigError(f"ingest.trusted names {unknown[0]!r}, which is no usable image of this study.")
+        raise ConfigError(
+            f"ingest.trusted names {unknown[0]!r}, which is no usable image of this study."
+        )
     vouched = rows["image_id"].isin(trusted)
     for _, labels in rows[vouched].groupby("pixels")["class_name"]:
         if labels.nunique() > 1:
             names = ", ".join(rows.loc[labels.index, "image_id"])
-            raise DataError(f"ingest.trusted vouches for {names}, the same pixels under two classes. Trust one.")
+            raise DataError(
+                f"ingest.trusted vouches for {names}, the same pixels under two classes. Trust one."
+            )
     conflict = (rows.groupby("picture")["label"].transform("nunique") > 1) & ~vouched
     quarantined = []
     for digest in rows.loc[conflict, "picture"].unique():
@@ -296,12 +292,16 @@ def _drop_copies(rows: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, list[dict
     exact = rows["pixels"] == same["pixels"].transform("first")
     quarantined = [
         {"image_id": name, "reason": f"{'exact' if is_exact else 'near'} duplicate of {original}"}
-        for name, original, is_exact in zip(rows.loc[surplus, "image_id"], first[surplus], exact[surplus])
+        for name, original, is_exact in zip(
+            rows.loc[surplus, "image_id"], first[surplus], exact[surplus]
+        )
     ]
     return rows[~surplus].reset_index(drop=True), quarantined
 
 
-def _every_class_present(study: Study, counts: Mapping[str, Any], quarantined: list[dict[str, str]]) -> None:
+def _every_class_present(
+    study: Study, counts: Mapping[str, Any], quarantined: list[dict[str, str]]
+) -> None:
     empty = [name for name, row in counts.items() if row["images"] == 0]
     if empty:
         found = ", ".join(f"{name} {row['images']}" for name, row in counts.items())

@@ -9,7 +9,7 @@ import numpy as np
 
 from equipoise.core.config import Study
 from equipoise.core.errors import DataError
-from equipoise.core.records import read_json, write_json
+from equipoise.core.files import read_json, write_json
 from equipoise.embed import backbones
 from equipoise.scenario.head import Head
 from equipoise.scenario.network import with_head
@@ -31,7 +31,9 @@ def assemble(study: Study, backbone: str, result: Path) -> Any:
     """
     description = read_json(result / "model" / "model.json")
     weights = study.settings.embed.weights_for(backbone)
-    network = backbones.build(backbone, weights, description["image_size_px"], description["pipeline"])
+    network = backbones.build(
+        backbone, weights, description["image_size_px"], description["pipeline"]
+    )
     if backbones.weights_digest(network) != description["weights_digest"]:
         raise DataError(
             f"The weights of {backbone} have changed since {result} was made. Restore them, or run `dvc repro`."

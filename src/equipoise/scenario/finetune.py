@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import math
 import shutil
@@ -17,22 +16,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from equipoise import strategies
-from equipoise.core import images, parallel
+from equipoise.core import parallel
 from equipoise.core.config import Finetune
-from equipoise.core.errors import ConfigError, DataError, TrialFailed
-from equipoise.core.records import Objective, Plan, atomic_path, digest_of
+from equipoise.core.errors import ConfigError, TrialFailed
+from equipoise.core.files import atomic_path, digest_of
 from equipoise.embed import augment, backbones
-from equipoise.embed.stage import PIPELINE, Embedder
+from equipoise.embed.embedder import Embedder
 from equipoise.evaluation import metrics
-from equipoise.ingest import stage as ingest
 from equipoise.scenario import head
+from equipoise.scenario import rows as rows_
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.network import head_of, unfreeze, with_head
-from equipoise.split import stage as splits
+from equipoise.scenario.pixels import Pixels
+from equipoise.split import strata
+from equipoise.strategies import base as strategies
+from equipoise.strategies.base import Objective, Plan
 
-_DECODED = Path("data/cache/decoded")
 _CHECKPOINTS = Path("data/cache/finetune")
+
+
 #: Shorter runs leave no checkpoint: repeating them costs less than writing a hundred megabytes at every evaluation.
 _SAVE_SECONDS = 20.0
 
@@ -78,14 +80,19 @@ def held_out(inputs: Inputs, train: np.ndarray, patients: np.ndarray) -> np.ndar
     """The slice of train that chooses, whole patients and the same for every scenario: int, places in `train`."""
     rows = pd.DataFrame({"patient": patients, "label": inputs.labels(train)})
     settings = inputs.study.settings
-    return np.flatnonzero(splits.draw(rows, settings.finetune.stop_fraction, [settings.split.seed, 5]))
+    return np.flatnonzero(
+        strata.draw(rows, settings.finetune.stop_fraction, [settings.split.seed, 5])
+    )
 
 
 class Trials:
     """A `tuning.Trainer`: trains trials as `run` does, each from the same seed and on the same slice."""
 
     def __init__(self, inputs: Inputs, train: np.ndarray, patients: np.ndarray, seed: int) -> None:
-        self.held, self.steps = held_out(inputs, train, patients), inputs.study.settings.finetune.steps
+        self.held, self.steps = (
+            held_out(inputs, train, patients),
+            inputs.study.settings.finetune.steps,
+        )
         self._inputs, self._rows = inputs, (train, self.held, patients, seed)
 
     def evaluations(self, settings: Mapping[str, Any]) -> Generator[tuple[int, np.ndarray]]:
@@ -108,7 +115,11 @@ def learning_rate_at(step: int, options: Finetune) -> float:
     warm = round(options.warmup_fraction * options.steps)
     if step <= warm:
         return options.learning_rate * step / warm
-    return options.learning_rate * (1 + math.cos(math.pi * (step - warm - 1) / (options.steps - warm))) / 2
+    return (
+        options.learning_rate
+        * (1 + math.cos(math.pi * (step - warm - 1) / (options.steps - warm)))
+        / 2
+    )
 
 
 @dataclass(frozen=True)
@@ -153,25 +164,55 @@ class Training:
         self.kept, self.held = np.delete(train, held), train[held]
         matrix = inputs.train_matrix(self.kept, np.delete(patients, held))
         self.strategy = strategies.load_strategy(inputs.scenario).of(settings)
-        self.rows, self.standardiser, l2 = matrix.train_rows(seed), matrix.standardiser, settings["l2"]
+        self.rows, self.standardiser, l2 = (
+            matrix.train_rows(seed),
+            matrix.standardiser,
+            settings["l2"],
+        )
         plan = self.plan(0)
-        self.objective = self.strategy.objective(plan.counts(matrix.image_labels, matrix.num_classes))
+        self.objective = self.strategy.objective(
+            plan.counts(matrix.image_labels, matrix.num_classes)
+        )
         draws = matrix.draws(plan)
-        self.start = head.fit(matrix.features, matrix.labels, draws, self.objective, l2, self.standardiser)
+        self.start = head.fit(
+            matrix.features, matrix.labels, draws, self.objective, l2, self.standardiser
+        )
         pipeline = inputs.store.meta["pipeline"]
         # Gradients do not survive the rounding of stored features.
-        trained = pipeline.replace("/stored-float16", "") + "/mixed-float16" * self.options.mixed_precision
+        trained = (
+            pipeline.replace("/stored-float16", "")
+            + "/mixed-float16" * self.options.mixed_precision
+        )
         network, self.whole = self.build(trained)
-        block = backbones.load_row(inputs.backbone).last_block if self.options.unfreeze == "last_block" else ("",)
+        block = (
+            backbones.load_row(inputs.backbone).last_block
+            if self.options.unfreeze == "last_block"
+            else ("",)
+        )
         unfreeze(network, block, self.options.freeze_batch_norm)
         self.embedder = Embedder(self.whole, inputs.study.settings.embed.image_size_px, pipeline)
         self.pixels = Pixels(inputs, self.embedder)
-        self.optimizer, self.step = _training_step(self.whole, self.objective, l2, self.standardiser, self.options)
+        self.optimizer, self.step = _training_step(
+            self.whole, self.objective, l2, self.standardiser, self.options
+        )
         everything = {
             **inputs.study.settings.sections("finetune", "augment", "embed"),
-            **{"scenario": inputs.scenario, "settings": dict(settings), "seed": seed, "train": train},
-            **{"patients": patients, "manifest": inputs.manifest.digest, "features": inputs.store.digest},
-            **{"weights": backbones.weights_digest(network), "pipeline": pipeline, "tensorflow": tf.__version__},
+            **{
+                "scenario": inputs.scenario,
+                "settings": dict(settings),
+                "seed": seed,
+                "train": train,
+            },
+            **{
+                "patients": patients,
+                "manifest": inputs.manifest.digest,
+                "features": inputs.store.digest,
+            },
+            **{
+                "weights": backbones.weights_digest(network),
+                "pipeline": pipeline,
+                "tensorflow": tf.__version__,
+            },
         }
         self.checkpoint = _CHECKPOINTS / digest_of(everything)[:24] / "state.npz"
 
@@ -200,7 +241,9 @@ class Training:
         positions, views, weights = map(np.array, zip(*drawn))
         weights = weights * self.objective.weights[self.labels[positions]]
         parameters = self.pixels.parameters(positions, views)
-        return tuple(map(tf.constant, (self.pixels(positions), parameters, self.labels[positions], weights)))
+        return tuple(
+            map(tf.constant, (self.pixels(positions), parameters, self.labels[positions], weights))
+        )
 
     def evaluations(self) -> Iterator[tuple[int, np.ndarray]]:
         """Train, and yield (step, logits) as `Trials.evaluations` does, after a kill all of them again."""
@@ -217,13 +260,19 @@ class Training:
             self.seen = [(0, self.best.logits)]
         yield from list(self.seen)
         saved, losses = time.monotonic(), []
-        numbers = parallel.progress(range(done + 1, total + 1), "fine-tuning", total - done, "steps")
+        numbers = parallel.progress(
+            range(done + 1, total + 1), "fine-tuning", total - done, "steps"
+        )
         for number, batch in zip(numbers, self.batches(done + 1)):
             # Not read at once: the device would wait for Python after every step.
             losses.append(self.step(*batch, np.float32(learning_rate_at(number, self.options))))
             if number % self.options.evaluate_every_steps and number < total:
                 continue
-            diverged = [index for index, loss in enumerate(losses, number - len(losses) + 1) if not np.isfinite(loss)]
+            diverged = [
+                index
+                for index, loss in enumerate(losses, number - len(losses) + 1)
+                if not np.isfinite(loss)
+            ]
             if diverged:
                 raise TrialFailed(
                     f"Fine-tuning diverged at step {diverged[0]}: the loss is no longer a finite number. Lower "
@@ -242,7 +291,9 @@ class Training:
         """The scenario's own objective on the slice set aside, without the penalty."""
         logits, labels = self.logits(self.embedder, self.held), self.labels[self.held]
         shifted = metrics.softmax(logits + self.objective.offsets)[np.arange(len(labels)), labels]
-        losses = (1 - shifted) ** self.objective.focusing * -np.log(np.maximum(shifted, np.finfo(float).tiny))
+        losses = (1 - shifted) ** self.objective.focusing * -np.log(
+            np.maximum(shifted, np.finfo(float).tiny)
+        )
         loss = float(np.average(losses, weights=self.objective.weights[labels]))
         return _Kept(step, loss, logits, self.whole.get_weights())
 
@@ -257,16 +308,33 @@ class Training:
     def build(self, pipeline: str) -> tuple[Any, Any]:
         """Backbone, and the whole network with the starting head, in the precision that a pipeline names."""
         embed, backbone = self.inputs.study.settings.embed, self.inputs.backbone
-        network = backbones.build(backbone, embed.weights_for(backbone), embed.image_size_px, pipeline)
+        network = backbones.build(
+            backbone, embed.weights_for(backbone), embed.image_size_px, pipeline
+        )
         return network, with_head(network, self.start)
 
     def _save(self, step: int) -> None:
         optimizer = [variable.numpy() for variable in self.optimizer.variables]
-        groups = {"now": self.whole.get_weights(), "best": self.best.weights, "optimizer": optimizer}
-        arrays = {f"{name}{index:04d}": value for name, values in groups.items() for index, value in enumerate(values)}
+        groups = {
+            "now": self.whole.get_weights(),
+            "best": self.best.weights,
+            "optimizer": optimizer,
+        }
+        arrays = {
+            f"{name}{index:04d}": value
+            for name, values in groups.items()
+            for index, value in enumerate(values)
+        }
         with atomic_path(self.checkpoint) as path, open(path, "wb") as handle:
             steps, logits = map(np.stack, zip(*self.seen))
-            np.savez(handle, steps=steps, logits=logits, loss=self.best.loss, kept=self.best.step, **arrays)
+            np.savez(
+                handle,
+                steps=steps,
+                logits=logits,
+                loss=self.best.loss,
+                kept=self.best.step,
+                **arrays,
+            )
 
     def _restore(self) -> int:
         """Go back to the checkpoint and return its step; 0 without one."""
@@ -276,7 +344,8 @@ class Training:
         except (OSError, ValueError, zipfile.BadZipFile):
             return 0
         now, best, optimizer = (
-            [value for name, value in arrays.items() if name.startswith(kind)] for kind in ("now", "best", "optimizer")
+            [value for name, value in arrays.items() if name.startswith(kind)]
+            for kind in ("now", "best", "optimizer")
         )
         self.whole.set_weights(now)
         for variable, value in zip(self.optimizer.variables, optimizer):
@@ -290,64 +359,8 @@ class Training:
         shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
 
 
-class Pixels:
-    """Images at the backbone's size by position in the manifest, decoded once for all scenarios and seeds.
-
-    Each picture is one .npy named by the digest of its file, written whole: a killed run goes on, several at a time do
-    no harm, and another study shares it. Kept as uint8 where that loses nothing (the picture has that size already),
-    else as float32, because the served model sees unrounded pixels.
-    """
-
-    def __init__(self, inputs: Inputs, embedder: Embedder) -> None:
-        self.raw, self.policy = inputs.study.raw, inputs.study.settings.augment
-        self.digests = inputs.manifest.table["sha256"].to_numpy()
-        places = ingest.locate(inputs.study, inputs.manifest)
-        self.paths = [places[name] for name in inputs.manifest.table["image_id"]]
-        self.embedder, self.size_px = embedder, embedder.size_px
-        self.folder = _DECODED / digest_of([self.size_px, PIPELINE, embedder.draft_px])[:24]
-
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """float32 (num_images, size_px, size_px, 3), 0..255."""
-        batch = np.empty((len(positions), self.size_px, self.size_px, 3), dtype=np.float32)
-        for index, position in enumerate(positions):
-            batch[index] = self._read(position)
-        return batch
-
-    def fill(self, positions: np.ndarray) -> None:
-        """Decode what is not there yet."""
-        missing = [position for position in positions if not self._file(position).is_file()]
-        shown = parallel.progress(parallel.in_threads(self._decode, missing), "decoding", len(missing), "images")
-        for _ in shown:
-            pass
-
-    def parameters(self, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Numbers of the views, float32 (num_images, NUM_PARAMETERS)."""
-        drawn = zip(self.digests[positions], map(int, views))
-        return np.stack([augment.view_parameters(*one, self.policy, self.size_px) for one in drawn])
-
-    def _file(self, position: int) -> Path:
-        return self.folder / f"{self.digests[position]}.npy"
-
-    def _read(self, position: int) -> np.ndarray:
-        try:
-            return np.load(self._file(position), allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # not there, or cut short by a full disk
-            return self._decode(position)
-
-    def _decode(self, position: int) -> np.ndarray:
-        path = self.paths[position]
-        content = images.read(self.raw, path)
-        if hashlib.sha256(content).hexdigest() != self.digests[position]:
-            raise DataError(f"{self.raw / path} is not the file that ingest read. Run `equipoise ingest` again.")
-        pixels = self.embedder.load(content)
-        rounded = pixels.astype(np.uint8)
-        with atomic_path(self._file(position)) as temporary, open(temporary, "wb") as handle:
-            np.save(handle, rounded if (rounded == pixels).all() else pixels, allow_pickle=False)
-        return pixels
-
-
 def _training_step(
-    whole: Any, objective: Objective, l2: float, standardiser: head.Standardiser, options: Finetune
+    whole: Any, objective: Objective, l2: float, standardiser: rows_.Standardiser, options: Finetune
 ) -> tuple[Any, Any]:
     """The optimizer, and one compiled step: (pixels, views, labels, weights, learning rate) -> loss."""
     import keras
@@ -369,10 +382,18 @@ def _training_step(
             seen = augment.apply_views(batch, parameters)
             logits = whole(seen, training=not options.freeze_batch_norm) + offsets
             log_prob = tf.gather(tf.nn.log_softmax(logits), labels, batch_dims=1)
-            wrong = tf.maximum(-tf.math.expm1(log_prob), 1e-30)  # the slope of its power is infinite at 0
+            wrong = tf.maximum(
+                -tf.math.expm1(log_prob), 1e-30
+            )  # the slope of its power is infinite at 0
             losses = -(wrong**objective.focusing) * log_prob if objective.focusing else -log_prob
             kernel = dense.kernel * spread[:, None]
-            penalty = 0.5 * l2 * tf.reduce_sum((kernel - kernel[:, :1]) ** 2 if kernel.shape[1] == 2 else kernel**2)
+            penalty = (
+                0.5
+                * l2
+                * tf.reduce_sum(
+                    (kernel - kernel[:, :1]) ** 2 if kernel.shape[1] == 2 else kernel**2
+                )
+            )
             loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights) + penalty
             scaled = optimizer.scale_loss(loss)
         optimizer.apply(tape.gradient(scaled, variables), variables)

@@ -11,9 +11,10 @@ import numpy as np
 
 from equipoise.core.config import Study
 from equipoise.core.errors import DataError, TrialFailed
-from equipoise.core.records import Manifest, Plan, Splits, TrainRows
-from equipoise.embed.stage import FeatureStore
-from equipoise.scenario.head import Rows, Standardiser, blocks, scratch
+from equipoise.core.records import Manifest, Splits
+from equipoise.embed.store import FeatureStore
+from equipoise.scenario.rows import Rows, Standardiser, blocks, scratch
+from equipoise.strategies.base import Plan, TrainRows
 
 Table = TypeVar("Table", bound=np.ndarray | Rows)
 
@@ -50,7 +51,9 @@ class TrainMatrix:
     @cached_property
     def standardiser(self) -> Standardiser:
         """Fitted on the plain images, once each."""
-        return Standardiser.fit(Rows(self.features, np.arange(len(self.image_labels)), self.features.dtype))
+        return Standardiser.fit(
+            Rows(self.features, np.arange(len(self.image_labels)), self.features.dtype)
+        )
 
     def train_rows(self, seed: int, inside: np.ndarray | None = None) -> TrainRows:
         """What a strategy sees: all images, or those of an inner fold (int (num_inside,)) and nothing of the others."""
@@ -67,7 +70,9 @@ class TrainMatrix:
         plain = plan.mix == 0
         drawn = place[plan.row[plain], plan.view[plain]]
         if (drawn < 0).any():
-            raise TrialFailed("The plan draws augmented views of an image that has none; set embed.views_of to all.")
+            raise TrialFailed(
+                "The plan draws augmented views of an image that has none; set embed.views_of to all."
+            )
         return np.bincount(drawn, weights=plan.weight[plain], minlength=len(self.row))
 
     def with_mixed(
@@ -83,7 +88,10 @@ class TrainMatrix:
         Returns:
             Rows (num_all, width), their labels int (num_all,) and draws float (num_all, J).
         """
-        owner, every = np.repeat(np.arange(len(mixed)), [len(rows) for rows in mixed]), np.concatenate(mixed)
+        owner, every = (
+            np.repeat(np.arange(len(mixed)), [len(rows) for rows in mixed]),
+            np.concatenate(mixed),
+        )
         if not len(every):
             return table, self.labels, draws
         points, place = np.unique(every[:, :3], axis=0, return_inverse=True)
@@ -128,7 +136,9 @@ class Inputs:
             (study.features_path(backbone), store.meta["manifest"], "embed"),
         ):
             if parent != manifest.digest:
-                raise DataError(f"{name} was made from another manifest than {study.manifest_path}. Run {verb} again.")
+                raise DataError(
+                    f"{name} was made from another manifest than {study.manifest_path}. Run {verb} again."
+                )
         return cls(study, backbone, scenario, manifest, split, store)
 
     @property
@@ -148,9 +158,13 @@ class Inputs:
         has_views = np.array([views > 0 and (digest, 1) in self.store.row_of for digest in digests])
         viewed = np.flatnonzero(has_views)
         row = np.concatenate([np.arange(len(images)), np.tile(viewed, views)])
-        view = np.concatenate([np.zeros(len(images), dtype=int), np.repeat(np.arange(1, views + 1), len(viewed))])
+        view = np.concatenate(
+            [np.zeros(len(images), dtype=int), np.repeat(np.arange(1, views + 1), len(viewed))]
+        )
         return TrainMatrix(
-            features=Rows(self.store.matrix, self.store.rows(digests[row], view), self.store.matrix.dtype),
+            features=Rows(
+                self.store.matrix, self.store.rows(digests[row], view), self.store.matrix.dtype
+            ),
             row=row,
             view=view,
             image_labels=table["label"].to_numpy(),

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.scenario.head import Head, Standardiser
+from equipoise.scenario.head import Head
+from equipoise.scenario.rows import Standardiser
 
 
 def with_head(network: Any, head: Head) -> Any:

@@ -10,26 +10,19 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from equipoise import strategies
 from equipoise.core import parallel
 from equipoise.core.config import SCENARIO_SECTIONS, Study
 from equipoise.core.errors import ConfigError
-from equipoise.core.records import (
-    PARTS,
-    Plan,
-    Predictions,
-    atomic_path,
-    class_table,
-    digest_of,
-    minority_labels,
-    write_json,
-    write_table,
-)
+from equipoise.core.files import atomic_path, digest_of, write_json, write_table
+from equipoise.core.records import PARTS, Predictions, class_table, minority_labels
 from equipoise.evaluation import calibration, intervals, metrics, openings
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.scenario import head, tuning
 from equipoise.scenario.matrix import Inputs, mixed
 from equipoise.split import checks
+from equipoise.strategies import base
+from equipoise.strategies import base as strategies
+from equipoise.strategies.base import Plan
 
 #: Stands for the round of the refit on all rows after k-fold, in seeds.
 _REFIT = 2**31
@@ -85,14 +78,25 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     for wait in (False, True):
         left = [index for index, made in enumerate(rounds) if not made]
         calls = [(*jobs[index], wait) for index in left]
-        done = parallel.run_jobs(_round, calls, f"{scenario} on {study.name}, {backbone}", study.engine)
+        done = parallel.run_jobs(
+            _round, calls, f"{scenario} on {study.name}, {backbone}", study.engine
+        )
         for index, made in zip(left, done):
             rounds[index] = made
     meta: dict[str, Any] = {"study": study.name, "backbone": backbone, "scenario": scenario}
-    meta |= {"classes": list(inputs.manifest.classes), "positive_class": inputs.manifest.positive_class}
-    predictions = Predictions(pd.concat([item["predictions"] for item in rounds], ignore_index=True), meta)
+    meta |= {
+        "classes": list(inputs.manifest.classes),
+        "positive_class": inputs.manifest.positive_class,
+    }
+    predictions = Predictions(
+        pd.concat([item["predictions"] for item in rounds], ignore_index=True), meta
+    )
     predictions = predictions.write(folder / "predictions.parquet")
-    write_table(folder / "trials.parquet", pd.concat([item["trials"] for item in rounds], ignore_index=True), meta)
+    write_table(
+        folder / "trials.parquet",
+        pd.concat([item["trials"] for item in rounds], ignore_index=True),
+        meta,
+    )
     plan = pd.concat([item["plan"] for item in rounds], ignore_index=True)
     write_table(folder / "plan.parquet", plan, meta)
     planned = checks.written_plan_within_train(plan, inputs.splits)
@@ -107,11 +111,15 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
 
 
 @_ONE_THREAD
-def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, seed: int, wait: bool) -> dict[str, Any]:
+def _round(
+    study: Study, backbone: str, scenario: str, repeat: int, fold: int, seed: int, wait: bool
+) -> dict[str, Any]:
     """One repeat, fold and seed; importable, so that it can run in another process. Empty: another one searches it."""
     inputs = Inputs.read(study, backbone, scenario)
     rows = inputs.splits.round(repeat, fold)
-    position = pd.Series(np.arange(len(inputs.manifest.table)), index=inputs.manifest.table["image_id"])
+    position = pd.Series(
+        np.arange(len(inputs.manifest.table)), index=inputs.manifest.table["image_id"]
+    )
     images, patients = position.loc[rows["image_id"]].to_numpy(), rows["patient_id"].to_numpy()
     part = rows["part"].to_numpy()
     train, val = part == "train", part == "val"
@@ -127,19 +135,37 @@ def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, s
             inputs, fitted.choice.settings, images[train], patients[train], images[~train], seed
         )
     else:
-        logits, served, weights, kept_step = fitted.head.logits(inputs.rows(images[~train])), fitted.head, None, None
+        logits, served, weights, kept_step = (
+            fitted.head.logits(inputs.rows(images[~train])),
+            fitted.head,
+            None,
+            None,
+        )
     labels = inputs.labels(images[~train])
     on_val = val[~train]
-    calibrator, threshold = _calibrate(inputs, logits[on_val], labels[on_val], shown["patient_id"].to_numpy()[on_val])
+    calibrator, threshold = _calibrate(
+        inputs, logits[on_val], labels[on_val], shown["patient_id"].to_numpy()[on_val]
+    )
     frame = pd.DataFrame(
         {
             **{name: shown[name] for name in ("image_id", "patient_id")},
-            **{"repeat": repeat, "fold": fold, "seed": seed, "part": shown["part"], "label": labels},
-            "overlap": checks.overlapping(rows, inputs.manifest.table["picture"].to_numpy()[images])[~train],
+            **{
+                "repeat": repeat,
+                "fold": fold,
+                "seed": seed,
+                "part": shown["part"],
+                "label": labels,
+            },
+            "overlap": checks.overlapping(
+                rows, inputs.manifest.table["picture"].to_numpy()[images]
+            )[~train],
             "threshold": np.nan if threshold is None else threshold,
         }
     )
-    for kind, values in (("prob", metrics.softmax(logits)), ("calibrated", calibrator.apply(logits))):
+    for kind, values in (
+        ("prob", metrics.softmax(logits)),
+        ("calibrated", calibrator.apply(logits)),
+    ):
         for index, name in enumerate(inputs.manifest.classes):
             frame[f"{kind}_{name}"] = values[:, index]
     round_key = {"repeat": repeat, "fold": fold, "seed": seed}
@@ -150,7 +176,9 @@ def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, s
         **round_key,
         "settings": fitted.choice.settings,
         **fitted.choice.summary,
-        "train_counts": np.bincount(inputs.labels(images[train]), minlength=len(inputs.manifest.classes)),
+        "train_counts": np.bincount(
+            inputs.labels(images[train]), minlength=len(inputs.manifest.classes)
+        ),
         "plan_counts": fitted.plan_counts,
         "gradient_norm": fitted.head.gradient_norm,
         **({} if kept_step is None else {"kept_step": kept_step}),
@@ -158,13 +186,29 @@ def _round(study: Study, backbone: str, scenario: str, repeat: int, fold: int, s
         "threshold": threshold,
     }
     return {
-        **{"predictions": frame, "logits": logits, "plan": plan, "trials": fitted.choice.trials.assign(**round_key)},
-        **{"choice": choice, "head": served, "weights": weights, "calibrator": calibrator, "threshold": threshold},
+        **{
+            "predictions": frame,
+            "logits": logits,
+            "plan": plan,
+            "trials": fitted.choice.trials.assign(**round_key),
+        },
+        **{
+            "choice": choice,
+            "head": served,
+            "weights": weights,
+            "calibrator": calibrator,
+            "threshold": threshold,
+        },
     }
 
 
 def _choose_and_fit(
-    inputs: Inputs, images: np.ndarray, patients: np.ndarray, seed: int, round_seed: list[int], wait: bool = True
+    inputs: Inputs,
+    images: np.ndarray,
+    patients: np.ndarray,
+    seed: int,
+    round_seed: list[int],
+    wait: bool = True,
 ) -> Fitted:
     """Tune on train images, then plan and fit the head with what was chosen."""
     settings = inputs.study.settings
@@ -183,15 +227,23 @@ def _choose_and_fit(
         from equipoise.scenario import finetune
 
         trainer = finetune.Trials(inputs, images, patients, own)
-        data = digest_of([data, settings.sections("finetune", "augment", "embed"), settings.split.seed])
-    choice = tuning.tune(matrix, strategy, fixed, settings.tune, own, fold_seed, data, trainer, wait)
+        data = digest_of(
+            [data, settings.sections("finetune", "augment", "embed"), settings.split.seed]
+        )
+    choice = tuning.tune(
+        matrix, strategy, fixed, settings.tune, own, fold_seed, data, trainer, wait
+    )
     built = strategy.of(choice.settings)
     plan = built.plan(matrix.train_rows(own))
-    checks.plan_within_train(plan, len(images))
+    base.plan_within_train(plan, len(images))
     counts = plan.counts(matrix.image_labels, matrix.num_classes)
-    features, labels, draws = matrix.with_mixed(matrix.features, matrix.draws(plan)[:, None], [mixed(plan)])
+    features, labels, draws = matrix.with_mixed(
+        matrix.features, matrix.draws(plan)[:, None], [mixed(plan)]
+    )
     l2 = choice.settings["l2"]
-    solved = head.fit(features, labels, draws[:, 0], built.objective(counts), l2, matrix.standardiser)
+    solved = head.fit(
+        features, labels, draws[:, 0], built.objective(counts), l2, matrix.standardiser
+    )
     return Fitted(choice, plan, counts, images, solved)
 
 
@@ -214,8 +266,12 @@ def _calibrate(
 def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) -> None:
     """Write the model that would be registered: of the first seed, or after several folds a refit on all rows."""
     seed = inputs.study.settings.train.seeds[0]
-    mine = [item for item in rounds if item["choice"]["seed"] == seed and item["choice"]["repeat"] == 0]
-    served, calibrator, threshold, weights = (mine[0][name] for name in ("head", "calibrator", "threshold", "weights"))
+    mine = [
+        item for item in rounds if item["choice"]["seed"] == seed and item["choice"]["repeat"] == 0
+    ]
+    served, calibrator, threshold, weights = (
+        mine[0][name] for name in ("head", "calibrator", "threshold", "weights")
+    )
     evidence = "exactly the model that made predictions.parquet for the first seed"
     if inputs.splits.folds > 1:
         out = pd.concat([item["predictions"].assign(logits=list(item["logits"])) for item in mine])
@@ -224,13 +280,22 @@ def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) ->
         position = inputs.splits.round(0, 0).set_index("image_id")["patient_id"]
         group = position.loc[inputs.manifest.table["image_id"]].to_numpy()
         fitted = _choose_and_fit(inputs, everything, group, seed, [_REFIT])
-        served, evidence = fitted.head, "out-of-fold predictions of the folds; this model is a refit on all rows"
+        served, evidence = (
+            fitted.head,
+            "out-of-fold predictions of the folds; this model is a refit on all rows",
+        )
         calibrator, threshold = _calibrate(
-            inputs, np.stack(pooled["logits"]), pooled["label"].to_numpy(), pooled["patient_id"].to_numpy()
+            inputs,
+            np.stack(pooled["logits"]),
+            pooled["label"].to_numpy(),
+            pooled["patient_id"].to_numpy(),
         )
         # No stored prediction is of the refit: these are what service must reproduce.
         values = calibrator.apply(served.logits(inputs.rows(everything)))
-        columns = {f"calibrated_{name}": values[:, index] for index, name in enumerate(inputs.manifest.classes)}
+        columns = {
+            f"calibrated_{name}": values[:, index]
+            for index, name in enumerate(inputs.manifest.classes)
+        }
         refit = pd.DataFrame({"image_id": inputs.manifest.table["image_id"], **columns})
         write_table(folder / "refit_predictions.parquet", refit, {})
     served.save(folder / "head.npz")
@@ -239,7 +304,10 @@ def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) ->
             np.savez(handle, **{f"w{index:04d}": value for index, value in enumerate(weights)})
     meta = inputs.store.meta
     description = {
-        **{name: meta[name] for name in ("backbone", "weights", "weights_digest", "image_size_px", "pipeline")},
+        **{
+            name: meta[name]
+            for name in ("backbone", "weights", "weights_digest", "image_size_px", "pipeline")
+        },
         "classes": list(inputs.manifest.classes),
         "positive_class": inputs.manifest.positive_class,
         "calibrator": calibrator.as_dict(),
@@ -280,7 +348,11 @@ def _summary(
         "checks": [check.as_dict() for check in found],
         "digests": {
             **{name: getattr(inputs, name).digest for name in ("manifest", "splits")},
-            **{"features": inputs.store.digest, "predictions": predictions.digest, "test": predictions.test_digest()},
+            **{
+                "features": inputs.store.digest,
+                "predictions": predictions.digest,
+                "test": predictions.test_digest(),
+            },
         },
         "settings": {
             **settings.sections("split", "embed", "augment", *SCENARIO_SECTIONS),
@@ -288,7 +360,9 @@ def _summary(
         },
     }
     if test["overlap"].any():
-        kept = Predictions(predictions.table[~predictions.table["overlap"]].reset_index(drop=True), meta)
+        kept = Predictions(
+            predictions.table[~predictions.table["overlap"]].reset_index(drop=True), meta
+        )
         rest = kept.part("test").table.drop_duplicates("image_id")
         whole = rest["label"].nunique() == len(predictions.classes)
         summary["non_overlapping"] = {
@@ -302,8 +376,12 @@ def _summary(
 
 def _distribution(inputs: Inputs, plan: pd.DataFrame) -> dict[str, Any]:
     """Images, patients and imbalance before the split, in each part of the first round, and in its plan."""
-    rows = inputs.splits.round(0, 0).merge(inputs.manifest.table[["image_id", "label"]], on="image_id")
-    first = plan[(plan["repeat"] == 0) & (plan["fold"] == 0) & (plan["seed"] == plan["seed"].iloc[0])]
+    rows = inputs.splits.round(0, 0).merge(
+        inputs.manifest.table[["image_id", "label"]], on="image_id"
+    )
+    first = plan[
+        (plan["repeat"] == 0) & (plan["fold"] == 0) & (plan["seed"] == plan["seed"].iloc[0])
+    ]
     drawn = first[["image_id"]].merge(rows, on="image_id")
     stages = {"all": rows, **{part: rows[rows["part"] == part] for part in PARTS}, "plan": drawn}
     return {
@@ -316,4 +394,8 @@ def _seed_matters(predictions: Predictions) -> bool | None:
     """Whether any probability differs between seeds; None when there is one seed."""
     columns = [f"prob_{name}" for name in predictions.classes]
     groups = [rows[columns].to_numpy() for _, rows in predictions.table.groupby("seed", sort=True)]
-    return None if len(groups) < 2 else any(not np.array_equal(groups[0], other) for other in groups[1:])
+    return (
+        None
+        if len(groups) < 2
+        else any(not np.array_equal(groups[0], other) for other in groups[1:])
+    )

@@ -21,15 +21,16 @@ import optuna
 import pandas as pd
 
 from equipoise.core import parallel
-from equipoise.core.config import Tune, environment
+from equipoise.core.config import Tune
+from equipoise.core.environment import environment
 from equipoise.core.errors import DataError, TrialFailed
-from equipoise.core.records import Objective, Plan, digest_of, file_digest
+from equipoise.core.files import digest_of, file_digest
 from equipoise.evaluation import intervals, metrics
-from equipoise.scenario import head
+from equipoise.scenario import rows as rows_
+from equipoise.scenario import solver
 from equipoise.scenario.matrix import TrainMatrix, mixed
-from equipoise.split import stage as splits
-from equipoise.split.checks import plan_within_train
-from equipoise.strategies.base import Strategy
+from equipoise.split import strata
+from equipoise.strategies.base import Objective, Plan, Strategy, plan_within_train
 
 #: Where searches are kept unless a database is named; outside DVC's outputs, which are deleted before each run.
 STORE = Path("data/cache/optuna")
@@ -84,7 +85,9 @@ class _Trial:
     violation: float
     probabilities: np.ndarray | None
     error: str
-    logits: np.ndarray | None = None  # (num_images, K) of the images that score: all that the rest is made from
+    logits: np.ndarray | None = (
+        None  # (num_images, K) of the images that score: all that the rest is made from
+    )
     steps: int | None = None  # taken by a trial that was trained end to end
     pruned: bool = False
 
@@ -125,16 +128,24 @@ def tune(
     """
     published = strategy.published(matrix.views, fixed)
     rows = pd.DataFrame({"patient": matrix.patients, "label": matrix.image_labels})
-    folds = min(settings.inner_folds, int(splits.patients_per_class(rows).min()))
+    folds = min(settings.inner_folds, int(strata.patients_per_class(rows).min()))
     summary: dict[str, Any] = {
-        **{"score": None, "best_score": None, "published_score": None, "gain": 0.0, "gain_se": None},
+        **{
+            "score": None,
+            "best_score": None,
+            "published_score": None,
+            "gain": 0.0,
+            "gain_se": None,
+        },
         **{"objective": settings.objective, "identified": False, "feasible": True, "reason": ""},
     }
     if folds < 2:
-        reason = "a class has fewer than 2 train patients, so nothing was searched: published settings"
+        reason = (
+            "a class has fewer than 2 train patients, so nothing was searched: published settings"
+        )
         summary |= {"trials": 0, "failed_trials": 0, "inner_folds": folds, "reason": reason}
         return Choice({**published, "l2": settings.l2_first[0]}, summary, pd.DataFrame())
-    fold_of = splits.assign_folds(rows, folds, fold_seed)
+    fold_of = strata.assign_folds(rows, folds, fold_seed)
     search = (_Search if trainer is None else _TrainedSearch)(
         matrix, strategy, published, dict(fixed), settings, seed, fold_of, trainer
     )
@@ -182,30 +193,55 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.address = environment(STORAGE_VARIABLE) or self.settings.storage
-        self.labels, self.patients = self.matrix.image_labels, self.matrix.patients  # of the images that score
+        self.labels, self.patients = (
+            self.matrix.image_labels,
+            self.matrix.patients,
+        )  # of the images that score
         self.metric = metrics.load_metric(self.settings.objective)
         self.sign = 1 if self.metric.better == "higher" else -1
         insides = [np.flatnonzero(self.fold_of != fold) for fold in np.unique(self.fold_of)]
         self.inner = [(inside, self.matrix.train_rows(self.seed, inside)) for inside in insides]
 
     @cached_property
-    def rotated(self) -> head.Rotated:
+    def rotated(self) -> solver.Rotated:
         """Shared by all heads: mean and spread of a feature do not depend on labels, plans or folds of train."""
         rows = np.arange(len(self.matrix.row))
-        return head.Rotated.of(head.Rows(self.matrix.features, rows, np.float32, self.matrix.standardiser))
+        return solver.Rotated.of(
+            rows_.Rows(self.matrix.features, rows, np.float32, self.matrix.standardiser)
+        )
 
     def kept(self, data_digest: str) -> optuna.Study:
         """What the store holds of this search; other data, settings, space, code or versions are another search."""
         new = self._new_study()
         self._suggest(asked := new.ask())
-        kinds = (*self.strategy.__mro__[:-1], head.Rotated, metrics.Metric, Plan, TrainMatrix, _Search)
+        kinds = (
+            *self.strategy.__mro__[:-1],
+            solver.Rotated,
+            metrics.Metric,
+            Plan,
+            TrainMatrix,
+            _Search,
+        )
         kinds += (type(self.trainer),) if self.trainer else ()
         files = {str(sys.modules[kind.__module__].__file__) for kind in kinds}
         parts = [
-            *(data_digest, self.fold_of, self.seed, self.published, self.fixed, kinds[0].__qualname__),
-            *(str(sorted(asked.distributions.items())), self.settings.model_dump(exclude={"trials"})),
+            *(
+                data_digest,
+                self.fold_of,
+                self.seed,
+                self.published,
+                self.fixed,
+                kinds[0].__qualname__,
+            ),
+            *(
+                str(sorted(asked.distributions.items())),
+                self.settings.model_dump(exclude={"trials"}),
+            ),
             *sorted(file_digest(Path(name)) for name in files),
-            *(importlib.metadata.version(name) for name in ("imbalanced-learn", "numpy", "optuna", "scipy")),
+            *(
+                importlib.metadata.version(name)
+                for name in ("imbalanced-learn", "numpy", "optuna", "scipy")
+            ),
             importlib.metadata.version("keras") if self.trainer else "",
         ]
         name = f"{self.strategy.__module__.rsplit('.', 1)[-1]}-{digest_of(parts)[:32]}"
@@ -239,21 +275,36 @@ class _Search:
 
     def _new_study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of its heartbeat
+        warnings.filterwarnings(
+            "ignore", category=optuna.exceptions.ExperimentalWarning
+        )  # of its heartbeat
         # Twenty trials of five evaluations are too few for Hyperband: each of its brackets wants more than ten trials.
         # The published settings are never pruned: what is kept is measured against them. Nor is a trial before its
         # first step: its weights are still those of the probe.
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=len(self.settings.l2_first), n_warmup_steps=1)
-        study = optuna.create_study(direction="maximize" if self.sign > 0 else "minimize", pruner=pruner)
+        pruner = optuna.pruners.MedianPruner(
+            n_startup_trials=len(self.settings.l2_first), n_warmup_steps=1
+        )
+        study = optuna.create_study(
+            direction="maximize" if self.sign > 0 else "minimize", pruner=pruner
+        )
         study.set_user_attr("views", self.matrix.views)
         return study
 
     def _batch(
-        self, study: optuna.Study, start: int, count: int, kept: optuna.Study | None, found: Mapping[Any, Any]
+        self,
+        study: optuna.Study,
+        start: int,
+        count: int,
+        kept: optuna.Study | None,
+        found: Mapping[Any, Any],
     ) -> list[_Trial]:
         """Ask, solve and tell a batch, and only then keep its trials: the store never holds one that still runs."""
         # A new seed for every batch: with the same one, a search that goes on would suggest its first trials again.
-        seed = np.random.SeedSequence([self.seed, start]).generate_state(1)[0] if start else self.seed % 2**32
+        seed = (
+            np.random.SeedSequence([self.seed, start]).generate_state(1)[0]
+            if start
+            else self.seed % 2**32
+        )
         study.sampler = optuna.samplers.TPESampler(seed=int(seed))
         tuned = {name: value for name, value in self.published.items() if name not in self.fixed}
         for l2 in self.settings.l2_first[start : start + count]:
@@ -262,15 +313,25 @@ class _Search:
         results = self._solve([self._suggest(trial) for trial in asked], start, asked)
         for trial, result in zip(asked, results):
             if result.pruned or result.probabilities is None:
-                ended = optuna.trial.TrialState.PRUNED if result.pruned else optuna.trial.TrialState.FAIL
+                ended = (
+                    optuna.trial.TrialState.PRUNED
+                    if result.pruned
+                    else optuna.trial.TrialState.FAIL
+                )
                 told = study.tell(trial, state=ended)
             else:
                 if self.settings.constraint:
                     trial.set_constraint(self.settings.constraint.metric, result.violation)
                 told = study.tell(trial, result.score)
             if kept and (result.number, count) not in found:
-                told.user_attrs = {"place": [result.number, count], "settings": result.settings, "error": result.error}
-                told.user_attrs |= {} if result.steps is None else {"steps": result.steps, "pruned": result.pruned}
+                told.user_attrs = {
+                    "place": [result.number, count],
+                    "settings": result.settings,
+                    "error": result.error,
+                }
+                told.user_attrs |= (
+                    {} if result.steps is None else {"steps": result.steps, "pruned": result.pruned}
+                )
                 if (logits := result.logits) is not None:
                     text = base64.b64encode(logits.tobytes()).decode()
                     told.set_user_attr("logits", [logits.dtype.str, logits.shape, text])
@@ -292,7 +353,10 @@ class _Search:
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         found = {**self.published, **self.strategy.search_space(trial), **self.fixed}
-        return {**found, "l2": trial.suggest_float("l2", self.settings.l2_low, self.settings.l2_high, log=True)}
+        return {
+            **found,
+            "l2": trial.suggest_float("l2", self.settings.l2_low, self.settings.l2_high, log=True),
+        }
 
     def _solve(self, candidates: list[dict[str, Any]], start: int, _: Any = ()) -> list[_Trial]:
         """Solve every candidate on every inner fold as one batch, and score the pooled out-of-fold rows."""
@@ -319,10 +383,15 @@ class _Search:
         l2 = np.repeat([candidate["l2"] for candidate in candidates], len(folds))
         table, labels, weights = matrix.with_mixed(self.rotated.matrix, draws, mixes)
         per_class = np.stack([objective.weights for objective in objectives], axis=1)
-        for block in head.blocks(len(labels)):
+        for block in rows_.blocks(len(labels)):
             weights[block] *= per_class[labels[block]]
-        solution = head.solve(
-            replace(self.rotated, matrix=table), labels, weights, objectives, l2, head.SEARCH_TOLERANCE
+        solution = solver.solve(
+            replace(self.rotated, matrix=table),
+            labels,
+            weights,
+            objectives,
+            l2,
+            solver.SEARCH_TOLERANCE,
         )
         results = []
         for index, candidate in enumerate(candidates):
@@ -331,34 +400,48 @@ class _Search:
             if index not in failures and not np.isfinite(solution.objective[own]).all():
                 failures[index] = "the loss became NaN or infinite"
             if index not in failures:
-                logits = np.empty((len(self.labels), solution.parameters.shape[1]), self.rotated.matrix.dtype)
-                for fold, parameters in zip(folds, np.moveaxis(solution.parameters[..., own], -1, 0)):
+                logits = np.empty(
+                    (len(self.labels), solution.parameters.shape[1]), self.rotated.matrix.dtype
+                )
+                for fold, parameters in zip(
+                    folds, np.moveaxis(solution.parameters[..., own], -1, 0)
+                ):
                     held = np.flatnonzero(self.fold_of == fold)
-                    for block in head.blocks(len(held)):
+                    for block in rows_.blocks(len(held)):
                         logits[held[block]] = self.rotated.matrix[held[block]] @ parameters
             results.append(self._judged(start + index, candidate, logits, failures.get(index, "")))
         return results
 
-    def _judged(self, number: int, candidate: dict[str, Any], logits: np.ndarray | None, failure: str) -> _Trial:
+    def _judged(
+        self, number: int, candidate: dict[str, Any], logits: np.ndarray | None, failure: str
+    ) -> _Trial:
         if logits is None:
             return _Trial(number, candidate, float("nan"), 0.0, None, failure)
         images = len(logits)
         first_column = self.matrix.num_classes - logits.shape[1]  # for two classes logit 0 is zero
-        probabilities = metrics.softmax(np.pad(logits.astype(np.float64), ((0, 0), (first_column, 0))))
+        probabilities = metrics.softmax(
+            np.pad(logits.astype(np.float64), ((0, 0), (first_column, 0)))
+        )
         score = float(self._measure(self.metric, probabilities, np.ones((1, images)))[0])
         violation = 0.0
         if constraint := self.settings.constraint:
-            measured = self._measure(metrics.load_metric(constraint.metric), probabilities, np.ones((1, images)))
+            measured = self._measure(
+                metrics.load_metric(constraint.metric), probabilities, np.ones((1, images))
+            )
             violation = constraint.at_least - float(measured[0])
         if not np.isfinite(score):
             failure = f"{self.settings.objective} is not a number"
             return _Trial(number, candidate, score, violation, None, failure, logits)
         return _Trial(number, candidate, score, violation, probabilities, "", logits)
 
-    def _measure(self, metric: metrics.Metric, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def _measure(
+        self, metric: metrics.Metric, probabilities: np.ndarray, weights: np.ndarray
+    ) -> np.ndarray:
         positive, floor = self.matrix.positive, self.settings.sensitivity_floor
         decisions = metrics.decide(probabilities, positive)
-        return metric.function(metrics.Sample(self.labels, probabilities, decisions, positive, weights, floor))
+        return metric.function(
+            metrics.Sample(self.labels, probabilities, decisions, positive, weights, floor)
+        )
 
     def gain(self, best: _Trial, kept: _Trial) -> tuple[float, float]:
         """By how much `best` beats `kept`, and the paired standard error of that over patients."""
@@ -368,7 +451,12 @@ class _Search:
         place = np.searchsorted(patients, self.patients)
         parts = np.array_split(drawn[1:], -(-len(drawn) * len(place) // _CELLS))
         values = [
-            np.concatenate([self._measure(self.metric, trial.probabilities, part[:, place]) for part in parts])  # type: ignore[arg-type]
+            np.concatenate(
+                [
+                    self._measure(self.metric, trial.probabilities, part[:, place])  # type: ignore[arg-type]
+                    for part in parts
+                ]
+            )
             for trial in (best, kept)
         ]
         error = float(np.nanstd(values[0] - values[1], ddof=1))
@@ -376,7 +464,10 @@ class _Search:
 
     def best(self, trials: list[_Trial]) -> _Trial:
         """The best feasible trial; without one, the smallest violation. Ties go to the earlier trial."""
-        return min(trials, key=lambda trial: (max(trial.violation, 0.0), -self.sign * trial.score, trial.number))
+        return min(
+            trials,
+            key=lambda trial: (max(trial.violation, 0.0), -self.sign * trial.score, trial.number),
+        )
 
 
 class _TrainedSearch(_Search):
@@ -389,7 +480,10 @@ class _TrainedSearch(_Search):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.labels, self.patients = self.labels[self.trainer.held], self.patients[self.trainer.held]
+        self.labels, self.patients = (
+            self.labels[self.trainer.held],
+            self.patients[self.trainer.held],
+        )
 
     def _solve(self, candidates: list[dict[str, Any]], start: int, asked: Any = ()) -> list[_Trial]:
         (trial,), (candidate,) = asked, candidates
@@ -411,14 +505,23 @@ class _TrainedSearch(_Search):
         steps = sum(trial.steps or 0 for trial in trials)
         saved = sum(self.trainer.steps - (trial.steps or 0) for trial in trials if trial.pruned)
         held = {"slice_images": len(self.labels), "slice_patients": len(np.unique(self.patients))}
-        return {"pruned_trials": sum(trial.pruned for trial in trials), "steps": steps, "steps_saved": saved, **held}
+        return {
+            "pruned_trials": sum(trial.pruned for trial in trials),
+            "steps": steps,
+            "steps_saved": saved,
+            **held,
+        }
 
 
 def _trial_table(trials: list[_Trial]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "trial": trial.number,
-            "state": "failed" if trial.probabilities is None else "pruned" if trial.pruned else "complete",
+            "state": "failed"
+            if trial.probabilities is None
+            else "pruned"
+            if trial.pruned
+            else "complete",
             "score": trial.score,
             "violation": trial.violation,
             "error": trial.error,
@@ -451,14 +554,22 @@ def importances(trials: pd.DataFrame, maximise: bool) -> dict[str, float]:
             continue
         study = optuna.create_study(direction="maximize" if maximise else "minimize")
         kinds = {
-            name: optuna.distributions.FloatDistribution(float(own.min()), float(own.max()), log=name == "l2")
+            name: optuna.distributions.FloatDistribution(
+                float(own.min()), float(own.max()), log=name == "l2"
+            )
             for name, own in values.items()
         }
         for score, row in zip(rows["score"], values.to_dict("records")):
-            study.add_trial(optuna.create_trial(params=row, distributions=kinds, value=float(score)))
+            study.add_trial(
+                optuna.create_trial(params=row, distributions=kinds, value=float(score))
+            )
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         found.append(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    return pd.DataFrame(found).mean().sort_values(ascending=False, kind="stable").to_dict() if found else {}
+    return (
+        pd.DataFrame(found).mean().sort_values(ascending=False, kind="stable").to_dict()
+        if found
+        else {}
+    )
 
 
 class _Lock:
@@ -486,29 +597,45 @@ def _open_store(name: str, address: str | None, direction: Any) -> optuna.Study:
         with lock:  # else two processes make the same tables at once, or one cuts off what the other is writing
             if address:
                 seconds = {"heartbeat_interval": _HEARTBEAT_SECONDS, "grace_period": _GRACE_SECONDS}
-                ping = {"pool_pre_ping": "sqlite" not in address}  # a server may have closed what lay idle
+                ping = {
+                    "pool_pre_ping": "sqlite" not in address
+                }  # a server may have closed what lay idle
                 storage = optuna.storages.RDBStorage(address, engine_kwargs=ping, **seconds)
             else:
-                with open(path, "ab+") as journal:  # the next line would be glued to half a line that a kill left
+                with open(
+                    path, "ab+"
+                ) as journal:  # the next line would be glued to half a line that a kill left
                     journal.seek(0)
                     journal.truncate(journal.read().rfind(b"\n") + 1)
                 backend = optuna.storages.journal.JournalFileBackend(str(path), lock)
                 storage = optuna.storages.JournalStorage(backend)
-        return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
-    except Exception as error:  # SQLAlchemy, drivers and Optuna raise what they like, with the address in it
-        advice = f"Correct tune.storage or {STORAGE_VARIABLE}." if address else f"Delete {path}: it is searched again."
+        return optuna.create_study(
+            storage=storage, study_name=name, direction=direction, load_if_exists=True
+        )
+    except (
+        Exception
+    ) as error:  # SQLAlchemy, drivers and Optuna raise what they like, with the address in it
+        advice = (
+            f"Correct tune.storage or {STORAGE_VARIABLE}."
+            if address
+            else f"Delete {path}: it is searched again."
+        )
         raise _unreachable(error, address, advice) from None
 
 
 def _unreachable(error: BaseException, address: str | None, advice: str) -> DataError:
     cause = str(error).split("\n")[0].replace(str(address), "the address")
-    return DataError(f"The search cannot be kept or read ({type(error).__name__}: {cause}). {advice}")
+    return DataError(
+        f"The search cannot be kept or read ({type(error).__name__}: {cause}). {advice}"
+    )
 
 
 def _by_place(kept: optuna.Study | None) -> dict[tuple[int, int], optuna.trial.FrozenTrial]:
     """What a store holds: (number of the trial, size of its batch) -> trial."""
     trials = kept.get_trials() if kept else []
-    return {tuple(trial.user_attrs["place"]): trial for trial in trials if "place" in trial.user_attrs}
+    return {
+        tuple(trial.user_attrs["place"]): trial for trial in trials if "place" in trial.user_attrs
+    }
 
 
 @contextlib.contextmanager
@@ -524,15 +651,22 @@ def _turn(kept: optuna.Study, wait: bool) -> Iterator[None]:
     storage: Any = kept._storage._backend  # without the cache, which knows no deletion
     name, mine, seen = f"{kept.study_name}-turn", None, set()
     while mine is None:
-        with contextlib.suppress(KeyError, IndexError):  # another one ended its turn between two of these lines
+        with contextlib.suppress(
+            KeyError, IndexError
+        ):  # another one ended its turn between two of these lines
             turns = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
             optuna.storages.fail_stale_trials(turns)
             new = None if _running(turns) else storage.create_new_trial(turns._study_id)
             first = _running(turns)[0]
             if first not in seen:
-                storage.record_heartbeat(first)  # another one may have been killed before its own first
+                storage.record_heartbeat(
+                    first
+                )  # another one may have been killed before its own first
                 if wait and new is None:
-                    print(f"Another process searches {kept.study_name}; waiting for its trials.", file=sys.stderr)
+                    print(
+                        f"Another process searches {kept.study_name}; waiting for its trials.",
+                        file=sys.stderr,
+                    )
             seen.add(first)
             if new == first:
                 mine = new
@@ -546,7 +680,9 @@ def _turn(kept: optuna.Study, wait: bool) -> Iterator[None]:
 
     def live() -> None:
         while not ended.wait(_HEARTBEAT_SECONDS):
-            with contextlib.suppress(Exception):  # the search itself will find that the database is gone
+            with contextlib.suppress(
+                Exception
+            ):  # the search itself will find that the database is gone
                 storage.record_heartbeat(mine)
 
     threading.Thread(target=live, daemon=True).start()
@@ -559,4 +695,6 @@ def _turn(kept: optuna.Study, wait: bool) -> Iterator[None]:
 
 
 def _running(turns: optuna.Study) -> list[int]:
-    return [trial._trial_id for trial in turns.get_trials(False, (optuna.trial.TrialState.RUNNING,))]
+    return [
+        trial._trial_id for trial in turns.get_trials(False, (optuna.trial.TrialState.RUNNING,))
+    ]

@@ -28,15 +28,38 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from equipoise.core.errors import DataError, PromotionRefused
-from equipoise.core.records import digest_of
+from equipoise.core.files import digest_of
 from equipoise.service import tracking
 
+CHALLENGER = "challenger"
+
+
+def model_name(study: str) -> str:
+    """Name of a study's registered model."""
+    return f"equipoise-{study}"
+
+
 EXPERIMENT = "equipoise-registry"
+
+
 CHAMPION, PREVIOUS = "champion", "previous-champion"
+
+
 #: A decision of another machine that stands open for longer than this was killed there.
 STALE_SECONDS = 120
-_DECISION, _OUTCOME, _SEAL, _NEWEST = (f"equipoise.{name}" for name in ("decision", "outcome", "seal", "last_decision"))
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: a model without this alias
+
+
+_DECISION, _OUTCOME, _SEAL, _NEWEST = (
+    f"equipoise.{name}" for name in ("decision", "outcome", "seal", "last_decision")
+)
+
+
+_ABSENT = (
+    "RESOURCE_DOES_NOT_EXIST",
+    "INVALID_PARAMETER_VALUE",
+)  # the second: a model without this alias
+
+
 _MOVES = ("promote", "rollback")
 
 
@@ -154,11 +177,18 @@ def read(store: MlflowClient, name: str) -> list[Entry]:
     token = None
     while token != "":
         clause = f"tags.`equipoise.model` = '{name}'"
-        page = store.search_runs([experiment.experiment_id], clause, ViewType.ALL, 500, page_token=token)
+        page = store.search_runs(
+            [experiment.experiment_id], clause, ViewType.ALL, 500, page_token=token
+        )
         found += [_entry(run) for run in page]
         token = page.token or ""
     return sorted(
-        found, key=lambda entry: (entry.decision.get("number", 0), entry.decision.get("at", ""), entry.run_id)
+        found,
+        key=lambda entry: (
+            entry.decision.get("number", 0),
+            entry.decision.get("at", ""),
+            entry.run_id,
+        ),
     )
 
 
@@ -173,7 +203,9 @@ def _entry(run: Any) -> Entry:
         return value if isinstance(value, dict) else None
 
     status = "DELETED" if run.info.lifecycle_stage == "deleted" else run.info.status
-    return Entry(run.info.run_id, status, parsed(_DECISION) or {}, parsed(_OUTCOME), tags.get(_SEAL, ""))
+    return Entry(
+        run.info.run_id, status, parsed(_DECISION) or {}, parsed(_OUTCOME), tags.get(_SEAL, "")
+    )
 
 
 def champion(entries: list[Entry]) -> str | None:
@@ -181,7 +213,9 @@ def champion(entries: list[Entry]) -> str | None:
     return next((entry.decision["to"] for entry in reversed(entries) if entry.moved), None)
 
 
-def write(store: MlflowClient, name: str, decision: Mapping[str, Any], state: str | None = None) -> Entry:
+def write(
+    store: MlflowClient, name: str, decision: Mapping[str, Any], state: str | None = None
+) -> Entry:
     """Write a decision after all that stand at the end of the log; with a state it is closed at once."""
     entries = read(store, name)
     followed = {run_id for entry in entries for run_id, _ in entry.decision.get("follows", [])}
@@ -190,7 +224,9 @@ def write(store: MlflowClient, name: str, decision: Mapping[str, Any], state: st
     whole = {"number": number, "model": name, **decision, "who": who(), "at": _now()}
     whole["follows"] = [[entry.run_id, entry.seal] for entry in ends]
     if (length := len(json.dumps(whole))) > 7500:  # MLflow cuts a tag at 8,000 characters
-        raise DataError(f"The decision takes {length} characters, a tag holds 8,000. Give a shorter reason.")
+        raise DataError(
+            f"The decision takes {length} characters, a tag holds 8,000. Give a shorter reason."
+        )
     outcome = _outcome(state) if state else None
     entry = Entry("", "RUNNING", whole, outcome, digest_of([whole, outcome]))
     tags = {"equipoise.model": name, _DECISION: json.dumps(whole), _SEAL: entry.seal}
@@ -207,7 +243,9 @@ def close(store: MlflowClient, entry: Entry, state: str, note: str = "") -> Entr
     """Write what came of a decision."""
     outcome = _outcome(state, note)
     closed = replace(entry, outcome=outcome, seal=digest_of([entry.decision, outcome]))
-    store.log_batch(entry.run_id, tags=[RunTag(_OUTCOME, json.dumps(outcome)), RunTag(_SEAL, closed.seal)])
+    store.log_batch(
+        entry.run_id, tags=[RunTag(_OUTCOME, json.dumps(outcome)), RunTag(_SEAL, closed.seal)]
+    )
     _step("closed")
     _end(store, closed)
     return closed
@@ -219,7 +257,9 @@ def _outcome(state: str, note: str = "") -> dict[str, Any]:
 
 def _end(store: MlflowClient, entry: Entry) -> None:
     store.set_registered_model_tag(entry.decision["model"], _NEWEST, f"{entry.run_id} {entry.seal}")
-    store.set_terminated(entry.run_id, "FINISHED" if entry.state in ("done", "refused") else "KILLED")
+    store.set_terminated(
+        entry.run_id, "FINISHED" if entry.state in ("done", "refused") else "KILLED"
+    )
 
 
 def move(store: MlflowClient, name: str, decision: Mapping[str, Any]) -> Entry:
@@ -235,9 +275,15 @@ def move(store: MlflowClient, name: str, decision: Mapping[str, Any]) -> Entry:
     # Of two that write side by side the later one reads after both writes, so at least one of them notices.
     others = [other for other in read(store, name) if other.open and other.run_id != entry.run_id]
     if others or pointed_at(store, name) != entry.decision["from"]:
-        why = f"{others[-1]} of {others[-1].decision['who']} is under way" if others else "the alias moved meanwhile"
+        why = (
+            f"{others[-1]} of {others[-1].decision['who']} is under way"
+            if others
+            else "the alias moved meanwhile"
+        )
         close(store, entry, "overtaken", why)
-        raise PromotionRefused(f"{why}, so {entry} moved nothing. Look at `equipoise audit` and decide again.")
+        raise PromotionRefused(
+            f"{why}, so {entry} moved nothing. Look at `equipoise audit` and decide again."
+        )
     try:
         store.set_registered_model_alias(name, CHAMPION, entry.decision["to"])
         _step("champion")
@@ -323,7 +369,9 @@ def verify(store: MlflowClient, name: str) -> list[str]:
     model = _look(store.get_registered_model, name)
     run_id, _, seal = (model.tags.get(_NEWEST, "") if model else "").partition(" ")
     if run_id and run_id not in known:
-        found.append(f"The model names run {run_id[:8]} as its newest decision, which is missing: a gap.")
+        found.append(
+            f"The model names run {run_id[:8]} as its newest decision, which is missing: a gap."
+        )
     elif run_id and known[run_id].seal != seal:
         found.append(f"{known[run_id]} was edited after it had been closed.")
     return found + misplaced(store, name, entries)
@@ -332,7 +380,10 @@ def verify(store: MlflowClient, name: str) -> list[str]:
 def misplaced(store: MlflowClient, name: str, entries: list[Entry]) -> list[str]:
     """Whether the alias stands where the log left it, and its version is still there."""
     expected, actual = champion(entries), pointed_at(store, name)
-    if actual in (expected, *(entry.decision.get("to") for entry in entries if entry.state == "unfinished")):
+    if actual in (
+        expected,
+        *(entry.decision.get("to") for entry in entries if entry.state == "unfinished"),
+    ):
         return []
     where = f"points at version {actual}" if actual else "is gone"
     study = name.removeprefix("equipoise-")
@@ -356,7 +407,10 @@ def history_text(name: str, entries: list[Entry]) -> str:
             f"{entry.state}{forced}  {decision.get('who')}  run {entry.run_id[:8]}"
         )
         failed = [gate for gate in decision.get("gates", []) if gate["verdict"] == "failed"]
-        lines += [f"        {gate['code']} {gate['name']}: {gate['detail'] or gate['number']}" for gate in failed]
+        lines += [
+            f"        {gate['code']} {gate['name']}: {gate['detail'] or gate['number']}"
+            for gate in failed
+        ]
         lines += [f"        reason: {decision['reason']}"] if decision.get("reason") else []
         lines += [f"        {outcome['note']} ({outcome['by']})"] if outcome.get("note") else []
     return "\n".join(lines)

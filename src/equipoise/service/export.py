@@ -15,9 +15,10 @@ from PIL import Image
 from equipoise.core import images, parallel
 from equipoise.core.config import Study
 from equipoise.core.errors import DataError
-from equipoise.core.records import Manifest, Splits, digest_of, read_json, read_table, write_json
+from equipoise.core.files import digest_of, read_json, read_table, write_json
+from equipoise.core.records import Manifest, Splits
 from equipoise.embed import augment
-from equipoise.ingest import stage as ingest
+from equipoise.ingest import originals
 from equipoise.split import checks
 
 _NOTE = "export.json"
@@ -57,7 +58,13 @@ def run(
     target = to or Path("exports") / study.name / name
     plan_digest = None if plan is None else digest_of(plan.astype(str).to_numpy().tolist())
     note = {
-        **{"study": study.name, "layout": layout, "scenario": scenario, "backbone": backbone, "copied": copy},
+        **{
+            "study": study.name,
+            "layout": layout,
+            "scenario": scenario,
+            "backbone": backbone,
+            "copied": copy,
+        },
         **{"manifest": manifest.digest, "splits": splits.digest, "plan": plan_digest},
     }
     _refuse_other(target)
@@ -70,7 +77,9 @@ def run(
     try:
         work = scratch / "new"
         work.mkdir()
-        files = (_write_csv if layout == "csv" else _write_folders)(study, manifest, splits, plan, work, copy)
+        files = (_write_csv if layout == "csv" else _write_folders)(
+            study, manifest, splits, plan, work, copy
+        )
         write_json(work / _NOTE, {**note, "files": files})
         if target.exists():
             target.rename(scratch / "old")
@@ -80,14 +89,20 @@ def run(
     return target, files
 
 
-def _plan(study: Study, layout: str, scenario: str | None, backbone: str | None) -> pd.DataFrame | None:
+def _plan(
+    study: Study, layout: str, scenario: str | None, backbone: str | None
+) -> pd.DataFrame | None:
     if scenario is None:
         return None
     if backbone is None:
-        raise DataError("A scenario's plan depends on what was tuned on a backbone: name one with --backbone.")
+        raise DataError(
+            "A scenario's plan depends on what was tuned on a backbone: name one with --backbone."
+        )
     path = study.result_path(backbone, scenario) / "plan.parquet"
     if not path.is_file():
-        raise DataError(f"There is no {path}. Run `equipoise scenario` for {scenario} on {backbone} first.")
+        raise DataError(
+            f"There is no {path}. Run `equipoise scenario` for {scenario} on {backbone} first."
+        )
     plan, _ = read_table(path)
     mixed = int((plan.get("mix", pd.Series(dtype=float)) > 0).sum())
     if mixed and layout == "folders":
@@ -98,7 +113,9 @@ def _plan(study: Study, layout: str, scenario: str | None, backbone: str | None)
     return plan[plan["seed"] == plan["seed"].iloc[0]].drop(columns="seed").reset_index(drop=True)
 
 
-def _items(manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, repeat: int, fold: int) -> pd.DataFrame:
+def _items(
+    manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, repeat: int, fold: int
+) -> pd.DataFrame:
     """What belongs into one round, a row for each file: every image once, but train rows as the plan draws them.
 
     `draw` counts the draws of a view (0: plain) of an image. A draw may be mixed: `mix` (0..1) of the way to the
@@ -109,18 +126,29 @@ def _items(manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, repeat
     if plan is None:
         return whole
     drawn = plan[(plan["repeat"] == repeat) & (plan["fold"] == fold)]
-    drawn = drawn.assign(draw=drawn.groupby(["image_id", "view"]).cumcount()).reindex(columns=["image_id", *_DRAW])
-    return pd.concat([whole[whole["part"] != "train"], drawn.merge(rows, on="image_id", how="left")])
+    drawn = drawn.assign(draw=drawn.groupby(["image_id", "view"]).cumcount()).reindex(
+        columns=["image_id", *_DRAW]
+    )
+    return pd.concat(
+        [whole[whole["part"] != "train"], drawn.merge(rows, on="image_id", how="left")]
+    )
 
 
 def _write_folders(
-    study: Study, manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, work: Path, copy: bool
+    study: Study,
+    manifest: Manifest,
+    splits: Splits,
+    plan: pd.DataFrame | None,
+    work: Path,
+    copy: bool,
 ) -> int:
-    places, rounds, files = ingest.locate(study, manifest), splits.rounds(), 0
+    places, rounds, files = originals.locate(study, manifest), splits.rounds(), 0
     for repeat, fold in rounds:
         top = work / f"repeat{repeat}_fold{fold}" if len(rounds) > 1 else work
         items = list(_items(manifest, splits, plan, repeat, fold).itertuples(index=False))
-        for item in parallel.progress(items, f"exporting repeat {repeat}, fold {fold}", len(items), "files"):
+        for item in parallel.progress(
+            items, f"exporting repeat {repeat}, fold {fold}", len(items), "files"
+        ):
             place = places[item.image_id]
             target = top / item.part / item.class_name / _file_name(item, place)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,12 +163,30 @@ def _write_folders(
 
 
 def _write_csv(
-    study: Study, manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, work: Path, copy: bool
+    study: Study,
+    manifest: Manifest,
+    splits: Splits,
+    plan: pd.DataFrame | None,
+    work: Path,
+    copy: bool,
 ) -> int:
-    rounds = [_items(manifest, splits, plan, *key).assign(repeat=key[0], fold=key[1]) for key in splits.rounds()]
+    rounds = [
+        _items(manifest, splits, plan, *key).assign(repeat=key[0], fold=key[1])
+        for key in splits.rounds()
+    ]
     table = pd.concat(rounds)
-    table["path"] = table["image_id"].map(ingest.locate(study, manifest))
-    names = ["repeat", "fold", "part", "image_id", "path", "patient_id", "label", "class_name", *_DRAW]
+    table["path"] = table["image_id"].map(originals.locate(study, manifest))
+    names = [
+        "repeat",
+        "fold",
+        "part",
+        "image_id",
+        "path",
+        "patient_id",
+        "label",
+        "class_name",
+        *_DRAW,
+    ]
     table[names].to_csv(work / "split.csv", index=False, lineterminator="\n")
     return 1
 
@@ -169,7 +215,7 @@ def _render(study: Study, place: str, sha256: str, view: int, target: Path) -> N
     """One augmented view as PNG, drawn by the functions that made the features."""
     import tensorflow as tf
 
-    from equipoise.embed.stage import draft_px, pipeline_of, resize
+    from equipoise.embed.embedder import draft_px, pipeline_of, resize
 
     size_px = study.settings.embed.image_size_px
     side_px = draft_px(pipeline_of(study.settings.embed), size_px)
@@ -181,7 +227,9 @@ def _render(study: Study, place: str, sha256: str, view: int, target: Path) -> N
 
 def _refuse_other(target: Path) -> None:
     if target.exists() and not (target / _NOTE).is_file():
-        raise DataError(f"{target} is there and is no export. Name another folder with --to, or remove it.")
+        raise DataError(
+            f"{target} is there and is no export. Name another folder with --to, or remove it."
+        )
 
 
 def _complete(target: Path, note: dict[str, Any]) -> bool:

@@ -6,29 +6,24 @@ that model was fitted on and what it says. So a champion stays comparable whatev
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from equipoise.core import images
+from equipoise.core import environment
 from equipoise.core.config import Study
-from equipoise.core.errors import ConfigError, DataError, EquipoiseError
-from equipoise.core.records import Manifest, Predictions, Splits, read_table, write_table
+from equipoise.core.errors import DataError, EquipoiseError
+from equipoise.core.records import Predictions
+from equipoise.core.text import first_line
 from equipoise.evaluation import intervals
-from equipoise.ingest import stage as ingest
-from equipoise.service import audit, tracking
+from equipoise.service import audit
+from equipoise.service.evidence import TOLERANCE, Evidence, _rescored, differences, load, read
 
-#: Served probabilities may differ from the stored ones by this much: rounding, never another model.
-TOLERANCE = 1e-5
 NAMES = {
     "EQ-G1": "no leakage found",
     "EQ-G2": "evidence comparable with the champion's",
@@ -40,12 +35,14 @@ NAMES = {
     "EQ-G8": "code and params committed",
     "EQ-G9": "champion stands where the log left it",
 }
+
+
 #: Checks whose finding means that test was not independent of train.
 _LEAKS = ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")
+
+
 #: What the numbers depend on, beside the data.
 _CODE = ("src", "params.yaml", "dvc.yaml", "requirements.lock", "conda.yaml", "pyproject.toml")
-_CHECKED_IMAGES = 16
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -64,141 +61,39 @@ class Gate:
         return {**asdict(self), "name": NAMES[self.code], "detail": self.detail[:200]}
 
     def __str__(self) -> str:
-        shown = f" is {_shown(self.number)} where {self.bound} is needed" if self.number is not None else ""
+        shown = (
+            f" is {_shown(self.number)} where {self.bound} is needed"
+            if self.number is not None
+            else ""
+        )
         return f"{self.code} {NAMES[self.code]}{shown}{f' ({self.detail})' if self.detail else ''}"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a version carries: test predictions of the served model, and a row per image of its study.
-
-    Attributes:
-        version: Its number.
-        predictions: Test rows of the served seed (k-fold: out of fold).
-        images: image_id, patient_id, sha256, picture, fitted (in its train or val), and served_<class> where stored.
-        meta: digests, several (folds), group_by, pseudonym_key, example (what it says of the input example).
-    """
-
-    version: str
-    predictions: Predictions
-    images: pd.DataFrame
-    meta: dict[str, Any]
-
-
-def load(uri: str) -> Any:
-    """Load a registered model; a missing one is a ConfigError, a lost server a StoreError."""
-    import mlflow
-
-    tracking.client()
-    try:
-        return mlflow.pyfunc.load_model(uri)
-    except MlflowException as error:
-        raise tracking.store_error(error) or ConfigError(f"{uri} cannot be loaded: {first_line(error)}") from error
-
-
-# --- evidence --------------------------------------------------------------------------------------------------------
-
-
-def collect(study: Study, folder: Path, digests: Mapping[str, str], expected: pd.DataFrame) -> Evidence:
-    """Gather the evidence of a result from its files; `expected` is what its served model must say, by image."""
-    manifest, splits = Manifest.read(study.manifest_path), Splits.read(study.splits_path)
-    predictions = Predictions.read(folder / "predictions.parquet").part("test")
-    several, table = splits.folds > 1, predictions.table
-    # Other seeds are other models; without folds so are other repeats, whose train rows may be tested here.
-    served = (table["seed"] == study.settings.train.seeds[0]) & (several | (table["repeat"] == 0))
-    predictions = replace(predictions, table=table[served].reset_index(drop=True))
-    rows = splits.round(0, 0)
-    table = rows[["image_id", "patient_id"]].merge(manifest.table[["image_id", "sha256", "picture"]], on="image_id")
-    table["fitted"] = (rows["part"] != "test").to_numpy() | several  # folds are served by a refit on all rows
-    answers = expected.rename(columns=lambda name: name.replace("calibrated_", "served_"))
-    meta = {
-        **{"digests": dict(digests), "several": several, "group_by": splits.meta["group_by"]},
-        "pseudonym_key": manifest.meta.get("pseudonym_key"),
-    }
-    return Evidence("", predictions, table.merge(answers, on="image_id", how="left"), meta)
-
-
-def write(evidence: Evidence, folder: Path) -> Path:
-    """Write the artifact `evidence` into a folder."""
-    evidence.predictions.write(folder / "test_predictions.parquet")
-    write_table(folder / "images.parquet", evidence.images, evidence.meta)
-    return folder
-
-
-def read(store: MlflowClient, version: ModelVersion) -> Evidence:
-    """Read the evidence of a version back from its run.
-
-    Raises:
-        DataError: When the run or its artifact is gone.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            folder = Path(store.download_artifacts(version.run_id, "evidence", scratch))
-            predictions = Predictions.read(folder / "test_predictions.parquet")
-            table, meta = read_table(folder / "images.parquet")
-        except (MlflowException, OSError, DataError) as error:
-            raise DataError(
-                f"the evidence of version {version.version} cannot be read from run {version.run_id} "
-                f"({first_line(error)})"
-            ) from error
-    return Evidence(str(version.version), predictions, table, meta)
-
-
-def differences(study: Study, model: Any, evidence: Evidence) -> tuple[float, str]:
-    """Largest difference between what a model serves and what is stored, and on what it was found.
-
-    On a few images of the raw folder; on the input example where none of them is there.
-    """
-    columns = [name for name in evidence.images if name.startswith("served_")]
-    stored = evidence.images.dropna(subset=columns)
-    some = stored.iloc[np.linspace(0, len(stored) - 1, min(_CHECKED_IMAGES, len(stored))).astype(int)]
-    found = {name: data for name, data in _files(study, some).items() if data is not None}
-    if found:
-        rows = some.set_index("image_id").loc[list(found), columns].to_numpy()
-        answer, on = model.predict(pd.DataFrame({"image": list(found.values())})), f"{len(found)} images"
-    elif "example" not in evidence.meta:
-        raise DataError(f"None of the images is in {study.raw} as it was, so the saved model cannot be checked.")
-    else:
-        example = evidence.meta["example"]
-        rows = np.array([[example[name.replace("served_", "prob_")] for name in columns]])
-        answer, on = model.predict(model.input_example), "the input example; the raw images are not here"
-    values = answer[[name.replace("served_", "prob_") for name in columns]].to_numpy(dtype=float)
-    return float(np.abs(values - rows).max()), on
-
-
-def _files(study: Study, rows: pd.DataFrame) -> dict[str, bytes | None]:
-    """Bytes of images by id, None for those that are not in the raw folder as they were."""
-    try:
-        places = ingest.locate(study, Manifest.read(study.manifest_path))
-    except EquipoiseError:
-        places = {}
-    found: dict[str, bytes | None] = {}
-    for name, digest in rows[["image_id", "sha256"]].itertuples(index=False):
-        try:
-            data = images.read(study.raw, places.get(name, name))
-        except OSError:
-            data = b""
-        found[name] = data if hashlib.sha256(data).hexdigest() == digest else None
-    return found
-
-
-# --- gates -----------------------------------------------------------------------------------------------------------
-
-
 def judge(
-    study: Study, store: MlflowClient, name: str, version: ModelVersion, current: ModelVersion | None
+    study: Study,
+    store: MlflowClient,
+    name: str,
+    version: ModelVersion,
+    current: ModelVersion | None,
 ) -> list[Gate]:
     """Hold a version against every gate, the failed ones included: a refusal names all its reasons."""
     challenger: Evidence | None = None
     try:
         challenger = read(store, version)
         if current is None:
-            paired = _unpaired("not applicable", "there is no champion: the first one is gated on absolutes")
+            paired = _unpaired(
+                "not applicable", "there is no champion: the first one is gated on absolutes"
+            )
         elif current.version == version.version:
             paired = _unpaired("not applicable", "it is the champion itself")
         else:
             uri = f"models:/{name}/{current.version}"
-            paired = pair(study, challenger, read(store, current), lambda rows: _rescored(study, load(uri), rows))
+            paired = pair(
+                study,
+                challenger,
+                read(store, current),
+                lambda rows: _rescored(study, load(uri), rows),
+            )
     except DataError as error:
         paired = _unpaired("failed", str(error))
     misplaced = audit.misplaced(store, name, audit.read(store, name))
@@ -239,7 +134,13 @@ def pair(
     patients = mine.table["patient_id"].nunique()
     values = [float(item.draws["free.auroc"][0]) for item in both]
     return [
-        Gate("EQ-G2", "passed", patients, f">= {study.settings.promote.min_patients} per class", f"patients; {how}"),
+        Gate(
+            "EQ-G2",
+            "passed",
+            patients,
+            f">= {study.settings.promote.min_patients} per class",
+            f"patients; {how}",
+        ),
         Gate(
             *("EQ-G3", "passed" if low > -margin else "failed", low, f"> {-margin:g}"),
             f"low end of the difference {ends['value']:+.3f} [{low:+.3f}, {ends['high']:+.3f}], {values[0]:.3f} "
@@ -254,22 +155,33 @@ def _unpaired(verdict: Literal["failed", "not applicable"], why: str) -> list[Ga
 
 
 def _shared_rows(
-    study: Study, challenger: Evidence, champion: Evidence, rescore: Callable[[pd.DataFrame], pd.DataFrame]
+    study: Study,
+    challenger: Evidence,
+    champion: Evidence,
+    rescore: Callable[[pd.DataFrame], pd.DataFrame],
 ) -> tuple[Predictions, Predictions, str]:
     mine, theirs = challenger.predictions, champion.predictions
     key = "splits" if challenger.meta["several"] else "test"
     own, other = mine.meta | challenger.meta, theirs.meta | champion.meta
     for what in ("classes", "positive_class", "group_by", "pseudonym_key"):
         if own[what] != other[what]:
-            raise DataError(f"they differ in {what}: {own[what]}, and {other[what]} of version {champion.version}")
+            raise DataError(
+                f"they differ in {what}: {own[what]}, and {other[what]} of version {champion.version}"
+            )
     alike = challenger.meta["several"] == champion.meta["several"]
     if alike and challenger.meta["digests"][key] == champion.meta["digests"][key]:
         return mine, theirs, "the same split" if key == "splits" else "the same test rows"
     table = mine.table.merge(challenger.images[["image_id", "sha256", "picture"]], on="image_id")
     fitted = champion.images[champion.images["fitted"]]
-    seen = np.any([table[column].isin(fitted[column]) for column in ("image_id", "patient_id", "picture")], axis=0)
+    seen = np.any(
+        [table[column].isin(fitted[column]) for column in ("image_id", "patient_id", "picture")],
+        axis=0,
+    )
     left = table[~seen].reset_index(drop=True)
-    patients = [left.loc[left["label"] == label, "patient_id"].nunique() for label in range(len(mine.classes))]
+    patients = [
+        left.loc[left["label"] == label, "patient_id"].nunique()
+        for label in range(len(mine.classes))
+    ]
     needed = study.settings.promote.min_patients
     if min(patients) < needed:
         counts = ", ".join(f"{name} {count}" for name, count in zip(mine.classes, patients))
@@ -288,17 +200,6 @@ def _shared_rows(
     return replace(mine, table=left), replace(mine, table=scored), how
 
 
-def _rescored(study: Study, model: Any, rows: pd.DataFrame) -> pd.DataFrame:
-    parts = []
-    for start in range(0, len(rows), _BATCH):
-        found = _files(study, rows.iloc[start : start + _BATCH])
-        lacking = [name for name, data in found.items() if data is None]
-        if lacking:
-            raise DataError(f"other test rows, and image '{lacking[0]}' is not in {study.raw} to score it again")
-        parts.append(model.predict(pd.DataFrame({"image": list(found.values())})).set_axis(list(found)))
-    return pd.concat(parts)
-
-
 def absolutes(study: Study, challenger: Evidence) -> list[Gate]:
     """EQ-G4 to EQ-G6: what a model must reach whoever the champion is."""
     bounds, test = study.settings.promote, challenger.predictions.table
@@ -312,10 +213,23 @@ def absolutes(study: Study, challenger: Evidence) -> list[Gate]:
     else:
         cell, least = evaluation.interval("locked.sensitivity"), bounds.sensitivity_low_at_least
         text = f"low end of {cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
-        found.append(Gate("EQ-G4", _verdict(cell["low"] >= least), cell["low"], f">= {least:g}", text))
-        cell, (low, high) = evaluation.interval("locked.calibration_slope"), bounds.calibration_slope
+        found.append(
+            Gate("EQ-G4", _verdict(cell["low"] >= least), cell["low"], f">= {least:g}", text)
+        )
+        cell, (low, high) = (
+            evaluation.interval("locked.calibration_slope"),
+            bounds.calibration_slope,
+        )
         text = f"[{cell['low']:.3f}, {cell['high']:.3f}]"
-        found.append(Gate("EQ-G5", _verdict(low <= cell["value"] <= high), cell["value"], f"{low:g} to {high:g}", text))
+        found.append(
+            Gate(
+                "EQ-G5",
+                _verdict(low <= cell["value"] <= high),
+                cell["value"],
+                f"{low:g} to {high:g}",
+                text,
+            )
+        )
     patients = test.groupby("label")["patient_id"].nunique()
     rarest = challenger.predictions.classes[int(patients.idxmin())]
     enough = _verdict(patients.min() >= bounds.min_patients)
@@ -328,7 +242,9 @@ def _verdict(passed: bool) -> Literal["passed", "failed"]:
 
 def _leakage(tags: Mapping[str, str]) -> Gate:
     answers = {code: tags.get(f"equipoise.check.{code}", "no answer") for code in _LEAKS}
-    bad = [f"{code} {answer}" for code, answer in answers.items() if answer in ("finding", "no answer")]
+    bad = [
+        f"{code} {answer}" for code, answer in answers.items() if answer in ("finding", "no answer")
+    ]
     unasked = [code for code, answer in answers.items() if answer == "not applicable"]
     text = ", ".join(bad) or (f"not applicable: {', '.join(unasked)}" if unasked else "")
     return Gate("EQ-G1", _verdict(not bad), len(bad), "0", text)
@@ -339,21 +255,26 @@ def _loads(study: Study, name: str, version: ModelVersion, evidence: Evidence | 
     try:
         model = load(f"models:/{name}/{version.version}")
         if evidence is None:
-            return Gate("EQ-G7", "failed", None, f"<= {TOLERANCE:.0e}", "it loads, without evidence to reproduce")
+            return Gate(
+                "EQ-G7",
+                "failed",
+                None,
+                f"<= {TOLERANCE:.0e}",
+                "it loads, without evidence to reproduce",
+            )
         difference, on = differences(study, model, evidence)
     except Exception as error:  # whatever a damaged artifact raises
-        return Gate("EQ-G7", "failed", detail=f"it does not load: {first_line(error)}", forceable=False)
-    return Gate("EQ-G7", _verdict(difference <= TOLERANCE), difference, f"<= {TOLERANCE:.0e}", f"on {on}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        return Gate(
+            "EQ-G7", "failed", detail=f"it does not load: {first_line(error)}", forceable=False
+        )
+    return Gate(
+        "EQ-G7", _verdict(difference <= TOLERANCE), difference, f"<= {TOLERANCE:.0e}", f"on {on}"
+    )
 
 
 def uncommitted() -> list[str] | None:
     """Files of code and params that differ from the commit; None where there is no git."""
-    changes = tracking.git("status", "--porcelain", "--", *_CODE)
+    changes = environment.git("status", "--porcelain", "--", *_CODE)
     return None if changes is None else [line[3:] for line in changes.splitlines()]
 
 
@@ -361,17 +282,28 @@ def _committed(tags: Mapping[str, str]) -> Gate:
     """Both when the version was registered and now: the bounds are of now."""
     then, now = tags.get("equipoise.uncommitted"), uncommitted()
     if then is None or now is None or then == "no git":
-        return Gate("EQ-G8", "failed", None, "0", "not known: this is no git checkout" if now is None else "not known")
-    changed = [f"{path} (when it was registered)" for path in then.split(", ") if path] + [f"{path}" for path in now]
+        return Gate(
+            "EQ-G8",
+            "failed",
+            None,
+            "0",
+            "not known: this is no git checkout" if now is None else "not known",
+        )
+    changed = [f"{path} (when it was registered)" for path in then.split(", ") if path] + [
+        f"{path}" for path in now
+    ]
     commit = tags.get("equipoise.git_commit", "none")[:8]
-    return Gate("EQ-G8", _verdict(not changed), len(changed), "0", ", ".join(changed) or f"commit {commit}")
+    return Gate(
+        "EQ-G8", _verdict(not changed), len(changed), "0", ", ".join(changed) or f"commit {commit}"
+    )
 
 
 def table_text(found: list[Gate]) -> str:
     """The verdicts as lines of text."""
     rows = [("gate", "", "number", "bound", "verdict", "")]
     rows += [
-        (gate.code, NAMES[gate.code], _shown(gate.number), gate.bound, gate.verdict, gate.detail) for gate in found
+        (gate.code, NAMES[gate.code], _shown(gate.number), gate.bound, gate.verdict, gate.detail)
+        for gate in found
     ]
     widths = [*(max(map(len, column)) for column in list(zip(*rows))[:-1]), 0]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -380,4 +312,10 @@ def table_text(found: list[Gate]) -> str:
 def _shown(number: float | None) -> str:
     if number is None:
         return ""
-    return f"{number:.0f}" if float(number).is_integer() else f"{number:.3f}" if abs(number) > 5e-4 else f"{number:.1e}"
+    return (
+        f"{number:.0f}"
+        if float(number).is_integer()
+        else f"{number:.3f}"
+        if abs(number) > 5e-4
+        else f"{number:.1e}"
+    )

@@ -15,12 +15,16 @@ import pyarrow.parquet as pq
 
 from equipoise.core import images, parallel
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.records import atomic_path
-from equipoise.service import audit, gates, tracking
+from equipoise.core.files import atomic_path
+from equipoise.service import audit, evidence, tracking
 
 _BATCH = 32
 #: Arrow's and pandas' types for those of a signature.
-_TYPES = {"string": (pa.string(), "object"), "double": (pa.float64(), "float64"), "long": (pa.int64(), "Int64")}
+_TYPES = {
+    "string": (pa.string(), "object"),
+    "double": (pa.float64(), "float64"),
+    "long": (pa.int64(), "Int64"),
+}
 
 
 def run(uri: str, sources: Sequence[str], out: Path, say: Callable[[str], None]) -> dict[str, int]:
@@ -46,7 +50,7 @@ def run(uri: str, sources: Sequence[str], out: Path, say: Callable[[str], None])
     paths = find(sources)
     name, version, grey = _resolve(uri)
     say(f"loading {name}{f' version {version}' if version else ''}")
-    model = gates.load(f"models:/{name}/{version}" if version else uri)
+    model = evidence.load(f"models:/{name}/{version}" if version else uri)
     columns = {"image": "string", "model": "string", "version": "string"}
     columns |= {column.name: column.type.name for column in model.metadata.signature.outputs.inputs}
     columns |= {"flags": "string", "error": "string"}
@@ -57,7 +61,9 @@ def run(uri: str, sources: Sequence[str], out: Path, say: Callable[[str], None])
     with _writer(out, schema) as write:
         for batch in parallel.progress(batches, "predicting", len(batches), "batches"):
             rows = _rows(model, batch, grey)
-            table = pd.DataFrame(rows).assign(model=name, version=version).reindex(columns=schema.names)
+            table = (
+                pd.DataFrame(rows).assign(model=name, version=version).reindex(columns=schema.names)
+            )
             write(table.astype(types))
             failed = sum(1 for row in rows if row["error"])
             done["unreadable"] += failed
@@ -83,7 +89,9 @@ def find(sources: Sequence[str]) -> list[str]:
         elif path.suffix.lower() == ".csv":
             found += _listed(path)
         elif not path.exists() and glob.has_magic(source):
-            found += [name for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()]
+            found += [
+                name for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()
+            ]
         else:
             found.append(source)
     if not found:
@@ -111,7 +119,9 @@ def _resolve(uri: str) -> tuple[str, str, bool]:
     name, alias, number = found.groups()
     version = audit.by_alias(store, name, alias) if alias else audit.version_of(store, name, number)
     if version is None:
-        raise ConfigError(f"There is no {uri} at {tracking.address()}. `equipoise register` makes versions.")
+        raise ConfigError(
+            f"There is no {uri} at {tracking.address()}. `equipoise register` makes versions."
+        )
     return name, str(version.version), version.tags.get("equipoise.grey") == "True"
 
 
@@ -142,7 +152,11 @@ def _writer(out: Path, schema: pa.Schema) -> Iterator[Callable[[pd.DataFrame], N
     with atomic_path(out) as temporary:
         if out.suffix.lower() == ".parquet":
             with pq.ParquetWriter(temporary, schema) as parquet:
-                yield lambda table: parquet.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
+                yield lambda table: parquet.write_table(
+                    pa.Table.from_pandas(table, schema, preserve_index=False)
+                )
         else:
             pd.DataFrame(columns=schema.names).to_csv(temporary, index=False, lineterminator="\n")
-            yield lambda table: table.to_csv(temporary, mode="a", header=False, index=False, lineterminator="\n")
+            yield lambda table: table.to_csv(
+                temporary, mode="a", header=False, index=False, lineterminator="\n"
+            )

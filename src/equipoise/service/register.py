@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,31 @@ import equipoise
 from equipoise.compare import card
 from equipoise.core import parallel
 from equipoise.core.config import Study
-from equipoise.core.errors import ConfigError, DataError, PromotionRefused
-from equipoise.core.records import Manifest, Predictions, Splits, digest_of, file_digest, read_json, read_table
-from equipoise.service import audit, gates, tracking
-from equipoise.service.audit import CHAMPION, by_alias
-from equipoise.service.gates import TOLERANCE, load
+from equipoise.core.errors import DataError, PromotionRefused
+from equipoise.core.files import digest_of, file_digest, read_json, read_table
+from equipoise.core.records import Manifest, Predictions, Splits
+from equipoise.service import evidence as evidence_
+from equipoise.service import gates, tracking
+from equipoise.service.audit import CHALLENGER, model_name
+from equipoise.service.evidence import TOLERANCE, load
 from equipoise.split import checks
 
-CHALLENGER = "challenger"
 #: What service imports; versions are those of this environment.
 _REQUIREMENTS = (
-    *("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "scipy", "pyarrow", "pydantic", "pyyaml"),
+    *(
+        "mlflow",
+        "tensorflow",
+        "keras",
+        "numpy",
+        "pandas",
+        "pillow",
+        "scipy",
+        "pyarrow",
+        "pydantic",
+        "pyyaml",
+    ),
     *("joblib", "tqdm"),
 )
-
-
-def model_name(study: str) -> str:
-    """Name of a study's registered model."""
-    return f"equipoise-{study}"
 
 
 def register(study: Study) -> list[dict[str, Any]]:
@@ -61,7 +68,9 @@ def register(study: Study) -> list[dict[str, Any]]:
     store = tracking.client()
     name = model_name(study.name)
     try:
-        store.create_registered_model(name, description=f"Winners of the Equipoise study '{study.name}'.")
+        store.create_registered_model(
+            name, description=f"Winners of the Equipoise study '{study.name}'."
+        )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -72,7 +81,9 @@ def register(study: Study) -> list[dict[str, Any]]:
         folder = study.result_path(backbone, scenario)
         summary = read_json(folder / "metrics.json")
         if summary["result_digest"] != row["result_digest"]:
-            raise DataError(f"{folder} is newer than {study.reports_path}/comparison.json. Run `dvc repro` first.")
+            raise DataError(
+                f"{folder} is newer than {study.reports_path}/comparison.json. Run `dvc repro` first."
+            )
         checks.written_plan_within_train(read_table(folder / "plan.parquet")[0], splits)
         version, fresh = _version_of(store, study, backbone, scenario, folder, summary, comparison)
         store.set_registered_model_alias(name, f"best-{backbone}", version)
@@ -82,90 +93,18 @@ def register(study: Study) -> list[dict[str, Any]]:
     return done
 
 
-def promote(
-    study: Study,
-    version: str | None = None,
-    force: bool = False,
-    reason: str | None = None,
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Hold the challenger, or a version, against every gate; `champion` moves when all pass.
-
-    Args:
-        study: For its name, the bounds of `promote` and the raw images.
-        version: Instead of the challenger.
-        force: Move although gates failed; the decision is recorded as forced.
-        reason: Recorded; needed to force.
-        say: Called with the table of gates, and with what was settled of a killed call.
-
-    Raises:
-        PromotionRefused: With every reason, when a gate fails; recorded, and nothing is moved.
-    """
-    if force and not (reason or "").strip():
-        raise ConfigError("--force goes with --reason TEXT: who reads the log later must learn why.")
-    store, name = tracking.client(), model_name(study.name)
-    with audit.locked(name):
-        target = audit.version_of(store, name, version) if version else by_alias(store, name, CHALLENGER)
-        if target is None:
-            asked = f"version {version}" if version else f"alias {CHALLENGER}"
-            raise PromotionRefused(f"{name} has no {asked}. Run `equipoise register --study {study.name}` first.")
-        audit.settle(store, name, say)
-        current, number = by_alias(store, name, CHAMPION), str(target.version)
-        before = str(current.version) if current else None
-        if before == number and not audit.misplaced(store, name, audit.read(store, name)):
-            return {"name": name, "champion": number, "previous": None, "moved": False}
-        found = gates.judge(study, store, name, target, current)
-        say(gates.table_text(found))
-        failed = [gate for gate in found if gate.verdict == "failed"]
-        forced = force and bool(failed)
-        refused = bool(failed) and not (force and all(gate.forceable for gate in failed))
-        decision = {
-            **{"kind": "refuse" if refused else "promote", "from": before, "to": number},
-            **{"reason": reason, "forced": forced, "gates": [gate.as_dict() for gate in found]},
-            **{"digests": _digests(target), "bounds": study.settings.promote.model_dump()},
-        }
-        if refused:
-            entry = audit.write(store, name, decision, "refused")
-            raise PromotionRefused(
-                f"version {number} of {name} does not become champion: {'; '.join(map(str, failed))}. "
-                f"Nothing was moved; the refusal is decision {entry.decision['number']} of the log."
-            )
-        return _moved(audit.move(store, name, decision))
-
-
-def rollback(study: Study, reason: str, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Return `champion` to the version before, by the log, after that one has loaded.
-
-    Raises:
-        PromotionRefused: Without a previous champion, or when it does not load.
-    """
-    if not reason.strip():
-        raise ConfigError("A rollback needs --reason TEXT: who reads the log later must learn why.")
-    store, name = tracking.client(), model_name(study.name)
-    with audit.locked(name):
-        audit.settle(store, name, say)
-        target, before = audit.previous(store, name, audit.read(store, name)), audit.pointed_at(store, name)
-        if target is None:
-            raise PromotionRefused(f"{name} has no previous champion to return to.")
-        number = str(target.version)
-        decision = {"from": before, "to": number, "reason": reason, "forced": False, "digests": _digests(target)}
-        try:
-            load(f"models:/{name}/{number}")
-        except Exception as error:
-            audit.write(store, name, {"kind": "refuse", **decision}, "refused")
-            raise PromotionRefused(f"Version {number} of {name} does not load: {error}") from error
-        return _moved(audit.move(store, name, {"kind": "rollback", **decision}))
-
-
-def _moved(entry: audit.Entry) -> dict[str, Any]:
-    decision = entry.decision
-    done = {"name": decision["model"], "champion": decision["to"], "previous": decision["from"], "moved": True}
-    return {**done, "forced": decision["forced"], "decision": decision["number"]}
-
-
 def _digests(version: ModelVersion) -> dict[str, str]:
-    names = (tracking.DIGEST, "equipoise.git_commit", "equipoise.digest.splits", "equipoise.digest.test")
-    return {name.removeprefix("equipoise."): version.tags[name] for name in names if name in version.tags}
+    names = (
+        tracking.DIGEST,
+        "equipoise.git_commit",
+        "equipoise.digest.splits",
+        "equipoise.digest.test",
+    )
+    return {
+        name.removeprefix("equipoise."): version.tags[name]
+        for name in names
+        if name in version.tags
+    }
 
 
 def _version_of(
@@ -178,15 +117,17 @@ def _version_of(
     comparison: Mapping[str, Any],
 ) -> tuple[str, bool]:
     name, digest = model_name(study.name), summary["result_digest"]
-    for version in store.search_model_versions(f"name = '{name}' and tags.`{tracking.DIGEST}` = '{digest}'"):
+    for version in store.search_model_versions(
+        f"name = '{name}' and tags.`{tracking.DIGEST}` = '{digest}'"
+    ):
         return str(version.version), False
     run_id, _ = tracking.mirror(store, study, backbone, scenario, folder)
     commit, changed = tracking.version_tags(), gates.uncommitted()
-    evidence = gates.collect(study, folder, summary["digests"], expected_predictions(folder))
+    evidence = evidence_.collect(study, folder, summary["digests"], expected_predictions(folder))
     with tempfile.TemporaryDirectory() as scratch:
         package = save(study, backbone, folder, Path(scratch), run_id)
         model = load(str(package))
-        difference, _ = gates.differences(study, model, evidence)
+        difference, _ = evidence_.differences(study, model, evidence)
         if not difference <= TOLERANCE:
             raise DataError(
                 f"The saved model of {folder} serves probabilities that differ from the stored ones by "
@@ -195,9 +136,13 @@ def _version_of(
             )
         answer = model.predict(model.input_example).iloc[0].to_dict()
         evidence = replace(evidence, meta={**evidence.meta, "example": answer})
-        store.log_artifacts(run_id, str(gates.write(evidence, Path(scratch) / "evidence")), "evidence")
+        store.log_artifacts(
+            run_id, str(evidence_.write(evidence, Path(scratch) / "evidence")), "evidence"
+        )
         software = {**_versions(), "commit": commit["equipoise.git_commit"]}
-        (package / "MODEL_CARD.md").write_text(card.card(study, backbone, scenario, software), encoding="utf-8")
+        (package / "MODEL_CARD.md").write_text(
+            card.card(study, backbone, scenario, software), encoding="utf-8"
+        )
         store.log_artifact(run_id, str(package / "MODEL_CARD.md"))
         store.log_artifacts(run_id, str(package), "model")
     source = f"{store.get_run(run_id).info.artifact_uri}/model"
@@ -229,7 +174,9 @@ def _version_of(
         **commit,
         "equipoise.uncommitted": "no git" if changed is None else ", ".join(changed)[:5000],
     }
-    made = store.create_model_version(name, source, run_id, tags=tags, description=comparison["verdict"])
+    made = store.create_model_version(
+        name, source, run_id, tags=tags, description=comparison["verdict"]
+    )
     return str(made.version), True
 
 
@@ -240,7 +187,9 @@ def _grey(study: Study) -> bool | None:
 
 
 def _interval(cell: Mapping[str, Any]) -> str:
-    return " ".join("nan" if cell[key] is None else f"{cell[key]:.4f}" for key in ("value", "low", "high"))
+    return " ".join(
+        "nan" if cell[key] is None else f"{cell[key]:.4f}" for key in ("value", "low", "high")
+    )
 
 
 def save(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) -> Path:
@@ -254,17 +203,25 @@ def save(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) 
 
     network = artifact.save(study, backbone, folder, scratch / "network")
     classes = read_json(network / "model.json")["classes"]
-    outputs = [ColSpec(DataType.double, f"{kind}_{name}") for kind in ("prob", "raw") for name in classes]
+    outputs = [
+        ColSpec(DataType.double, f"{kind}_{name}") for kind in ("prob", "raw") for name in classes
+    ]
     outputs += [ColSpec(DataType.string, "decision"), ColSpec(DataType.long, "label")]
     outputs += [ColSpec(DataType.double, "threshold", required=False)]
-    given = {"image": DataType.binary, "path": DataType.string, "pixels": AnyType()}  # one of them in each row
+    given = {
+        "image": DataType.binary,
+        "path": DataType.string,
+        "pixels": AnyType(),
+    }  # one of them in each row
     inputs = [ColSpec(kind, name, required=False) for name, kind in given.items()]
     grey = io.BytesIO()
-    Image.new("L", (64, 64), 128).save(grey, "png")  # an example goes into the artifact: never a patient's image
+    Image.new("L", (64, 64), 128).save(
+        grey, "png"
+    )  # an example goes into the artifact: never a patient's image
     package = Path(equipoise.__file__).parent
     mlflow.pyfunc.save_model(
         scratch / "model",
-        python_model=str(package / "served.py"),
+        python_model=str(package / "service" / "served.py"),
         code_paths=[str(package)],
         artifacts={"model": str(network)},
         mlflow_model=Model(artifact_path="model", run_id=run_id),
@@ -287,5 +244,7 @@ def expected_predictions(folder: Path) -> pd.DataFrame:
         return read_table(refit)[0]
     predictions = Predictions.read(folder / "predictions.parquet")
     table = predictions.table
-    served = table[(table["repeat"] == 0) & (table["fold"] == 0) & (table["seed"] == table["seed"].iloc[0])]
+    served = table[
+        (table["repeat"] == 0) & (table["fold"] == 0) & (table["seed"] == table["seed"].iloc[0])
+    ]
     return served[["image_id", *(f"calibrated_{name}" for name in predictions.classes)]]

@@ -28,7 +28,9 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         self.image_folder = Path(folder).resolve() if folder else None
         self.predictor = Predictor(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Predict for a table with a row per image.
 
         Args:
@@ -46,14 +48,18 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         try:
             table = self.predictor.predict(self._sources(model_input))
         except DataError as error:
-            raise MlflowException.invalid_parameter_value(f"{error} Nothing of the request was predicted.") from error
+            raise MlflowException.invalid_parameter_value(
+                f"{error} Nothing of the request was predicted."
+            ) from error
         if table["threshold"].isna().any():
             table["threshold"] = None  # JSON knows no NaN
         return table
 
     def _sources(self, table: pd.DataFrame) -> list[bytes | Path | np.ndarray]:
         if table.empty:
-            raise DataError(f"The request holds no image; rows with one of {', '.join(COLUMNS)} each are expected.")
+            raise DataError(
+                f"The request holds no image; rows with one of {', '.join(COLUMNS)} each are expected."
+            )
         return [self._source(number, row) for number, row in enumerate(table.to_dict("records"))]
 
     def _source(self, number: int, row: dict[Any, Any]) -> bytes | Path | np.ndarray:
@@ -64,12 +70,16 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         }
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise DataError(f"Image {number}: exactly one of {', '.join(COLUMNS)} is expected, and {found} is there.")
+            raise DataError(
+                f"Image {number}: exactly one of {', '.join(COLUMNS)} is expected, and {found} is there."
+            )
         if "path" in given:
             return self._file(number, str(given["path"]))
         if "image" in given:
             if not isinstance(given["image"], bytes | bytearray | memoryview):
-                raise DataError(f"Image {number}: `image` holds {type(given['image']).__name__}, bytes are expected.")
+                raise DataError(
+                    f"Image {number}: `image` holds {type(given['image']).__name__}, bytes are expected."
+                )
             return bytes(given["image"])
         try:
             return images.as_rgb(given["pixels"])
@@ -87,7 +97,9 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         with contextlib.suppress(OSError):  # a name that is too long
             if (path := path.resolve()).is_relative_to(self.image_folder) and path.is_file():
                 return path
-        raise DataError(f"Image {number}: there is no file '{text:.100}' in the image folder of this model.")
+        raise DataError(
+            f"Image {number}: there is no file '{text:.100}' in the image folder of this model."
+        )
 
 
 mlflow.models.set_model(ServedModel())

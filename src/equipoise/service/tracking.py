@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -25,15 +24,18 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import read_mlflow_creds
 from sqlalchemy.exc import OperationalError
 
-from equipoise.compare import stage as compare
+from equipoise.compare import results
 from equipoise.compare.report import figures
 from equipoise.core import parallel
-from equipoise.core.config import Study, environment, masked
+from equipoise.core.config import Study
+from equipoise.core.environment import environment, git, masked
 from equipoise.core.errors import StoreError
-from equipoise.core.records import atomic_path, digest_of, read_table
+from equipoise.core.files import atomic_path, digest_of, read_table
 from equipoise.evaluation import openings
 
 DIGEST = "equipoise.result_digest"
+
+
 _ROLE = "equipoise.role"
 
 
@@ -52,7 +54,9 @@ def client() -> MlflowClient:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # that tables are made is no news
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 take 4 minutes to miss a server
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
+    )  # MLflow's 7 take 4 minutes to miss a server
     if tracking_uri() == _default_uri():
         _make_store(Path.cwd() / "mlflow.db")
     mlflow.set_tracking_uri(tracking_uri())
@@ -63,7 +67,9 @@ def _make_store(path: Path) -> None:
     """Make the tables of a store whole or not at all: MLflow refuses one whose making was killed half-way."""
     from mlflow.store.db import utils
 
-    with FileLock(Path(tempfile.gettempdir()) / f"equipoise-{digest_of(path)[:16]}.lock", mode=0o666):
+    with FileLock(
+        Path(tempfile.gettempdir()) / f"equipoise-{digest_of(path)[:16]}.lock", mode=0o666
+    ):
         if not path.exists():
             with atomic_path(path) as temporary:
                 engine = utils.create_sqlalchemy_engine(f"sqlite:///{temporary}")
@@ -80,9 +86,15 @@ def store_error(error: BaseException | None) -> StoreError | None:
     """What an error of MLflow's client says about its server or database, in words; None for every other error."""
     if isinstance(error, MlflowException):
         gone = re.match(r"API request to \S+ failed with (timeout )?exception", str(error))
-        lost, status = bool(gone) or error.error_code == "TEMPORARILY_UNAVAILABLE", error.get_http_status_code()
+        lost, status = (
+            bool(gone) or error.error_code == "TEMPORARILY_UNAVAILABLE",
+            error.get_http_status_code(),
+        )
     elif isinstance(error, requests.RequestException):
-        lost, status = error.response is None, 0 if error.response is None else error.response.status_code
+        lost, status = (
+            error.response is None,
+            0 if error.response is None else error.response.status_code,
+        )
     elif isinstance(error, OperationalError):  # MLflow speaks to a database itself
         lost, status = True, 0
     else:
@@ -118,7 +130,9 @@ def track(study: Study) -> dict[str, list[str]]:
     store = client()
     done: dict[str, list[str]] = {"written": [], "present": []}
     folders = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
-    for backbone, scenario in parallel.progress(folders, f"tracking {study.name}", len(folders), "results"):
+    for backbone, scenario in parallel.progress(
+        folders, f"tracking {study.name}", len(folders), "results"
+    ):
         folder = study.result_path(backbone, scenario)
         if (folder / "metrics.json").is_file():
             run_id, fresh = mirror(store, study, backbone, scenario, folder)
@@ -127,7 +141,12 @@ def track(study: Study) -> dict[str, list[str]]:
 
 
 def mirror(
-    store: MlflowClient, study: Study, backbone: str, scenario: str, folder: Path, adopt: str | None = None
+    store: MlflowClient,
+    study: Study,
+    backbone: str,
+    scenario: str,
+    folder: Path,
+    adopt: str | None = None,
 ) -> tuple[str, bool]:
     """Write one result as one run, unless a run holds it already.
 
@@ -142,7 +161,7 @@ def mirror(
     Returns:
         The run id and whether it was written now.
     """
-    result = compare.load_result(study, backbone, scenario, folder)
+    result = results.load_result(study, backbone, scenario, folder)
     digest = result.summary["result_digest"]
     present = find(store, digest)
     if present:
@@ -151,18 +170,30 @@ def mirror(
         return present, False
     experiment = experiment_id(store, f"equipoise-{study.name}")
     _remove_unfinished(store, experiment, digest)
-    names = {"equipoise.study": study.name, "equipoise.backbone": backbone, "equipoise.scenario": scenario}
+    names = {
+        "equipoise.study": study.name,
+        "equipoise.backbone": backbone,
+        "equipoise.scenario": scenario,
+    }
     if adopt:
         run_id, experiment = adopt, store.get_run(adopt).info.experiment_id
     else:
         label = f"{backbone}/{scenario}"
         run = store.create_run(
-            experiment, run_name=label, tags={**names, _ROLE: "writing", "equipoise.writing": digest}
+            experiment,
+            run_name=label,
+            tags={**names, _ROLE: "writing", "equipoise.writing": digest},
         )
         run_id = run.info.run_id
     _write_result(store, run_id, result, folder)
     _write_trials(store, experiment, run_id, study.settings.tracking.trials, folder)
-    tags = {**names, _ROLE: "result", DIGEST: digest, **version_tags(), **_digest_tags(result.summary)}
+    tags = {
+        **names,
+        _ROLE: "result",
+        DIGEST: digest,
+        **version_tags(),
+        **_digest_tags(result.summary),
+    }
     store.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
     if not adopt:
         store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
@@ -172,7 +203,9 @@ def mirror(
 def find(store: MlflowClient, digest: str) -> str | None:
     """The run that holds a result, in whichever experiment, or None."""
     experiments = [experiment.experiment_id for experiment in store.search_experiments()]
-    runs = store.search_runs(experiments, f"tags.`{DIGEST}` = '{digest}' and tags.`{_ROLE}` = 'result'")
+    runs = store.search_runs(
+        experiments, f"tags.`{DIGEST}` = '{digest}' and tags.`{_ROLE}` = 'result'"
+    )
     # An adopted run is RUNNING until `mlflow run` ends it; one that failed after all does not count.
     alive = [run.info.run_id for run in runs if run.info.status in ("FINISHED", "RUNNING")]
     return alive[0] if alive else None
@@ -184,7 +217,9 @@ def experiment_id(store: MlflowClient, name: str) -> str:
     if experiment:
         return experiment.experiment_id
     # Beside the default store artifacts get an absolute address, so that they are found from any working folder.
-    location = (Path.cwd() / "mlartifacts" / name).as_uri() if tracking_uri() == _default_uri() else None
+    location = (
+        (Path.cwd() / "mlartifacts" / name).as_uri() if tracking_uri() == _default_uri() else None
+    )
     try:
         return store.create_experiment(name, artifact_location=location)
     except MlflowException:  # another process made it in between
@@ -211,7 +246,9 @@ def adopted_run() -> str | None:
 
 def mark_launcher(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Tag a run of `mlflow run` that only started something."""
-    store.log_batch(run_id, tags=[RunTag(key, value) for key, value in {_ROLE: "launcher", **tags}.items()])
+    store.log_batch(
+        run_id, tags=[RunTag(key, value) for key, value in {_ROLE: "launcher", **tags}.items()]
+    )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -229,16 +266,20 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _write_result(store: MlflowClient, run_id: str, result: compare.Result, folder: Path) -> None:
+def _write_result(store: MlflowClient, run_id: str, result: results.Result, folder: Path) -> None:
     now = int(time.time() * 1000)
-    values: dict[str, float | None] = {name: result.summary.get(name) for name in ("inner_score", "passes")}
+    values: dict[str, float | None] = {
+        name: result.summary.get(name) for name in ("inner_score", "passes")
+    }
     digest = result.summary["result_digest"]
     values["test_openings"] = openings.count(result.predictions.test_digest(), {digest})
     for point, table in result.summary["metrics"].items():
         for name, cell in table.items():
             values |= {f"{point}.{name}": cell["value"]}
             values |= {f"{point}.{name}_{end}": cell[end] for end in ("low", "high")}
-    numbers = [Metric(name, float(value), now, 0) for name, value in values.items() if value is not None]
+    numbers = [
+        Metric(name, float(value), now, 0) for name, value in values.items() if value is not None
+    ]
     params = [Param(name, value[:6000]) for name, value in flat(result.summary["settings"]).items()]
     store.log_batch(run_id, metrics=numbers, params=params[:100])
     for start in range(100, len(params), 100):
@@ -246,17 +287,21 @@ def _write_result(store: MlflowClient, run_id: str, result: compare.Result, fold
     for name in ("metrics.json", "best.json"):
         store.log_artifact(run_id, str(folder / name))
     store.log_dict(run_id, result.summary["settings"], "settings.json")
-    rows = compare.distribution([result])
+    rows = results.distribution([result])
     store.log_dict(run_id, {"distribution": rows}, "distribution.json")
     classes = list(result.predictions.classes)
     drawn = {"distribution": figures.distribution(rows, classes, result.backbone)}
     drawings = (figures.roc, figures.precision_recall, figures.reliability, figures.decision)
-    drawn |= {draw.__name__: draw([result]) for draw in (drawings if len(classes) == 2 else drawings[:3])}
+    drawn |= {
+        draw.__name__: draw([result]) for draw in (drawings if len(classes) == 2 else drawings[:3])
+    }
     for name, figure in drawn.items():
         store.log_text(run_id, figure.svg, f"figures/{name}.svg")
 
 
-def _write_trials(store: MlflowClient, experiment: str, parent: str, which: str, folder: Path) -> None:
+def _write_trials(
+    store: MlflowClient, experiment: str, parent: str, which: str, folder: Path
+) -> None:
     trials, _ = read_table(folder / "trials.parquet")
     if which == "none" or trials.empty:
         return
@@ -266,10 +311,16 @@ def _write_trials(store: MlflowClient, experiment: str, parent: str, which: str,
     fixed = {"trial", "state", "score", "violation", "error", "repeat", "fold", "seed"}
     now = int(time.time() * 1000)
     for row in trials.to_dict("records"):
-        name = f"trial {row['trial']} (repeat {row['repeat']}, fold {row['fold']}, seed {row['seed']})"
+        name = (
+            f"trial {row['trial']} (repeat {row['repeat']}, fold {row['fold']}, seed {row['seed']})"
+        )
         tags = {"mlflow.parentRunId": parent, _ROLE: "trial", "equipoise.state": row["state"]}
         child = store.create_run(experiment, run_name=name, tags=tags).info.run_id
-        params = [Param(key, str(value)) for key, value in row.items() if key not in fixed and not pd.isna(value)]
+        params = [
+            Param(key, str(value))
+            for key, value in row.items()
+            if key not in fixed and not pd.isna(value)
+        ]
         score = [Metric("score", float(row["score"]), now, 0)] if not pd.isna(row["score"]) else []
         store.log_batch(child, metrics=score, params=params)
         ended = {"complete": "FINISHED", "pruned": "KILLED"}.get(row["state"], "FAILED")
@@ -280,7 +331,9 @@ def _remove_unfinished(store: MlflowClient, experiment: str, digest: str) -> Non
     """Delete runs of this result that a killed `track` left half written, with their trials."""
     clause = f"tags.`equipoise.writing` = '{digest}' and tags.`{_ROLE}` = 'writing'"
     for run in store.search_runs([experiment], clause):
-        for child in store.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"):
+        for child in store.search_runs(
+            [experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        ):
             store.delete_run(child.info.run_id)
         store.set_terminated(run.info.run_id, "KILLED")
         store.delete_run(run.info.run_id)
@@ -300,11 +353,3 @@ def version_tags() -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "equipoise.git_dirty": str(bool(changes)),
     }
-
-
-def git(*words: str) -> str | None:
-    """What a git command says; None where there is no git checkout."""
-    try:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.rstrip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from equipoise.core.errors import ConfigError, DataError, LeakageError
-from equipoise.core.records import PARTS, Manifest, Plan, Splits
+from equipoise.core.records import PARTS, Manifest, Splits
+from equipoise.split.strata import named_strata, patients_needed
 
 #: What each check looks for, in the order in which they are always listed.
 NAMES = {
@@ -22,12 +23,23 @@ NAMES = {
     "EQ006": "label conflict",
     "EQ-OFFICIAL": "official sides share patients or pictures",
 }
+
+
 _Answer = tuple[Literal["finding", "none", "not applicable"], str]
+
+
 _Sides = Mapping[str, np.ndarray]  # as of `published_test_sides`
+
+
 _SPLIT_AGAIN = '"equipoise split"; if the file was edited by hand, restore it with "dvc checkout".'
+
+
 _LEAKS = {
     "patient": ("EQ001", "Run"),
-    "picture": ("EQ002", 'Run "equipoise ingest", which makes one patient of those that share a picture, and'),
+    "picture": (
+        "EQ002",
+        'Run "equipoise ingest", which makes one patient of those that share a picture, and',
+    ),
 }
 
 
@@ -59,7 +71,9 @@ def run(splits: Splits, manifest: Manifest) -> list[Check]:
     scheme, folds = (splits.meta["settings"]["split"][name] for name in ("scheme", "folds"))
     sides = published_test_sides(manifest) if scheme == "official" else {}
     if (group_by := splits.meta["group_by"]) not in manifest.table:
-        raise DataError(f"{_file(splits)} was grouped by {group_by:.80}, which the manifest lacks. Run {_SPLIT_AGAIN}")
+        raise DataError(
+            f"{_file(splits)} was grouped by {group_by:.80}, which the manifest lacks. Run {_SPLIT_AGAIN}"
+        )
     rounds = _parts_by_round(splits, manifest, sides)
     patients = pd.Categorical(manifest.table[splits.meta["group_by"]].astype(str))
     groups = {"patient": patients, "picture": pd.Categorical(manifest.table["picture"])}
@@ -68,10 +82,14 @@ def run(splits: Splits, manifest: Manifest) -> list[Check]:
             ours = part != "test" if sides else slice(None)
             _refuse_leak(noun, names[ours], part[ours], f"{_file(splits)}, {where}")
     official = _official_overlap(sides, groups)
-    inside = "none inside the published train side; see EQ-OFFICIAL" if official[0] == "finding" else ""
+    inside = (
+        "none inside the published train side; see EQ-OFFICIAL" if official[0] == "finding" else ""
+    )
     without_ids = "no patient ids are known: every image counts as one patient"
     answers: list[_Answer] = [
-        ("none", inside) if manifest.meta.get("patient_ids", True) else ("not applicable", without_ids),
+        ("none", inside)
+        if manifest.meta.get("patient_ids", True)
+        else ("not applicable", without_ids),
         ("none", inside),
         _absent_class(rounds, manifest),
         ("not applicable", "no plan yet"),
@@ -90,21 +108,6 @@ def overlapping(rows: pd.DataFrame, pictures: np.ndarray) -> np.ndarray:
     test = (rows["part"] == "test").to_numpy()
     patient = rows["patient_id"].isin(rows["patient_id"][~test]).to_numpy()
     return test & (patient | pd.Series(pictures).isin(pictures[~test]).to_numpy())
-
-
-def plan_within_train(plan: Plan, num_train_rows: int) -> None:
-    """EQ004: a plan may draw train rows only.
-
-    Raises:
-        LeakageError: When a draw points outside the train rows.
-    """
-    drawn = np.concatenate([plan.row, plan.partner])
-    outside = drawn[(drawn < 0) | (drawn >= num_train_rows)]
-    if len(outside):
-        raise LeakageError(
-            f"EQ004: the plan draws row {int(outside[0])}, outside the {num_train_rows} train rows. "
-            f"A strategy may only repeat, drop, augment or mix the rows it was given."
-        )
 
 
 def written_plan_within_train(plan: pd.DataFrame, splits: Splits) -> Check:
@@ -135,34 +138,6 @@ def finding(found: list[Mapping[str, Any]], code: str) -> bool:
     return any(check["code"] == code and check["answer"] == "finding" for check in found)
 
 
-def strata(patient: np.ndarray, label: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
-    """Patients, ascending, by the set of labels they show; `patient` and `label` are int (num_images,), >= 0.
-
-    >>> {key: list(map(int, value)) for key, value in strata(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 1])).items()}
-    {(0, 1): [0], (1,): [1, 3]}
-    """
-    shows = np.zeros((patient.max(initial=-1) + 1, label.max(initial=-1) + 1), dtype=bool)
-    shows[patient, label] = True
-    kinds, kind = np.unique(shows, axis=0, return_inverse=True)
-    found = {tuple(np.flatnonzero(labels).tolist()): np.flatnonzero(kind == row) for row, labels in enumerate(kinds)}
-    found.pop((), None)  # numbers that no image bears
-    return dict(sorted(found.items()))
-
-
-def named_strata(patient: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """As `strata`, by the names of the classes, for example benign+malignant."""
-    return {"+".join(classes[index] for index in labels): found for labels, found in strata(patient, label).items()}
-
-
-def patients_needed(scheme: str, folds: int) -> int:
-    """Fewest patients of one kind that can be in every part of every round.
-
-    >>> patients_needed("holdout", 5), patients_needed("official", 5), patients_needed("kfold", 5)
-    (3, 2, 5)
-    """
-    return {"holdout": 3, "kfold": max(folds, 3 if folds > 2 else 4), "official": 2}[scheme]
-
-
 def published_test_sides(manifest: Manifest) -> dict[str, np.ndarray]:
     """Read the published sides: boolean (num_images,), true for test, by column of the manifest.
 
@@ -172,7 +147,10 @@ def published_test_sides(manifest: Manifest) -> dict[str, np.ndarray]:
         ConfigError: When the dataset publishes no split.
         DataError: When an image is neither in train nor in test.
     """
-    published, dataset = manifest.table.filter(regex=r"^official_split(_\d+)?$"), manifest.meta["dataset"]
+    published, dataset = (
+        manifest.table.filter(regex=r"^official_split(_\d+)?$"),
+        manifest.meta["dataset"],
+    )
     columns = sorted(published, key=lambda column: (len(column), column))  # 2 before 10
     if not columns:
         raise ConfigError(
@@ -200,8 +178,13 @@ def _parts_by_round(splits: Splits, manifest: Manifest, sides: _Sides) -> dict[s
     parts = {}
     owner = manifest.table.set_index("image_id")[splits.meta["group_by"]].astype(str)
     for repeat, fold in splits.rounds():
-        rows, where = splits.round(repeat, fold).set_index("image_id"), f"repeat {repeat}, fold {fold}"
-        in_order = rows.index.equals(owner.index)  # as `splits.make` writes them; sorting takes longer
+        rows, where = (
+            splits.round(repeat, fold).set_index("image_id"),
+            f"repeat {repeat}, fold {fold}",
+        )
+        in_order = rows.index.equals(
+            owner.index
+        )  # as `splits.make` writes them; sorting takes longer
         aligned = rows if in_order else rows[~rows.index.duplicated()].reindex(owner.index)
         parts[where] = pd.Categorical(aligned["part"], PARTS)
         if len(rows) != len(owner) or parts[where].isna().any():
@@ -224,7 +207,9 @@ def _parts_by_round(splits: Splits, manifest: Manifest, sides: _Sides) -> dict[s
             )
         if sides:
             test = parts[where] == "test"
-            column, published = list(sides.items())[fold] if fold < len(sides) else ("no such fold", ~test)
+            column, published = (
+                list(sides.items())[fold] if fold < len(sides) else ("no such fold", ~test)
+            )
             if (test != published).any():
                 raise DataError(
                     f"{_file(splits)}, {where} does not keep the published sides ({column}): "
@@ -259,13 +244,16 @@ def _in_several(groups: pd.Categorical, parts: pd.Categorical) -> dict[str, str]
     images = _images(groups, parts)
     both = np.flatnonzero(np.count_nonzero(images, axis=1) > 1)
     return {
-        name: "in " + " and ".join(f"{part} ({count} images)" for part, count in zip(PARTS, counts) if count)
+        name: "in "
+        + " and ".join(f"{part} ({count} images)" for part, count in zip(PARTS, counts) if count)
         for name, counts in zip(groups.categories[both], images[both])
     }
 
 
 def _first(texts: Sequence[str], most: int = 5, separator: str = "; ") -> str:
-    return separator.join([*texts[:most], *([f"and {len(texts) - most} more"] if len(texts) > most else [])])
+    return separator.join(
+        [*texts[:most], *([f"and {len(texts) - most} more"] if len(texts) > most else [])]
+    )
 
 
 def _count(number: int, noun: str) -> str:
@@ -286,35 +274,56 @@ def _absent_class(rounds: Mapping[str, pd.Categorical], manifest: Manifest) -> _
     return ("finding", _first(lacking)) if lacking else ("none", "")
 
 
-def _too_few_to_stratify(scheme: str, folds: int, sides: _Sides, patient: np.ndarray, manifest: Manifest) -> _Answer:
+def _too_few_to_stratify(
+    scheme: str, folds: int, sides: _Sides, patient: np.ndarray, manifest: Manifest
+) -> _Answer:
     label, needed, few = manifest.table["label"].to_numpy(), patients_needed(scheme, folds), []
     goal = f"{folds} folds" if scheme == "kfold" else f"{needed} parts"
     for column, test in (sides or {"": np.zeros(len(label), dtype=bool)}).items():
         place = f"{_division(column, sides)}published train side, " if sides else ""
-        for stratum, patients in named_strata(patient[~test], label[~test], manifest.classes).items():
+        for stratum, patients in named_strata(
+            patient[~test], label[~test], manifest.classes
+        ).items():
             if len(patients) < needed:
-                reach = goal if scheme != "kfold" or len(patients) < folds else f"train, val and test of {goal}"
+                reach = (
+                    goal
+                    if scheme != "kfold" or len(patients) < folds
+                    else f"train, val and test of {goal}"
+                )
                 few.append(f"{place}{stratum}: {_count(len(patients), 'patient')} for {reach}")
     return ("finding", _first(few)) if few else ("none", "")
 
 
 def _label_conflict(pictures: pd.Categorical, manifest: Manifest) -> _Answer:
     classes = pd.Categorical.from_codes(manifest.table["label"], manifest.classes)
-    rows = manifest.table[(np.count_nonzero(_images(pictures, classes), axis=1) > 1)[pictures.codes]]
+    rows = manifest.table[
+        (np.count_nonzero(_images(pictures, classes), axis=1) > 1)[pictures.codes]
+    ]
     vouched_for = rows["image_id"].isin(manifest.meta.get("trusted") or [])
     unsure = rows[rows["picture"].isin(rows["picture"][~vouched_for])]
     found, examples = [], []
     for picture in unsure["picture"].unique()[:3]:
         same = unsure.loc[unsure["picture"] == picture, ["image_id", "class_name"]]
-        examples.append(" and ".join(f"'{image}' ({name})" for image, name in same[:3].itertuples(index=False)))
+        examples.append(
+            " and ".join(f"'{image}' ({name})" for image, name in same[:3].itertuples(index=False))
+        )
     if examples:
-        found.append(f"{_count(unsure['picture'].nunique(), 'picture')} under two classes: {'; '.join(examples)}")
+        found.append(
+            f"{_count(unsure['picture'].nunique(), 'picture')} under two classes: {'; '.join(examples)}"
+        )
     if quarantined := manifest.meta.get("label_conflicts"):
         files = "file is" if quarantined == 1 else "files are"
-        found.append(f"{quarantined} {files} quarantined until their label is decided, see the quarantine list")
+        found.append(
+            f"{quarantined} {files} quarantined until their label is decided, see the quarantine list"
+        )
     if found:
         return "finding", ". ".join(found)
-    return "none", f"{_count(rows['picture'].nunique(), 'picture')} under two classes, vouched for" if len(rows) else ""
+    return (
+        "none",
+        f"{_count(rows['picture'].nunique(), 'picture')} under two classes, vouched for"
+        if len(rows)
+        else "",
+    )
 
 
 def _official_overlap(sides: _Sides, groups: Mapping[str, pd.Categorical]) -> _Answer:

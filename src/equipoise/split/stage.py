@@ -10,8 +10,11 @@ import pandas as pd
 
 from equipoise.core.config import Split, Study
 from equipoise.core.errors import DataError, unknown_name
-from equipoise.core.records import PARTS, Manifest, Splits, class_table, write_json
+from equipoise.core.files import write_json
+from equipoise.core.records import PARTS, Manifest, Splits, class_table
 from equipoise.split import checks
+from equipoise.split import strata as strata_
+from equipoise.split.strata import assign_folds, draw, patients_per_class
 
 
 def run(study: Study) -> tuple[Splits, dict[str, Any]]:
@@ -59,7 +62,12 @@ def make(manifest: Manifest, settings: Split) -> Splits:
             val = np.zeros(len(rows), dtype=bool)
             val[~test] = draw(rows[~test], settings.val_fraction, [settings.seed, 3, repeat, fold])
             part = np.where(test, "test", np.where(val, "val", "train"))
-            columns = {"image_id": table["image_id"], "patient_id": owner, "repeat": repeat, "fold": fold}
+            columns = {
+                "image_id": table["image_id"],
+                "patient_id": owner,
+                "repeat": repeat,
+                "fold": fold,
+            }
             frames.append(pd.DataFrame({**columns, "part": part}))
     meta = {
         "study": manifest.meta["study"],
@@ -76,7 +84,12 @@ def _reading(manifest: Manifest, settings: Split) -> str:
     published = manifest.meta.get("official_reading") if settings.scheme == "official" else None
     group_by = settings.group_by or published or readings[0]
     if group_by not in readings:
-        raise unknown_name("reading of the patient", group_by, readings, f" for dataset '{manifest.meta['dataset']}'")
+        raise unknown_name(
+            "reading of the patient",
+            group_by,
+            readings,
+            f" for dataset '{manifest.meta['dataset']}'",
+        )
     return group_by
 
 
@@ -103,48 +116,20 @@ def _test_rows(
     return sides.values()
 
 
-def assign_folds(rows: pd.DataFrame, folds: int, seed: list[int]) -> np.ndarray:
-    """Fold of each row, int (num_rows,): whole patients, their counts at most one apart in every stratum.
-
-    `rows` holds `patient` and `label`, one row per image, in any order; `folds` >= 2; `seed` is a seed sequence.
-    """
-    patient, strata = _shuffled_strata(rows, seed)
-    order = np.concatenate(strata)  # dealt like cards, one stratum after the other
-    fold_of = np.empty(len(order), dtype=np.int64)
-    fold_of[order] = np.arange(len(order)) % folds
-    return fold_of[patient]
-
-
-def draw(rows: pd.DataFrame, fraction: float, seed: list[int]) -> np.ndarray:
-    """Boolean (num_rows,): rows of a stratified draw of that fraction of the patients, at least one per stratum."""
-    patient, strata = _shuffled_strata(rows, seed)
-    drawn = []
-    for patients in strata:
-        # Of three or more, two are left: one each for train and val when this draws test. A single one is not drawn.
-        count = min(max(1, round(fraction * len(patients))), len(patients) - (2 if len(patients) > 2 else 1))
-        drawn.append(patients[:count])
-    return np.isin(patient, np.concatenate(drawn))
-
-
-def _shuffled_strata(rows: pd.DataFrame, seed: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Number of the patient of each row, and these numbers by stratum, each in a random order of its own."""
-    patient, _ = pd.factorize(rows["patient"], sort=True)
-    strata = checks.strata(patient, rows["label"].to_numpy())
-    seeds = {labels: [*seed, *(label + 1 for label in labels)] for labels in strata}
-    return patient, [np.random.default_rng(seeds[labels]).permutation(strata[labels]) for labels in strata]
-
-
-def patients_per_class(rows: pd.DataFrame) -> pd.Series:
-    """Number of patients that show each label."""
-    return rows.groupby("label")["patient"].nunique()
-
-
 def _enough_patients(
-    rows: pd.DataFrame, manifest: Manifest, settings: Split, group_by: str, sides: Mapping[str, np.ndarray]
+    rows: pd.DataFrame,
+    manifest: Manifest,
+    settings: Split,
+    group_by: str,
+    sides: Mapping[str, np.ndarray],
 ) -> None:
-    needed = checks.patients_needed(settings.scheme, settings.folds)
+    needed = strata_.patients_needed(settings.scheme, settings.folds)
     for name, test in sides.items() or [("", np.zeros(len(rows), dtype=bool))]:
-        side = f" on the published train side{f' of {name}' if len(sides) > 1 else ''}" if sides else ""
+        side = (
+            f" on the published train side{f' of {name}' if len(sides) > 1 else ''}"
+            if sides
+            else ""
+        )
         patients = patients_per_class(rows[~test])
         found = {name: int(patients.get(label, 0)) for label, name in enumerate(manifest.classes)}
         if min(found.values()) < needed:
@@ -158,8 +143,10 @@ def _enough_patients(
 def counts_reached(splits: Splits, manifest: Manifest) -> list[dict[str, Any]]:
     """Count what each part of each round holds: images and patients by class, and patients by stratum."""
     patient, _ = pd.factorize(_owners(manifest, splits.meta["group_by"]))
-    images = pd.DataFrame({"patient": patient, "label": manifest.table["label"].array}, manifest.table["image_id"])
-    strata = checks.named_strata(patient, images["label"].to_numpy(), manifest.classes)
+    images = pd.DataFrame(
+        {"patient": patient, "label": manifest.table["label"].array}, manifest.table["image_id"]
+    )
+    strata = strata_.named_strata(patient, images["label"].to_numpy(), manifest.classes)
     reached = []
     for repeat, fold in splits.rounds():
         rows = splits.round(repeat, fold)
@@ -168,7 +155,12 @@ def counts_reached(splits: Splits, manifest: Manifest) -> list[dict[str, Any]]:
         shows = np.zeros((len(images), len(PARTS)), dtype=bool)
         shows[patient, part] = True
         inside = {name: part == code for code, name in enumerate(PARTS)}
-        parts = {name: class_table(label[own], patient[own], manifest.classes) for name, own in inside.items()}
-        patients = {name: dict(zip(PARTS, shows[own].sum(axis=0).tolist())) for name, own in strata.items()}
+        parts = {
+            name: class_table(label[own], patient[own], manifest.classes)
+            for name, own in inside.items()
+        }
+        patients = {
+            name: dict(zip(PARTS, shows[own].sum(axis=0).tolist())) for name, own in strata.items()
+        }
         reached.append({"repeat": repeat, "fold": fold, "parts": parts, "strata": patients})
     return reached

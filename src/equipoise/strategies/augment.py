@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from equipoise.core.records import Plan, TrainRows
 from equipoise.strategies import base
+from equipoise.strategies.base import Plan, TrainRows
 
 
 @dataclass(frozen=True)

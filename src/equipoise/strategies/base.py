@@ -4,15 +4,169 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from equipoise.core.errors import ConfigError, TrialFailed, unknown_name
-from equipoise.core.records import Objective, Plan, TrainRows, minority_labels
+from equipoise.core.errors import ConfigError, DataError, LeakageError, unknown_name
+from equipoise.core.records import minority_labels
+
+
+def names() -> list[str]:
+    """Names of the strategies there are."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(
+        module.name
+        for module in modules
+        if module.name != "base" and not module.name.startswith("_")
+    )
+
+
+def load_strategy(name: str) -> type[Strategy]:
+    """The class of one strategy.
+
+    Raises:
+        ConfigError: When there is none, with the nearest name.
+    """
+    if name not in names():
+        raise unknown_name("scenario", name, names())
+    return importlib.import_module(f"equipoise.strategies.{name}").Strategy
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """What a strategy sees: the train images of one round and nothing else.
+
+    Attributes:
+        labels: int (num_images,), index into the classes.
+        num_classes: C; `labels` may lack a class.
+        views: Augmented views available for each minority image.
+        seed: Seed of every draw.
+        patients: (num_images,), patient of each image.
+        make_features: Gives the standardised features of these images alone, float32 (num_images, num_features).
+    """
+
+    labels: np.ndarray
+    num_classes: int
+    views: int
+    seed: int
+    patients: np.ndarray | None = None
+    make_features: Callable[[], np.ndarray] | None = None
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Images per class, int (num_classes,)."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    def once(self, name: str, make: Callable[[np.ndarray], Any]) -> Any:
+        """What `make` makes of the features, made once: neighbours cost more than the trials that share them."""
+        if self.make_features is None:
+            raise DataError(
+                "These train rows came without features. Take them from TrainMatrix.train_rows."
+            )
+        if name not in self._made:
+            self._made[name] = make(self.make_features())
+        return self._made[name]
+
+
+@dataclass(frozen=True)
+class Plan:
+    r"""The rows to train on, one per draw.
+
+    Attributes:
+        row: int (num_draws,), index into the train rows.
+        view: int (num_draws,), 0 for the plain image, 1..K for an augmented view of it.
+        partner: int (num_draws,), the train row a draw is mixed with; itself where nothing is mixed.
+        mix: float (num_draws,), $\lambda$ in 0..1: the features are $x + \lambda (x_{partner} - x)$; 0 is the image.
+        weight: float (num_draws,), > 0, what the draw counts beside the weight of its class.
+    """
+
+    row: np.ndarray
+    view: np.ndarray
+    partner: np.ndarray
+    mix: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        row: npt.ArrayLike,
+        view: np.ndarray | int = 0,
+        partner: np.ndarray | None = None,
+        mix: np.ndarray | float = 0.0,
+        weight: np.ndarray | float = 1.0,
+    ) -> Plan:
+        """A plan of plain images, unmixed and of weight 1, unless it is said otherwise."""
+        row = np.asarray(row, dtype=np.int64)
+        rest = (
+            (view, np.int64),
+            (row if partner is None else partner, np.int64),
+            (mix, float),
+            (weight, float),
+        )
+        return cls(
+            row,
+            *(
+                np.broadcast_to(np.asarray(value, dtype=kind), row.shape).copy()
+                for value, kind in rest
+            ),
+        )
+
+    def within(self, inside: np.ndarray) -> Plan:
+        """The same draws, counted in the rows that `inside` was taken from: int (num_rows of this plan,)."""
+        return dataclasses.replace(self, row=inside[self.row], partner=inside[self.partner])
+
+    def counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """Draws per class after the plan, int (num_classes,)."""
+        return np.bincount(labels[self.row], minlength=num_classes)
+
+
+@dataclass(frozen=True)
+class Objective:
+    r"""What the head minimises, a few numbers per class.
+
+    $L = \sum_i w_{y_i} (1-p_{y_i})^\gamma (-\log p_{y_i}) / \sum_i w_{y_i} + l_2 \lVert W \rVert^2 / 2$ with
+    $p = \mathrm{softmax}(z + \mathrm{offset})$; scores are made from plain $z$.
+
+    Attributes:
+        weights: float (num_classes,), > 0, any scale (the mean is weighted).
+        focusing: $\gamma \ge 0$.
+        offsets: float (num_classes,), added to the logits while training.
+    """
+
+    weights: np.ndarray
+    focusing: float
+    offsets: np.ndarray
+
+    @classmethod
+    def neutral(cls, num_classes: int) -> Objective:
+        """Plain cross-entropy: the ordinary member, so that nobody writes an `if`."""
+        return cls(np.ones(num_classes), 0.0, np.zeros(num_classes))
+
+    def replace(self, **changes: Any) -> Objective:
+        """A copy with some numbers changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def plan_within_train(plan: Plan, num_train_rows: int) -> None:
+    """EQ004: a plan may draw train rows only.
+
+    Raises:
+        LeakageError: When a draw points outside the train rows.
+    """
+    drawn = np.concatenate([plan.row, plan.partner])
+    outside = drawn[(drawn < 0) | (drawn >= num_train_rows)]
+    if len(outside):
+        raise LeakageError(
+            f"EQ004: the plan draws row {int(outside[0])}, outside the {num_train_rows} train rows. "
+            f"A strategy may only repeat, drop, augment or mix the rows it was given."
+        )
 
 
 @dataclass(frozen=True)
@@ -52,7 +206,9 @@ class Strategy:
         own = cls.__module__.rsplit(".", 1)[-1]
         if cls.NEEDS_VIEWS:
             if views < 1:
-                raise ConfigError(f"Scenario '{own}' needs augmented views; set embed.views to 1 or more.")
+                raise ConfigError(
+                    f"Scenario '{own}' needs augmented views; set embed.views to 1 or more."
+                )
             defaults["copies"] = min(defaults["copies"], views)
         ranges = _Ranges(views)
         cls.search_space(ranges)
@@ -62,7 +218,9 @@ class Strategy:
             kind, low, high = ranges.found[name]
             number = isinstance(value, kind) and not isinstance(value, bool)
             if not number or not (low <= value <= high or value == cls.NEUTRAL[name]):
-                raise ConfigError(f"scenarios.{own}.{name} is {value!r}; a number from {low} to {high} is expected.")
+                raise ConfigError(
+                    f"scenarios.{own}.{name} is {value!r}; a number from {low} to {high} is expected."
+                )
         return {**defaults, **fixed}
 
     @classmethod
@@ -89,20 +247,13 @@ class _Ranges:
         return low
 
 
-def resampled(rows: TrainRows, target: Mapping[int, int], module: str, sampler: str) -> Plan:
-    """Rows that an imbalanced-learn sampler draws to reach `target` images per class: numbers, never copied images."""
-    # Imported late: it costs a second, and most strategies resample nothing.
-    sampler_class = getattr(importlib.import_module(f"imblearn.{module}"), sampler)
-    drawn = sampler_class(sampling_strategy=dict(target), random_state=rows.seed % 2**32)
-    drawn.fit_resample(np.zeros((len(rows.labels), 1)), rows.labels)
-    return Plan.of(np.sort(drawn.sample_indices_))
-
-
 def with_copies(rows: TrainRows, copies: int) -> Plan:
     """Every image once, and each minority image `copies` times more as augmented views 1..copies."""
     minority = np.flatnonzero(np.isin(rows.labels, minority_labels(rows.counts)))
     row = np.concatenate([np.arange(len(rows.labels)), np.tile(minority, copies)])
-    view = np.concatenate([np.zeros(len(rows.labels), dtype=int), np.repeat(np.arange(1, copies + 1), len(minority))])
+    view = np.concatenate(
+        [np.zeros(len(rows.labels), dtype=int), np.repeat(np.arange(1, copies + 1), len(minority))]
+    )
     return Plan.of(row, view)
 
 
@@ -119,54 +270,3 @@ def inverse_frequency(counts: np.ndarray, exponent: float) -> np.ndarray:
 def mean_one(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Scale weights float (num_classes,) so that their mean over int (num_classes,) draws per class is 1."""
     return weights / (np.sum(counts * weights) / np.sum(counts))
-
-
-@dataclass(frozen=True)
-class _Cleaned(Strategy):
-    r"""Leaves out, at random, the part $t$ of what a sampler of imbalanced-learn would leave out. $t=0$: baseline.
-
-    Attributes:
-        removed_fraction: $t$ in 0..1. Published: 1, exactly the sampler.
-    """
-
-    removed_fraction: float = 1.0
-
-    NEUTRAL: ClassVar[dict[str, Any]] = {"removed_fraction": 0.0}
-    SAMPLER: ClassVar[str] = ""
-
-    def plan(self, rows: TrainRows) -> Plan:
-        """What the sampler keeps, and the part $1-t$ of the rest."""
-        everything = np.arange(len(rows.labels))
-        if not self.removed_fraction:
-            return Plan.of(everything)
-        kept = rows.once(self.SAMPLER, partial(_kept, self.SAMPLER, rows))
-        removed = np.random.default_rng(rows.seed).permutation(np.setdiff1d(everything, kept))
-        return Plan.of(np.sort(np.concatenate([kept, removed[round(self.removed_fraction * len(removed)) :]])))
-
-    @staticmethod
-    def search_space(trial: Any) -> dict[str, Any]:
-        """$t$ in 0..1."""
-        return {"removed_fraction": trial.suggest_float("removed_fraction", 0.0, 1.0)}
-
-
-def imblearn(sampler: str, module: str) -> type[Strategy]:
-    """The strategy, for the file `module`, of one under-sampler of imbalanced-learn with its own defaults.
-
-    It looks at the standardised features of the train rows it is given and at nothing else.
-    """
-    return type("Strategy", (_Cleaned,), {"__module__": module, "SAMPLER": sampler})
-
-
-def _kept(sampler: str, rows: TrainRows, features: np.ndarray) -> np.ndarray:
-    built = getattr(importlib.import_module("imblearn.under_sampling"), sampler)()
-    if "random_state" in built.get_params(deep=False):
-        built.set_params(random_state=rows.seed % 2**32)
-    try:
-        # Numbered without gaps: some samplers take a label for a column.
-        built.fit_resample(features, np.unique(rows.labels, return_inverse=True)[1])
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise TrialFailed(f"{sampler} cannot resample {rows.counts.tolist()} images per class: {error}") from error
-    left = np.bincount(rows.labels[built.sample_indices_], minlength=rows.num_classes)
-    if ((left == 0) & (rows.counts > 0)).any():
-        raise TrialFailed(f"{sampler} leaves {left.tolist()} of {rows.counts.tolist()} images per class: one is empty.")
-    return built.sample_indices_

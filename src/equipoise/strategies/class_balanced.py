@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from equipoise.core.records import Objective
 from equipoise.strategies import base
+from equipoise.strategies.base import Objective
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Strategy(base.Strategy):
         """Weights from int (num_classes,) draws per class after the plan; a class without draws weighs as with one."""
         rest = 10**self.log10_one_minus_beta
         weights = rest / (1 - (1 - rest) ** np.maximum(plan_counts, 1))
-        return Objective.neutral(len(plan_counts)).replace(weights=base.mean_one(weights, plan_counts))
+        return Objective.neutral(len(plan_counts)).replace(
+            weights=base.mean_one(weights, plan_counts)
+        )
 
     @staticmethod
     def search_space(trial: Any) -> dict[str, Any]:

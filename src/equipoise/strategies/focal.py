@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from equipoise.core.records import Objective
 from equipoise.strategies import base
+from equipoise.strategies.base import Objective
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,6 @@ Should lose where the classes overlap by nature: the hard cases go, and the boun
 Reference: Tomek 1976, https://doi.org/10.1109/TSMC.1976.4309523; imbalanced-learn AllKNN.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("AllKNN", __name__)
+Strategy = _samplers.imblearn("AllKNN", __name__)

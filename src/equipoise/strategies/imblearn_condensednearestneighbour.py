@@ -4,6 +4,6 @@ Should lose with noisy labels: it keeps the images near the boundary, mislabelle
 Reference: Hart 1968, https://doi.org/10.1109/TIT.1968.1054155; imbalanced-learn CondensedNearestNeighbour.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("CondensedNearestNeighbour", __name__)
+Strategy = _samplers.imblearn("CondensedNearestNeighbour", __name__)

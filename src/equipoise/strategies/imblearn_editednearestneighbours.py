@@ -4,6 +4,6 @@ Should lose where the classes overlap by nature: what it calls noise are the har
 Reference: Wilson 1972, https://doi.org/10.1109/TSMC.1972.4309137; imbalanced-learn EditedNearestNeighbours.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("EditedNearestNeighbours", __name__)
+Strategy = _samplers.imblearn("EditedNearestNeighbours", __name__)

@@ -4,6 +4,6 @@ Should lose where the hard images are the informative ones: the head then learns
 Reference: Smith, Martinez, Giraud-Carrier 2014, https://doi.org/10.1007/s10994-013-5422-z; imbalanced-learn.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("InstanceHardnessThreshold", __name__)
+Strategy = _samplers.imblearn("InstanceHardnessThreshold", __name__)

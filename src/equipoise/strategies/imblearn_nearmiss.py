@@ -4,6 +4,6 @@ Should lose nearly always with outliers: it trains on the most ambiguous majorit
 Reference: Mani, Zhang 2003 (ICML workshop on learning from imbalanced data sets); imbalanced-learn NearMiss.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("NearMiss", __name__)
+Strategy = _samplers.imblearn("NearMiss", __name__)

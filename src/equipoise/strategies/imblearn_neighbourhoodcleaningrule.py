@@ -4,6 +4,6 @@ Should lose where the classes overlap by nature, and where class sizes are fine:
 Reference: Laurikkala 2001, https://doi.org/10.1007/3-540-48229-6_9; imbalanced-learn NeighbourhoodCleaningRule.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("NeighbourhoodCleaningRule", __name__)
+Strategy = _samplers.imblearn("NeighbourhoodCleaningRule", __name__)

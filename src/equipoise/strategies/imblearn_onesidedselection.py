@@ -4,6 +4,6 @@ Should lose with few images: it discards most of the easy majority, which a line
 Reference: Kubat, Matwin 1997 (ICML, Addressing the curse of imbalanced training sets); imbalanced-learn.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("OneSidedSelection", __name__)
+Strategy = _samplers.imblearn("OneSidedSelection", __name__)

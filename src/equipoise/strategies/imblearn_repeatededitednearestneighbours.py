@@ -4,6 +4,6 @@ Should lose where the classes overlap by nature, more than one round does: each 
 Reference: Tomek 1976, https://doi.org/10.1109/TSMC.1976.4309523; imbalanced-learn.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("RepeatedEditedNearestNeighbours", __name__)
+Strategy = _samplers.imblearn("RepeatedEditedNearestNeighbours", __name__)

@@ -4,6 +4,6 @@ Should tie with the baseline: few images are linked; it loses where those few ar
 Reference: Tomek 1976, https://doi.org/10.1109/TSMC.1976.4309452; imbalanced-learn TomekLinks.
 """
 
-from equipoise.strategies import base
+from equipoise.strategies import _samplers
 
-Strategy = base.imblearn("TomekLinks", __name__)
+Strategy = _samplers.imblearn("TomekLinks", __name__)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from equipoise.core.records import Plan, TrainRows
-from equipoise.strategies import base
+from equipoise.strategies import _samplers, base
+from equipoise.strategies.base import Plan, TrainRows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Strategy(base.Strategy):
             for label, count in enumerate(counts)
             if count
         }
-        return base.resampled(rows, target, "over_sampling", "RandomOverSampler")
+        return _samplers.resampled(rows, target, "over_sampling", "RandomOverSampler")
 
     @staticmethod
     def search_space(trial: Any) -> dict[str, Any]:

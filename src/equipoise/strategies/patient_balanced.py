@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from equipoise.core.errors import DataError
-from equipoise.core.records import Plan, TrainRows
 from equipoise.strategies import base
+from equipoise.strategies.base import Plan, TrainRows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Strategy(base.Strategy):
     def plan(self, rows: TrainRows) -> Plan:
         """Every image once, with its weight."""
         if rows.patients is None:
-            raise DataError("These train rows came without patients. Take them from TrainMatrix.train_rows.")
+            raise DataError(
+                "These train rows came without patients. Take them from TrainMatrix.train_rows."
+            )
         _, patient, images = np.unique(rows.patients, return_inverse=True, return_counts=True)
         weights = images[patient] ** -self.exponent
         return Plan.of(np.arange(len(rows.labels)), weight=weights / weights.mean())

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from equipoise.core.errors import TrialFailed
-from equipoise.core.records import Plan, TrainRows
 from equipoise.strategies import base
+from equipoise.strategies.base import Plan, TrainRows
 
 _NEIGHBOURS = 5
 
@@ -51,11 +51,15 @@ class Strategy(base.Strategy):
 
 def _mixed(rows: TrainRows, label: int, number: int, features: np.ndarray) -> np.ndarray:
     """Row, partner and mix of `number` draws of a class, float (3, number), drawn as imbalanced-learn draws them."""
-    from sklearn.neighbors import NearestNeighbors  # late, like the samplers: most strategies need no neighbours
+    from sklearn.neighbors import (
+        NearestNeighbors,
+    )  # late, like the samplers: most strategies need no neighbours
 
     own = np.flatnonzero(rows.labels == label)
     if len(own) < 2:
-        raise TrialFailed(f"SMOTE needs 2 images of a class to mix; of {rows.counts.tolist()} one has a single image.")
+        raise TrialFailed(
+            f"SMOTE needs 2 images of a class to mix; of {rows.counts.tolist()} one has a single image."
+        )
     near = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(own) - 1) + 1).fit(features[own])
     partners = near.kneighbors(features[own], return_distance=False)[:, 1:]
     random = np.random.RandomState(rows.seed % 2**32)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from equipoise.core.records import Plan, TrainRows
-from equipoise.strategies import base
+from equipoise.strategies import _samplers, base
+from equipoise.strategies.base import Plan, TrainRows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Strategy(base.Strategy):
             for label, count in enumerate(counts)
             if count
         }
-        return base.resampled(rows, target, "under_sampling", "RandomUnderSampler")
+        return _samplers.resampled(rows, target, "under_sampling", "RandomUnderSampler")
 
     @staticmethod
     def search_space(trial: Any) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from equipoise.core.records import Objective, Plan, TrainRows
 from equipoise.strategies import base
+from equipoise.strategies.base import Objective, Plan, TrainRows
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Strategy(base.Strategy):
 
     def objective(self, plan_counts: np.ndarray) -> Objective:
         """Weights from the draws per class after the plan."""
-        return Objective.neutral(len(plan_counts)).replace(weights=base.inverse_frequency(plan_counts, self.exponent))
+        return Objective.neutral(len(plan_counts)).replace(
+            weights=base.inverse_frequency(plan_counts, self.exponent)
+        )
 
     @staticmethod
     def search_space(trial: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from equipoise.compare.evidence import first_run
-from equipoise.compare.stage import Result
+from equipoise.compare.results import Result
 from equipoise.core.records import Predictions
 from equipoise.evaluation.intervals import patient_resamples
 from equipoise.evaluation.metrics import decide, roc_steps
@@ -35,9 +35,14 @@ def tables(results: list[Result]) -> dict[str, pd.DataFrame]:
     frames: dict[str, list[pd.DataFrame]] = {"roc": [], "precision_recall": [], "calibration": []}
     for result in results:
         for label, name in shown(result).items():
-            drawn = {**bands(result, label), "calibration": reliability(result, "calibrated", label)}
+            drawn = {
+                **bands(result, label),
+                "calibration": reliability(result, "calibrated", label),
+            }
             for kind, (x, y, *_) in drawn.items():
-                frames[kind].append(pd.DataFrame({"backbone": result.backbone, "scenario": name, "x": x, "y": y}))
+                frames[kind].append(
+                    pd.DataFrame({"backbone": result.backbone, "scenario": name, "x": x, "y": y})
+                )
     return {kind: pd.concat(own, ignore_index=True) for kind, own in frames.items()}
 
 
@@ -65,11 +70,15 @@ def bands(result: Result, label: int) -> dict[str, np.ndarray]:
         found["roc"].append(np.stack([np.append(0, np.interp(GRID, x, y)) for x, y in start]))
         reached = [np.searchsorted(y, np.maximum(GRID, 1e-9) - 1e-12) for y in sensitivity]
         last = precision.shape[1] - 1
-        found["precision_recall"].append(np.stack([y[np.minimum(at, last)] for y, at in zip(precision, reached)]))
+        found["precision_recall"].append(
+            np.stack([y[np.minimum(at, last)] for y, at in zip(precision, reached)])
+        )
     across, averaged = {"roc": np.append(0, GRID), "precision_recall": GRID}, {}
     for name, values in found.items():
         mean = np.mean(values, axis=0)
-        averaged[name] = np.vstack([across[name], mean[:1], np.nanquantile(mean[1:], _ends(result), axis=0)])
+        averaged[name] = np.vstack(
+            [across[name], mean[:1], np.nanquantile(mean[1:], _ends(result), axis=0)]
+        )
     return averaged
 
 
@@ -118,21 +127,27 @@ def counts(predictions: Predictions, label: int) -> list[dict[str, Any]]:
     prob, calibrated = test.probabilities("prob"), test.probabilities("calibrated")
     threshold = test.table["threshold"].to_numpy(dtype=np.float64)
     positive = predictions.positive_label
-    points = {"locked": decide(calibrated, positive, threshold) == label, "raw": decide(prob, positive) == label}
+    points = {
+        "locked": decide(calibrated, positive, threshold) == label,
+        "raw": decide(prob, positive) == label,
+    }
     truth = (test.table["label"] == label).to_numpy()
     step = np.searchsorted(EDGES, calibrated[:, label], side="right") - 1
     for rows in test.table.groupby(["repeat", "seed"], sort=True).indices.values():
         mine = {"positives": step[rows][truth[rows]], "negatives": step[rows][~truth[rows]]}
         places = {side: np.unique(values, return_counts=True) for side, values in mine.items()}
         alarms = {
-            point: [decided[rows] & truth[rows], decided[rows] & ~truth[rows]] for point, decided in points.items()
+            point: [decided[rows] & truth[rows], decided[rows] & ~truth[rows]]
+            for point, decided in points.items()
         }
         found.append(
             {
                 **{side: np.transpose(pair).tolist() for side, pair in places.items()},
                 "totals": [len(values) for values in mine.values()],
                 **{point: [int(side.sum()) for side in pair] for point, pair in alarms.items()},
-                "thresholds": [] if len(test.classes) > 2 else sorted(set(threshold[rows].tolist())),
+                "thresholds": []
+                if len(test.classes) > 2
+                else sorted(set(threshold[rows].tolist())),
             }
         )
     return found
@@ -147,13 +162,18 @@ def net_benefit(found: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np
     at, curves = np.arange(10, 1000, 10), []
     for group in found:
         reached = [
-            np.bincount([step for step, _ in group[side]], [number for _, number in group[side]], minlength=1001)
+            np.bincount(
+                [step for step, _ in group[side]],
+                [number for _, number in group[side]],
+                minlength=1001,
+            )
             for side in ("positives", "negatives")
         ]
         true, false = (np.cumsum(values[::-1])[::-1][at] for values in reached)
         odds = EDGES[at] / (1 - EDGES[at])
         curves.append(
-            np.array([true - false * odds, group["totals"][0] - group["totals"][1] * odds]) / sum(group["totals"])
+            np.array([true - false * odds, group["totals"][0] - group["totals"][1] * odds])
+            / sum(group["totals"])
         )
     model, everyone = np.mean(curves, axis=0)
     return EDGES[at], model, everyone

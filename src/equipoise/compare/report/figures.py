@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from equipoise.compare.evidence import first_run
 from equipoise.compare.report import curves
-from equipoise.compare.stage import Result
+from equipoise.compare.results import Result
 from equipoise.compare.wording import BASELINE, UNCLEAR, metric_label
 
 #: Okabe and Ito's colours: told apart by readers with colour-vision deficiency. Black is the ink of the page.
@@ -45,7 +45,9 @@ class Drawn:
     rows: list[list[str]] = field(default_factory=list)
 
 
-def _panels(count: int, width: float, height: float, columns: int = 3, stacked: int = 1) -> tuple[Figure, np.ndarray]:
+def _panels(
+    count: int, width: float, height: float, columns: int = 3, stacked: int = 1
+) -> tuple[Figure, np.ndarray]:
     """Axes (count, stacked) in rows of `columns`; of stacked axes the lower one has a third of the height."""
     matplotlib.rcParams["text.parse_math"] = False  # names are text, also with a $ in them
     columns = 2 if count == 4 else min(columns, count)
@@ -73,19 +75,35 @@ def _legend(axis: Axes, where: Any) -> None:
 
 
 def _drawn(
-    figure: Figure, title: str, caption: str, head: list[str] | None = None, rows: list[list[str]] | None = None
+    figure: Figure,
+    title: str,
+    caption: str,
+    head: list[str] | None = None,
+    rows: list[list[str]] | None = None,
 ) -> Drawn:
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context(
+        {"svg.hashsalt": title, "svg.fonttype": "none", "font.family": "sans-serif"}
+    ):
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text).replace(_INK, "currentColor")
     name = re.sub(r"\W+", "-", title)
-    words = f'<title id="t-{name}">{escape(title)}</title><desc id="d-{name}">{escape(caption)}</desc>'
+    words = (
+        f'<title id="t-{name}">{escape(title)}</title><desc id="d-{name}">{escape(caption)}</desc>'
+    )
     opening = f'<svg role="img" aria-labelledby="t-{name}" aria-describedby="d-{name}" '
     start = text.index(">") + 1
-    return Drawn(title, opening + text[len("<svg ") : start] + words + text[start:], caption, head or [], rows or [])
+    return Drawn(
+        title,
+        opening + text[len("<svg ") : start] + words + text[start:],
+        caption,
+        head or [],
+        rows or [],
+    )
 
 
 def _level(results: list[Result]) -> str:
@@ -103,7 +121,9 @@ def forest(comparison: dict[str, Any]) -> Drawn:
     label = metric_label(comparison["primary"], comparison["sensitivity_floor"])
     figure, ((axis,),) = _panels(1, 7.6, 0.8 + 0.32 * max(len(entries), 1))
     for line, (_, delta, verdict) in enumerate(entries):
-        axis.plot([delta["low"], delta["high"]], [line, line], color=_VERDICTS[verdict], linewidth=2)
+        axis.plot(
+            [delta["low"], delta["high"]], [line, line], color=_VERDICTS[verdict], linewidth=2
+        )
         axis.plot(delta["value"], line, "o", color=_VERDICTS[verdict], markersize=5)
         text = f"{delta['value']:+.3f} ({delta['low']:+.3f} to {delta['high']:+.3f})"
         axis.text(1.02, line, text, transform=axis.get_yaxis_transform(), fontsize=8, va="center")
@@ -122,8 +142,12 @@ def forest(comparison: dict[str, Any]) -> Drawn:
 
 def roc(results: list[Result]) -> Drawn:
     """ROC of every scenario with its band and the two operating points, the baseline in grey behind."""
-    read = {at: f"sensitivity where 1 - specificity is {at:.2f}" for at in (0.02, 0.05, 0.1, 0.2, 0.5)}
-    return _curves(results, "roc", "ROC curves", "1 - specificity", "sensitivity", "free.auroc", read)
+    read = {
+        at: f"sensitivity where 1 - specificity is {at:.2f}" for at in (0.02, 0.05, 0.1, 0.2, 0.5)
+    }
+    return _curves(
+        results, "roc", "ROC curves", "1 - specificity", "sensitivity", "free.auroc", read
+    )
 
 
 def precision_recall(results: list[Result]) -> Drawn:
@@ -133,14 +157,24 @@ def precision_recall(results: list[Result]) -> Drawn:
         {at: f"precision where recall is {at:.2f}" for at in (0.5, 0.8, 0.9, 0.95, 0.99)},
     )
     across = "recall (sensitivity)"
-    return _curves(results, "precision_recall", title, across, "precision", "free.average_precision", read)
+    return _curves(
+        results, "precision_recall", title, across, "precision", "free.average_precision", read
+    )
 
 
 def _curves(
-    results: list[Result], kind: str, title: str, across: str, up: str, summary: str, read: dict[float, str]
+    results: list[Result],
+    kind: str,
+    title: str,
+    across: str,
+    up: str,
+    summary: str,
+    read: dict[float, str],
 ) -> Drawn:
     drawn = {
-        result.scenario: {label: curves.bands(result, label)[kind] for label in curves.shown(result)}
+        result.scenario: {
+            label: curves.bands(result, label)[kind] for label in curves.shown(result)
+        }
         for result in results
     }
     one = len(drawn[results[0].scenario]) == 1
@@ -151,23 +185,40 @@ def _curves(
     rows = []
     for result, (axis,) in zip(results, axes):
         if one and BASELINE in drawn and result.scenario != BASELINE:
-            axis.plot(*next(iter(drawn[BASELINE].values()))[:2], color=_GREY, linewidth=1.2, label=BASELINE)
-        for (label, name), (x, y, low, high) in zip(curves.shown(result).items(), drawn[result.scenario].values()):
-            colour, legend = _COLOURS[1 if one else 1 + label % 7], name if one else result.predictions.classes[label]
+            axis.plot(
+                *next(iter(drawn[BASELINE].values()))[:2],
+                color=_GREY,
+                linewidth=1.2,
+                label=BASELINE,
+            )
+        for (label, name), (x, y, low, high) in zip(
+            curves.shown(result).items(), drawn[result.scenario].values()
+        ):
+            colour, legend = (
+                _COLOURS[1 if one else 1 + label % 7],
+                name if one else result.predictions.classes[label],
+            )
             axis.fill_between(x, low, high, color=colour, alpha=0.3, linewidth=0)
             axis.plot(x, y, color=colour, linewidth=1.4, label=_label(legend))
             places = [int(np.flatnonzero(np.isclose(x, at))[-1]) for at in read]
-            rows.append([name, *(f"{y[at]:.3f} ({low[at]:.3f} to {high[at]:.3f})" for at in places)])
+            rows.append(
+                [name, *(f"{y[at]:.3f} ({low[at]:.3f} to {high[at]:.3f})" for at in places)]
+            )
         if kind == "roc":
             for point, marker in (("raw", "o"), ("locked", "D")) if one else ():
                 values = result.evaluation.draws
                 where = (1 - values[f"{point}.specificity"][0], values[f"{point}.sensitivity"][0])
-                axis.plot(*where, marker, color=_INK, markersize=5, markerfacecolor="none", clip_on=False)
+                axis.plot(
+                    *where, marker, color=_INK, markersize=5, markerfacecolor="none", clip_on=False
+                )
             axis.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
         axis.set(xlabel=across, ylabel=up)
         axis.set(xlim=(0, 0.5 if cut and kind == "roc" else 1), ylim=(0.5 if cut else 0, 1.01))
         number = result.evaluation.interval(summary)
-        axis.set_title("{}\n{value:.3f} ({low:.3f} to {high:.3f})".format(result.scenario, **number), fontsize=9)
+        axis.set_title(
+            "{}\n{value:.3f} ({low:.3f} to {high:.3f})".format(result.scenario, **number),
+            fontsize=9,
+        )
         _legend(axis, "lower right" if kind == "roc" else "lower left")
     what = "area under the curve" if kind == "roc" else "average precision"
     caption = (
@@ -178,10 +229,14 @@ def _curves(
     if one:
         caption += f" Positive class: {results[0].predictions.classes[results[0].predictions.positive_label]}."
         caption += " Grey: the baseline."
-        caption += " Circle: 0.5 on raw probabilities, diamond: locked threshold." if kind == "roc" else ""
+        caption += (
+            " Circle: 0.5 on raw probabilities, diamond: locked threshold." if kind == "roc" else ""
+        )
     else:
         caption += " Each class against the rest."
-    return _drawn(figure, f"{results[0].backbone}: {title}", caption, ["scenario", *read.values()], rows)
+    return _drawn(
+        figure, f"{results[0].backbone}: {title}", caption, ["scenario", *read.values()], rows
+    )
 
 
 def reliability(results: list[Result]) -> Drawn:
@@ -193,10 +248,26 @@ def reliability(results: list[Result]) -> Drawn:
         for label in labels:
             if one:
                 raw = curves.reliability(result, "prob", label)
-                above.plot(*raw[:2], "o:", color=_GREY, linewidth=1, markersize=3, markerfacecolor="none", label="raw")
+                above.plot(
+                    *raw[:2],
+                    "o:",
+                    color=_GREY,
+                    linewidth=1,
+                    markersize=3,
+                    markerfacecolor="none",
+                    label="raw",
+                )
             x, y, low, high, _ = curves.reliability(result, "calibrated", label)
             colour = _COLOURS[1 if one else 1 + label % 7]
-            above.plot(x, y, "o-", color=colour, linewidth=1.2, markersize=3.5, label="calibrated" if one else None)
+            above.plot(
+                x,
+                y,
+                "o-",
+                color=colour,
+                linewidth=1.2,
+                markersize=3.5,
+                label="calibrated" if one else None,
+            )
             above.vlines(x, low, high, color=colour, linewidth=1)
         above.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
         above.set(ylabel="observed share", xlim=(0, 1), ylim=(0, 1.01))
@@ -207,7 +278,9 @@ def reliability(results: list[Result]) -> Drawn:
             of = labels[0] if one else label
             prob = test.probabilities("calibrated")[(test.table["label"] == label).to_numpy(), of]
             shares = np.histogram(prob, steps)[0] / max(len(prob), 1)
-            below.stairs(shares, steps, color=_COLOURS[1 + label % 7], linewidth=1.3, label=_label(name))
+            below.stairs(
+                shares, steps, color=_COLOURS[1 + label % 7], linewidth=1.3, label=_label(name)
+            )
         below.set_xlabel(f"probability of {classes[labels[0]] if one else 'own class'}", fontsize=8)
         below.set(ylabel="share of class", xlim=(0, 1), ylim=(0, None))
         _legend(below, "upper center")
@@ -217,7 +290,9 @@ def reliability(results: list[Result]) -> Drawn:
         "probabilities of each class are spread. First repeat and seed; calibration errors, slopes and intercepts "
         "stand among the metrics of each scenario."
     )
-    return _drawn(figure, f"{results[0].backbone}: reliability and probabilities per class", caption)
+    return _drawn(
+        figure, f"{results[0].backbone}: reliability and probabilities per class", caption
+    )
 
 
 def decision(results: list[Result]) -> Drawn:
@@ -252,7 +327,9 @@ def distribution(rows: list[dict[str, Any]], classes: list[str], backbone: str) 
     for index, name in enumerate(classes):
         found = [row["images"] for row in rows if row["class_name"] == name]
         places = np.arange(len(names)) + (index - (len(classes) - 1) / 2) * height
-        bars = axis.barh(places, found, 0.94 * height, color=_COLOURS[1 + index % 7], label=_label(name))
+        bars = axis.barh(
+            places, found, 0.94 * height, color=_COLOURS[1 + index % 7], label=_label(name)
+        )
         axis.bar_label(bars, fontsize=7, padding=2)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
@@ -276,14 +353,24 @@ def distribution(rows: list[dict[str, Any]], classes: list[str], backbone: str) 
     return _drawn(figure, title, caption, head, table)
 
 
-def history(searches: dict[str, pd.DataFrame], objective: str, maximise: bool, backbone: str) -> Drawn:
+def history(
+    searches: dict[str, pd.DataFrame], objective: str, maximise: bool, backbone: str
+) -> Drawn:
     """Score of every trial in its order, and the best so far in the first round; one panel per scenario."""
     figure, axes = _panels(len(searches), 2.7, 2.2)
     failed = 0
     for (scenario, trials), (axis,) in zip(searches.items(), axes):
         done = trials[trials["state"] == "complete"]
         failed += int((trials["state"] == "failed").sum())
-        axis.plot(done["trial"], done["score"], "o", color=_COLOURS[1], alpha=0.45, markersize=3, markeredgewidth=0)
+        axis.plot(
+            done["trial"],
+            done["score"],
+            "o",
+            color=_COLOURS[1],
+            alpha=0.45,
+            markersize=3,
+            markeredgewidth=0,
+        )
         _, first = next(iter(done.groupby(["repeat", "fold", "seed"], sort=True)))
         best = first["score"].cummax() if maximise else first["score"].cummin()
         axis.step(first["trial"], best, where="post", color=_COLOURS[2], linewidth=1.3)

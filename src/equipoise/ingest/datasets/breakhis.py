@@ -15,7 +15,12 @@ from equipoise.ingest.datasets.base import Archive, Card, Dataset, Parsed, Task,
 
 _SUBTYPES = {
     **{"A": "adenosis", "F": "fibroadenoma", "PT": "phyllodes_tumor", "TA": "tubular_adenoma"},
-    **{"DC": "ductal_carcinoma", "LC": "lobular_carcinoma", "MC": "mucinous_carcinoma", "PC": "papillary_carcinoma"},
+    **{
+        "DC": "ductal_carcinoma",
+        "LC": "lobular_carcinoma",
+        "MC": "mucinous_carcinoma",
+        "PC": "papillary_carcinoma",
+    },
 }
 _BENIGN = ("A", "F", "PT", "TA")
 _IMAGES = {"A": 444, "F": 1014, "PT": 453, "TA": 569, "DC": 3451, "LC": 626, "MC": 792, "PC": 560}
@@ -29,7 +34,10 @@ CARD = Card(
         "binary": Task(
             classes=("benign", "malignant"),
             positive_class="malignant",
-            of={name: "benign" if code in _BENIGN else "malignant" for code, name in _SUBTYPES.items()},
+            of={
+                name: "benign" if code in _BENIGN else "malignant"
+                for code, name in _SUBTYPES.items()
+            },
             expected_images={
                 "": {"benign": 2480, "malignant": 5429},
                 "magnification=40X": {"benign": 625, "malignant": 1370},
@@ -86,7 +94,9 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
 
     def with_sides(path: PurePosixPath) -> Parsed:
         parsed = parse(path)
-        published = {f"official_split_{fold}": side.get(path.name, "") for fold, side in sides.items()}
+        published = {
+            f"official_split_{fold}": side.get(path.name, "") for fold, side in sides.items()
+        }
         return Parsed(parsed.class_name, parsed.patients, {**parsed.columns, **published})
 
     return Dataset(CARD, with_sides)
@@ -95,10 +105,14 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
 def _sides(path: Path) -> dict[str, str]:
     """File name -> train or test, from one fold file."""
     sides = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
+    ):
         cells = line.strip().split("|")
         if len(cells) == 4 and cells[3] in ("train", "test"):
             sides[cells[0]] = cells[3]
         elif line.strip():
-            raise DataError(f"{path}, line {number} is not of the form NAME.png|MAGNIFICATION|FOLD|train or test.")
+            raise DataError(
+                f"{path}, line {number} is not of the form NAME.png|MAGNIFICATION|FOLD|train or test."
+            )
     return sides

@@ -46,10 +46,14 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
         )
     if settings.positive_class not in classes:
         raise unknown_name("class", settings.positive_class, classes, f" in {raw}")
-    ordered = tuple([name for name in classes if name != settings.positive_class] + [settings.positive_class])
+    ordered = tuple(
+        [name for name in classes if name != settings.positive_class] + [settings.positive_class]
+    )
     table = _table(raw / settings.table, settings.columns) if settings.table else None
     if table is None and settings.columns:
-        raise ConfigError("ingest.columns names columns of ingest.table, which is null. Set ingest.table.")
+        raise ConfigError(
+            "ingest.columns names columns of ingest.table, which is null. Set ingest.table."
+        )
 
     def parse(path: PurePosixPath) -> Parsed:
         parts = path.parts[1:] if sided else path.parts
@@ -63,17 +67,27 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
             raise Unrecognised("ingest.table has no row for this file")
         if not row["patient_id"]:
             raise Unrecognised("ingest.table gives this file no patient_id")
-        return Parsed(parts[0], {"patient": row["patient_id"]}, {**columns, **{k: row[k] for k in settings.columns}})
+        return Parsed(
+            parts[0],
+            {"patient": row["patient_id"]},
+            {**columns, **{k: row[k] for k in settings.columns}},
+        )
 
     known = table is not None
-    readings = CARD.readings if known else {"image": "every image counts as a patient: there is no ingest.table"}
+    readings = (
+        CARD.readings
+        if known
+        else {"image": "every image counts as a patient: there is no ingest.table"}
+    )
     tasks = {"classes": Task(classes=ordered, positive_class=settings.positive_class)}
     card = replace(CARD, tasks=tasks, readings=readings, patient_ids=known)
     return Dataset(card, parse)
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not images.hidden(path.name))
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not images.hidden(path.name)
+    )
 
 
 def _table(path: Path, columns: list[str]) -> dict[str, dict[str, str]]:
@@ -81,7 +95,9 @@ def _table(path: Path, columns: list[str]) -> dict[str, dict[str, str]]:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"There is no {path}. ingest.table is a path inside the raw folder.") from error
+        raise DataError(
+            f"There is no {path}. ingest.table is a path inside the raw folder."
+        ) from error
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{path} is not readable as a CSV in UTF-8: {error}") from error
     lacking = [name for name in ("image", "patient_id", *columns) if name not in table]
@@ -91,7 +107,9 @@ def _table(path: Path, columns: list[str]) -> dict[str, dict[str, str]]:
             f"(path inside the raw folder), patient_id, and what ingest.columns names."
         )
     if taken := sorted(_TAKEN.intersection(columns)):
-        raise ConfigError(f"ingest.columns cannot hold {', '.join(taken)}: the manifest has columns of that name.")
+        raise ConfigError(
+            f"ingest.columns cannot hold {', '.join(taken)}: the manifest has columns of that name."
+        )
     table["image"] = table["image"].str.strip().str.replace("\\", "/").str.removeprefix("./")
     table["patient_id"] = table["patient_id"].str.strip()
     if table["image"].duplicated().any():

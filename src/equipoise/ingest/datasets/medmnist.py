@@ -15,7 +15,10 @@ from equipoise.core.errors import DataError
 from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task
 
 #: Class by the label in the file. BreastMNIST's 1 is benign or normal, so its disease is 0.
-_CLASSES = {"pneumoniamnist": ("normal", "pneumonia"), "breastmnist": ("malignant", "normal_benign")}
+_CLASSES = {
+    "pneumoniamnist": ("normal", "pneumonia"),
+    "breastmnist": ("malignant", "normal_benign"),
+}
 
 CARD = Card(
     title="MedMNIST v2: PneumoniaMNIST, BreastMNIST",

@@ -52,11 +52,15 @@ def draw(folder: Path, settings: Mapping[str, Any]) -> int:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.drawing")  # one name, so that what a killed run left is found
+    scratch = folder.with_name(
+        f".{folder.name}.drawing"
+    )  # one name, so that what a killed run left is found
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        for patient in progress(range(settings["patients"]), "drawing patients", settings["patients"], "patients"):
+        for patient in progress(
+            range(settings["patients"]), "drawing patients", settings["patients"], "patients"
+        ):
             for name, pixels in _patient(patient, settings):
                 path = scratch / name
                 path.parent.mkdir(exist_ok=True)
@@ -69,7 +73,9 @@ def draw(folder: Path, settings: Mapping[str, Any]) -> int:
     return sum(1 for path in folder.rglob("*") if path.is_file())
 
 
-def opacity_centre(patient: int, image: int, settings: Mapping[str, Any]) -> tuple[float, float, float]:
+def opacity_centre(
+    patient: int, image: int, settings: Mapping[str, Any]
+) -> tuple[float, float, float]:
     """Where an opacity is: (x, y, radius) as fractions of the width."""
     rng = np.random.default_rng([settings["seed"], 2, patient, image])
     side = rng.choice([-1.0, 1.0])
@@ -88,7 +94,10 @@ def _patient(patient: int, settings: Mapping[str, Any]) -> list[tuple[str, np.nd
         dx, dy = rng.normal(0, 0.02, 2)
         u, v = x - 0.5 - dx - 0.3 * tilt * (y - 0.5), y - 0.5 - dy
         body = 0.75 * np.exp(-((u / (0.48 + 0.5 * width)) ** 4))
-        lungs = sum(np.exp(-((((u - s * 0.2) / (0.13 + 0.3 * width)) ** 2 + (v / 0.33) ** 2) ** 2)) for s in (-1, 1))
+        lungs = sum(
+            np.exp(-((((u - s * 0.2) / (0.13 + 0.3 * width)) ** 2 + (v / 0.33) ** 2) ** 2))
+            for s in (-1, 1)
+        )
         ribs = 0.05 * np.sin(2 * np.pi * (7 * v + 2.5 * u * u)) * lungs
         heart = 0.22 * np.exp(-(((u - 0.07) / 0.13) ** 2 + ((v - 0.15) / 0.17) ** 2))
         picture = body - 0.42 * (1 + contrast) * lungs + ribs + heart + exposure
@@ -107,5 +116,7 @@ def _plant_faults(folder: Path) -> None:
     clear = sorted((folder / "clear").glob("*.png"))
     shutil.copyfile(clear[0], clear[0].with_name(f"{clear[0].stem}_copy.png"))
     buffer = io.BytesIO(clear[1].read_bytes())
-    clear[1].with_name("patient9998_0.png").write_bytes(buffer.getvalue()[: buffer.getbuffer().nbytes // 2])
+    clear[1].with_name("patient9998_0.png").write_bytes(
+        buffer.getvalue()[: buffer.getbuffer().nbytes // 2]
+    )
     clear[1].with_name("patient9999_0.png").write_bytes(b"")

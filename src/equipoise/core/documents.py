@@ -1,0 +1,446 @@
+"""The JSON files of a study, one class for each: its fields are the file's keys, in their order.
+
+A file is written and read here and nowhere else. Numbers that do not exist are null in the file and None here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+
+from equipoise.core.errors import DataError
+from equipoise.core.files import read_json, write_json
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class Part(BaseModel):
+    """A part of a document; unknown keys are errors, and nothing changes once it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, without the fields that were never set."""
+        return self.model_dump(exclude_unset=True, by_alias=True)
+
+
+class Document(Part):
+    """A JSON file."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a file.
+
+        Raises:
+            DataError: When it is missing, damaged, or holds something else.
+        """
+        return _checked(cls, path)
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        write_json(path, self.as_dict())
+
+
+def _checked(kind: type[Kind], path: Path) -> Kind:
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{path} does not hold what this version of Equipoise writes: {where}: {first['msg']}. "
+            f"Run the stage that writes it again."
+        ) from error
+
+
+# --- shared parts ---------------------------------------------------------------------------------
+
+
+class ClassCount(Part):
+    """How many images and patients of one class there are, and its share of the images (0..1)."""
+
+    images: int
+    patients: int
+    image_share: float
+
+
+class CheckAnswer(Part):
+    """The answer of a coded check: finding, none or not applicable; the short form has no name."""
+
+    code: str
+    name: str = ""
+    answer: str
+    detail: str
+
+
+class Interval(Part):
+    """An estimate with the ends of its interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class MeasuredMetric(Interval):
+    """A metric on test rows.
+
+    Attributes:
+        interval: How the interval was made, in words.
+        degenerate: Resamples in which the metric does not exist.
+        wilson_low: Low end of Wilson's interval, where every row is another patient.
+        wilson_high: High end of it.
+        by_seed: One estimate per seed.
+    """
+
+    interval: str = ""
+    degenerate: int = 0
+    wilson_low: float | None = None
+    wilson_high: float | None = None
+    by_seed: list[float | None] = Field(default_factory=list)
+
+
+class Difference(Interval):
+    """A paired difference to the baseline; `p_holm` is corrected for the number of comparisons."""
+
+    p_value: float | None = None
+    p_holm: float | None = None
+
+
+class RowCount(Part):
+    """Test rows and the patients they are of."""
+
+    test: int
+    patients: int
+
+
+class Calibration(Part):
+    """A calibrator: slope and biases on the logit, or the reason why it is the identity."""
+
+    slope: float
+    biases: list[float]
+    reason: str
+
+
+# --- ingest, split, embed -------------------------------------------------------------------------
+
+
+class IngestSummary(Document):
+    """`data/manifest/<study>.json`: what was found in the raw folder."""
+
+    study: str
+    dataset: str
+    classes: list[str]
+    positive_class: str
+    patient_ids: bool
+    source: str
+    licence: str
+    citation: str
+    manifest: str
+    images: int
+    patients: int
+    pseudonymised: bool
+    files_seen: int
+    other_files_ignored: int
+    selection: str
+    not_selected: int
+    quarantined: int
+    near_copies: int
+    label_conflicts: int
+    flagged: dict[str, int]
+    by_class: dict[str, ClassCount]
+    minority_classes: list[str]
+    imbalance_ratio: float | None
+    completeness: str
+
+
+class RoundCounts(Part):
+    """What one repeat and fold reached: images by part and class, patients by stratum and part."""
+
+    repeat: int
+    fold: int
+    parts: dict[str, dict[str, ClassCount]]
+    strata: dict[str, dict[str, int]]
+
+
+class SplitSummary(Document):
+    """`data/splits/<study>.json`: the counts that a split reached, and the answers of its checks."""
+
+    study: str
+    splits: str
+    manifest: str
+    scheme: str
+    group_by: str
+    patients: int
+    checks: list[CheckAnswer]
+    rounds: list[RoundCounts]
+
+
+class FeatureSummary(Document):
+    """`meta.json` of a feature folder: the backbone, its weights, and how many passes were made."""
+
+    backbone: str
+    weights_digest: str
+    image_size_px: int
+    pipeline: str
+    study: str
+    weights: str
+    manifest: str
+    settings: dict[str, Any]
+    passes: int
+    passes_of: dict[str, int]
+    num_features: int
+    digest: str
+
+
+# --- scenario -------------------------------------------------------------------------------------
+
+
+class RoundChoice(Part):
+    """What the search chose for one repeat, fold and seed: an entry of best.json.
+
+    Attributes:
+        settings: The strategy's settings and `l2`.
+        score: Inner score of the chosen trial; None where nothing was searched.
+        best_score: Best inner score of the search.
+        published_score: Inner score of the published settings.
+        gain: By how much the best trial beats the published settings.
+        gain_se: Paired standard error of the gain over patients.
+        objective: Name of the metric that was searched for.
+        identified: Whether the data tell the chosen settings from the published ones.
+        feasible: Whether the constraint is met.
+        reason: Why nothing was searched.
+        train_counts: Train images per class before the plan.
+        plan_counts: Draws per class after the plan.
+        threshold: Locked operating point; None for more than two classes.
+    """
+
+    repeat: int
+    fold: int
+    seed: int
+    settings: dict[str, Any]
+    score: float | None
+    best_score: float | None
+    published_score: float | None
+    gain: float
+    gain_se: float | None
+    objective: str
+    identified: bool
+    feasible: bool
+    reason: str
+    trials: int
+    failed_trials: int
+    inner_folds: int
+    trial: int | None = None
+    pruned_trials: int | None = None
+    steps: int | None = None
+    steps_saved: int | None = None
+    slice_images: int | None = None
+    slice_patients: int | None = None
+    train_counts: list[int]
+    plan_counts: list[int]
+    gradient_norm: float
+    kept_step: int | None = None
+    calibrator: Calibration
+    threshold: float | None
+
+
+class Choices(RootModel[list[RoundChoice]]):
+    """`best.json`: one entry per repeat, fold and seed."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a file; raises DataError like every document."""
+        return _checked(cls, path)
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        write_json(path, self.as_list())
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """Plain data, without the fields that were never set."""
+        return [choice.as_dict() for choice in self.root]
+
+
+#: Operating point (free, raw, locked) -> metric -> its number.
+MetricTable = dict[str, dict[str, MeasuredMetric]]
+
+
+class WithoutOverlap(Part):
+    """Numbers on the test rows whose patient is not on the train side (official splits)."""
+
+    rows: RowCount
+    metrics: MetricTable | None
+
+
+class ScenarioSummary(Document):
+    """`metrics.json`: every number of one scenario on one backbone, and digests of what it was made from."""
+
+    study: str
+    backbone: str
+    scenario: str
+    classes: list[str]
+    positive_class: str
+    mode: str
+    weights: str
+    passes: int | None
+    majority_class: str
+    minority_classes: list[str]
+    test: dict[str, ClassCount]
+    rows: RowCount
+    inner_score: float | None
+    metrics: MetricTable
+    distribution: dict[str, dict[str, ClassCount]]
+    non_overlapping: WithoutOverlap | None
+    seed_has_effect: bool | None
+    checks: list[CheckAnswer]
+    digests: dict[str, str]
+    settings: dict[str, Any]
+    result_digest: str
+
+
+class ServedModel(Document):
+    """`model.json` beside the head: everything that a prediction needs besides weights."""
+
+    backbone: str
+    weights: str
+    weights_digest: str
+    image_size_px: int
+    pipeline: str
+    classes: list[str]
+    positive_class: str
+    calibrator: Calibration
+    threshold: float | None
+    evidence: str
+
+
+# --- compare --------------------------------------------------------------------------------------
+
+
+class PatientLevel(Part):
+    """Numbers per patient under one rule (mean, max, vote); without metrics where a class has no patient."""
+
+    patients: int
+    left_out: int
+    free: dict[str, MeasuredMetric] = Field(default_factory=dict)
+    raw: dict[str, MeasuredMetric] = Field(default_factory=dict)
+    locked: dict[str, MeasuredMetric] = Field(default_factory=dict)
+
+
+class McNemar(Part):
+    """Exact McNemar test of a scenario against the baseline, on patients or images decided differently."""
+
+    units: str
+    both_right: int
+    only_scenario_right: int
+    only_baseline_right: int
+    both_wrong: int
+    p_value: float
+    p_holm: float | None = None
+
+
+class PerThousand(Part):
+    """What a remedy changes for 1,000 patients or images: positives found and false alarms, with a sentence."""
+
+    positives_per_1000: float
+    found: Interval
+    false_alarms: Interval
+    sentence: str
+
+
+class Subgroup(Part):
+    """Numbers of the test images with one value of one column of the dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    column: str
+    value: str
+    images: int
+    patients: int
+    patients_per_class: dict[str, int]
+    few: bool
+    against: str
+
+
+class ScenarioRow(Part):
+    """One scenario in a comparison; fields that a short form or the baseline lacks are never set."""
+
+    inner_score: float | None
+    result_digest: str
+    seed_has_effect: bool | None
+    free: dict[str, MeasuredMetric]
+    raw: dict[str, MeasuredMetric]
+    locked: dict[str, MeasuredMetric]
+    verdict: str
+    reason: str = ""
+    delta: dict[str, Difference] = Field(default_factory=dict)
+    non_overlapping: WithoutOverlap | None = None
+    by_fold: dict[str, list[float | None]] = Field(default_factory=dict)
+    patient: dict[str, PatientLevel] = Field(default_factory=dict)
+    subgroups: list[Subgroup] = Field(default_factory=list)
+    per_class: dict[str, MetricTable] = Field(default_factory=dict)
+    mcnemar: dict[str, McNemar] = Field(default_factory=dict)
+    per_1000: dict[str, dict[str, PerThousand]] = Field(default_factory=dict)
+
+    def point(self, name: str) -> dict[str, MeasuredMetric]:
+        """Metrics at one operating point: free, raw or locked."""
+        return {"free": self.free, "raw": self.raw, "locked": self.locked}[name]
+
+
+class PermutedLabels(Part):
+    """AUROC after the labels were permuted between patients, with the interval of chance."""
+
+    auroc: float | None
+    low: float | None
+    high: float | None
+
+
+class Controls(Part):
+    """Two models that should know nothing: of files' metadata alone, and of permuted labels by backbone."""
+
+    metadata_only: MeasuredMetric | None
+    permuted_labels: dict[str, PermutedLabels]
+
+
+class Comparison(Document):
+    """`evidence.json`, and `comparison.json`, its short form: a study's rows, winners and verdict.
+
+    Attributes:
+        rows: backbone -> scenario -> its row.
+        primary: The endpoint behind every verdict, "point.metric".
+        comparisons: Rivals that were compared to a baseline; p is corrected for their number.
+        winners: backbone -> scenario.
+        challenger: The backbone whose winner is put forward.
+    """
+
+    study: str
+    classes: list[str]
+    positive_class: str
+    majority_class: str
+    minority_classes: list[str]
+    weights: dict[str, str]
+    mode: str
+    test: dict[str, ClassCount]
+    test_images: int
+    test_patients: int
+    test_digest: str
+    primary: str
+    sensitivity_floor: float
+    alpha: float
+    resamples: int
+    units: str
+    comparisons: int
+    seeds: int
+    folds: int
+    controls: Controls
+    checks: list[CheckAnswer]
+    scheme: str
+    group_by: str
+    rows: dict[str, dict[str, ScenarioRow]]
+    winners: dict[str, str]
+    challenger: str
+    registrable: bool
+    verdict: str
+    notes: list[str]
+    digest: str
