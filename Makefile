@@ -5,11 +5,12 @@ BIN := .venv/bin
 # DVC and MLflow start `python`: they must find the one of this environment.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1
 
-.PHONY: help env demo test check lock bench validate clean
+.PHONY: help env demo test slow check lock bench validate clean
 
 help:
 	@echo "make demo   compare six remedies for imbalance on drawn images (about 3 minutes), register the winner"
 	@echo "make test   lint, types and the test suite"
+	@echo "make slow   kill every verb at drawn moments, and 12,000 damaged inputs (about 40 minutes)"
 	@echo "make env    only make the environment (.venv)"
 	@echo "make lock   derive requirements.lock and conda.yaml from pyproject.toml"
 	@echo "make bench  measure costs beside the usual ways (about 15 minutes; BENCH=--quick: 2)"
@@ -29,6 +30,9 @@ demo: env
 
 test: env check
 	$(RUN) $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+
+slow: env
+	$(RUN) $(BIN)/python -m pytest -s tests/whole/slow $(SLOW)
 
 check: env
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ from equipoise.core import config
 from equipoise.embed import backbones
 from equipoise.embed import embedder as embedder_
 from equipoise.embed import stage as features
-from equipoise.evaluation import intervals
+from equipoise.evaluation import intervals, metrics
 from equipoise.ingest import stage as ingest
 from equipoise.scenario import rows as rows_
 from equipoise.scenario import solver
@@ -154,7 +154,7 @@ def passes() -> list[Row]:
         for seed in (1, 2):  # a new split and a second pass over the same pictures
             changed = config.load_study("demo", overrides={"split.seed": seed})
             splits.run(changed)
-            seen += features.run(changed, "mobilenetv2")["passes_now"]
+            seen += features.run(changed, "mobilenetv2").passes_now
             for name in names:
                 scenario.run(changed, "mobilenetv2", name)
         counted = json.loads((study.features_path("mobilenetv2") / "meta.json").read_text())[
@@ -500,7 +500,7 @@ def start() -> list[Row]:
             if done.returncode or not done.stdout.strip():
                 raise RuntimeError(done.stderr)
             trials.append(done.stdout.split()[-2:])
-            shutil.rmtree("data/cache/optuna", ignore_errors=True)
+            shutil.rmtree("data/cache/searches", ignore_errors=True)
     first = statistics.median(float(seconds) for seconds, _ in trials)
     loaded = any(flag == "True" for _, flag in trials)
     return [
@@ -604,7 +604,7 @@ def bootstrap() -> list[Row]:
         "specificity_at_sensitivity",
         "sensitivity_at_specificity",
     )
-    names = [f"free.{name}" for name in kinds]
+    names = [metrics.Endpoint("free", name) for name in kinds]
     settings = made.settings(compare={"resamples": resamples}).compare
     rng = np.random.default_rng(0)
     people = rng.integers(2_800, size=images)

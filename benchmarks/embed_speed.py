@@ -62,12 +62,11 @@ def rounds(study: config.Study, number: int) -> np.ndarray:
 
     def embed() -> None:
         shutil.rmtree("data/cache/features", ignore_errors=True)
-        features.run(study, "mobilenetv2")
+        features.run(study, "mobilenetv2", make_embedder=lambda *_: embedder)
 
     compute()
     measured = []
-    built = mock.patch.object(backbones, "build", return_value=model)
-    with built, mock.patch.object(embedder_, "Embedder", return_value=embedder):
+    with mock.patch.object(backbones, "build", return_value=model):
         for _ in range(number):
             a = seconds(compute) / (batches * len(held))
             measured.append([a, seconds(decode) / len(paths), seconds(embed) / len(paths)])

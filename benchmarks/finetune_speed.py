@@ -49,8 +49,8 @@ def main() -> None:
     position = {name: at for at, name in enumerate(inputs.manifest.table["image_id"])}
     train = rows[rows["part"] == "train"]
     positions, patients = train["image_id"].map(position).to_numpy(), train["patient_id"].to_numpy()
-    held_out = finetune.held_out(inputs, positions, patients)
-    training = finetune.Training(inputs, settings, positions, held_out, patients, seed=0)
+    task = finetune.Task.of(inputs, settings, positions, patients, seed=0)
+    training = finetune.Training(inputs, task)
     rate, size = np.float32(1e-5), study.settings.finetune.batch_size
     held = next(iter(training.batches()))
     seconds(training, [held] * 3, rate)

@@ -131,13 +131,11 @@ def drawn(thumbnails: np.ndarray, number: int) -> np.ndarray:
 def growth(thumbnails: np.ndarray, sizes: list[int]) -> None:
     """Print seconds, candidates tested and copies found, one picture in a hundred being a 3 % crop of another."""
     tested = []
-    confirm = duplicates._same
 
-    def counted(pictures: np.ndarray, pairs: np.ndarray, crops: np.ndarray) -> np.ndarray:
-        tested.append(len(pairs))
-        return confirm(pictures, pairs, crops)
+    def counted(pictures: np.ndarray, candidates: duplicates.Candidates) -> np.ndarray:
+        tested.append(len(candidates.pairs))
+        return duplicates.confirm(pictures, candidates)
 
-    duplicates._same = counted
     every = drawn(thumbnails, max(sizes))
     print(
         f"{'pictures':>9} {'seconds':>8} {'CPU':>7} {'tested':>8} {'pairs':>7} {'planted':>8} {'found':>6}"
@@ -152,7 +150,7 @@ def growth(thumbnails: np.ndarray, sizes: list[int]) -> None:
             some[size - planted + place] = np.asarray(crop)
         tested.clear()
         start, processor = time.perf_counter(), time.process_time()
-        pairs = duplicates.near_pairs(some)
+        pairs = duplicates.near_pairs(some, confirm=counted)
         seconds, processor = time.perf_counter() - start, time.process_time() - processor
         found = set(map(tuple, pairs.tolist())) & {
             (place, size - planted + place) for place in range(planted)
@@ -161,7 +159,6 @@ def growth(thumbnails: np.ndarray, sizes: list[int]) -> None:
             f"{size:9} {seconds:8.1f} {processor:7.1f} {sum(tested):8} {len(pairs):7} {planted:8} {len(found):6}",
             flush=True,
         )
-    duplicates._same = confirm
 
 
 def main() -> None:

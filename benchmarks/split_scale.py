@@ -102,7 +102,7 @@ def main() -> None:
         with measured("split"):
             made = splits.make(manifest, settings)
         with measured("check"):
-            found = checks.run(made, manifest)
+            found = checks.check_split(made, manifest)
         with measured("count"):
             splits.counts_reached(made, manifest)
         train = (made.round(0, 0)["part"] == "train").to_numpy()

@@ -36,8 +36,15 @@ from equipoise.compare import paired as paired_
 from equipoise.evaluation import intervals, metrics
 
 FLOOR, ALPHA, RESAMPLES = 0.95, 0.05, 2_000
-PRIMARY, AUROC = "free.specificity_at_sensitivity", "free.auroc"
-ALONE = (AUROC, "raw.sensitivity", "raw.specificity", PRIMARY, "raw.brier")
+PRIMARY = metrics.Endpoint("free", "specificity_at_sensitivity")
+AUROC = metrics.Endpoint("free", "auroc")
+ALONE = (
+    AUROC,
+    metrics.Endpoint("raw", "sensitivity"),
+    metrics.Endpoint("raw", "specificity"),
+    PRIMARY,
+    metrics.Endpoint("raw", "brier"),
+)
 UNITS = ("patients", "images")
 #: The product's intervals, the same without Hesterberg's expansion, and the naive bootstrap of images.
 KINDS = ("patients", "plain", "images")
@@ -94,7 +101,7 @@ def evaluation(
     labels: np.ndarray,
     prob: np.ndarray,
     weights: np.ndarray,
-    names: tuple[str, ...],
+    names: tuple[metrics.Endpoint, ...],
     units: np.ndarray,
 ) -> intervals.Evaluation:
     """What `intervals.evaluate` gives for these names, without the other metrics: simulations need few of them.
@@ -105,7 +112,7 @@ def evaluation(
     sample = metrics.Sample(
         labels, probabilities, metrics.decide(probabilities, 1), 1, weights, FLOOR
     )
-    known = {name: metrics.REGISTRY[name.split(".")[1]] for name in names}
+    known = {name: metrics.REGISTRY[name.metric] for name in names}
     return intervals.Evaluation(
         draws={name: metric.function(sample) for name, metric in known.items()},
         among={
@@ -124,7 +131,7 @@ def evaluation(
 
 
 @cache
-def truth(apart: float) -> dict[str, float]:
+def truth(apart: float) -> dict[metrics.Endpoint, float]:
     """The values in 1,000,000 images, by the same functions."""
     half = special.ndtri((np.arange(500_000) + 0.5) / 500_000)
     labels = np.repeat([0, 1], len(half))
@@ -134,8 +141,8 @@ def truth(apart: float) -> dict[str, float]:
 
 
 def paired(
-    evaluations: dict[str, intervals.Evaluation], baselines: dict[str, str], name: str
-) -> dict[str, Any]:
+    evaluations: dict[str, intervals.Evaluation], baselines: dict[str, str], name: metrics.Endpoint
+) -> dict[str, paired_.Judged]:
     """Differences and verdicts, as the comparison makes them."""
     return paired_.paired(evaluations, baselines, primary=name, alpha=ALPHA, better=1)
 
@@ -190,15 +197,17 @@ def covered(
             )
         bounds = {name: (own.interval(name), values[name]) for name in ALONE}
         for name in (AUROC, PRIMARY):
-            delta = paired({"baseline": own, "rival": other}, {"rival": "baseline"}, name)["rival"]
+            delta, _ = paired({"baseline": own, "rival": other}, {"rival": "baseline"}, name)[
+                "rival"
+            ]
             bounds[f"difference in {name}"] = (delta, better[name] - values[name])
         for name, (interval, value) in bounds.items():
-            note(kind, name, interval["low"], interval["high"], value)
+            note(kind, str(name), interval.low, interval.high, value)
     return found
 
 
 def erred(
-    patients: int, correlation: float, name: str, resamples: int, study: int
+    patients: int, correlation: float, name: metrics.Endpoint, resamples: int, study: int
 ) -> dict[str, float]:
     """Whether any of the rivals gets a verdict, though none differs from its baseline in truth."""
     rng = np.random.default_rng([2, patients, int(100 * correlation), study])
@@ -214,12 +223,14 @@ def erred(
             str(model): evaluation(labels, prob, weights, (name,), units)
             for model, prob in enumerate(probs)
         }
-        deltas = paired(own, baselines, name).values()
-        verdicts = {delta["verdict"] for delta in deltas}
+        judged = paired(own, baselines, name).values()
+        verdicts = {rival.verdict for rival in judged}
         found[f"{unit}|any verdict"] = float(bool(verdicts & {"better", "worse"}))
         found[f"{unit}|any better"] = float("better" in verdicts)
-        found[f"{unit}|any without Holm"] = float(any(delta["p_value"] < ALPHA for delta in deltas))
-        found[f"{unit}|each"] = float(np.mean([delta["p_value"] < ALPHA for delta in deltas]))
+        found[f"{unit}|any without Holm"] = float(
+            any(rival.delta.p_value < ALPHA for rival in judged)
+        )
+        found[f"{unit}|each"] = float(np.mean([rival.delta.p_value < ALPHA for rival in judged]))
     return found
 
 
@@ -235,12 +246,12 @@ def decided(
         name: evaluation(labels, prob, weights, (PRIMARY,), units)
         for name, prob in zip(("baseline", "rival"), probs)
     }
-    delta = paired(own, {"rival": "baseline"}, PRIMARY)["rival"]
-    up = delta["value"] > 0
+    delta, verdict = paired(own, {"rival": "baseline"}, PRIMARY)["rival"]
+    up = delta.value > 0
     return {
-        "alone": float(delta["verdict"] == "better"),
-        "first of ten": float(up and delta["p_value"] < ALPHA / (BACKBONES * RIVALS)),
-        "wrongly worse": float(delta["verdict"] == "worse"),
+        "alone": float(verdict == "better"),
+        "first of ten": float(up and delta.p_value < ALPHA / (BACKBONES * RIVALS)),
+        "wrongly worse": float(verdict == "worse"),
     }
 
 
@@ -291,10 +302,10 @@ def measure(
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 WORDS = {
-    AUROC: "AUROC",
+    str(AUROC): "AUROC",
     "raw.sensitivity": "sensitivity at 0.5",
     "raw.specificity": "specificity at 0.5",
-    PRIMARY: "specificity at 95 % sensitivity",
+    str(PRIMARY): "specificity at 95 % sensitivity",
     "raw.brier": "Brier score",
     f"difference in {AUROC}": "difference in AUROC",
     f"difference in {PRIMARY}": "difference in the primary",

@@ -1,4 +1,4 @@
-"""What this machine has for what params.yaml asks: each line ok, warning or error, with the next step."""
+"""What this machine has for what params.yaml asks: each line ok, warning or error, with a next step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,305 +22,366 @@ from equipoise.ingest.datasets import base as datasets
 from equipoise.strategies import base as strategies
 
 Level = Literal["ok", "warning", "error"]
-Line = tuple[Level, str, str]
 #: How long a server or a disk may take to answer.
-_SECONDS = 20.0
-_DEVICES = "import tensorflow as tf; print(', '.join(d.name[17:] for d in tf.config.list_physical_devices()))"
+ANSWER_SECONDS = 20.0
+#: Free bytes that should be left when a study is through.
+_SPARE_BYTES = 5e9
+_PROGRAMS = {"git": "versions", "uv": "mlflow run --env-manager uv", "conda": "mlflow run"}
+_NAME_DEVICES = (
+    "import tensorflow as tf; "
+    "print(', '.join(d.name[17:] for d in tf.config.list_physical_devices()))"
+)
 
 
-def examine(devices: bool = False) -> list[dict[str, str]]:
-    """Every line as {"level", "what", "detail"}, without passwords; nothing is changed anywhere.
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor."""
+
+    level: Level
+    what: str
+    detail: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Plain data, for `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found out about one thing: how well it is, and in words."""
+
+    level: Level
+    detail: str
+
+
+def examine(root: Path, devices: bool = False) -> list[Finding]:
+    """Look at everything that a study needs; nothing is changed anywhere.
 
     Args:
+        root: Folder of params.yaml.
         devices: Also load TensorFlow, in a process of its own, and name its devices.
+
+    Returns:
+        Findings without passwords.
     """
-    lines = _lines(devices)
-    return [
-        {"level": level, "what": what, "detail": environment.masked(detail)}
-        for level, what, detail in lines
-    ]
+    findings = [*_machine(devices), *_repository(root), *_studies(root)]
+    return [replace(finding, detail=environment.masked(finding.detail)) for finding in findings]
 
 
-def _lines(devices: bool) -> Iterator[Line]:
-    version = sys.version.split()[0]
-    good = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    yield (
-        ("ok" if good else "error"),
-        "python",
-        version if good else f"{version}; 3.11 to 3.13 is needed: install one",
-    )
-    for name in (*environment.PACKAGES, "mlflow", "dvc"):
-        try:
-            yield "ok", name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield (
-                "error",
-                name,
-                "not installed; run `make env`, or `uv pip install -r requirements.lock`",
-            )
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def _machine(devices: bool) -> Iterator[Finding]:
+    yield _python()
+    for package in (*environment.PACKAGES, "mlflow", "dvc"):
+        yield _package(package)
     if devices:
-        yield _devices()
-    for program, purpose in (
-        ("git", "versions"),
-        ("uv", "mlflow run --env-manager uv"),
-        ("conda", "mlflow run"),
-    ):
-        path = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
-        yield (
-            ("ok", program, "found")
-            if path
-            else ("warning", program, f"not found; install it for {purpose}")
-        )
-    yield (
-        ("ok", "dvc repository", ".dvc")
-        if Path(".dvc").is_dir()
-        else ("error", "dvc repository", "run `dvc init`")
-    )
-    yield _answer("dvc remote", "correct `dvc remote list` or its credentials", _remote)
+        answer = name_devices()
+        yield Finding(answer.level, "devices", answer.detail)
+    for program, purpose in _PROGRAMS.items():
+        yield _program(program, purpose)
+
+
+def _python() -> Finding:
+    version = sys.version.split()[0]
+    if (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return Finding("ok", "python", version)
+    return Finding("error", "python", f"{version}; 3.11 to 3.13 is needed: install one")
+
+
+def _package(name: str) -> Finding:
     try:
-        params = config.read_params()
-        names = config.run_studies(params)
-        yield "ok", "params.yaml", f"runs {', '.join(names)}"
-    except EquipoiseError as error:
-        yield "error", "params.yaml", str(error)
-        names = []
-    from equipoise.service import tracking  # noqa: F401  importing MLflow takes seconds that no server should pay for
+        return Finding("ok", name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        advice = "run `make env`, or `uv pip install -r requirements.lock`"
+        return Finding("error", name, f"not installed; {advice}")
 
-    yield _answer(
-        "tracking", "set MLFLOW_TRACKING_URI or correct its credentials", lambda: _tracking(names)
+
+def _program(name: str, purpose: str) -> Finding:
+    beside_python = str(Path(sys.executable).parent)
+    if shutil.which(name) or shutil.which(name, path=beside_python):
+        return Finding("ok", name, "found")
+    return Finding("warning", name, f"not found; install it for {purpose}")
+
+
+def name_devices(code: str = _NAME_DEVICES) -> Answer:
+    """TensorFlow's devices, from a process of its own: a driver may end it."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
-    yield _answer(
-        "registry", "set MLFLOW_REGISTRY_URI or correct its credentials", lambda: _registry(names)
-    )
-    for name in names:
-        yield from _study(name, params)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
+        advice = "run `make env` on this machine"
+        return Answer("error", f"TensorFlow does not load ({lines[-1]}); {advice}")
+    names = done.stdout.strip()
+    if "GPU" in names:
+        return Answer("ok", names)
+    return Answer("ok", f"{names}: no GPU, passes run on the CPU")
 
 
-def _answer(what: str, advice: str, ask: Callable[[], tuple[Level, str]]) -> Line:
-    """What `ask` finds out within some seconds; the thread of a server that does not answer ends with the program."""
-    found: list[tuple[Level, str]] = []
+def memory_bytes() -> int:
+    """Memory of this machine, or of the container that it is; 0 where the system does not say."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return 0
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(memory, int(text)) if text.isdigit() else memory
+
+
+# --- the repository and its servers ---------------------------------------------------------------
+
+
+def _repository(root: Path) -> Iterator[Finding]:
+    if (root / ".dvc").is_dir():
+        yield Finding("ok", "dvc repository", ".dvc")
+    else:
+        yield Finding("error", "dvc repository", "run `dvc init`")
+    advice = "correct `dvc remote list` or its credentials"
+    yield ask("dvc remote", advice, partial(_dvc_remote, root))
+
+
+def ask(
+    what: str, advice: str, question: Callable[[], Answer], seconds: float = ANSWER_SECONDS
+) -> Finding:
+    """What a server or a disk answers within some seconds.
+
+    The thread of one that does not answer ends with the program.
+    """
+    answers: list[Answer] = []
 
     def work() -> None:
         try:
-            found.append(ask())
+            answers.append(question())
         except Exception as error:  # any store, any driver
-            cause = str(error).strip().splitlines() or [""]
-            found.append(("error", f"{type(error).__name__}: {cause[0]}; {advice}"))
+            lines = str(error).strip().splitlines() or [""]
+            answers.append(Answer("error", f"{type(error).__name__}: {lines[0]}; {advice}"))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(_SECONDS)
-    level, detail = (*found, ("error", f"no answer within {_SECONDS:.0f} s; {advice}"))[0]
-    return level, what, detail
+    thread.join(seconds)
+    if not answers:
+        return Finding("error", what, f"no answer within {seconds:.0f} s; {advice}")
+    return Finding(answers[0].level, what, answers[0].detail)
 
 
-def _devices() -> Line:
-    words = [sys.executable, "-c", _DEVICES]
-    done = subprocess.run(
-        words, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    )
-    if done.returncode:
-        cause = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
-        return (
-            "error",
-            "devices",
-            f"TensorFlow does not load ({cause}); run `make env` on this machine",
-        )
-    found = done.stdout.strip()
-    return (
-        ("ok", "devices", found)
-        if "GPU" in found
-        else ("ok", "devices", f"{found}: no GPU, passes run on the CPU")
-    )
-
-
-def _remote() -> tuple[Level, str]:
+def _dvc_remote(root: Path) -> Answer:
     from dvc.repo import Repo
     from dvc.scm import NoSCM
 
-    if not Path(".dvc").is_dir():
-        return "warning", "none; run `dvc init` first"
-    with Repo(".", scm=NoSCM()) as repo:  # a remote needs no git
+    if not (root / ".dvc").is_dir():
+        return Answer("warning", "none; run `dvc init` first")
+    with Repo(str(root), scm=NoSCM()) as repo:  # a remote needs no git
         name = repo.config["core"].get("remote")
         if not name:
-            return (
-                "warning",
-                "none; `dvc remote add -d NAME ADDRESS` keeps raw images and features outside this disk",
-            )
+            advice = "`dvc remote add -d NAME ADDRESS` keeps raw images and features elsewhere"
+            return Answer("warning", f"none; {advice}")
         store = repo.cloud.get_remote(name)
-        there = store.fs.exists(store.path)
-    return "ok", f"{name} ({store.path}), " + (
-        "reached" if there else "reached, nothing pushed yet"
+        filled = store.fs.exists(store.path)
+    state = "reached" if filled else "reached, nothing pushed yet"
+    return Answer("ok", f"{name} ({store.path}), {state}")
+
+
+def _servers(root: Path, studies: list[str]) -> Iterator[Finding]:
+    # Importing MLflow takes seconds that no server should pay for.
+    from equipoise.service import tracking  # noqa: F401
+
+    yield ask(
+        "tracking",
+        "set MLFLOW_TRACKING_URI or correct its credentials",
+        partial(_tracking, root, studies),
+    )
+    yield ask(
+        "registry",
+        "set MLFLOW_REGISTRY_URI or correct its credentials",
+        partial(_registry, root, studies),
     )
 
 
-def _tracking(studies: list[str]) -> tuple[Level, str]:
+def _tracking(root: Path, studies: list[str]) -> Answer:
     from equipoise.service import tracking
 
-    uri = tracking.tracking_uri()
-    if not _writable(uri):
-        return "ok", f"{uri} will be made"
-    store = tracking.client()
+    uri = tracking.tracking_uri(root)
+    if not _database_is_there(uri):
+        return Answer("ok", f"{uri} will be made")
+    store = tracking.client(root)
     count = len(store.search_experiments())
     for name in studies:
+        experiment = store.get_experiment_by_name(f"equipoise-{name}")
+        if experiment is None:
+            continue
         # Removing a tag that is not there changes nothing, and is refused to who may not write.
-        if experiment := store.get_experiment_by_name(f"equipoise-{name}"):
-            _permitted(
-                partial(store.delete_experiment_tag, experiment.experiment_id, "equipoise.doctor")
-            )
-    return "ok", f"{uri} ({count} experiments)"
+        _try_to_write(
+            partial(store.delete_experiment_tag, experiment.experiment_id, "equipoise.doctor")
+        )
+    return Answer("ok", f"{uri} ({count} experiments)")
 
 
-def _registry(studies: list[str]) -> tuple[Level, str]:
+def _registry(root: Path, studies: list[str]) -> Answer:
     import mlflow
 
     from equipoise.service import audit, tracking
 
-    if not _writable(
-        mlflow.get_registry_uri()
-        if environment.environment("MLFLOW_REGISTRY_URI")
-        else tracking.tracking_uri()
-    ):
-        return "ok", "will be made with the tracking store"
-    store = tracking.client()
-    held = {model.name for model in store.search_registered_models()}
-    for name in held & {audit.model_name(study) for study in studies}:
-        _permitted(partial(store.delete_registered_model_tag, name, "equipoise.doctor"))
-    return "ok", f"{mlflow.get_registry_uri()} ({len(held)} models)"
+    uri = environment.environment("MLFLOW_REGISTRY_URI") or tracking.tracking_uri(root)
+    if not _database_is_there(uri):
+        return Answer("ok", "will be made with the tracking store")
+    store = tracking.client(root)
+    models = {model.name for model in store.search_registered_models()}
+    for name in models & {audit.model_name(study) for study in studies}:
+        _try_to_write(partial(store.delete_registered_model_tag, name, "equipoise.doctor"))
+    return Answer("ok", f"{mlflow.get_registry_uri()} ({len(models)} models)")
 
 
-def _writable(uri: str) -> bool:
-    """False when the address is of a database file that is not there yet; an error when none may be written there."""
+def _database_is_there(uri: str) -> bool:
+    """False when an address is of a database file that is not there yet.
+
+    Raises:
+        PermissionError: When no file may be written there.
+    """
     if not uri.startswith("sqlite:///"):
         return True
     path = Path(uri.removeprefix("sqlite:///").split("?")[0])
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    written = path if path.exists() else path.parent
+    if not os.access(written, os.W_OK):
         raise PermissionError(f"{path} cannot be written")
     return path.exists()
 
 
-def _permitted(write: Callable[[], Any]) -> None:
+def _try_to_write(write: Callable[[], Any]) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
         write()
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST" and "does not exist" not in str(error):
+        missing = error.error_code == "RESOURCE_DOES_NOT_EXIST" or "does not exist" in str(error)
+        if not missing:
             raise
 
 
-def _study(name: str, params: dict[str, Any]) -> Iterator[Line]:
+# --- the studies ----------------------------------------------------------------------------------
+
+
+def _studies(root: Path) -> Iterator[Finding]:
+    names: list[str] = []
+    params: dict[str, Any] = {}
     try:
-        study = config.load_study(name, params)
-        datasets.load_dataset(study.dataset)
-        for scenario in study.scenarios:
-            strategies.load_strategy(scenario)
-        rows = {backbone: backbones.load_row(backbone) for backbone in study.backbones}
-        weights = {
-            backbone: study.settings.embed.weights_for(backbone) for backbone in study.backbones
-        }
+        params = config.read_params(root)
+        names = config.run_studies(params)
+        yield Finding("ok", "params.yaml", f"runs {', '.join(names)}")
     except EquipoiseError as error:
-        yield "error", f"study {name}", str(error)
+        yield Finding("error", "params.yaml", str(error))
+    yield from _servers(root, names)
+    for name in names:
+        yield from _study(name, params, root)
+
+
+def _study(name: str, params: dict[str, Any], root: Path) -> Iterator[Finding]:
+    try:
+        study = config.load_study(name, params, root=root)
+        _check_names(study)
+    except EquipoiseError as error:
+        yield Finding("error", f"study {name}", str(error))
         return
-    yield (
-        "ok",
-        f"study {name}",
-        f"{study.dataset}, {study.settings.split.scheme}, {study.settings.train.mode}",
-    )
-    if study.raw.is_dir():
-        yield "ok", f"{name}: raw images", str(study.raw)
-    elif study.dataset == "phantom":
-        yield "ok", f"{name}: raw images", "will be drawn"
-    else:
-        yield (
-            "error",
-            f"{name}: raw images",
-            f"{study.raw} is not there; put the originals there or set ingest.raw",
-        )
-    for backbone, kind in weights.items():
-        there = backbones.weights_there(backbone, kind)
-        where = (
-            kind
-            if there
-            else f"{kind}: not on this machine, will be downloaded from {rows[backbone].address}"
-        )
-        level: Level = "ok" if there else "warning" if kind == "imagenet" else "error"
-        if level == "error":
-            where = f"{kind} is not there; put the file there or correct embed.weights"
-        yield level, f"{name}: weights of {backbone}", where
-    yield from _cost(study)
-    address = environment.environment("EQUIPOISE_OPTUNA_STORAGE") or study.settings.tune.storage
-    if address:
-        yield _answer(
-            f"{name}: searches",
-            "correct EQUIPOISE_OPTUNA_STORAGE or tune.storage",
-            lambda: _searches(address),
-        )
+    settings = study.settings
+    described = f"{study.dataset}, {settings.split.scheme}, {settings.train.mode}"
+    yield Finding("ok", f"study {name}", described)
+    yield _raw_images(study)
+    for backbone in study.backbones:
+        yield _weights(study, backbone)
+    yield from _costs(study)
     if study.engine.backend == "dask":
-        yield _answer(f"{name}: dask", "see docs/scale.md", lambda: _workers(study.engine))
+        yield ask(f"{name}: dask", "see docs/scale.md", partial(workers, study.engine, root))
 
 
-def _cost(study: config.Study) -> Iterator[Line]:
+def _check_names(study: config.Study) -> None:
+    """Raise the error of the first dataset, scenario or backbone that does not exist."""
+    datasets.load_dataset(study.dataset)
+    for scenario in study.scenarios:
+        strategies.load_strategy(scenario)
+    for backbone in study.backbones:
+        backbones.load_row(backbone)
+        study.settings.embed.weights_for(backbone)
+
+
+def _raw_images(study: config.Study) -> Finding:
+    what = f"{study.name}: raw images"
+    if study.raw.is_dir():
+        return Finding("ok", what, str(study.raw))
+    if study.dataset == "phantom":
+        return Finding("ok", what, "will be drawn")
+    advice = "put the originals there or set ingest.raw"
+    return Finding("error", what, f"{study.raw} is not there; {advice}")
+
+
+def _weights(study: config.Study, backbone: str) -> Finding:
+    what = f"{study.name}: weights of {backbone}"
+    weights = study.settings.embed.weights_for(backbone)
+    if backbones.weights_there(backbone, weights, study.root):
+        return Finding("ok", what, weights)
+    if weights == "imagenet":
+        address = backbones.load_row(backbone).address
+        detail = f"imagenet: not on this machine, will be downloaded from {address}"
+        return Finding("warning", what, detail)
+    advice = "put the file there or correct embed.weights"
+    return Finding("error", what, f"{weights} is not there; {advice}")
+
+
+def _costs(study: config.Study) -> Iterator[Finding]:
     """Memory and disk against the estimate: an error where the study cannot end."""
     try:
-        found = pipeline.steps(study)
+        steps = pipeline.steps(study)
     except EquipoiseError as error:
-        yield "error", f"{study.name}: estimate", str(error)
+        yield Finding("error", f"{study.name}: estimate", str(error))
         return
-    yield "ok", f"{study.name}: estimate", pipeline.total(found)
-    _, _, disk, memory = pipeline.needs(found)
-    free, held = shutil.disk_usage(".").free, _memory_bytes()
-    level: Level = "error" if disk > free else "warning" if free - disk < 5e9 else "ok"
-    text = f"{free / 1e9:,.0f} GB free, {disk / 1e9:,.2g} GB to be written"
-    advice = "; free some, move the folder, or set embed.dtype: float16 or fewer embed.views"
-    yield level, f"{study.name}: disk", text + advice * (level != "ok")
-    level = "warning" if held and memory > held else "ok"
-    text = f"{held / 1e9:,.0f} GB here, {memory / 1e9:,.2g} GB at once"
-    advice = (
-        "; lower engine.workers, set fewer embed.views, or use a larger machine (docs/scale.md)"
-    )
-    yield level, f"{study.name}: memory", text + advice * (level != "ok")
+    yield Finding("ok", f"{study.name}: estimate", pipeline.total(steps))
+    needs = pipeline.Needs.of(steps)
+    yield disk_finding(study.name, needs.disk_bytes, shutil.disk_usage(study.root).free)
+    yield memory_finding(study.name, needs.memory_bytes, memory_bytes())
 
 
-def _memory_bytes() -> int:
-    """Of this machine, or of the container that it is; 0 where the system does not say."""
-    known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 0
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
-    return min(whole, int(text)) if text.isdigit() else whole
+def disk_finding(study: str, needed_bytes: float, free_bytes: float) -> Finding:
+    """Whether what will be written has room."""
+    detail = f"{free_bytes / 1e9:,.0f} GB free, {needed_bytes / 1e9:,.2g} GB to be written"
+    advice = "free some, move the folder, or set embed.dtype: float16 or fewer embed.views"
+    if needed_bytes > free_bytes:
+        return Finding("error", f"{study}: disk", f"{detail}; {advice}")
+    if free_bytes - needed_bytes < _SPARE_BYTES:
+        return Finding("warning", f"{study}: disk", f"{detail}; {advice}")
+    return Finding("ok", f"{study}: disk", detail)
 
 
-def _searches(address: str) -> tuple[Level, str]:
-    import sqlalchemy
-
-    _writable(address)
-    engine = sqlalchemy.create_engine(address)
-    if engine.dialect.name == "sqlite":
-        return "warning", f"{address}; a file: several machines need PostgreSQL or MySQL"
-    with engine.connect():
-        return "ok", f"{address} reached"
+def memory_finding(study: str, needed_bytes: float, held_bytes: float) -> Finding:
+    """Whether what is held at once has room; `held_bytes` is 0 where the system does not say."""
+    detail = f"{held_bytes / 1e9:,.0f} GB here, {needed_bytes / 1e9:,.2g} GB at once"
+    if not held_bytes or needed_bytes <= held_bytes:
+        return Finding("ok", f"{study}: memory", detail)
+    advice = "lower engine.workers, set fewer embed.views, or use a larger machine (docs/scale.md)"
+    return Finding("warning", f"{study}: memory", f"{detail}; {advice}")
 
 
-def _workers(engine: config.Engine) -> tuple[Level, str]:
-    here = parallel.seen_from(str(Path.cwd()))
+def workers(engine: config.Engine, root: Path) -> Answer:
+    """Whether the workers of a Dask scheduler would give the numbers that this process gives."""
     if engine.address is None:
-        return "ok", f"{engine.workers} workers will be started here"
-    with parallel.joined(engine, _SECONDS / 2) as client:
-        seen = client.run(parallel.seen_from, str(Path.cwd()))
-        wide = [address for address, threads in client.nthreads().items() if threads > 1]
-    for address, there in seen.items():
-        if found := environment.difference(there, here):
-            return (
-                "error",
-                f"worker {address}: {found}; give it the same folder and packages, and restart it",
-            )
-    if wide:
-        return (
-            "warning",
-            f"{len(wide)} workers have several threads and use one; start them with `--nthreads 1`",
+        return Answer("ok", f"{engine.workers} workers will be started here")
+    here = parallel.seen_from(str(root))
+    with parallel.joined(engine, ANSWER_SECONDS / 2) as client:
+        seen_by_worker = client.run(parallel.seen_from, str(root))
+        threads_by_worker = client.nthreads()
+    for address, there in seen_by_worker.items():
+        difference = environment.difference(there, here)
+        if difference:
+            advice = "give it the same folder and packages, and restart it"
+            return Answer("error", f"worker {address}: {difference}; {advice}")
+    with_threads = sum(threads > 1 for threads in threads_by_worker.values())
+    if with_threads:
+        advice = "start them with `--nthreads 1`"
+        return Answer(
+            "warning", f"{with_threads} workers have several threads and use one; {advice}"
         )
-    return (
-        "ok",
-        f"{engine.address}, {len(seen)} workers with the same code, packages and params.yaml",
+    count = len(seen_by_worker)
+    return Answer(
+        "ok", f"{engine.address}, {count} workers with the same code, packages and params.yaml"
     )

@@ -1,4 +1,8 @@
-"""The order of the stages: building what a scenario lacks, the whole pipeline, and results outside DVC."""
+"""The order of the stages: what is fresh, what is missing, what it will cost, and the whole of it.
+
+DVC decides by digests of files and code whether a stage runs. Here only settings and parents are looked
+at: for the verbs that build what they lack, and for `--dry-run` and `doctor`, which say what would run.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +10,217 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from equipoise.core import images
-from equipoise.core.config import SCENARIO_SECTIONS, Study
+from equipoise.core.config import SCENARIO_SECTIONS, Finetune, Study
+from equipoise.core.documents import FeatureSummary, ScenarioSummary
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
-from equipoise.core.files import digest_of, read_json
+from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
 from equipoise.embed import backbones, shards
-from equipoise.embed import stage as features
-from equipoise.ingest import stage as ingest
+from equipoise.embed import stage as embed_stage
+from equipoise.ingest import stage as ingest_stage
 from equipoise.ingest.datasets import phantom
-from equipoise.split import stage as splits
+from equipoise.split import stage as split_stage
 
-#: Seconds of one solved head with everything around it, per train row and feature: 38 ms for 5,000 x 1,280.
-_HEAD_SECONDS = 0.038 / (5000 * 1280)
-#: Imports, building a backbone, tracing.
-_START_SECONDS = 5
-#: A scenario holds so many copies of so many rows of features, and bytes of each row; a split, bytes of each image.
-_MEMORY_OF_FEATURES, _MEMORY_ROWS, _MEMORY_OF_A_ROW, _MEMORY_OF_AN_IMAGE = 6, 14_000, 1_500, 900
-#: Seconds per image of reading, checking and hashing; of the rest up to the split.
-_INGEST_SECONDS, _SPLIT_SECONDS = 1 / 160, 5e-6
-#: Shards, the folder that a scenario reads, and its copy in DVC's cache.
-_COPIES = 3
+#: Seconds of one solved head with everything around it, per train row and feature:
+#: 38 ms for 5,000 x 1,280.
+HEAD_SECONDS = 0.038 / (5000 * 1280)
+#: Seconds of imports, of building a backbone and of tracing it.
+START_SECONDS = 5
+#: A scenario holds so many copies of the features of so many rows,
+MEMORY_OF_FEATURES = 6
+MEMORY_ROWS = 14_000
+#: and so many bytes of every row; a split holds so many bytes of every image.
+MEMORY_OF_A_ROW = 1_500
+MEMORY_OF_AN_IMAGE = 900
+#: Seconds per image of reading, checking and hashing it, and of splitting.
+INGEST_SECONDS = 1 / 160
+SPLIT_SECONDS = 5e-6
+#: Features lie in shards, in the folder that a scenario reads, and in DVC's cache.
+COPIES = 3
+#: A step forwards and backwards costs about three passes.
+PASSES_OF_A_STEP = 3
+#: A kind of document.
+Kind = TypeVar("Kind")
+#: Passes below which a measured rate is mostly start-up.
+_LONG_PASS = 256
+
+
+# --- what is fresh --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Which stages of a study have outputs that were made with today's settings from today's parents.
+
+    A stage whose parent is not fresh is not fresh either.
+    """
+
+    study: Study
+    manifest: Manifest | None
+    splits: Splits | None
+
+    @classmethod
+    def of(cls, study: Study) -> Freshness:
+        """Read what is there."""
+        manifest = Manifest.read(study.manifest_path) if study.manifest_path.is_file() else None
+        splits = Splits.read(study.splits_path) if study.splits_path.is_file() else None
+        return cls(study, manifest, splits)
+
+    @property
+    def ingest(self) -> bool:
+        """Whether the manifest is of these settings."""
+        if self.manifest is None:
+            return False
+        return self.manifest.meta.get("settings") == self.study.settings.sections("ingest")
+
+    @property
+    def split(self) -> bool:
+        """Whether the split is of these settings and of this manifest."""
+        if self.splits is None or self.manifest is None or not self.ingest:
+            return False
+        if self.splits.meta["manifest"] != self.manifest.digest:
+            return False
+        return self.splits.meta["settings"] == self.study.settings.sections("split")
+
+    def embed(self, backbone: str) -> bool:
+        """Whether the features are of these settings and of this manifest."""
+        summary = self._features(backbone)
+        if summary is None or self.manifest is None or not self.ingest:
+            return False
+        if summary.manifest != self.manifest.digest:
+            return False
+        return summary.settings == self.study.settings.sections("embed", "augment")
+
+    def scenario(self, backbone: str, scenario: str) -> bool:
+        """Whether a result is of these settings, this split and these features."""
+        features = self._features(backbone)
+        folder = self.study.result_path(backbone, scenario)
+        summary = _read_or_none(ScenarioSummary.read, folder / "metrics.json")
+        if features is None or summary is None or self.splits is None:
+            return False
+        if not (self.split and self.embed(backbone)):
+            return False
+        if summary.digests["features"] != features.digest:
+            return False
+        if summary.digests["splits"] != self.splits.digest:
+            return False
+        return summary.settings == _as_written(scenario_settings(self.study, scenario))
+
+    def _features(self, backbone: str) -> FeatureSummary | None:
+        path = self.study.features_path(backbone) / "meta.json"
+        return _read_or_none(FeatureSummary.read, path)
+
+
+def scenario_settings(study: Study, scenario: str) -> dict[str, Any]:
+    """The settings that a result depends on, as `metrics.json` keeps them."""
+    sections = study.settings.sections("split", "embed", "augment", *SCENARIO_SECTIONS)
+    sections["scenario"] = study.scenario_settings.get(scenario, {})
+    return sections
+
+
+def _as_written(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a JSON file: tuples are lists there."""
+    return json.loads(json.dumps(settings))
+
+
+def _read_or_none(read: Callable[[Path], Kind], path: Path) -> Kind | None:
+    """A document, or None where it is missing or damaged: then its stage is simply not fresh."""
+    try:
+        return read(path)
+    except (DataError, OSError):
+        return None
+
+
+# --- building what a verb lacks -------------------------------------------------------------------
+
+
+def draw_phantoms(study: Study) -> int:
+    """Draw the raw images of a study whose dataset is the phantom; returns the number of files."""
+    if study.dataset != "phantom":
+        raise ConfigError(
+            f"The images of study '{study.name}' are real ({study.dataset}); "
+            "there is nothing to draw."
+        )
+    if study.settings.phantom is None:
+        raise ConfigError(
+            f"The phantom section of study '{study.name}' is empty; there is nothing to draw."
+        )
+    return phantom.draw(study.raw, study.settings.phantom)
+
+
+def ensure(study: Study, backbone: str, say: Callable[[str], None]) -> None:
+    """Build the stages before a scenario that are missing or not fresh.
+
+    Args:
+        study: Name and settings.
+        backbone: Whose features are needed.
+        say: Called with a line of text for each stage that is built.
+    """
+    if study.dataset == "phantom" and not study.raw.is_dir():
+        say(f"drawing {study.raw}")
+        draw_phantoms(study)
+    if not Freshness.of(study).ingest:
+        say(f"ingesting {study.raw}")
+        ingest_stage.run(study)
+    if not Freshness.of(study).split:
+        say(f"splitting {study.name}")
+        split_stage.run(study)
+    if not Freshness.of(study).embed(backbone):
+        say(f"embedding {study.name} with {backbone}")
+        embed_stage.run(study, backbone)
+
+
+def adhoc_folder(study: Study, backbone: str, scenario: str, overrides: Mapping[str, Any]) -> Path:
+    """Where a run with overrides is written: never over DVC's outputs, never read by `compare`.
+
+    Raises:
+        ConfigError: For an override of something that all scenarios share.
+    """
+    for key in overrides:
+        section, _, _ = key.partition(".")
+        if section not in SCENARIO_SECTIONS:
+            raise ConfigError(
+                f"'{key}' cannot be overridden for one scenario: it would change the data that all "
+                f"scenarios share. Overrides reach {', '.join(SCENARIO_SECTIONS)}; "
+                "change params.yaml for the rest."
+            )
+    own_settings = study.scenario_settings.get(scenario, {})
+    digest = digest_of([study.name, backbone, scenario, study.settings.model_dump(), own_settings])
+    return study.root / "results/adhoc" / digest[:16]
+
+
+def reproduce(root: Path) -> None:
+    """Run `dvc repro` in a project, with this interpreter first on the path."""
+    programs = str(Path(sys.executable).parent)
+    path = os.pathsep.join([programs, os.environ.get("PATH", "")])
+    command = [sys.executable, "-m", "dvc", "repro"]
+    code = subprocess.run(command, cwd=root, env={**os.environ, "PATH": path}).returncode
+    if code:
+        raise EquipoiseError(f"`dvc repro` ended with code {code}; its last lines say why.")
+
+
+# --- what it will cost ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a study.
+    """One stage of a study, and what it will cost.
 
     Attributes:
         what: Verb and names.
-        cached: Whether its outputs are of these settings and parents; code is not looked at, that is for `dvc status`.
+        cached: Whether its outputs are fresh; code is not looked at, that is for `dvc status`.
         detail: What it is made of.
-        passes: Of the backbone, still to be made; an upper bound where shards of a killed run are not looked for.
-        seconds: Of this stage on this machine.
-        disk_bytes: That it will add.
-        memory_bytes: At most at once.
+        passes: Backbone passes still to be made; an upper bound where nobody looked for the shards
+            of a killed run.
+        seconds: Seconds on this machine.
+        disk_bytes: Bytes that it will add.
+        memory_bytes: Bytes held at most at once.
     """
 
     what: str
@@ -63,173 +238,205 @@ class Step:
         return f"{self.what}: will run, {self.detail}, {cost}"
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What all steps that will run need together; memory is what is held at once."""
+
+    passes: int
+    seconds: float
+    disk_bytes: int
+    memory_bytes: int
+
+    @classmethod
+    def of(cls, steps: list[Step]) -> Needs:
+        """Sums over the steps that are not cached."""
+        to_run = [step for step in steps if not step.cached]
+        return cls(
+            passes=sum(step.passes for step in to_run),
+            seconds=sum(step.seconds for step in to_run),
+            disk_bytes=sum(step.disk_bytes for step in to_run),
+            memory_bytes=max((step.memory_bytes for step in to_run), default=0),
+        )
+
+
+def total(steps: list[Step]) -> str:
+    """One line over all steps that will run."""
+    needs = Needs.of(steps)
+    to_run = sum(not step.cached for step in steps)
+    return (
+        f"{to_run} of {len(steps)} stages will run: at most {needs.passes:,} passes, "
+        f"about {_minutes(needs.seconds)}, {_gigabytes(needs.disk_bytes)} of disk, "
+        f"{_gigabytes(needs.memory_bytes)} of memory"
+    )
+
+
 def steps(
     study: Study,
-    chosen: list[str] | None = None,
-    scenarios: list[str] | None = None,
+    backbone_names: list[str] | None = None,
+    scenario_names: list[str] | None = None,
     exact: bool = False,
 ) -> list[Step]:
     """Every stage of a study with what it will cost.
 
     Args:
         study: Name and settings.
-        chosen: Backbones; those of params.yaml when left out.
-        scenarios: Likewise.
-        exact: Build the backbones and look which passes are kept in shards; needs TensorFlow and the weights.
+        backbone_names: Those of params.yaml when left out.
+        scenario_names: Likewise.
+        exact: Build the backbones and look which passes are kept in shards; needs TensorFlow and
+            the weights.
     """
-    count, manifest = _images(study)
-    settings = study.settings
-    ingested = manifest is not None and manifest.meta.get("settings") == settings.sections("ingest")
-    made = [
+    if backbone_names is None:
+        backbone_names = list(study.backbones)
+    if scenario_names is None:
+        scenario_names = list(study.scenarios)
+    freshness = Freshness.of(study)
+    num_images = _count_images(study, freshness.manifest)
+    planned = [
         Step(
-            "ingest",
-            ingested,
-            f"{count:,} images",
-            seconds=count * _INGEST_SECONDS,
-            disk_bytes=300 * count,
-        )
+            what="ingest",
+            cached=freshness.ingest,
+            detail=f"{num_images:,} images",
+            seconds=num_images * INGEST_SECONDS,
+            disk_bytes=300 * num_images,
+        ),
+        Step(
+            what="split",
+            cached=freshness.split,
+            detail=f"{num_images:,} images",
+            seconds=num_images * SPLIT_SECONDS,
+            memory_bytes=MEMORY_OF_AN_IMAGE * num_images,
+        ),
     ]
-    split = Splits.read(study.splits_path).meta if study.splits_path.is_file() else {}
-    now = (manifest.digest if manifest and ingested else "", settings.sections("split"))
-    done = (split.get("manifest"), split.get("settings")) == now
-    memory = _MEMORY_OF_AN_IMAGE * count
-    made.append(
-        Step(
-            "split", done, f"{count:,} images", seconds=count * _SPLIT_SECONDS, memory_bytes=memory
-        )
-    )
-    for backbone in study.backbones if chosen is None else chosen:
-        embed = _embed(study, backbone, count, manifest if ingested else None, exact)
-        made.append(embed)
-        for scenario in study.scenarios if scenarios is None else scenarios:
-            made.append(_scenario(study, backbone, scenario, count, done and embed.cached))
-    return made
+    for backbone in backbone_names:
+        planned.append(_embed_step(study, backbone, num_images, freshness, exact))
+        for scenario in scenario_names:
+            planned.append(_scenario_step(study, backbone, scenario, num_images, freshness))
+    return planned
 
 
-def needs(found: list[Step]) -> tuple[int, float, int, int]:
-    """Passes, seconds and bytes of disk of all steps that will run, and bytes of memory at once."""
-    todo = [step for step in found if not step.cached]
-    sums = (sum(step.passes for step in todo), sum(step.seconds for step in todo))
-    return (
-        *sums,
-        sum(step.disk_bytes for step in todo),
-        max((step.memory_bytes for step in todo), default=0),
-    )
-
-
-def total(found: list[Step]) -> str:
-    """One line over all steps that will run."""
-    passes, seconds, disk, memory = needs(found)
-    todo = sum(not step.cached for step in found)
-    return (
-        f"{todo} of {len(found)} stages will run: at most {passes:,} passes, about {_minutes(seconds)}, "
-        f"{_gigabytes(disk)} of disk, {_gigabytes(memory)} of memory"
-    )
-
-
-def _images(study: Study) -> tuple[int, Manifest | None]:
-    if study.manifest_path.is_file():
-        manifest = Manifest.read(study.manifest_path)
-        return len(manifest.table), manifest
-    if study.raw.is_dir():
-        return sum(path.suffix.lower() in images.SUFFIXES for path in study.raw.rglob("*")), None
-    drawn = study.settings.phantom
-    return (round(drawn.patients * drawn.mean_images_per_patient) if drawn else 0), None
-
-
-def _embed(study: Study, backbone: str, count: int, manifest: Manifest | None, exact: bool) -> Step:
-    settings, row = study.settings.embed, backbones.load_row(backbone)
-    wanted = count * (1 + settings.views)
-    meta = _meta(study.features_path(backbone) / "meta.json")
-    cached = False
+def _count_images(study: Study, manifest: Manifest | None) -> int:
+    """Images of the manifest, else of the raw folder, else those that would be drawn."""
     if manifest is not None:
-        wanted = len(features.wanted_rows(manifest, settings.views, settings.views_of))
-        now = (manifest.digest, study.settings.sections("embed", "augment"))
-        cached = (meta.get("manifest"), meta.get("settings")) == now
+        return len(manifest.table)
+    if study.raw.is_dir():
+        return sum(path.suffix.lower() in images.SUFFIXES for path in study.raw.rglob("*"))
+    drawn = study.settings.phantom
+    return round(drawn.patients * drawn.mean_images_per_patient) if drawn else 0
+
+
+def _embed_step(
+    study: Study, backbone: str, num_images: int, freshness: Freshness, exact: bool
+) -> Step:
+    settings = study.settings.embed
+    row = backbones.load_row(backbone)
+    cached = freshness.embed(backbone)
+    wanted = num_images * (1 + settings.views)
+    if freshness.manifest is not None and freshness.ingest:
+        rows = embed_stage.wanted_rows(freshness.manifest, settings.views, settings.views_of)
+        wanted = len(rows)
     left = 0 if cached else wanted
-    if (
-        exact
-        and left
-        and manifest is not None
-        and backbones.weights_there(backbone, settings.weights_for(backbone))
-    ):
-        left = features.passes_left(study, backbone)
-    rate, source = _rate(backbone, settings.image_size_px)
-    size = row.num_features * (2 if settings.dtype == "float16" else 4)
-    detail = (
-        f"{left:,} passes ({wanted - left:,} of {wanted:,} kept) at {rate:.3g} a second ({source})"
-    )
-    disk = (left + (_COPIES - 1) * wanted) * size
-    memory = 2**31 + 4 * settings.batch_size * 12 * settings.image_size_px**2
+    if exact and left and freshness.ingest:
+        weights = settings.weights_for(backbone)
+        if backbones.weights_there(backbone, weights, study.root):
+            left = embed_stage.passes_left(study, backbone)
+    rate = passes_per_second(study.cache_path, backbone, settings.image_size_px)
+    bytes_of_a_row = row.num_features * (2 if settings.dtype == "float16" else 4)
+    pixels_of_a_batch = settings.batch_size * 3 * settings.image_size_px**2
     return Step(
-        f"embed {backbone}", cached, detail, left, _START_SECONDS + left / rate, disk, memory
+        what=f"embed {backbone}",
+        cached=cached,
+        detail=(
+            f"{left:,} passes ({wanted - left:,} of {wanted:,} kept) "
+            f"at {rate.images_per_second:.3g} a second ({rate.source})"
+        ),
+        passes=left,
+        seconds=START_SECONDS + left / rate.images_per_second,
+        disk_bytes=(left + (COPIES - 1) * wanted) * bytes_of_a_row,
+        memory_bytes=2**31 + 16 * pixels_of_a_batch,
     )
 
 
-def _rate(backbone: str, size_px: int) -> tuple[float, str]:
-    """Passes in a second: measured by the last long pass of this machine, or published and scaled by the pixels."""
-    journal = shards.SHARDS / "passes.jsonl"
-    lines = (
-        [json.loads(line) for line in journal.read_text("utf-8").splitlines()]
-        if journal.is_file()
-        else []
-    )
+@dataclass(frozen=True)
+class Rate:
+    """Backbone passes in a second, and how that is known."""
+
+    images_per_second: float
+    source: str
+
+
+def passes_per_second(cache: Path, backbone: str, size_px: int) -> Rate:
+    """The rate of this machine's last long pass, else the published one scaled by the pixels."""
+    journal = shards.passes_journal(cache)
+    lines = journal.read_text("utf-8").splitlines() if journal.is_file() else []
     for line in reversed(lines):
-        mine = (line.get("backbone"), line.get("image_size_px")) == (backbone, size_px)
-        if mine and line["passes_now"] >= 256 and line.get("seconds"):
-            return line["passes_now"] / line["seconds"], "measured here"
-    return backbones.load_row(backbone).images_per_second * (
-        224 / size_px
-    ) ** 2, "published for 2 cores"
+        entry = json.loads(line)
+        if entry.get("backbone") != backbone or entry.get("image_size_px") != size_px:
+            continue
+        if entry["passes_now"] >= _LONG_PASS and entry.get("seconds"):
+            return Rate(entry["passes_now"] / entry["seconds"], "measured here")
+    published = backbones.load_row(backbone).images_per_second
+    return Rate(published * (224 / size_px) ** 2, "published for 2 cores")
 
 
-def _scenario(study: Study, backbone: str, scenario: str, count: int, parents: bool) -> Step:
-    settings, row = study.settings, backbones.load_row(backbone)
+def _scenario_step(
+    study: Study, backbone: str, scenario: str, num_images: int, freshness: Freshness
+) -> Step:
+    settings = study.settings
+    num_features = backbones.load_row(backbone).num_features
     split = settings.split
     rounds = split.folds * split.repeats if split.scheme == "kfold" else 1
     jobs = rounds * len(settings.train.seeds)
     heads = jobs * settings.tune.trials * settings.tune.inner_folds
-    rows = count * (1 + (settings.embed.views if settings.embed.views_of == "all" else 0))
-    cores = os.cpu_count() or 1
-    side = min(cores, jobs) if study.engine.workers < 0 else min(study.engine.workers, jobs)
-    seconds = _START_SECONDS + heads * rows * row.num_features * _HEAD_SECONDS
-    fits = jobs * (settings.train.mode == "finetune") + heads * (settings.tune.mode == "finetune")
-    # Forwards and backwards cost about three passes.
-    finetuned = 3 * fits * settings.finetune.steps * settings.finetune.batch_size
-    seconds += finetuned / _rate(backbone, settings.embed.image_size_px)[0]
-    summary = _meta(study.result_path(backbone, scenario) / "metrics.json")
-    held = summary.get("digests", {})
-    now = settings.sections("split", "embed", "augment", *SCENARIO_SECTIONS)
-    now["scenario"] = study.scenario_settings.get(scenario, {})
-    cached = parents and all(
-        json.loads(json.dumps(now[key])) == summary.get("settings", {}).get(key) for key in now
-    )
-    cached = cached and held.get("features") == _meta(
-        study.features_path(backbone) / "meta.json"
-    ).get("digest")
-    cached = cached and held.get("splits") == Splits.read(study.splits_path).digest
-    features_bytes = 4 * row.num_features * min(rows, _MEMORY_ROWS)
-    memory = side * (_MEMORY_OF_FEATURES * features_bytes + _MEMORY_OF_A_ROW * rows)
-    disk = jobs * count * 60 + (
-        side * 8 * row.num_features * rows if rows > _MEMORY_ROWS else 0
-    )  # rotated, float64
-    detail = f"{jobs} jobs (rounds x seeds), {heads:,} heads in searches; a search that is kept is not made again"
+    views = settings.embed.views if settings.embed.views_of == "all" else 0
+    rows = num_images * (1 + views)
+    workers = _workers(study, jobs)
+
+    seconds = START_SECONDS + heads * rows * num_features * HEAD_SECONDS
+    tuned_networks = jobs if settings.train.mode == "finetune" else 0
+    tuned_networks += heads if settings.tune.mode == "finetune" else 0
+    rate = passes_per_second(study.cache_path, backbone, settings.embed.image_size_px)
+    seconds += tuned_networks * _passes_of_tuning(settings.finetune) / rate.images_per_second
+
+    bytes_of_features = 4 * num_features * min(rows, MEMORY_ROWS)
+    memory = workers * (MEMORY_OF_FEATURES * bytes_of_features + MEMORY_OF_A_ROW * rows)
+    rotated = workers * 8 * num_features * rows if rows > MEMORY_ROWS else 0
     return Step(
-        f"scenario {scenario}, {backbone}", cached, detail, 0, seconds / max(1, side), disk, memory
+        what=f"scenario {scenario}, {backbone}",
+        cached=freshness.scenario(backbone, scenario),
+        detail=(
+            f"{jobs} jobs (rounds x seeds), {heads:,} heads in searches; "
+            "a search that is kept is not made again"
+        ),
+        seconds=seconds / workers,
+        disk_bytes=jobs * num_images * 60 + rotated,
+        memory_bytes=memory,
     )
 
 
-def _meta(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except (DataError, OSError):
-        return {}
+def _workers(study: Study, jobs: int) -> int:
+    """How many jobs run side by side."""
+    workers = study.engine.workers
+    if workers < 0:
+        workers = os.cpu_count() or 1
+    return max(1, min(workers, jobs))
+
+
+def _passes_of_tuning(settings: Finetune) -> int:
+    """What the optimiser steps of one network cost, in backbone passes."""
+    return PASSES_OF_A_STEP * settings.steps * settings.batch_size
 
 
 def _minutes(seconds: float) -> str:
+    """Seconds as people read them.
+
+    >>> _minutes(42.4), _minutes(600), _minutes(7200)
+    ('42 s', '10 min', '2.0 h')
+    """
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _gigabytes(size: float) -> str:
@@ -238,81 +445,6 @@ def _gigabytes(size: float) -> str:
     >>> _gigabytes(2_500_000), _gigabytes(4.2e12)
     ('0.0025 GB', '4,200 GB')
     """
-    return f"{size / 1e9:,.2g} GB" if size < 1e11 else f"{size / 1e9:,.0f} GB"
-
-
-def draw_phantoms(study: Study) -> int:
-    """Draw the raw images of a study whose dataset is the phantom."""
-    if study.dataset != "phantom":
-        raise ConfigError(
-            f"The images of study '{study.name}' are real ({study.dataset}); there is nothing to draw."
-        )
-    if study.settings.phantom is None:
-        raise ConfigError(
-            f"The phantom section of study '{study.name}' is empty; there is nothing to draw."
-        )
-    return phantom.draw(study.raw, study.settings.phantom.model_dump())
-
-
-def ensure(study: Study, backbone: str, say: Any) -> None:
-    """Build the stages before a scenario that are missing or were made with other settings or parents.
-
-    Args:
-        study: Name and settings.
-        backbone: Whose features are needed.
-        say: Called with a line of text for each stage that is built.
-    """
-    if study.dataset == "phantom" and not study.raw.is_dir():
-        say(f"drawing {study.raw}")
-        draw_phantoms(study)
-    manifest = _read(Manifest, study.manifest_path)
-    if manifest is None or manifest.meta.get("settings") != study.settings.sections("ingest"):
-        say(f"ingesting {study.raw}")
-        manifest, _ = ingest.run(study)
-    split = _read(Splits, study.splits_path)
-    wanted: dict[str, Any] = study.settings.sections("split")
-    if (
-        split is None
-        or split.meta["settings"] != wanted
-        or split.meta["manifest"] != manifest.digest
-    ):
-        say(f"splitting {study.name}")
-        splits.run(study)
-    meta_path = study.features_path(backbone) / "meta.json"
-    meta = read_json(meta_path) if meta_path.is_file() else {}
-    wanted = study.settings.sections("embed", "augment")
-    if meta.get("settings") != wanted or meta.get("manifest") != manifest.digest:
-        say(f"embedding {study.name} with {backbone}")
-        features.run(study, backbone)
-
-
-def adhoc_folder(study: Study, backbone: str, scenario: str, overrides: Mapping[str, Any]) -> Path:
-    """Where a run with overrides is written: never over DVC's outputs, never read by `compare`."""
-    for key in overrides:
-        if key.split(".")[0] not in SCENARIO_SECTIONS:
-            raise ConfigError(
-                f"'{key}' cannot be overridden for one scenario: it would change the data that all scenarios share. "
-                f"Overrides reach {', '.join(SCENARIO_SECTIONS)}; change params.yaml for the rest."
-            )
-    parts = [
-        study.name,
-        backbone,
-        scenario,
-        study.settings.model_dump(),
-        study.scenario_settings.get(scenario, {}),
-    ]
-    return Path("results/adhoc") / digest_of(parts)[:16]
-
-
-def reproduce() -> None:
-    """Run `dvc repro` with this interpreter first on the path."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    code = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro"], env={**os.environ, "PATH": path}
-    ).returncode
-    if code:
-        raise EquipoiseError(f"`dvc repro` ended with code {code}; its last lines say why.")
-
-
-def _read(record: type[Manifest] | type[Splits], path: Path) -> Any:
-    return record.read(path) if path.is_file() else None
+    if size < 1e11:
+        return f"{size / 1e9:,.2g} GB"
+    return f"{size / 1e9:,.0f} GB"

@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from equipoise.compare import card, evidence
-from equipoise.core import config, files, records
+from equipoise.core import config, documents, files, records
 from equipoise.evaluation import intervals
-from fabricate import made
+from fabricate import comparisons, made
 
 SECTIONS = (
     *("Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data"),
@@ -25,27 +25,21 @@ def study(tmp_path, monkeypatch) -> config.Study:
     manifest = records.Manifest.read(made_up.manifest_path)
     settings, floor = made_up.settings.compare, made_up.settings.tune.sensitivity_floor
     table = intervals.evaluate(predictions, settings, floor).table()
-    change(
-        folder / "metrics.json",
-        metrics=table,
-        settings=made_up.settings.sections("split", "compare", "tune"),
+    summary = documents.ScenarioSummary.read(folder / "metrics.json").as_dict()
+    summary["metrics"] = table
+    summary["settings"] = made_up.settings.sections("split", "compare", "tune")
+    documents.ScenarioSummary.model_validate(summary).write(folder / "metrics.json")
+    row = comparisons.rival(
+        "worse",
+        documents.Difference(value=-0.0123, low=-0.0456, high=0.0789),
+        reason="so it is",
+        result_digest=summary["result_digest"],
+        subgroups=evidence.subgroups(predictions, manifest, settings, floor),
     )
-    row = {
-        "result_digest": files.read_json(folder / "metrics.json")["result_digest"],
-        "verdict": "worse",
-    }
-    row |= {"subgroups": evidence.subgroups(predictions, manifest, settings, floor)}
-    row |= {
-        "delta": {"free.auroc": {"value": -0.0123, "low": -0.0456, "high": 0.0789}},
-        "reason": "so it is",
-    }
-    found = {
-        "rows": {made.BACKBONE: {"oversample": row}},
-        "notes": ["a <b>note</b>"],
-        "digest": "d" * 64,
-    }
-    found |= {"primary": "free.auroc", "sensitivity_floor": floor, "units": "patients"}
-    files.write_json(made_up.reports_path / "evidence.json", found)
+    compared = comparisons.comparison(
+        {made.BACKBONE: {"oversample": row}}, notes=["a <b>note</b>"], sensitivity_floor=floor
+    )
+    compared.write(made_up.reports_path / "evidence.json")
     made_up.manifest_path.with_suffix(".quarantine.csv").write_text(
         "image_id,reason\nx.png,exact duplicate of secret/a.png\ny.png,unreadable: secret b\nz.png,unreadable: c\n"
     )
@@ -110,6 +104,22 @@ def test_what_no_file_holds_is_said(study):
     bare = write(study)
     for line in ("Verdict", "Subgroups evaluated", "Primary endpoint", "comparison"):
         assert re.search(rf"^\* {line}:.*not measured", bare, flags=re.M), line
+
+
+def test_of_the_short_form_the_card_says_that_subgroups_are_not_measured(study):
+    evidence_path = study.reports_path / "evidence.json"
+    full = documents.Comparison.read(evidence_path)
+    row = full.rows[made.BACKBONE]["oversample"].as_dict()
+    del row["subgroups"]
+    short = full.model_copy(
+        update={"rows": {made.BACKBONE: {"oversample": documents.ScenarioRow(**row)}}}
+    )
+    short.write(study.reports_path / "comparison.json")
+    assert "Subgroups evaluated: none: the data have no column for it" in write(study)
+    evidence_path.unlink()
+    text = write(study)
+    assert "Subgroups evaluated: not measured" in text
+    assert "Verdict: worse (so it is)" in text
 
 
 def test_a_comparison_of_another_run_is_not_believed(study):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -12,6 +13,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from equipoise.compare import controls, leakage
 from equipoise.compare import stage as compare
+from equipoise.core.documents import Controls, Difference, MeasuredMetric
 from equipoise.core.files import read_table
 from equipoise.core.records import Manifest, Splits
 from equipoise.scenario.matrix import Inputs
@@ -29,6 +31,10 @@ def _inputs(study):
     return Inputs.read(study, made.BACKBONE, "baseline")
 
 
+def checks_of(metadata, **permuted):
+    return controls.checks_of(Controls(metadata_only=metadata, permuted_labels=permuted))
+
+
 def _with_metadata(study, strength):
     """The manifest with file sizes that tell the class as strongly as said."""
     manifest = Manifest.read(study.manifest_path)
@@ -42,7 +48,7 @@ def test_metadata_that_tell_the_class_are_found_and_agree_with_scikit_learn(fold
     split, settings = Splits.read(study.splits_path), study.settings.compare
     manifest = _with_metadata(study, 2.0)
     found = controls.metadata_only(manifest, split, settings, 0.9)
-    assert found["low"] > 0.5
+    assert found.low > 0.5
     rows = split.round(0, 0).merge(manifest.table.drop(columns="patient_id"), on="image_id")
     values = np.column_stack(
         [np.log(rows[["width_px", "height_px", "bytes"]].to_numpy(float)), rows["grey_mean"]]
@@ -52,8 +58,8 @@ def test_metadata_that_tell_the_class_are_found_and_agree_with_scikit_learn(fold
         StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=1000)
     )
     prob = model.fit(values[train], rows["label"][train]).predict_proba(values[test])[:, 1]
-    assert found["value"] == pytest.approx(roc_auc_score(rows["label"][test], prob))
-    assert controls.checks_of(found, {})[0].answer == "finding"
+    assert found.value == pytest.approx(roc_auc_score(rows["label"][test], prob))
+    assert checks_of(found)[0].answer == "finding"
 
 
 def test_metadata_that_say_nothing_are_no_finding(folder):
@@ -61,8 +67,8 @@ def test_metadata_that_say_nothing_are_no_finding(folder):
     found = controls.metadata_only(
         _with_metadata(study, 0.0), Splits.read(study.splits_path), study.settings.compare, 0.9
     )
-    assert found["low"] < 0.5
-    assert controls.checks_of(found, {})[0].answer == "none"
+    assert found.low < 0.5
+    assert checks_of(found)[0].answer == "none"
 
 
 @pytest.mark.parametrize("classes", [("clear", "opacity"), ("a", "b", "c")])
@@ -77,19 +83,20 @@ def test_permuted_labels_are_not_learned_when_patients_are_whole(folder, classes
     found = controls.permuted_labels(
         inputs, [controls.sides(inputs.manifest, inputs.splits.round(0, 0))], 0.1, 200, 3
     )
-    assert found["low"] <= found["auroc"] <= found["high"]
-    assert found["low"] < 0.5 < found["high"]
-    assert found["high"] - found["low"] < 0.1
+    assert found.low <= found.auroc <= found.high
+    assert found.low < 0.5 < found.high
+    assert found.high - found.low < 0.1
 
 
 def test_permuted_labels_are_learned_when_patients_are_on_both_sides(folder):
     inputs = _inputs(made.study(folder, patients=(60, 40)))
     images = np.random.default_rng(1).permutation(len(inputs.manifest.table))
     found = controls.permuted_labels(
-        inputs, [(images[: len(images) // 2], images[len(images) // 2 :])], 0.1, 200, 3
+        inputs, [controls.Sides(*np.array_split(images, 2))], 0.1, 200, 3
     )
-    assert found["auroc"] > found["high"]
-    check = controls.checks_of({"value": 0.5, "low": 0.4, "high": 0.6}, {made.BACKBONE: found})[1]
+    assert found.auroc > found.high
+    nothing = MeasuredMetric(value=0.5, low=0.4, high=0.6)
+    check = checks_of(nothing, **{made.BACKBONE: found})[1]
     assert (check.code, check.answer) == ("EQ008", "finding")
     assert made.BACKBONE in check.detail
 
@@ -99,7 +106,7 @@ def test_the_ridge_of_the_control_is_scikit_learns(folder):
     train, test = controls.sides(inputs.manifest, inputs.splits.round(0, 0))
     labels = np.random.default_rng(4).integers(0, 2, (3, len(train)))
     for few in (train, train[:6]):  # more rows than features, and fewer
-        scores = controls._ridge_scores(inputs, few, test, labels[:, : len(few)], 2, 0.1)
+        scores = controls.ridge_scores(inputs, few, test, labels[:, : len(few)], 0.1)
         scaled = StandardScaler().fit(inputs.features(few))
         known, wanted = (
             scaled.transform(inputs.features(few)),
@@ -115,14 +122,14 @@ def test_aurocs_are_scikit_learns_with_ties():
     rng = np.random.default_rng(5)
     scores = rng.integers(0, 6, (4, 3, 40)).astype(float)
     labels = rng.integers(0, 3, (4, 40))
-    values = controls._aurocs(controls.rankdata(scores, axis=2), labels)
+    values = controls.aurocs(rankdata(scores, axis=2), labels)
     for row in range(4):
         expected = np.mean(
             [roc_auc_score(labels[row] == label, scores[row, label]) for label in range(3)]
         )
         assert values[row] == pytest.approx(expected)
     assert np.isnan(
-        controls._aurocs(controls.rankdata(scores[:1, :2], axis=2), np.zeros((1, 40), dtype=int))
+        controls.aurocs(rankdata(scores[:1, :2], axis=2), np.zeros((1, 40), dtype=int))
     )[0]
 
 
@@ -130,13 +137,10 @@ def test_the_comparison_carries_both_controls(folder):
     study = made.study(folder, patients=(60, 40), run={"scenarios": ["baseline"]})
     made.result(study, "baseline")
     comparison, _ = compare.run(study)
-    codes = [check["code"] for check in comparison["checks"]]
+    codes = [check.code for check in comparison.checks]
     assert codes[-2:] == ["EQ007", "EQ008"]
-    assert set(comparison["controls"]) == {"metadata_only", "permuted_labels"}
-    assert (
-        f"{comparison['controls']['metadata_only']['value']:.3f}"
-        in comparison["checks"][-2]["detail"]
-    )
+    assert set(comparison.controls.permuted_labels) == {made.BACKBONE}
+    assert f"{comparison.controls.metadata_only.value:.3f}" in comparison.checks[-2].detail
 
 
 def _patients_stand_out(study, num_features=40):
@@ -160,32 +164,28 @@ def test_leaks_inflate_and_patients_kept_whole_do_not(folder):
     """Features that tell patients apart and say nothing of the class: only a leak can score."""
     study = made.study(folder, patients=(60, 60), compare={"permutations": 40})
     _patients_stand_out(study)
-    found = leakage.run(study, made.BACKBONE)
-    rows = found["rows"]
+    found = leakage.measure(study, made.BACKBONE)
+    rows = found.rows
     whole, by_image = (
-        rows[leakage.WHOLE]["metrics"]["free.auroc"],
-        rows[leakage.BY_IMAGE]["metrics"]["free.auroc"],
+        rows[leakage.WHOLE].metrics["free.auroc"],
+        rows[leakage.BY_IMAGE].metrics["free.auroc"],
     )
-    assert whole["low"] < 0.5 < whole["high"]
-    assert by_image["low"] > 0.5
-    inflation = rows[leakage.BY_IMAGE]["inflation"]["free.auroc"]
-    assert inflation["low"] > 0
-    assert inflation["value"] == pytest.approx(by_image["value"] - whole["value"])
-    assert rows[leakage.WHOLE]["inflation"]["free.auroc"] == {
-        "value": 0,
-        "low": 0,
-        "high": 0,
-        "p_value": 1,
-    }
-    control = rows[leakage.WHOLE]["permuted_labels"]
-    assert control["low"] <= control["auroc"] <= control["high"]
+    assert whole.low < 0.5 < whole.high
+    assert by_image.low > 0.5
+    inflation = rows[leakage.BY_IMAGE].inflation["free.auroc"]
+    assert inflation.low > 0
+    assert inflation.value == pytest.approx(by_image.value - whole.value)
+    assert rows[leakage.WHOLE].inflation["free.auroc"] == Difference(
+        value=0, low=0, high=0, p_value=1
+    )
+    control = rows[leakage.WHOLE].permuted_labels
+    assert control.low <= control.auroc <= control.high
     assert (
-        rows[leakage.BY_IMAGE]["permuted_labels"]["auroc"]
-        > rows[leakage.BY_IMAGE]["permuted_labels"]["high"]
+        rows[leakage.BY_IMAGE].permuted_labels.auroc > rows[leakage.BY_IMAGE].permuted_labels.high
     )
     text = leakage.table_text(found)
     assert all(kind in text for kind in rows)
-    assert f"{by_image['value']:.3f}" in text
+    assert f"{by_image.value:.3f}" in text
 
 
 def test_oversampling_before_the_split_leaks_even_one_image_per_patient(folder):
@@ -200,14 +200,14 @@ def test_oversampling_before_the_split_leaks_even_one_image_per_patient(folder):
         path = study.features_path(made.BACKBONE) / name
         meta = json.loads(path.read_text())
         path.write_text(json.dumps({**meta, "manifest": Manifest.read(study.manifest_path).digest}))
-    rows = leakage.run(study, made.BACKBONE)["rows"]
-    assert rows[leakage.BEFORE]["inflation"]["raw.balanced_accuracy"]["low"] > 0.1
+    rows = leakage.measure(study, made.BACKBONE).rows
+    assert rows[leakage.BEFORE].inflation["raw.balanced_accuracy"].low > 0.1
 
 
 def test_every_kind_tests_every_image_once_and_keeps_its_promise(folder):
     inputs = _inputs(made.study(folder, patients=(30, 12)))
     patients = inputs.manifest.table["patient_id"].to_numpy()
-    for kind, rounds in leakage._sides(inputs).items():
+    for kind, rounds in leakage.kinds_of_split(inputs, inputs.study.settings.split).items():
         tested = np.concatenate([test for _, test in rounds])
         assert sorted(tested) == list(range(len(patients))), kind
         shared_images = [set(train) & set(test) for train, test in rounds]
@@ -218,7 +218,7 @@ def test_every_kind_tests_every_image_once_and_keeps_its_promise(folder):
 
 def test_its_folder_holds_nothing_that_could_be_registered(folder):
     study = made.study(folder, patients=(30, 12))
-    leakage.run(study, made.BACKBONE)
+    leakage.measure(study, made.BACKBONE)
     assert [path.name for path in leakage.folder(study, made.BACKBONE).rglob("*")] == [
         "leakage.json"
     ]
@@ -228,6 +228,6 @@ def test_its_folder_holds_nothing_that_could_be_registered(folder):
 def test_the_honest_arm_uses_the_split_s_groups(folder):
     study = made.study(folder, patients=(30, 12))
     inputs = _inputs(study)
-    for train, test in leakage._sides(inputs)[leakage.WHOLE]:
+    for train, test in leakage.kinds_of_split(inputs, inputs.study.settings.split)[leakage.WHOLE]:
         groups = inputs.splits.round(0, 0)["patient_id"].to_numpy()
         assert not set(groups[train]) & set(groups[test])

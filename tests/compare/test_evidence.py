@@ -10,7 +10,6 @@ from sklearn import metrics as sk
 from equipoise.compare import evidence, patients
 from equipoise.core import records
 from equipoise.evaluation import intervals
-from equipoise.strategies import base as strategies
 from fabricate import made
 
 SETTINGS = made.settings()
@@ -27,9 +26,9 @@ def test_mcnemar_known_value_of_2_and_10_discordant_patients():
     mine, other = np.ones(40, bool), np.ones(40, bool)
     mine[:2], other[2:12], mine[20:23], other[20:23] = False, False, False, False
     found = evidence.mcnemar(decided(mine, labels), decided(other, labels), "patients")["raw"]
-    assert found["p_value"] == pytest.approx(0.038574, abs=5e-7)
+    assert found.p_value == pytest.approx(0.038574, abs=5e-7)
     counts = [
-        found[name]
+        getattr(found, name)
         for name in ("both_right", "only_scenario_right", "only_baseline_right", "both_wrong")
     ]
     assert counts == [25, 10, 2, 3]
@@ -43,7 +42,7 @@ def test_mcnemar_of_equal_decisions_is_1_and_counts_each_patient_once():
     )
     same = replace(same, table=several.reset_index(drop=True))
     found = evidence.mcnemar(same, same, "patients")["locked"]
-    assert (found["p_value"], found["both_right"], found["both_wrong"]) == (1, 10, 0)
+    assert (found.p_value, found.both_right, found.both_wrong) == (1, 10, 0)
 
 
 def test_per_thousand_counts_what_changed_between_the_decisions():
@@ -55,111 +54,18 @@ def test_per_thousand_counts_what_changed_between_the_decisions():
     kept = [made.predictions(np.where(given == 1, 2.0, -2.0), labels) for given in (after, before)]
     evaluations = [intervals.evaluate(given, SETTINGS.compare, 0.9) for given in kept]
     found = evidence.per_thousand(*evaluations, kept[0], "patients")["locked"]
-    assert found["positives_per_1000"] == pytest.approx(200)
-    assert found["found"]["value"] == pytest.approx(30)
-    assert found["false_alarms"]["value"] == pytest.approx(110)
-    assert found["false_alarms"]["low"] < 110 < found["false_alarms"]["high"]
-    assert found["sentence"].startswith(
+    assert found.positives_per_1000 == pytest.approx(200)
+    assert found.positives_found.value == pytest.approx(30)
+    assert found.false_alarms.value == pytest.approx(110)
+    assert found.false_alarms.low < 110 < found.false_alarms.high
+    assert found.sentence.startswith(
         "Per 1,000 patients, 200 of them opacity, at the locked threshold: 30 more found (+"
     )
     back = evidence.per_thousand(*evaluations[::-1], kept[0], "patients")["raw"]
-    assert ": 30 fewer found (" in back["sentence"]
-    assert ", 110 fewer false alarms (-" in back["sentence"]
-    same = evidence.per_thousand(evaluations[0], evaluations[0], kept[0], "images")["raw"][
-        "sentence"
-    ]
+    assert ": 30 fewer found (" in back.sentence
+    assert ", 110 fewer false alarms (-" in back.sentence
+    same = evidence.per_thousand(evaluations[0], evaluations[0], kept[0], "images")["raw"].sentence
     assert same.endswith("at 0.5: as many found (+0 to +0), as many false alarms (+0 to +0).")
-
-
-def corrected(
-    scenario,
-    settings,
-    counts,
-    plan_counts=None,
-    bias=0.0,
-    slope=1.0,
-    positive=1,
-    reason="",
-    weight=1.0,
-):
-    """Prior correction of one round whose train part has `counts` and whose plan draws `plan_counts`."""
-    drawn = plan_counts or counts
-    names = [f"{label}" for label, times in enumerate(drawn) for _ in range(times)]
-    plan = pd.DataFrame({"image_id": names, "repeat": 0, "fold": 0, "seed": 0, "weight": weight})
-    calibrator = {"slope": slope, "biases": [0.0, bias], "reason": reason}
-    choice = {
-        "repeat": 0,
-        "fold": 0,
-        "seed": 0,
-        "settings": {"l2": 0.1, **settings},
-        "calibrator": calibrator,
-    }
-    choice |= {"train_counts": list(counts), "plan_counts": list(drawn)}
-    return evidence.prior_correction(
-        scenario, [choice], plan, pd.Series({"0": 0, "1": 1}), positive
-    )
-
-
-@pytest.mark.parametrize(
-    ("scenario", "settings", "counts", "plan", "expected"),
-    [
-        ("baseline", {}, (100, 900), None, 0.0),
-        ("oversample", {}, (25, 75), (75, 75), np.log(75 / 25)),  # p1 = 0.75, r1 = 0.5
-        ("oversample", {}, (75, 25), (75, 75), np.log(25 / 75)),  # published: p = 0.5 becomes 0.25
-        ("class_weight", {"exponent": 1.0}, (1349, 3883), None, 1.057244),
-        ("logit_adjust", {"strength": 1.0}, (100, 900), None, 2.197225),
-        ("logit_adjust", {"strength": 0.5}, (100, 900), None, 2.197225 / 2),
-    ],
-)
-def test_the_expected_offset_of_a_remedy_is_the_published_one(
-    scenario, settings, counts, plan, expected
-):
-    found = corrected(scenario, settings, counts, plan, bias=0.6, slope=0.5)
-    assert found["expected"] == pytest.approx(expected, abs=1e-6)
-    assert (found["found"], found["slope"], found["rounds"]) == (pytest.approx(1.2), 0.5, 1)
-    turned = corrected(scenario, settings, counts, plan, bias=0.6, slope=0.5, positive=0)
-    assert (turned["expected"], turned["found"]) == (
-        pytest.approx(-expected, abs=1e-6),
-        pytest.approx(-1.2),
-    )
-
-
-def test_the_prior_correction_moves_probabilities_as_published():
-    offset = corrected("oversample", {}, (75, 25), (75, 75))["expected"]
-    for before, after in ((0.5, 0.25), (0.8, 0.571429)):
-        assert 1 / (1 + np.exp(-(np.log(before / (1 - before)) + offset))) == pytest.approx(
-            after, abs=1e-6
-        )
-
-
-def test_weights_of_draws_count():
-    weight = np.repeat([3.0, 1.0], [10, 30])
-    assert corrected("patient_balanced", {}, (10, 30), weight=weight)["expected"] == pytest.approx(
-        np.log(3)
-    )
-
-
-def test_there_is_no_prior_correction_of_a_focal_objective_or_without_a_calibrator():
-    assert corrected("focal", {"gamma": 2.0}, (10, 30)) is None
-    assert corrected("focal", {"gamma": 0.0}, (10, 30)) is not None
-    assert corrected("baseline", {}, (10, 30), reason="val is too small") is None
-
-
-def test_a_head_trained_with_another_prior_is_off_by_the_expected_offset():
-    """Against scikit-learn: weighted logistic regression on data of which the true logit is known."""
-    from sklearn.linear_model import LogisticRegression
-
-    rng = np.random.default_rng(0)
-    labels = (rng.random(60_000) < 0.8).astype(int)
-    x = rng.normal(size=60_000) + 1.5 * labels
-    counts = np.bincount(labels)
-    plain = LogisticRegression(C=1e6).fit(x[:, None], labels)
-    weights = (
-        strategies.load_strategy("class_weight").of({"exponent": 1.0}).objective(counts).weights
-    )
-    other = LogisticRegression(C=1e6).fit(x[:, None], labels, sample_weight=weights[labels])
-    expected = corrected("class_weight", {"exponent": 1.0}, tuple(counts // 10))["expected"]
-    assert plain.intercept_[0] - other.intercept_[0] == pytest.approx(expected, abs=0.05)
 
 
 @pytest.fixture
@@ -199,49 +105,39 @@ def described():
 
 def test_subgroups_of_both_classes_are_the_metrics_of_their_rows(described):
     given, manifest = described
-    found = {
-        row["value"]: row for row in evidence.subgroups(given, manifest, SETTINGS.compare, 0.9)
-    }
-    assert list(found) == ["100X", "40X", "bacteria", "none", "virus"]
-    row, rows = found["40X"], given.table[manifest.table["magnification"] == "40X"]
-    assert row["column"] == "magnification"
-    assert row["auroc"]["value"] == pytest.approx(
-        sk.roc_auc_score(rows["label"], rows["prob_opacity"])
-    )
+    groups = {row.value: row for row in evidence.subgroups(given, manifest, SETTINGS.compare, 0.9)}
+    assert list(groups) == ["100X", "40X", "bacteria", "none", "virus"]
+    row, rows = groups["40X"], given.table[manifest.table["magnification"] == "40X"]
+    assert row.column == "magnification"
+    assert row.auroc.value == pytest.approx(sk.roc_auc_score(rows["label"], rows["prob_opacity"]))
     decided = rows["calibrated_opacity"] >= 0.4
-    assert row["sensitivity"]["value"] == pytest.approx(
-        sk.recall_score(rows["label"], decided), abs=1e-6
-    )
-    assert row["specificity"]["value"] == pytest.approx(
+    assert row.sensitivity.value == pytest.approx(sk.recall_score(rows["label"], decided), abs=1e-6)
+    assert row.specificity.value == pytest.approx(
         sk.recall_score(rows["label"], decided, pos_label=0), abs=1e-6
     )
     right = (
         ((rows["prob_opacity"] >= 0.5) == rows["label"]).groupby(rows["patient_id"]).mean().mean()
     )
-    assert row["patient_recognition_rate"]["value"] == pytest.approx(right, abs=1e-6)
-    assert (row["images"], row["patients"], row["few"], row["against"]) == (60, 40, False, "")
-    assert row["patients_per_class"] == {"clear": 20, "opacity": 20}
+    assert row.patient_recognition_rate.value == pytest.approx(right, abs=1e-6)
+    assert (row.images, row.patients, row.few, row.against) == (60, 40, False, "")
+    assert row.patients_per_class == {"clear": 20, "opacity": 20}
 
 
 def test_a_subgroup_of_one_class_is_ranked_against_all_images_of_the_other(described):
     given, manifest = described
-    found = {
-        row["value"]: row for row in evidence.subgroups(given, manifest, SETTINGS.compare, 0.9)
-    }
-    virus, rows = found["virus"], given.table[manifest.table["subtype"].isin(["virus", "none"])]
-    assert virus["auroc"]["value"] == pytest.approx(
-        sk.roc_auc_score(rows["label"], rows["prob_opacity"])
-    )
-    assert virus["against"] == "all of clear"
-    assert (virus["images"], virus["patients"], virus["few"]) == (15, 5, True)
+    groups = {row.value: row for row in evidence.subgroups(given, manifest, SETTINGS.compare, 0.9)}
+    virus, rows = groups["virus"], given.table[manifest.table["subtype"].isin(["virus", "none"])]
+    assert virus.auroc.value == pytest.approx(sk.roc_auc_score(rows["label"], rows["prob_opacity"]))
+    assert virus.against == "all of clear"
+    assert (virus.images, virus.patients, virus.few) == (15, 5, True)
     own = rows[rows["label"] == 1]
-    assert virus["sensitivity"]["value"] == pytest.approx(
+    assert virus.sensitivity.value == pytest.approx(
         (own["calibrated_opacity"] >= 0.4).mean(), abs=1e-6
     )
-    assert virus["specificity"] is None
-    assert virus["patient_recognition_rate"] is None
-    assert found["none"]["sensitivity"] is None
-    assert found["none"]["specificity"]["low"] < found["none"]["specificity"]["value"]
+    assert virus.specificity is None
+    assert virus.patient_recognition_rate is None
+    assert groups["none"].sensitivity is None
+    assert groups["none"].specificity.low < groups["none"].specificity.value
 
 
 def test_each_of_three_classes_stands_against_the_rest():
@@ -254,12 +150,12 @@ def test_each_of_three_classes_stands_against_the_rest():
     decided = given.probabilities("prob").argmax(axis=1)
     for label, name in enumerate("abc"):
         auroc = found[name]["free"]["auroc"]
-        assert auroc["value"] == pytest.approx(
+        assert auroc.value == pytest.approx(
             sk.roc_auc_score(labels == label, given.probabilities("prob")[:, label])
         )
-        assert auroc["low"] < auroc["value"] < auroc["high"]
+        assert auroc.low < auroc.value < auroc.high
         recall = sk.recall_score(labels == label, decided == label)
-        assert found[name]["raw"]["sensitivity"]["value"] == pytest.approx(recall, abs=1e-6)
+        assert found[name]["raw"]["sensitivity"].value == pytest.approx(recall, abs=1e-6)
     assert evidence.per_class(decided_two(), SETTINGS.compare, 0.9) == {}
 
 
@@ -275,8 +171,8 @@ def test_patients_of_no_discordance_at_one_point_only():
         patients.by_patient(given, "mean", SETTINGS.threshold, 0.9) for given in (images, other)
     )
     found = evidence.mcnemar(mine, base, "patients")
-    assert found["raw"]["p_value"] == 1
-    assert (found["locked"]["only_scenario_right"], found["locked"]["p_value"]) == (
+    assert found["raw"].p_value == 1
+    assert (found["locked"].only_scenario_right, found["locked"].p_value) == (
         6,
         pytest.approx(2 / 2**6),
     )

@@ -16,7 +16,7 @@ from conftest import REPO
 from equipoise import cli
 from equipoise.compare import card, gradcam, results
 from equipoise.compare.report.mistakes import mistakes
-from equipoise.core import config, files, images, records
+from equipoise.core import config, documents, files, images, records
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.embed import backbones
 from equipoise.embed.embedder import PIPELINE, Embedder
@@ -56,20 +56,18 @@ CASES = [(name, 64 if name == "densenet201" else 224, 2) for name in sorted(back
 
 
 @pytest.mark.parametrize(("name", "size_px", "classes"), CASES)
-def test_on_the_last_map_it_is_grad_cam_in_closed_form(name, size_px, classes, monkeypatch):
+def test_on_the_last_map_it_is_grad_cam_in_closed_form(name, size_px, classes):
     # Behind average pooling and a linear head Grad-CAM is CAM (Zhou et al. 2016): no derivative is needed.
     import keras
 
-    if size_px == 64:  # for speed; the last maps have 2 places a side here
-        monkeypatch.setattr(gradcam, "_PLACES", 2)
-    side = 2 if size_px == 64 else 7
+    side = 2 if size_px == 64 else gradcam.PLACES  # 64 px for speed
     plain, solved, whole = built(name, size_px, classes)
     pooling = [
         layer for layer in plain.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)
     ]
     image = noise(size_px)
     maps = keras.Model(plain.input, pooling[0].input)(image).numpy()[0].astype(float)
-    cam = gradcam.GradCam(whole)
+    cam = gradcam.GradCam(whole, places=side)
     for label in range(classes):
         weights = np.zeros(maps.shape[-1])
         columns = solved.coefficients
@@ -107,7 +105,7 @@ def test_one_trace_serves_every_image_and_the_same_map_comes_twice():
     cam, pictures = gradcam.GradCam(whole), noise(64, 3)
     first = [cam.heat_map(picture, label, 30, 20) for picture in pictures for label in (0, 1)]
     again = [cam.heat_map(picture, label, 30, 20) for picture in pictures for label in (0, 1)]
-    assert cam._trace.experimental_get_tracing_count() == 1
+    assert cam.trace.experimental_get_tracing_count() == 1
     assert all(np.array_equal(one, other) for one, other in zip(first, again))
     for heat in first:
         assert heat.shape == (20, 30)
@@ -137,8 +135,8 @@ def test_the_map_points_at_the_planted_opacity_where_the_classifier_is_right(tmp
     settings = config.load_study(
         "demo", made.params() | {"studies": config.read_params(REPO)["studies"]}
     )
-    settings = settings.settings.phantom.model_dump()
-    settings |= {"patients": 110, "opacity_patient_fraction": 0.5, "opacity_contrast": 0.4}
+    changes = {"patients": 110, "opacity_patient_fraction": 0.5, "opacity_contrast": 0.4}
+    settings = settings.settings.phantom.model_copy(update=changes)
     phantom.draw(tmp_path / "raw", settings)
     paths = [
         path
@@ -184,16 +182,8 @@ def predictor(tmp_path_factory) -> model.Predictor:
     folder = tmp_path_factory.mktemp("model")
     _, _, whole = built("mobilenetv2", 64)
     whole.save(folder / "model.keras")
-    description = {
-        "classes": ["clear", "o$pacity"],
-        "positive_class": "o$pacity",
-        "image_size_px": 64,
-    }
-    description |= {
-        "calibrator": {"slope": 1.0, "biases": [0.0, 0.0], "reason": ""},
-        "threshold": 0.25,
-    }
-    files.write_json(folder / "model.json", description | {"pipeline": PIPELINE})
+    description = described_model("clear", "o$pacity", threshold=0.25)
+    description.write(folder / "model.json")
     return model.Predictor(folder)
 
 
@@ -205,7 +195,7 @@ def served(predictor, monkeypatch, tmp_path):
 
     loaded = Loaded()
     loaded.predictor = predictor
-    monkeypatch.setattr(evidence, "load", lambda uri: loaded)
+    monkeypatch.setattr(evidence, "load", lambda uri, root: loaded)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("{}")
     Image.fromarray(noise(64)[0].astype(np.uint8)).resize((90, 50)).save("film.png")
@@ -284,6 +274,7 @@ def test_the_most_confident_mistakes_are_drawn(tmp_path, monkeypatch):
     study = made.study(tmp_path)
     result = a_result(study)
     wrong, tested = card.wrongly_decided(result.predictions)
+    winners = {made.BACKBONE: "baseline"}
     rng = np.random.default_rng(0)
     pictures = {
         name: rng.integers(0, 256, (300, 200, 3), dtype=np.uint8)
@@ -297,62 +288,79 @@ def test_the_most_confident_mistakes_are_drawn(tmp_path, monkeypatch):
         manifest.table.loc[manifest.table["image_id"] == name, "sha256"] = files.file_digest(path)
     manifest.write(study.manifest_path)
     _plain, _solved, whole = built("vgg16", 64)
-    description = {"image_size_px": 64, "pipeline": PIPELINE}
-    files.write_json(study.result_path(made.BACKBONE, "baseline") / "model/model.json", description)
+    described_model().write(study.result_path(made.BACKBONE, "baseline") / "model/model.json")
     monkeypatch.setattr(artifact, "assemble", lambda *_: whole)
     study = config.load_study("made", made.params(compare={"mistakes": 3}))
-    found = mistakes(study, {"winners": {made.BACKBONE: "baseline"}}, [result])
-    assert [row["image_id"] for row in found["rows"]] == list(pictures)
-    assert f"{len(wrong)} of {tested} test images" in found["note"]
-    for row, own in zip(found["rows"], wrong.itertuples()):
-        assert (row["truth"], row["decided"]) == tuple(
-            manifest.classes[label] for label in (own.truth, own.decided)
-        )
-        shown = [
-            images.decode(base64.b64decode(row[name].split(",")[1]))
-            for name in ("picture", "overlay")
-        ]
-        assert {picture.shape for picture in shown} == {(224, 149, 3)}
-        assert len(row["picture"]) + len(row["overlay"]) < 60_000
-    next(iter(study.raw.rglob("*.png"))).write_bytes(b"another")
-    assert (
-        "have changed since"
-        in mistakes(study, {"winners": {made.BACKBONE: "baseline"}}, [result])["note"]
-    )
+    drawn = mistakes(study, winners, [result])
+    assert [entry.image_id for entry in drawn.entries] == list(pictures)
+    assert f"{len(wrong)} of {tested} test images" in drawn.note
+    for entry, row in zip(drawn.entries, wrong.itertuples()):
+        assert entry.truth == manifest.classes[row.truth]
+        assert entry.decided == manifest.classes[row.decided]
+        for uri in (entry.picture, entry.overlay):
+            assert images.decode(base64.b64decode(uri.split(",")[1])).shape == (224, 149, 3)
+        assert len(entry.picture) + len(entry.overlay) < 60_000
+    one, other, _ = sorted(study.raw.rglob("*.png"))
+    one.write_bytes(b"another")
+    changed = mistakes(study, winners, [result])
+    assert changed.entries == []
+    assert "1 of 3 originals in data/raw/made have changed since" in changed.note
+    other.unlink()
+    missing = mistakes(study, winners, [result])
+    assert "The originals are not in data/raw/made (No such file or directory)." in missing.note
+    assert other.name not in missing.note  # with hashed ids a file's name is a secret
 
 
 def test_no_picture_without_originals_or_with_hashed_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = made.study(tmp_path)
-    result, winners = a_result(study), {"winners": {made.BACKBONE: "baseline"}}
+    result, winners = a_result(study), {made.BACKBONE: "baseline"}
     absent = mistakes(study, winners, [result])
-    assert absent["rows"] == []
-    assert "The originals are not in" in absent["note"]
+    assert absent.entries == []
+    assert "The originals are not in" in absent.note
+    assert str(tmp_path) not in absent.note  # the page is read on other machines
     manifest = records.Manifest.read(study.manifest_path)
     manifest.meta["pseudonym_key"] = "0123"
     manifest.write(study.manifest_path)
     hashed = mistakes(study, winners, [result])
-    assert hashed["rows"] == []
-    assert "hashed ids" in hashed["note"]
-    assert "The originals" not in hashed["note"]
+    assert hashed.entries == []
+    assert "hashed ids" in hashed.note
+    assert "The originals" not in hashed.note
 
 
 def test_confidence_is_the_distance_of_the_logit_from_the_threshold():
     logits, labels = np.array([3.0, -2.0, 0.7, -0.1, 2.0]), np.array([0, 1, 0, 1, 1])
     predictions = made.predictions(logits, labels, threshold=expit(0.2))
-    found, tested = card.wrongly_decided(predictions)
+    wrong, tested = card.wrongly_decided(predictions)
     assert tested == 5
-    assert found["image_id"].tolist() == ["image0", "image1", "image2", "image3"]
-    np.testing.assert_allclose(found["confidence"], [2.8, 2.2, 0.5, 0.3], atol=1e-9)
-    np.testing.assert_allclose(found["prob"], [expit(3.0), expit(2.0), expit(0.7), expit(0.1)])
+    assert wrong["image_id"].tolist() == ["image0", "image1", "image2", "image3"]
+    np.testing.assert_allclose(wrong["confidence"], [2.8, 2.2, 0.5, 0.3], atol=1e-9)
+    np.testing.assert_allclose(wrong["prob"], [expit(3.0), expit(2.0), expit(0.7), expit(0.1)])
 
 
 def test_mistakes_among_several_classes_are_judged_by_the_true_class():
     logits = np.array([[2.0, 0, 0], [0, 1, 0.9], [0, 0, 3]])
     predictions = made.predictions(logits, np.array([0, 2, 1]), classes=("a", "b", "c"))
-    found, _ = card.wrongly_decided(predictions)
-    assert found["image_id"].tolist() == ["image2", "image1"]
-    assert found["decided"].tolist() == [2, 1]
+    wrong, _ = card.wrongly_decided(predictions)
+    assert wrong["image_id"].tolist() == ["image2", "image1"]
+    assert wrong["decided"].tolist() == [2, 1]
+
+
+def described_model(
+    negative: str = "clear", positive: str = "opacity", threshold: float = 0.5
+) -> documents.ServedModel:
+    return documents.ServedModel(
+        backbone=made.BACKBONE,
+        weights="random",
+        weights_digest="0" * 64,
+        image_size_px=64,
+        pipeline=PIPELINE,
+        classes=[negative, positive],
+        positive_class=positive,
+        calibrator=documents.Calibration(slope=1.0, biases=[0.0, 0.0], reason=""),
+        threshold=threshold,
+        evidence="made up",
+    )
 
 
 def a_result(study: config.Study) -> results.Result:

@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 from equipoise.compare import patients
 from equipoise.evaluation import intervals
 from equipoise.evaluation.calibration import lock_threshold
+from equipoise.evaluation.metrics import Endpoint
 from fabricate import made
 
 SETTINGS = made.settings()
@@ -120,12 +121,12 @@ def test_every_metric_has_its_interval_on_patients_by_the_same_function():
         .groupby("patient_id")
         .agg({"logit": "mean", "label": "max"})
     )
-    assert evaluation.draws["free.auroc"][0] == pytest.approx(
+    assert evaluation.draws[Endpoint("free", "auroc")][0] == pytest.approx(
         sk.roc_auc_score(people["label"], people["logit"])
     )
     decided = people["logit"] >= 0
-    assert evaluation.draws["raw.mcc"][0] == pytest.approx(
+    assert evaluation.draws[Endpoint("raw", "mcc")][0] == pytest.approx(
         sk.matthews_corrcoef(people["label"], decided)
     )
-    cell = evaluation.interval("locked.sensitivity")
-    assert cell["wilson_low"] < cell["value"] <= cell["wilson_high"]
+    cell = evaluation.interval(Endpoint("locked", "sensitivity"))
+    assert cell.wilson_low < cell.value <= cell.wilson_high

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,8 @@ from equipoise.compare import results as results_
 from equipoise.compare import stage as compare
 from equipoise.compare.report import curves, figures
 from equipoise.compare.report import page as report
-from equipoise.core import files
+from equipoise.compare.report.mistakes import Mistake
+from equipoise.core import documents, files
 from equipoise.scenario import stage as scenario
 from fabricate import made
 
@@ -203,12 +203,10 @@ def real(tmp_path_factory):
         )
         for name in made_up.scenarios:
             scenario.run(made_up, made.BACKBONE, name)
-        comparison, results = compare.run(made_up)
-        path = folder / report.run(made_up, comparison, results)
+        comparison, results = compared(made_up)
+        path = folder / report.write(made_up, comparison, results)
         html = path.read_text(encoding="utf-8")
-        again = report.run(
-            made_up, files.read_json(made_up.reports_path / "evidence.json"), results
-        )
+        again = report.write(made_up, comparison, results)
         assert again.read_text(encoding="utf-8") == html, "the same numbers give the same bytes"
     return comparison, results, path, html
 
@@ -219,11 +217,17 @@ def study(folder, **changes):
     return made.study(folder, **changes)
 
 
+def compared(study):
+    """The comparison as it stands in evidence.json, and the results behind it."""
+    comparison, results = compare.run(study)
+    return comparison, results
+
+
 def page(study, strengths=(1.0, 4.0, -1.0)):
     for name, strength in zip(study.scenarios, strengths):
         made.result(study, name, strength)
-    comparison, results = compare.run(study)
-    path = report.run(study, comparison, results)
+    comparison, results = compared(study)
+    path = report.write(study, comparison, results)
     assert path == study.reports_path / "report.html"
     return comparison, path.read_text(encoding="utf-8")
 
@@ -231,16 +235,16 @@ def page(study, strengths=(1.0, 4.0, -1.0)):
 def test_the_page_says_what_the_comparison_says(real):
     comparison, _, _, html = real
     text = " ".join(Reader(html).text)
-    assert comparison["verdict"] in text
-    for note in comparison["notes"]:
+    assert comparison.verdict in text
+    for note in comparison.notes:
         assert note in text
-    row = comparison["rows"][made.BACKBONE]["oversample"]
-    assert f"{row['delta'][comparison['primary']]['value']:+.3f}" in text
-    assert row["per_1000"]["patients"]["locked"]["sentence"].rstrip(".") in text
-    assert comparison["digest"] in text
+    row = comparison.rows[made.BACKBONE]["oversample"]
+    assert f"{row.delta[comparison.primary].value:+.3f}" in text
+    assert row.per_1000["patients"]["locked"].sentence.rstrip(".") in text
+    assert comparison.digest in text
     assert "specificity at 90 % sensitivity" in text
-    for check in comparison["checks"]:
-        assert check["code"] in text
+    for check in comparison.checks:
+        assert check.code in text
     assert "nan" not in re.sub(r"[0-9a-f]{20,}", "", text).lower().split()
     order = re.findall(r'<h2 id="(\w+)"', html)
     assert order[:7] == [
@@ -262,7 +266,6 @@ def test_the_page_says_what_the_comparison_says(real):
         "card",
     ]
     assert "dvc repro compare@made" in text
-    assert "PED-ANOVA" in text
 
 
 def test_the_page_has_the_figures_and_loads_nothing(real):
@@ -292,30 +295,38 @@ def test_curves_are_those_of_scikit_learn(folder):
     made_up = study(folder, run={"scenarios": ["baseline"]}, train={"seeds": [0]})
     made.result(made_up, "baseline", 1.0)
     result = results_.read_results(made_up)[0]
-    found = curves.bands(result, 1)
+    bands = curves.bands(result, 1)
     test = result.predictions.part("test")
     truth, prob = test.table["label"], test.probabilities("prob")[:, 1]
     alarms, sensitivity, _ = roc_curve(truth, prob, drop_intermediate=False)
     np.testing.assert_allclose(
-        found["roc"][1, 1:], np.interp(curves.GRID, alarms, sensitivity), atol=1e-12
+        bands.roc.estimate[1:], np.interp(curves.GRID, alarms, sensitivity), atol=1e-12
     )
-    assert found["roc"][1, 1:].mean() == pytest.approx(roc_auc_score(truth, prob), abs=0.01)
-    assert found["precision_recall"][1].mean() == pytest.approx(
+    assert bands.roc.estimate[1:].mean() == pytest.approx(roc_auc_score(truth, prob), abs=0.01)
+    assert bands.precision_recall.estimate.mean() == pytest.approx(
         average_precision_score(truth, prob), abs=0.01
     )
-    for _, estimate, low, high in found.values():
-        assert (low <= estimate + 1e-9).mean() > 0.95
-        assert (high >= estimate - 1e-9).mean() > 0.95
-    thresholds, model, everyone = curves.net_benefit(curves.counts(result.predictions, 1))
+    for band in bands:
+        assert (band.low <= band.estimate + 1e-9).mean() > 0.95
+        assert (band.high >= band.estimate - 1e-9).mean() > 0.95
+    thresholds, model, treat_all = curves.net_benefit(curves.counts(result.predictions, 1))
     calibrated = test.probabilities("calibrated")[:, 1]
     for place in (9, 29, 69):
         (_, false), (_, true) = confusion_matrix(truth, calibrated >= thresholds[place])
         odds = thresholds[place] / (1 - thresholds[place])
         assert model[place] == pytest.approx((true - false * odds) / len(truth))
-        assert everyone[place] == pytest.approx(truth.mean() - (1 - truth.mean()) * odds)
+        assert treat_all[place] == pytest.approx(truth.mean() - (1 - truth.mean()) * odds)
     bins = curves.reliability(result, "calibrated", 1)
-    assert bins[4].sum() == len(truth)
-    assert (bins[1] * bins[4]).sum() == pytest.approx(truth.sum())
+    assert bins.images.sum() == len(truth)
+    assert (bins.observed * bins.images).sum() == pytest.approx(truth.sum())
+
+
+def test_where_a_curve_rises_on_the_spot_its_upper_end_is_read():
+    x = np.append(0, curves.GRID)  # a ROC curve stands at 0 twice
+    band = curves.Band(x, estimate=np.linspace(0, 1, 102), low=np.arange(102) / 200, high=x)
+    assert figures.sensitivity_at(band, 0.0) == 1 / 200
+    assert figures.sensitivity_at(band, 0.02) == 3 / 200
+    assert figures.sensitivity_at(band, 1.0) == 101 / 200
 
 
 def test_the_curves_lie_beside_the_page_for_dvc(real):
@@ -324,7 +335,7 @@ def test_the_curves_lie_beside_the_page_for_dvc(real):
         table = pd.read_csv(path.parent / f"plots/{kind}.csv")
         assert list(table.columns) == ["backbone", "scenario", "x", "y"]
         assert table.groupby(["backbone", "scenario"]).size().to_dict() == {
-            (made.BACKBONE, name): points for name in comparison["rows"][made.BACKBONE]
+            (made.BACKBONE, name): points for name in comparison.rows[made.BACKBONE]
         }
         assert table[["x", "y"]].stack().between(0, 1).all()
 
@@ -376,10 +387,10 @@ def test_at_the_locked_threshold_the_slider_says_what_metrics_json_says(real, br
     browser.open(path)
     names = ("sensitivity", "specificity", "precision", "negative_predictive_value")
     for index, result in enumerate(results):
-        metrics = files.read_json(
+        summary = documents.ScenarioSummary.read(
             path.parents[2] / "results/made" / made.BACKBONE / result.scenario / "metrics.json"
         )
-        pooled = comparison["rows"][made.BACKBONE][result.scenario]["patient"]["mean"]
+        pooled = comparison.rows[made.BACKBONE][result.scenario].patient["mean"]
         choose = f"which => {{ which.value = {index}; which.dispatchEvent(new Event('change')); }}"
         browser.run(f"({choose})(document.getElementById('which'))")
         for point in ("raw", "locked"):
@@ -387,17 +398,17 @@ def test_at_the_locked_threshold_the_slider_says_what_metrics_json_says(real, br
             shown = browser.numbers()
             for name in names:
                 assert shown[f"images-{name}"] == pytest.approx(
-                    metrics["metrics"][point][name]["value"], abs=1e-12
+                    summary.metrics[point][name].value, abs=1e-12
                 )
                 assert shown[f"patients-{name}"] == pytest.approx(
-                    pooled[point][name]["value"], abs=1e-12
+                    pooled.point(point)[name].value, abs=1e-12
                 )
             outcomes = ("found", "missed", "false_alarms", "cleared")
             assert sum(shown[f"images-{name}"] for name in outcomes) == pytest.approx(
-                comparison["test_images"]
+                comparison.test_images
             )
             assert sum(shown[f"patients-{name}"] for name in outcomes) == pytest.approx(
-                comparison["test_patients"]
+                comparison.test_patients
             )
             assert sum(shown[f"thousand-patients-{name}"] for name in outcomes) == pytest.approx(
                 1000
@@ -480,7 +491,7 @@ def test_hostile_names_are_text(folder, browser):
         )
     path = made_up.manifest_path.with_suffix(".json")
     files.write_json(path, {**files.read_json(path), "source": HOSTILE, "citation": IMAGE})
-    written = report.run(made_up, *compare.run(made_up))
+    written = report.write(made_up, *compared(made_up))
     html = written.read_text(encoding="utf-8")
     read = Reader(html)
     assert HOSTILE not in html
@@ -497,15 +508,15 @@ def test_hostile_names_are_text(folder, browser):
 
 
 def test_pictures_of_mistakes_are_data_and_leave_room(folder):
-    rows = [
-        {"image_id": str(place), "picture": "data:image/png;base64," + "A" * 10**6}
-        for place in range(9)
-    ]
-    shown = report._fitting(
-        [{"image_id": "x", "picture": "http://example.org/x", "overlay": "javascript:1"}, *rows]
-    )
-    assert shown[0] == {"image_id": "x", "picture": "", "overlay": ""}
-    assert [row["image_id"] for row in shown] == ["x", "0", "1", "2"]
+    def mistake(image_id, picture, overlay=""):
+        return Mistake("vgg16", "baseline", image_id, "clear", "opacity", 0.9, picture, overlay, "")
+
+    foreign = mistake("x", "http://example.org/x", "javascript:1")
+    megabyte = "data:image/png;base64," + "A" * 10**6
+    shown = report.that_fit([foreign, *(mistake(str(place), megabyte) for place in range(9))])
+    assert shown[0] == mistake("x", "")
+    assert [entry.image_id for entry in shown] == ["x", "0", "1", "2"]
+    assert shown[1].picture == megabyte
 
 
 @pytest.mark.parametrize("name", ["a $\\bad$ name", "_below"])
@@ -556,9 +567,9 @@ def test_results_without_shared_patients_are_shown_beside_those_with_them(folder
         folder, run={"scenarios": ["baseline"]}, split={"scheme": "official"}, official_overlap=3
     )
     summary = scenario.run(made_up, made.BACKBONE, "baseline")
-    comparison, results = compare.run(made_up)
-    html = report.run(made_up, comparison, results).read_text(encoding="utf-8")
-    images = summary["non_overlapping"]["rows"]["test"]
+    comparison, results = compared(made_up)
+    html = report.write(made_up, comparison, results).read_text(encoding="utf-8")
+    images = summary.non_overlapping.rows.test
     assert f"baseline, without shared patients and pictures ({images} images)" in html
     assert "EQ-OFFICIAL" in html
     assert "Only the baseline was run" in html
@@ -570,8 +581,8 @@ def test_a_page_can_be_made_when_nothing_was_searched(folder):
     )
     scenario.run(made_up, made.BACKBONE, "baseline")
     _, results = compare.run(made_up)
-    short = files.read_json(made_up.reports_path / "comparison.json")
-    html = Path(report.run(made_up, short, results)).read_text(encoding="utf-8")
+    short = documents.Comparison.read(made_up.reports_path / "comparison.json")
+    html = report.write(made_up, short, results).read_text(encoding="utf-8")
     assert "Calibration is the identity" in html
     assert "inner folds fell from 3 to as few as 1" in html
     assert "nothing was searched" in html

@@ -72,7 +72,7 @@ def test_settings_cannot_change_afterwards(params):
         load_study("demo", params).settings.tune.trials = 1
 
 
-# --- unknown names ---------------------------------------------------------------------------------------------------
+# --- unknown names --------------------------------------------------------------------------------
 
 
 def test_unknown_study_names_the_nearest(params):
@@ -129,7 +129,7 @@ def test_unknown_key_inside_a_constraint_is_refused(params):
         load_study("demo", params)
 
 
-# --- bad values ------------------------------------------------------------------------------------------------------
+# --- bad values -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,50 @@ def test_bare_word_where_a_list_is_expected_is_not_read_letter_by_letter(params)
         load_study("demo", params)
 
 
-# --- overrides -------------------------------------------------------------------------------------------------------
+def _numbers(params):
+    """Dotted keys of all settings whose default is a number or a list of numbers."""
+    for section, values in params["defaults"].items():
+        for key, value in values.items():
+            first = value[0] if isinstance(value, list) and value else value
+            if isinstance(first, int | float) and not isinstance(first, bool):
+                yield f"{section}.{key}", value
+
+
+def test_true_is_no_number(params):
+    numbers = dict(_numbers(params))
+    assert len(numbers) > 30
+    for key, value in numbers.items():
+        wrong = [True] * len(value) if isinstance(value, list) else True
+        with pytest.raises(ConfigError, match=rf"{key}\S* is True: .*a number is expected"):
+            load_study("demo", params, {key: wrong})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"compare.mistakes": True}, {"tune.constraint": {"metric": "f1", "at_least": True}}]
+)
+def test_true_is_no_number_where_the_default_is_null(params, changes):
+    with pytest.raises(ConfigError, match=r"is True: .*a number is expected"):
+        load_study("demo", params, changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "read"),
+    [
+        ("threshold.cost_ratio", 2, 2.0),
+        ("finetune.learning_rate", "1e-5", 1e-5),
+        ("tune.trials", "5", 5),
+        ("tune.trials", 5.0, 5),
+    ],
+)
+def test_numbers_may_be_whole_or_text(params, key, given, read):
+    section, name = key.split(".")
+    settings = load_study("demo", params, {key: given}).settings
+    value = getattr(getattr(settings, section), name)
+    assert value == read
+    assert type(value) is type(read)
+
+
+# --- overrides ------------------------------------------------------------------------------------
 
 
 def test_override_lies_over_the_study(params):
@@ -260,6 +303,11 @@ def test_override_is_read_as_yaml(text, parsed):
     assert parse_override(text) == parsed
 
 
+def test_override_of_an_exponent_is_read_as_a_number(params):
+    key, value = parse_override("finetune.learning_rate=1e-5")
+    assert load_study("demo", params, {key: value}).settings.finetune.learning_rate == 1e-5
+
+
 @pytest.mark.parametrize("text", ["tune.trials", "trials=5", "", "="])
 def test_override_of_another_form_shows_the_right_one(text):
     with pytest.raises(
@@ -273,7 +321,7 @@ def test_override_with_broken_yaml_is_a_config_error():
         parse_override("train.seeds=[1, 2")
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "random", "weights/vgg16.h5"])
@@ -299,7 +347,7 @@ def test_weights_of_another_kind_are_refused(params):
         load_study("demo", params, {"embed.weights": {"vgg16": ["a"]}})
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_root_is_the_nearest_folder_with_params(tmp_path):

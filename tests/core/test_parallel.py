@@ -1,4 +1,4 @@
-"""Side by side is only faster: the same results, in order, on processes or on Dask, whoever dies meanwhile."""
+"""Side by side is only faster: the same results, in order, whoever dies meanwhile."""
 
 import contextlib
 import operator
@@ -19,7 +19,6 @@ from conftest import REPO
 from equipoise.core import config, environment, parallel
 from equipoise.core.config import Engine
 from equipoise.core.errors import ConfigError, EquipoiseError
-from equipoise.embed import shards as shards_
 from equipoise.embed import stage as features
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
@@ -98,37 +97,42 @@ def test_timer_tells_seconds():
     assert str(parallel.Timer()).endswith(" s")
 
 
-# A scheduler and two workers, each a process of its own on loopback, as they would stand on three machines.
-
-
 class Cluster:
+    """A scheduler and two workers, each a process of its own, as if on three machines.
+
+    The processes work in `folder`, which is no study's folder.
+    """
+
     def __init__(self, folder: Path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-        self.folder, self.processes = folder, {}
+            port = free.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{port}"
+        self.folder = folder
+        self.processes = {}
 
     def start(self, name: str, *words: str) -> None:
-        path = os.pathsep.join([str(REPO / "src"), str(REPO / "tests"), str(Path(__file__).parent)])
-        kept = {
-            **os.environ,
-            "PYTHONPATH": path,
-            "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60s",
-        }
+        folders = [REPO / "src", REPO / "tests", Path(__file__).parent]
+        variables = dict(os.environ)
+        variables["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+        variables["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"] = "60s"
+        command = [sys.executable, "-m", "dask", *words]
         with open(self.folder / f"{name}.log", "ab") as log:
-            command = [sys.executable, "-m", "dask", *words]
             self.processes[name] = subprocess.Popen(
-                command, cwd=self.folder, env=kept, stdout=log, stderr=log
+                command, cwd=self.folder, env=variables, stdout=log, stderr=log
             )
 
     def engine(self) -> Engine:
-        """Of the cluster, with whatever is missing started anew."""
+        """Start whatever is missing, and return the engine once the scheduler answers."""
+        from distributed import Client
+
         if "scheduler" not in self.processes:
             self.start("scheduler", "scheduler", "--host", self.address, "--no-dashboard")
         for name in {"first", "second"} - set(self.processes):
             options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--name", name)
             self.start(name, "worker", self.address, *options)
-        return Engine(backend="dask", scheduler=self.address)
+        with Client(self.address, timeout=60, set_as_default=False):
+            return Engine(backend="dask", scheduler=self.address)
 
     def kill(self, *names: str) -> None:
         for name in names or list(self.processes):
@@ -142,11 +146,6 @@ def cluster(tmp_path_factory):
     made.engine()
     yield made
     made.kill()
-
-
-@pytest.fixture
-def patient(monkeypatch):
-    monkeypatch.setattr(parallel, "_ANSWER_SECONDS", 60)
 
 
 def dies_once(folder: str, number: int) -> tuple[int, int]:
@@ -186,30 +185,29 @@ def kill_when_busy(cluster: Cluster, name: str) -> threading.Thread:
     return thread
 
 
-def test_a_killed_worker_and_a_restarted_scheduler_change_no_byte(
-    tmp_path, monkeypatch, cluster, patient
-):
+def test_a_killed_worker_and_a_restarted_scheduler_change_no_byte(tmp_path, monkeypatch, cluster):
     monkeypatch.chdir(tmp_path)
     study = made.study(tmp_path, split={"scheme": "kfold"})
+    alone, joined = tmp_path / "alone", tmp_path / "joined"
     for name in ("baseline", "oversample"):
-        scenario.run(study, made.BACKBONE, name, Path("alone") / name)
-    shutil.rmtree("data/cache")  # the searches too are made again
-    joined = study.model_copy(update={"engine": cluster.engine()})
+        scenario.run(study, made.BACKBONE, name, alone / name)
+    shutil.rmtree(study.cache_path)  # the searches too are made again
+    study_on_cluster = study.model_copy(update={"engine": cluster.engine()})
     thread = kill_when_busy(cluster, "second")
-    scenario.run(joined, made.BACKBONE, "baseline", Path("joined/baseline"))
+    scenario.run(study_on_cluster, made.BACKBONE, "baseline", joined / "baseline")
     thread.join(30)
     assert list(cluster.processes) == ["scheduler", "first"]
-    assert files_of(Path("joined/baseline")) == files_of(Path("alone/baseline"))
+    assert files_of(joined / "baseline") == files_of(alone / "baseline")
     cluster.kill()
     cluster.engine()
     monkeypatch.setenv("EQUIPOISE_DASK_SCHEDULER", cluster.address)
-    joined = study.model_copy(update={"engine": Engine(backend="dask")})
-    scenario.run(joined, made.BACKBONE, "oversample", Path("joined/oversample"))
-    assert files_of(Path("joined")) == files_of(Path("alone"))
-    assert len(files_of(Path("joined"))) >= 12
+    study_on_cluster = study.model_copy(update={"engine": Engine(backend="dask")})
+    scenario.run(study_on_cluster, made.BACKBONE, "oversample", joined / "oversample")
+    assert files_of(joined) == files_of(alone)
+    assert len(files_of(joined)) >= 12
 
 
-def test_every_job_is_done_when_a_worker_is_killed(tmp_path, cluster, patient):
+def test_every_job_is_done_when_a_worker_is_killed(tmp_path, cluster):
     done = parallel.run_jobs(
         dies_once, [(str(tmp_path), number) for number in range(12)], "jobs", cluster.engine()
     )
@@ -238,13 +236,10 @@ def blas_threads(_: int) -> list[int]:
 
 
 @pytest.mark.parametrize("backend", ["loky", "dask"])
-def test_one_blas_thread_holds_inside_workers(cluster, patient, backend):
+def test_one_blas_thread_holds_inside_workers(cluster, backend):
     engine = TWO if backend == "loky" else cluster.engine()
-    assert {
-        count
-        for found in parallel.run_jobs(blas_threads, [(0,), (1,)], "pools", engine)
-        for count in found
-    } == {1}
+    counts_by_job = parallel.run_jobs(blas_threads, [(0,), (1,)], "pools", engine)
+    assert {count for counts in counts_by_job for count in counts} == {1}
 
 
 def meanwhile(_: int) -> int:
@@ -266,35 +261,54 @@ def test_a_worker_with_several_threads_does_one_job_at_a_time():
         n_workers=1, threads_per_worker=4, processes=False, dashboard_address="127.0.0.1:0"
     )
     with wide, Client(wide) as client:
-        calls = [
-            client.submit(parallel._call, os.getcwd(), environment.versions(), meanwhile, (n,))
-            for n in range(8)
-        ]
+        here = environment.versions()
+        calls = [client.submit(parallel.do_job, meanwhile, (n,), here) for n in range(8)]
         assert client.gather(calls) == [1] * 8
         assert max(client.gather([client.submit(meanwhile, n) for n in range(8)])) > 1
 
 
-def test_a_worker_of_another_kind_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("package", "version", "said"),
+    [
+        ("numpy", "1.0", r"numpy is .+ there and 1\.0 here"),
+        ("equipoise", "other code", r"equipoise is .+ there and other code here"),
+    ],
+)
+def test_a_worker_that_runs_on_something_else_is_refused(package, version, said):
+    expected = environment.versions() | {package: version}
+    with pytest.raises(ConfigError, match=said):
+        parallel.do_job(operator.pow, (2, 3), expected)
+
+
+def test_a_worker_that_does_not_see_the_folder_is_refused(tmp_path):
     here = environment.versions()
-    with pytest.raises(ConfigError, match=r"numpy is .+ there and 1\.0 here"):
-        parallel._call(str(tmp_path), {**here, "numpy": "1.0"}, operator.pow, (2, 3))
-    with pytest.raises(ConfigError, match=r"equipoise is .+ there and other code here"):
-        parallel._call(str(tmp_path), {**here, "equipoise": "other code"}, operator.pow, (2, 3))
-    with pytest.raises(ConfigError, match=r"A worker does not see .*nowhere: No such file"):
-        parallel._call(str(tmp_path / "nowhere"), here, operator.pow, (2, 3))
+    assert parallel.do_job(operator.pow, (2, 3), here, tmp_path) == 8
+    with pytest.raises(ConfigError, match=r"A worker does not see .*nowhere\. docs/scale\.md"):
+        parallel.do_job(operator.pow, (2, 3), here, tmp_path / "nowhere")
 
 
-def test_what_a_worker_sees(tmp_path, monkeypatch):
-    monkeypatch.delenv("EQUIPOISE_OPTUNA_STORAGE", raising=False)
+@pytest.mark.parametrize("engine", [TWO, DASK], ids=str)
+def test_every_worker_must_see_the_root(tmp_path, engine):
+    with pytest.raises(ConfigError, match="A worker does not see"):
+        parallel.run_jobs(operator.pow, JOBS, "powers", engine, root=tmp_path / "nowhere")
+
+
+def where(_: int) -> str:
+    return os.getcwd()
+
+
+def test_a_job_leaves_the_working_folder_of_its_worker_alone(tmp_path, cluster):
+    folders = parallel.run_jobs(where, [(0,), (1,)], "folders", cluster.engine(), root=tmp_path)
+    assert set(folders) == {str(cluster.folder)}
+
+
+def test_what_a_worker_sees(tmp_path):
     before = parallel.seen_from(str(tmp_path))
-    assert "not in" in before["params.yaml"]
+    assert before["params.yaml"] == f"not in {tmp_path}"
+    assert before.items() >= environment.versions().items()
     (tmp_path / "params.yaml").write_text("run: {}\n")
-    monkeypatch.setenv("EQUIPOISE_OPTUNA_STORAGE", "postgresql://ada:geheim@host/searches")
     after = parallel.seen_from(str(tmp_path))
-    assert "geheim" not in str(after)
-    changed = environment.difference(before, after)
-    assert "params.yaml" in changed
-    assert "EQUIPOISE_OPTUNA_STORAGE is not set there and set here" in changed
+    assert environment.difference(before, after).startswith(f"params.yaml is not in {tmp_path}")
     assert environment.difference(after, after) == ""
 
 
@@ -305,11 +319,25 @@ def test_without_distributed_the_error_says_what_to_install(monkeypatch):
 
 
 def test_a_scheduler_that_does_not_answer_is_named_without_its_password(monkeypatch):
-    monkeypatch.setattr(parallel, "_ANSWER_SECONDS", 0.5)
     monkeypatch.setenv("EQUIPOISE_DASK_SCHEDULER", "tcp://ada:geheim@127.0.0.1:9")
-    with pytest.raises(ConfigError, match="No Dask scheduler answers") as caught:
-        parallel.run_jobs(operator.pow, JOBS, "powers", DASK)
+    with (
+        pytest.raises(ConfigError, match="No Dask scheduler answers") as caught,
+        parallel.joined(DASK, answer_seconds=0.5),
+    ):
+        pass
     assert "geheim" not in str(caught.value)
+
+
+def test_a_scheduler_without_workers_says_how_to_start_some():
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", processes=False) as empty:
+        engine = Engine(backend="dask", scheduler=empty.scheduler_address)
+        with (
+            pytest.raises(ConfigError, match=r"no worker for 0 s.*Start some with `dask worker"),
+            parallel.joined(engine, wait_seconds=0.2),
+        ):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -329,23 +357,24 @@ def test_an_engine_that_cannot_run_is_refused(engine, said):
 
 def test_embedding_on_dask_gives_the_bytes_of_one_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shards_, "_SHARD_ROWS", 16)
     params = config.read_params(REPO)
     demo = params["studies"]["demo"]
     demo["phantom"] |= {"patients": 20, "size_px": 40, "opacity_patient_fraction": 0.3}
     demo["embed"] |= {"image_size_px": 32, "views": 1, "batch_size": 8}
-    study = config.load_study("demo", params)
-    phantom.draw(study.raw, study.settings.phantom.model_dump())
+    study = config.load_study("demo", params, root=tmp_path)
+    phantom.draw(study.raw, study.settings.phantom)
     ingest.run(study)
     embedded = study.features_path("mobilenetv2")
-    features.run(study, "mobilenetv2")
-    alone, shards = files_of(embedded), files_of(Path("data/cache/features"))
-    shutil.rmtree("data")
-    phantom.draw(study.raw, study.settings.phantom.model_dump())
+    features.run(study, "mobilenetv2", shard_rows=16)
+    alone = files_of(embedded)
+    shards = files_of(study.cache_path / "features")
+    shutil.rmtree(tmp_path / "data")
+    phantom.draw(study.raw, study.settings.phantom)
     ingest.run(study)
-    features.run(study.model_copy(update={"engine": Engine(backend="dask")}), "mobilenetv2")
+    on_dask = study.model_copy(update={"engine": Engine(backend="dask")})
+    features.run(on_dask, "mobilenetv2", shard_rows=16)
     assert files_of(embedded) == alone
-    made_there = files_of(Path("data/cache/features"))
+    made_there = files_of(study.cache_path / "features")
     kept = {name for name in shards if not name.endswith(".jsonl")}
     assert {name: made_there[name] for name in kept} == {name: shards[name] for name in kept}
     assert len(kept) >= 4

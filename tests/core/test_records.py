@@ -1,4 +1,4 @@
-"""The nouns that travel: whole files or none, the same bytes for the same value, errors that say what to do."""
+"""Files are whole or not there, the same value is the same bytes, and errors say what to do."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ def _predictions(prob=0.25, calibrated=0.5, **changes):
     return Predictions(table.assign(**changes), {"classes": ["a", "b"], "positive_class": "b"})
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_writer_that_raises_leaves_no_file(tmp_path):
@@ -162,7 +162,7 @@ def test_damaged_table_says_what_to_do(tmp_path):
             files.read_table(path)
 
 
-# --- digests ---------------------------------------------------------------------------------------------------------
+# --- digests --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -193,20 +193,103 @@ def test_digest_of_sees_values_and_not_their_kind_or_key_order():
 
 def test_record_carries_the_digest_of_its_file(tmp_path):
     path = tmp_path / "m.parquet"
-    meta = {
-        "study": "s",
-        "dataset": "d",
-        "readings": [],
-        "classes": ["a", "b"],
-        "positive_class": "b",
-    }
-    written = Manifest(_manifest_table(), meta).write(path)
+    written = Manifest(_manifest_table(), MANIFEST_META).write(path)
     assert written.digest == files.file_digest(path) == Manifest.read(path).digest
     other = Manifest(_manifest_table(3), written.meta).write(path)
     assert other.digest != written.digest
 
 
-# --- records ---------------------------------------------------------------------------------------------------------
+# --- the checks of a file -------------------------------------------------------------------------
+
+MANIFEST_META = {
+    "study": "s",
+    "dataset": "d",
+    "classes": ["a", "b"],
+    "positive_class": "b",
+    "readings": [],
+}
+
+
+def _splits_table():
+    return pd.DataFrame(
+        {"image_id": ["1.png"], "patient_id": "p", "part": "train", "repeat": 0, "fold": 0}
+    )
+
+
+SPLITS_META = {"study": "s", "manifest": "m", "group_by": "patient", "settings": {}}
+
+
+def _check_manifest(path, columns, meta):
+    files.write_table(path, _manifest_table().assign(**columns), MANIFEST_META | meta)
+    return Manifest.read(path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"study": 5}, "says 5 of study in its metadata, str is expected"),
+        ({"classes": "ab"}, "says 'ab' of classes in its metadata, list is expected"),
+        ({"readings": None}, "says None of readings in its metadata, list is expected"),
+        ({"classes": []}, r"names the classes \[\], different names are expected"),
+        ({"classes": ["a", "a"]}, "different names are expected"),
+        ({"classes": ["a", ["b"]]}, "different names are expected"),
+        ({"positive_class": "c"}, "names the positive class 'c', which is none of its classes"),
+        ({"readings": ["slide"]}, "lacks the column slide, which its metadata name"),
+        ({"readings": ["label"]}, "holds int64 in column label, text is expected"),
+    ],
+)
+def test_metadata_that_cannot_be_are_refused(tmp_path, meta, said):
+    with pytest.raises(
+        DataError, match=rf"m\.parquet .*{said}.*Run the stage that writes it again"
+    ):
+        _check_manifest(tmp_path / "m.parquet", {}, meta)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"label": 2}, "holds labels outside its 2 classes"),
+        ({"width_px": 8.5}, "holds double in column width_px, whole numbers is expected"),
+        ({"sha256": 1}, "holds int64 in column sha256, text is expected"),
+        ({"grey_mean": "light"}, r"holds \w*string in column grey_mean, number is expected"),
+        ({"prob_a": "high"}, r"holds \w*string in column prob_a, number is expected"),
+        ({"path": ["1.png", None]}, "has rows without path"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(tmp_path, columns, said):
+    with pytest.raises(
+        DataError, match=rf"m\.parquet .*{said}.*Run the stage that writes it again"
+    ):
+        _check_manifest(tmp_path / "m.parquet", columns, {})
+
+
+def test_a_number_may_be_missing_or_short(tmp_path):
+    columns = {
+        "grey_mean": np.array([1.5, np.nan], dtype=np.float32),
+        "bytes": np.array([1, 2], dtype=np.int32),
+    }
+    read = _check_manifest(tmp_path / "m.parquet", columns, {})
+    assert read.table["grey_mean"].isna().tolist() == [False, True]
+
+
+def test_a_split_with_another_part_is_refused(tmp_path):
+    path = tmp_path / "s.parquet"
+    files.write_table(path, _splits_table(), SPLITS_META)
+    assert Splits.read(path).rounds() == [(0, 0)]
+    files.write_table(path, _splits_table().assign(part="holdout"), SPLITS_META)
+    with pytest.raises(DataError, match=r"s\.parquet holds parts other than train, val, test"):
+        Splits.read(path)
+
+
+def test_every_check_of_a_file_lets_a_good_one_pass(tmp_path):
+    path = tmp_path / "p.parquet"
+    written = _predictions().write(path)
+    content = files.read_parquet(path)
+    assert [check(Predictions, content) for check in records.CHECKS] == [None] * 8
+    assert Predictions.read(path).digest == written.digest
+
+
+# --- records --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("record", [Manifest, Splits, Predictions])
@@ -233,6 +316,7 @@ def test_splits_give_their_rounds_in_order():
     table = pd.DataFrame({"image_id": ["a", "b"] * 3, "patient_id": "p", "part": "train"})
     splits = Splits(table.assign(repeat=[1, 1, 0, 0, 0, 0], fold=[0, 0, 1, 1, 0, 0]))
     assert splits.rounds() == [(0, 0), (0, 1), (1, 0)]
+    assert [(one.repeat, one.fold) for one in splits.rounds()] == splits.rounds()
     assert splits.round(0, 1)["image_id"].tolist() == ["a", "b"]
     assert splits.round(2, 0).empty
 
@@ -304,6 +388,11 @@ def test_test_digest_sees_what_was_tested_and_not_what_the_model_said():
 
 def test_class_table_counts_images_patients_and_share():
     rows = records.class_table(np.array([0, 0, 1, 0]), ["p", "p", "q", "r"], ["a", "b", "c"])
-    assert rows["a"] == {"images": 3, "patients": 2, "image_share": 0.75}
-    assert rows["b"] == {"images": 1, "patients": 1, "image_share": 0.25}
-    assert rows["c"] == {"images": 0, "patients": 0, "image_share": 0.0}
+    assert rows["a"].as_dict() == {"images": 3, "patients": 2, "image_share": 0.75}
+    assert rows["b"].as_dict() == {"images": 1, "patients": 1, "image_share": 0.25}
+    assert rows["c"].as_dict() == {"images": 0, "patients": 0, "image_share": 0.0}
+
+
+def test_imbalance_ratio_does_not_exist_without_images_of_a_class():
+    assert records.imbalance_ratio(np.array([3, 10])) == 3.3333
+    assert records.imbalance_ratio(np.array([0, 10])) is None

@@ -11,9 +11,15 @@ from equipoise.embed import augment
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = config.load_study("demo", config.read_params(ROOT)).settings.augment
 STILL = {
-    **dict.fromkeys(("horizontal_flip", "vertical_flip", "quarter_turns"), False),
-    **dict.fromkeys(("rotation_degrees", "zoom_fraction", "shift_fraction"), 0.0),
-    **dict.fromkeys(("brightness_fraction", "contrast_fraction", "stain_fraction"), 0.0),
+    "horizontal_flip": False,
+    "vertical_flip": False,
+    "quarter_turns": False,
+    "rotation_degrees": 0.0,
+    "zoom_fraction": 0.0,
+    "shift_fraction": 0.0,
+    "brightness_fraction": 0.0,
+    "contrast_fraction": 0.0,
+    "stain_fraction": 0.0,
     "seed": 7,
 }
 SIZE = 16
@@ -79,21 +85,27 @@ def test_parameters_stay_within_the_policy():
         rotation_degrees=10.0, zoom_fraction=0.1, brightness_fraction=0.1, contrast_fraction=0.2
     )
     drawn = _views(policy).astype(np.float64)
-    zoom = 1 / np.sqrt(drawn[:, 0] * drawn[:, 4] - drawn[:, 1] * drawn[:, 3])
+    determinant = drawn[:, 0] * drawn[:, 4] - drawn[:, 1] * drawn[:, 3]
+    zoom = 1 / np.sqrt(determinant)
     degrees = np.rad2deg(np.arctan2(drawn[:, 3], drawn[:, 0]))
-    for values, bound in (
-        (zoom - 1, 0.1),
-        (degrees, 10.0),
-        (drawn[:, 6], 0.1 * 255),
-        (drawn[:, 7] - 1, 0.2),
-    ):
-        assert abs(values).max() <= bound * 1.001
-        assert values.min() < -0.3 * bound
-        assert values.max() > 0.3 * bound
+    brightness, contrast = drawn[:, 6], drawn[:, 7]
+    _fill(zoom - 1, bound=0.1)
+    _fill(degrees, bound=10.0)
+    _fill(brightness, bound=0.1 * 255)
+    _fill(contrast - 1, bound=0.2)
+
+
+def _fill(values, bound):
+    """The values stay within the bound and use a good part of it on both sides."""
+    assert abs(values).max() <= bound * 1.001
+    assert values.min() < -0.3 * bound
+    assert values.max() > 0.3 * bound
 
 
 def test_stain_jitter_leaves_the_other_numbers_as_drawn_and_stays_within_the_policy():
-    without, drawn = _views(SHIPPED), _views(SHIPPED.model_copy(update={"stain_fraction": 0.05}))
+    with_stains = SHIPPED.model_copy(update={"stain_fraction": 0.05})
+    without = _views(SHIPPED)
+    drawn = _views(with_stains)
     np.testing.assert_array_equal(drawn[:, :8], without[:, :8])
     assert not without[:, 8:].any()
     assert 0.03 < abs(drawn[:, 8:]).max() <= 0.05
@@ -117,12 +129,11 @@ def test_shift_is_a_fraction_of_the_size():
 
 def test_flips_come_up_about_half_the_time_and_only_where_allowed():
     digests = [f"{number:064x}"[::-1] for number in range(400)]
-    drawn = _views(_policy(horizontal_flip=True), digests)
-    assert 0.4 < (drawn[:, 0] < 0).mean() < 0.6
-    assert (drawn[:, 4] > 0).all()
-    drawn = _views(_policy(vertical_flip=True), digests)
-    assert 0.4 < (drawn[:, 4] < 0).mean() < 0.6
-    assert (drawn[:, 0] > 0).all()
+    for change, flipped, kept in (("horizontal_flip", 0, 4), ("vertical_flip", 4, 0)):
+        drawn = _views(_policy(**{change: True}), digests)
+        is_flipped = drawn[:, flipped] < 0
+        assert 0.4 < is_flipped.mean() < 0.6
+        assert (drawn[:, kept] > 0).all()
 
 
 # --- pixels (TensorFlow) ---------------------------------------------------------------------------------------------
@@ -152,18 +163,19 @@ def test_quarter_turns_are_exact_and_all_occur():
         [turn for turn in range(4) if _same(picture, np.rot90(PICTURE, turn), 0.1)]
         for picture in shown
     ]
-    assert all(len(found) == 1 for found in turns)
-    assert {found[0] for found in turns} == {0, 1, 2, 3}
+    assert all(len(fitting) == 1 for fitting in turns)
+    assert {fitting[0] for fitting in turns} == {0, 1, 2, 3}
 
 
 def test_brightness_moves_the_mean_and_contrast_keeps_it():
     pale = PICTURE / 5 + 100
-    brighter, flatter = augment.IDENTITY.copy(), augment.IDENTITY.copy()
-    brighter[6], flatter[7] = 12.0, 0.5
-    shown = _applied(np.stack([brighter, flatter]), np.stack([pale, pale]))
-    np.testing.assert_allclose(shown[0], pale + 12, atol=1e-2)
-    np.testing.assert_allclose(shown[1].mean(), pale.mean(), atol=1e-2)
-    np.testing.assert_allclose(shown[1].std(), pale.std() / 2, rtol=1e-3)
+    parameters = np.stack([augment.IDENTITY, augment.IDENTITY])
+    parameters[0, 6] = 12.0
+    parameters[1, 7] = 0.5
+    brighter, flatter = _applied(parameters, np.stack([pale, pale]))
+    np.testing.assert_allclose(brighter, pale + 12, atol=1e-2)
+    np.testing.assert_allclose(flatter.mean(), pale.mean(), atol=1e-2)
+    np.testing.assert_allclose(flatter.std(), pale.std() / 2, rtol=1e-3)
 
 
 def test_values_stay_in_0_to_255_and_reach_both_ends():
@@ -218,12 +230,12 @@ def test_stain_jitter_is_scikit_images_separation_changed_and_combined():
     parameters = np.tile(augment.IDENTITY, (5, 1))
     parameters[:, 8:] = rng.uniform(-0.2, 0.2, (5, 6))
     parameters[0] = augment.IDENTITY
-    relative, offset = (
-        parameters[:, None, None, 8:11].astype(float),
-        parameters[:, None, None, 11:].astype(float),
-    )
+    changes = parameters[:, None, None, 8:].astype(float)
+    relative, offset = changes[..., :3], changes[..., 3:]
+    stains = _rgb2hed(pictures / 255)
     # Its stains are optical densities over that of 1e-6, which is 6 in base 10.
-    expected = 255 * _hed2rgb(_rgb2hed(pictures / 255) * (1 + relative) + offset / 6)
+    changed = stains * (1 + relative) + offset / 6
+    expected = 255 * _hed2rgb(changed)
     shown = _applied(parameters, pictures.astype(np.float32))
     np.testing.assert_allclose(shown, expected, atol=0.01)
     assert np.abs(shown[1:] - pictures[1:]).mean() > 5

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from PIL import Image
 from conftest import REPO
 from equipoise.core import config, files, images
 from equipoise.core.errors import ConfigError, DataError
+from equipoise.core.records import Manifest
 from equipoise.embed import backbones, embedder, shards
 from equipoise.embed import stage as features
 from equipoise.embed import store as store_
@@ -25,41 +25,62 @@ from equipoise.scenario import head, network, rows
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def study(tmp_path):
     params = config.read_params(REPO)
     demo = params["studies"]["demo"]
     demo["phantom"] |= {"patients": 20, "size_px": 40, "opacity_patient_fraction": 0.3}
     demo["embed"] |= {"image_size_px": 32, "views": 2, "batch_size": 8}
-    study = config.load_study("demo", params)
-    phantom.draw(study.raw, study.settings.phantom.model_dump())
+    study = config.load_study("demo", params, root=tmp_path)
+    phantom.draw(study.raw, study.settings.phantom)
     ingest.run(study)
     return study
 
 
-def passes(study) -> int:
-    return features.run(study, "vgg16")["passes_now"]
+def passes(study, **how) -> int:
+    return features.run(study, "vgg16", **how).passes_now
+
+
+def matrix_bytes(study) -> bytes:
+    return (study.features_path("vgg16") / "features.npy").read_bytes()
+
+
+def matrix_of(study):
+    return store_.FeatureStore.open(study.features_path("vgg16")).matrix
+
+
+def manifest_of(study):
+    return Manifest.read(study.manifest_path)
 
 
 def test_each_picture_and_view_once_then_nothing(study):
-    manifest = features.Manifest.read(study.manifest_path)
+    manifest = manifest_of(study)
     minority = int((manifest.table["label"] == 1).sum())
     expected = len(manifest.table) + 2 * minority
     first = features.run(study, "vgg16")
-    assert first["passes"] == first["passes_now"] == expected
-    assert first["passes_of"] == {"images": len(manifest.table), "views": 2 * minority}
+    assert first.summary.passes == first.passes_now == expected
+    assert first.summary.passes_of == {"images": len(manifest.table), "views": 2 * minority}
     meta = (study.features_path("vgg16") / "meta.json").read_bytes()
     assert passes(study) == 0
     # DVC keeps this file: a run that found everything done must leave the same bytes.
     assert (study.features_path("vgg16") / "meta.json").read_bytes() == meta
-    journal = [
-        json.loads(line)
-        for line in Path("data/cache/features/passes.jsonl").read_text().splitlines()
-    ]
-    assert [line["passes_now"] for line in journal] == [expected, 0]
+    journal = shards.passes_journal(study.cache_path).read_text().splitlines()
+    assert [json.loads(line)["passes_now"] for line in journal] == [expected, 0]
     store = store_.FeatureStore.open(study.features_path("vgg16"))
     assert store.matrix.shape == (expected, 512)
     assert not store.matrix.flags.writeable
+    assert store.summary == first.summary
+
+
+def test_text_says_what_came_of_it_and_warns_of_random_weights(study):
+    result = features.run(study, "vgg16")
+    count = result.passes_now
+    assert features.result_text(result) == (
+        f"{count} features of 512 numbers in {study.features_path('vgg16')} (random weights: to try "
+        f"the program, not for results); {count} backbone passes now"
+    )
+    trained = result.summary.model_copy(update={"weights": "imagenet"})
+    again = features.EmbedResult(trained, result.folder, passes_now=0)
+    assert features.result_text(again).endswith("/vgg16; 0 backbone passes now")
 
 
 def test_features_equal_keras_on_the_same_pixels(study):
@@ -68,7 +89,7 @@ def test_features_equal_keras_on_the_same_pixels(study):
 
     features.run(study, "vgg16")
     store = store_.FeatureStore.open(study.features_path("vgg16"))
-    row = features.Manifest.read(study.manifest_path).table.iloc[3]
+    row = manifest_of(study).table.iloc[3]
     pixels = tf.image.resize(images.decode(study.raw / row["path"]), (32, 32), antialias=True)[None]
     keras.utils.set_random_seed(0)
     oracle = keras.applications.VGG16(
@@ -85,93 +106,96 @@ def test_features_equal_keras_on_the_same_pixels(study):
 def test_new_image_costs_only_itself(study):
     before = passes(study)
     assert before > 0
-    row = features.Manifest.read(study.manifest_path).table.iloc[0]
+    row = manifest_of(study).table.iloc[0]
     pixels = 255 - images.decode(study.raw / row["path"])
     Image.fromarray(pixels).save(study.raw / "clear/patient9000_0.png")
     ingest.run(study)
     assert passes(study) == 1
 
 
-def test_killed_pass_goes_on_where_it_was(study, monkeypatch):
-    monkeypatch.setattr(shards, "_SHARD_ROWS", 8)
-    real, calls = embedder.Embedder.features, []
+def test_killed_pass_goes_on_where_it_was(study):
+    calls = []
 
-    def dies(self, *arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
+    class Dies(embedder.Embedder):
+        def features(self, *arguments):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return super().features(*arguments)
 
-    with monkeypatch.context() as killed:
-        killed.setattr(embedder.Embedder, "features", dies)
-        with pytest.raises(KeyboardInterrupt):
-            passes(study)
-    again = features.run(study, "vgg16")
-    assert again["passes_now"] == again["passes"] - 3 * 8
-    undisturbed = (study.features_path("vgg16") / "features.npy").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        passes(study, make_embedder=Dies, shard_rows=8)
+    again = features.run(study, "vgg16", shard_rows=8)
+    assert again.passes_now == again.summary.passes - 3 * 8
+    resumed = matrix_bytes(study)
     _forget(study)
-    features.run(study, "vgg16")
-    assert (study.features_path("vgg16") / "features.npy").read_bytes() == undisturbed
+    passes(study, shard_rows=8)
+    assert matrix_bytes(study) == resumed
 
 
 @pytest.mark.parametrize("kind", ["npy", "json"])
-def test_flipped_bit_redoes_only_its_piece(study, monkeypatch, kind):
-    monkeypatch.setattr(shards, "_SHARD_ROWS", 8)
-    passes(study)
-    undisturbed = (study.features_path("vgg16") / "features.npy").read_bytes()
-    index = sorted(study.raw.parent.parent.glob("cache/features/*/*.json"))[0]
-    read = json.loads(index.read_text())
-    piece = index if kind == "json" else index.with_name(f"{read['sha256'][:24]}.npy")
-    data = bytearray(piece.read_bytes())
-    data[-30] ^= 1
-    piece.write_bytes(bytes(data))
-    assert passes(study) == len(read["rows"])
-    assert passes(study) == 0
-    assert (study.features_path("vgg16") / "features.npy").read_bytes() == undisturbed
+def test_flipped_bit_redoes_only_its_piece(study, kind):
+    passes(study, shard_rows=8)
+    undisturbed = matrix_bytes(study)
+    index = min(shards.shards_path(study.cache_path).glob("*/*.json"))
+    held = json.loads(index.read_text())
+    piece = index if kind == "json" else index.with_name(f"{held['sha256'][:24]}.npy")
+    content = bytearray(piece.read_bytes())
+    content[-30] ^= 1
+    piece.write_bytes(bytes(content))
+    assert passes(study, shard_rows=8) == len(held["rows"])
+    assert passes(study, shard_rows=8) == 0
+    assert matrix_bytes(study) == undisturbed
 
 
 _EMBED = """
-import pickle
+import pickle, sys
 from equipoise.embed import stage as features
-features._SHARD_ROWS = 8
-print(features.run(pickle.load(open("study.pickle", "rb")), "vgg16")["passes_now"])
+study = pickle.load(open(sys.argv[1], "rb"))
+print(features.run(study, "vgg16", shard_rows=8).passes_now)
 """
 
 
-def test_two_at_once_leave_what_one_leaves(study):
-    command = [sys.executable, "-c", _EMBED]
-    Path("study.pickle").write_bytes(pickle.dumps(study))
+def test_two_at_once_leave_what_one_leaves(study, tmp_path):
+    pickled = tmp_path / "study.pickle"
+    pickled.write_bytes(pickle.dumps(study))
+    command = [sys.executable, "-c", _EMBED, str(pickled)]
     environment = {**os.environ, "PYTHONPATH": str(REPO / "src")}
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(2)
     ]
-    made = [int(process.communicate(timeout=300)[0].split()[-1]) for process in running]
+    printed = [process.communicate(timeout=300)[0] for process in running]
     assert all(process.returncode == 0 for process in running)
-    assert max(made) > 0
-    together = (study.features_path("vgg16") / "features.npy").read_bytes()
-    assert passes(study) == 0
-    assert (study.features_path("vgg16") / "features.npy").read_bytes() == together
+    assert max(int(text.split()[-1]) for text in printed) > 0
+    together = matrix_bytes(study)
+    assert passes(study, shard_rows=8) == 0
+    assert matrix_bytes(study) == together
     _forget(study)
-    assert passes(study) > 0
-    assert (study.features_path("vgg16") / "features.npy").read_bytes() == together
+    assert passes(study, shard_rows=8) > 0
+    assert matrix_bytes(study) == together
 
 
 def _forget(study):
-    for path in (study.raw.parent.parent / "cache/features").rglob("*"):
+    for path in shards.shards_path(study.cache_path).rglob("*"):
         if path.is_file():
             path.unlink()
 
 
 def test_two_devices_give_the_bytes_of_one(study, monkeypatch):
-    monkeypatch.setattr(shards, "_SHARD_ROWS", 8)
-    alone = features.run(study, "vgg16")
-    undisturbed = (study.features_path("vgg16") / "features.npy").read_bytes()
+    alone = passes(study, shard_rows=8)
+    undisturbed = matrix_bytes(study)
     _forget(study)
+
+    class ComputesNothing(embedder.Embedder):
+        """Of this process: the pass is made by two others."""
+
+        def features(self, *arguments):
+            raise AssertionError("computed here")
+
     monkeypatch.setattr(backbones, "devices", lambda: ["", ""])  # no GPU in either process
-    monkeypatch.setattr(shards._Pass, "embed", None)  # nothing is computed here
-    assert features.run(study, "vgg16")["passes_now"] == alone["passes"]
-    assert (study.features_path("vgg16") / "features.npy").read_bytes() == undisturbed
+    assert passes(study, make_embedder=ComputesNothing, shard_rows=8) == alone
+    assert matrix_bytes(study) == undisturbed
 
 
 def test_devices_are_those_of_the_environment_where_there_is_a_gpu(monkeypatch):
@@ -187,50 +211,60 @@ def test_devices_are_those_of_the_environment_where_there_is_a_gpu(monkeypatch):
 
 
 def test_memory_while_assembling_is_that_of_a_shard(tmp_path):
-    rng, parts, shape = np.random.default_rng(0), [], (4000, 500)
-    place = rng.permutation(shape[0])
+    rng = np.random.default_rng(0)
+    num_rows, num_features = 4000, 500
+    place = rng.permutation(num_rows)
+    parts = []
     for number in range(40):
-        values = rng.normal(size=(100, shape[1])).astype(np.float32)
-        np.save(tmp_path / f"{number}.npy", values)
-        parts.append(
-            (tmp_path / f"{number}.npy", np.arange(100), place[100 * number : 100 * number + 100])
-        )
+        shard = tmp_path / f"{number}.npy"
+        values = rng.normal(size=(100, num_features)).astype(np.float32)
+        np.save(shard, values)
+        target = place[100 * number : 100 * number + 100]
+        parts.append(shards.ShardPart(shard, source=np.arange(100), target=target))
     tracemalloc.start()
-    digest = shards._assemble(tmp_path / "whole.npy", parts, shape, "x")
+    digest = shards.assemble(tmp_path / "whole.npy", parts, (num_rows, num_features), "x")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * values.nbytes < 0.2 * 4 * np.prod(shape)
+    whole_bytes = 4 * num_rows * num_features
+    assert peak < 4 * values.nbytes < 0.2 * whole_bytes
     whole = np.load(tmp_path / "whole.npy", mmap_mode="r", allow_pickle=False)
-    np.testing.assert_array_equal(whole[parts[-1][2]], values)
+    np.testing.assert_array_equal(whole[parts[-1].target], values)
     assert digest == files.file_digest(tmp_path / "whole.npy")
 
 
+def test_features_that_are_no_numbers_are_refused(tmp_path):
+    values = np.ones((3, 2), dtype=np.float32)
+    values[1, 0] = np.nan
+    np.save(tmp_path / "shard.npy", values)
+    part = shards.ShardPart(tmp_path / "shard.npy", source=np.arange(3), target=np.arange(3))
+    with pytest.raises(DataError, match="1 of 3 features of vgg16 are not finite numbers"):
+        shards.assemble(tmp_path / "whole.npy", [part], (3, 2), "vgg16")
+    assert not (tmp_path / "whole.npy").exists()
+
+
 def test_one_trace_whatever_the_batches(study, monkeypatch):
-    traced, shapes = [], set()
-    real = embedder.Embedder
+    made, shapes = [], set()
+
+    class Watched(embedder.Embedder):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+        def features(self, batch, *parameters):
+            shapes.add(batch.shape)
+            return super().features(batch, *parameters)
+
     monkeypatch.setattr(backbones, "devices", lambda: ["0"])  # on a GPU the last batch is filled up
-    plain = real.features
-    monkeypatch.setattr(
-        real,
-        "features",
-        lambda self, batch, *rest: shapes.add(batch.shape) or plain(self, batch, *rest),
-    )
-
-    def kept(*arguments):
-        traced.append(real(*arguments))
-        return traced[-1]
-
-    monkeypatch.setattr(shards, "Embedder", kept)
-    made = features.run(study, "vgg16")
-    assert all(number % 8 for number in made["passes_of"].values())
+    result = features.run(study, "vgg16", make_embedder=Watched)
+    assert all(number % 8 for number in result.summary.passes_of.values())
     assert shapes == {(8, 32, 32, 3)}
-    assert traced[0]._plain.experimental_get_tracing_count() == 1
-    assert traced[0]._viewed.experimental_get_tracing_count() == 1
-    assert traced[0]._resize.experimental_get_tracing_count() == 1
+    (only,) = made
+    for graph in (only.plain_graph, only.viewed_graph, only.resize_graph):
+        assert graph.experimental_get_tracing_count() == 1
 
 
 def test_views_of_all_are_made_of_all(study):
-    manifest = features.Manifest.read(study.manifest_path)
+    manifest = manifest_of(study)
     chosen = features.wanted_rows(manifest, 2, "all")
     assert len(chosen) == 3 * len(manifest.table)
     assert set(zip(chosen["sha256"], chosen["view"])) == {
@@ -251,26 +285,26 @@ def test_float16_is_refused_where_it_cannot_tell_images_apart(study):
         features.run(_changed(study, dtype="float16", batch_size=32), "mobilenetv2")
 
 
-def test_float16_is_half_the_file_and_the_rounded_values(study, monkeypatch):
-    monkeypatch.setattr(shards, "_BLUR_LIMIT", np.inf)
+def test_float16_is_half_the_file_and_the_rounded_values(study):
     exact = features.run(study, "vgg16")
-    values = store_.FeatureStore.open(study.features_path("vgg16")).matrix.copy()
-    rounded = features.run(_changed(study, dtype="float16"), "vgg16")
-    assert rounded["passes_now"] == exact["passes"]  # another pipeline, another key
-    matrix = store_.FeatureStore.open(study.features_path("vgg16")).matrix
+    values = matrix_of(study).copy()
+    # Shards of eight rows are too short to judge the rounding, which random weights do not survive.
+    rounded = features.run(_changed(study, dtype="float16"), "vgg16", shard_rows=8)
+    assert rounded.passes_now == exact.passes_now  # another pipeline, another key
+    matrix = matrix_of(study)
     assert matrix.dtype == np.float16
     np.testing.assert_array_equal(matrix, values.astype(np.float16))
 
 
 def test_mixed_precision_is_close_and_another_key(study):
     exact = features.run(study, "vgg16")
-    values = store_.FeatureStore.open(study.features_path("vgg16")).matrix.copy()
+    values = matrix_of(study).copy()
     mixed = features.run(_changed(study, mixed_precision="bfloat16"), "vgg16")
-    assert mixed["passes_now"] == exact["passes"]
-    matrix = store_.FeatureStore.open(study.features_path("vgg16")).matrix
+    assert mixed.passes_now == exact.passes_now
+    matrix = matrix_of(study)
     assert matrix.dtype == np.float32
     assert 0 < np.abs(matrix - values).max() < 0.1 * np.abs(values).max()
-    assert mixed["weights_digest"] == exact["weights_digest"]
+    assert mixed.summary.weights_digest == exact.summary.weights_digest
     assert backbones.load_keras().config.dtype_policy().name == "float32"
 
 
@@ -290,7 +324,7 @@ def test_jpeg_draft_is_the_reduced_scale_in_embedding_and_another_key(study):
 
 
 def test_changed_file_is_noticed(study):
-    row = features.Manifest.read(study.manifest_path).table.iloc[0]
+    row = manifest_of(study).table.iloc[0]
     path = study.raw / row["path"]
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(DataError, match="is not the file that ingest read"):
@@ -301,7 +335,7 @@ def test_missing_view_says_which_setting(study):
     features.run(study, "vgg16")
     store = store_.FeatureStore.open(study.features_path("vgg16"))
     with pytest.raises(DataError, match=r"embed\.views"):
-        store.rows([features.Manifest.read(study.manifest_path).table["sha256"].iloc[0]], [7])
+        store.rows([manifest_of(study).table["sha256"].iloc[0]], [7])
 
 
 @pytest.mark.parametrize("name", sorted(backbones.TABLE))
@@ -348,10 +382,9 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch, tmp_path)
     def offline(*_, **__):
         raise Exception("URL fetch failure on https://example.org: None -- no route")
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(keras.utils, "get_file", offline)
     with pytest.raises(DataError) as caught:
-        backbones.build("densenet201", "imagenet", 32)
+        backbones.build("densenet201", "imagenet", 32, root=tmp_path)
     text = str(caught.value)
     for part in (
         "74,836,368 bytes",
@@ -367,9 +400,8 @@ def test_weights_by_path(tmp_path):
     wrong = tmp_path / "wrong.h5"
     backbones.build("mobilenetv2", "random", 32).save_weights(tmp_path / "right.weights.h5")
     built = backbones.build("mobilenetv2", str(tmp_path / "right.weights.h5"), 32)
-    assert backbones.weights_digest(built) == backbones.weights_digest(
-        backbones.build("mobilenetv2", "random", 32)
-    )
+    drawn = backbones.build("mobilenetv2", "random", 32)
+    assert backbones.weights_digest(built) == backbones.weights_digest(drawn)
     with pytest.raises(DataError, match="no such file"):
         backbones.build("vgg16", str(wrong), 32)
     wrong.write_bytes(b"not weights")
@@ -377,11 +409,23 @@ def test_weights_by_path(tmp_path):
         backbones.build("vgg16", str(wrong), 32)
 
 
+def test_weights_are_looked_for_under_the_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    published = tmp_path / "weights" / backbones.load_row("vgg16").file_name
+    for weights, file in (("imagenet", published), ("own/vgg.h5", tmp_path / "own/vgg.h5")):
+        assert not backbones.weights_there("vgg16", weights, tmp_path)
+        file.parent.mkdir()
+        file.write_bytes(b"not weights")
+        assert backbones.weights_there("vgg16", weights, tmp_path)
+        with pytest.raises(DataError, match=f"weights file {file} does not fit"):
+            backbones.build("vgg16", weights, 32, root=tmp_path)
+    assert backbones.weights_there("vgg16", "random", tmp_path)
+
+
 def test_real_weights_beat_random_ones():
     path = REPO / "../shared/data/weights/mobilenetv2_1.00_224_notop.h5"
     if not path.is_file():
         pytest.skip("the MobileNetV2 weights are not on this machine")
     model = backbones.build("mobilenetv2", str(path), 96)
-    assert backbones.weights_digest(model) != backbones.weights_digest(
-        backbones.build("mobilenetv2", "random", 96)
-    )
+    drawn = backbones.build("mobilenetv2", "random", 96)
+    assert backbones.weights_digest(model) != backbones.weights_digest(drawn)

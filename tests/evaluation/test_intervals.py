@@ -12,6 +12,7 @@ from test_metrics import specificity_on_curve
 
 from equipoise.core.errors import DataError
 from equipoise.evaluation import intervals
+from equipoise.evaluation.metrics import Endpoint
 from fabricate import made
 
 
@@ -81,19 +82,19 @@ def test_evaluate_weights_rows_by_how_often_their_patient_is_drawn():
             "locked.sensitivity": sk.recall_score(labels, scores >= 0.3, sample_weight=weight),
             "raw.brier": sk.brier_score_loss(labels, scores, sample_weight=weight),
         }
-        assert {name: evaluation.draws[name][row] for name in expected} == pytest.approx(
-            expected, abs=1e-6
-        )
-    interval = evaluation.interval("free.auroc")
-    assert interval["low"] < interval["value"] < interval["high"]
-    assert interval["interval"] == "patient bootstrap"
+        assert {
+            name: evaluation.draws[Endpoint.parse(name)][row] for name in expected
+        } == pytest.approx(expected, abs=1e-6)
+    interval = evaluation.interval(Endpoint("free", "auroc"))
+    assert interval.low < interval.value < interval.high
+    assert interval.interval == "patient bootstrap"
     # Hesterberg 2015, equation (5) and after it: Student's quantile instead of the normal one, for Kish's patients.
     images = pd.Series(people).groupby([labels, people]).size()
     worth = min(part.sum() ** 2 / (part**2).sum() for _, part in images.groupby(level=0))
     assert evaluation.effective_patients == pytest.approx(worth)
     tail = stats.norm.cdf(-np.sqrt(worth / (worth - 1)) * stats.t.ppf(0.975, worth - 1))
-    low, high = np.quantile(evaluation.draws["free.auroc"][1:], [tail, 1 - tail])
-    assert (interval["low"], interval["high"]) == pytest.approx((low, high))
+    low, high = np.quantile(evaluation.draws[Endpoint("free", "auroc")][1:], [tail, 1 - tail])
+    assert (interval.low, interval.high) == pytest.approx((low, high))
 
 
 def test_evaluate_does_not_depend_on_the_order_of_rows():
@@ -117,12 +118,12 @@ def test_rank_metrics_are_averaged_over_folds_and_counts_are_pooled():
     evaluation = intervals.evaluate(
         made.predictions(logits, labels, fold=fold), made.settings().compare, 0.9
     )
-    assert evaluation.draws["free.auroc"][0] == 1
+    assert evaluation.draws[Endpoint("free", "auroc")][0] == 1
     assert sk.roc_auc_score(labels, logits) < 1
-    assert evaluation.draws["raw.accuracy"][0] == pytest.approx(
+    assert evaluation.draws[Endpoint("raw", "accuracy")][0] == pytest.approx(
         0.7
     )  # 7 of 10, not the mean of 2/4 and 5/6
-    assert evaluation.draws["raw.sensitivity"][0] == pytest.approx(5 / 7)
+    assert evaluation.draws[Endpoint("raw", "sensitivity")][0] == pytest.approx(5 / 7)
 
 
 def test_seeds_are_averaged_and_shown_one_by_one():
@@ -135,9 +136,11 @@ def test_seeds_are_averaged_and_shown_one_by_one():
     both = replace(both, table=pd.concat(tables, ignore_index=True))
     evaluation = intervals.evaluate(both, made.settings().compare, 0.9)
     first = sk.roc_auc_score(labels, logits)
-    assert evaluation.by_seed["free.auroc"] == pytest.approx([first, 1 - first])
-    assert evaluation.draws["free.auroc"][0] == pytest.approx(0.5)
-    assert evaluation.table()["free"]["auroc"]["by_seed"] == evaluation.by_seed["free.auroc"]
+    assert evaluation.by_seed[Endpoint("free", "auroc")] == pytest.approx([first, 1 - first])
+    assert evaluation.draws[Endpoint("free", "auroc")][0] == pytest.approx(0.5)
+    assert (
+        evaluation.table()["free"]["auroc"].by_seed == evaluation.by_seed[Endpoint("free", "auroc")]
+    )
 
 
 def test_wilson_over_patients_bounds_a_proportion_of_0_or_1():
@@ -147,11 +150,14 @@ def test_wilson_over_patients_bounds_a_proportion_of_0_or_1():
     evaluation = intervals.evaluate(
         made.predictions(logits, labels, people), made.settings().compare, 0.9
     )
-    found, missed = evaluation.interval("raw.sensitivity"), evaluation.interval("raw.specificity")
-    assert (found["value"], found["interval"]) == (1, "Wilson, 3 patients")
-    assert (found["low"], found["high"]) == pytest.approx(intervals.wilson(3, 3, 0.05))
-    assert (missed["value"], missed["interval"]) == (0, "Wilson, 4 patients")
-    assert (missed["low"], missed["high"]) == pytest.approx(intervals.wilson(0, 4, 0.05))
+    found, missed = (
+        evaluation.interval(Endpoint("raw", "sensitivity")),
+        evaluation.interval(Endpoint("raw", "specificity")),
+    )
+    assert (found.value, found.interval) == (1, "Wilson, 3 patients")
+    assert (found.low, found.high) == pytest.approx(intervals.wilson(3, 3, 0.05))
+    assert (missed.value, missed.interval) == (0, "Wilson, 4 patients")
+    assert (missed.low, missed.high) == pytest.approx(intervals.wilson(0, 4, 0.05))
 
 
 def test_resamples_in_which_a_metric_does_not_exist_are_counted():
@@ -164,18 +170,21 @@ def test_resamples_in_which_a_metric_does_not_exist_are_counted():
     )
     lacking = (drawn[1:, [0, 3]] == 0).any(axis=1) | (drawn[1:, 1:3].sum(axis=1) == 0)
     lacking |= drawn[1:, 4:].sum(axis=1) == 0
-    interval = intervals.evaluate(made_up, settings, 0.9).interval("free.auroc")
-    assert 0 < interval["degenerate"] < 200
-    assert interval["degenerate"] == lacking.sum()
+    interval = intervals.evaluate(made_up, settings, 0.9).interval(Endpoint("free", "auroc"))
+    assert 0 < interval.degenerate < 200
+    assert interval.degenerate == lacking.sum()
 
 
 def test_a_metric_without_any_value_has_no_interval():
     evaluation = intervals.Evaluation(
-        {"free.auroc": np.array([0.5, np.nan, np.nan])}, {}, {"free.auroc": [0.5]}, 0.05
+        draws={Endpoint("free", "auroc"): np.array([0.5, np.nan, np.nan])},
+        among={},
+        by_seed={Endpoint("free", "auroc"): [0.5]},
+        alpha=0.05,
     )
-    interval = evaluation.interval("free.auroc")
-    assert np.isnan([interval["low"], interval["high"]]).all()
-    assert interval["degenerate"] == 2
+    interval = evaluation.interval(Endpoint("free", "auroc"))
+    assert np.isnan([interval.low, interval.high]).all()
+    assert interval.degenerate == 2
 
 
 def test_images_of_a_patient_share_one_vote_in_the_patient_recognition_rate():
@@ -184,13 +193,15 @@ def test_images_of_a_patient_share_one_vote_in_the_patient_recognition_rate():
         made.predictions(logits, labels, people), made.settings().compare, 0.9
     )
     right = pd.Series((logits >= 0) == labels).groupby(people).mean()
-    assert evaluation.draws["raw.patient_recognition_rate"][0] == pytest.approx(
+    assert evaluation.draws[Endpoint("raw", "patient_recognition_rate")][0] == pytest.approx(
         right.mean(), abs=1e-6
     )
-    assert right.mean() != pytest.approx(evaluation.draws["raw.accuracy"][0], abs=1e-4)
+    assert right.mean() != pytest.approx(evaluation.draws[Endpoint("raw", "accuracy")][0], abs=1e-4)
     names, drawn = intervals.patient_resamples(people, labels, 200, made.settings().compare.seed)
     expected = np.average(right.loc[names], weights=drawn[9])
-    assert evaluation.draws["raw.patient_recognition_rate"][9] == pytest.approx(expected, abs=1e-6)
+    assert evaluation.draws[Endpoint("raw", "patient_recognition_rate")][9] == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_folds_are_shown_apart_and_only_where_there_are_several():
@@ -201,9 +212,9 @@ def test_folds_are_shown_apart_and_only_where_there_are_several():
         made.predictions(logits, labels, people, fold=fold), made.settings().compare, 0.9
     )
     aurocs = [sk.roc_auc_score(labels[fold == own], logits[fold == own]) for own in range(3)]
-    assert several.by_fold["free.auroc"] == pytest.approx(aurocs)
+    assert several.by_fold[Endpoint("free", "auroc")] == pytest.approx(aurocs)
     recalls = [sk.recall_score(labels[fold == own], logits[fold == own] >= 0) for own in range(3)]
-    assert several.by_fold["raw.sensitivity"] == pytest.approx(recalls, abs=1e-6)
+    assert several.by_fold[Endpoint("raw", "sensitivity")] == pytest.approx(recalls, abs=1e-6)
     assert (
         intervals.evaluate(
             made.predictions(logits, labels, people), made.settings().compare, 0.9
@@ -216,24 +227,24 @@ def test_wilson_stands_beside_the_bootstrap_where_every_row_is_a_patient():
     logits, labels, people = noisy(60)
     settings = made.settings().compare
     single = intervals.evaluate(made.predictions(logits, labels), settings, 0.9).interval(
-        "raw.specificity"
+        Endpoint("raw", "specificity")
     )
     negatives = int((labels == 0).sum())
     right = int(((labels == 0) & (logits < 0)).sum())
     expected = proportion_confint(right, negatives, method="wilson")
-    assert (single["wilson_low"], single["wilson_high"]) == pytest.approx(expected, abs=1e-6)
-    assert single["interval"] == "patient bootstrap"
+    assert (single.wilson_low, single.wilson_high) == pytest.approx(expected, abs=1e-6)
+    assert single.interval == "patient bootstrap"
     shared = intervals.evaluate(made.predictions(logits, labels, people), settings, 0.9)
-    assert "wilson_low" not in shared.interval("raw.specificity")
+    assert "wilson_low" not in shared.interval(Endpoint("raw", "specificity")).as_dict()
 
 
 def test_only_the_named_metrics_are_computed():
     logits, labels, _ = noisy(40)
-    names = ["free.auroc", "locked.f1"]
+    endpoints = [Endpoint("free", "auroc"), Endpoint("locked", "f1")]
     evaluation = intervals.evaluate(
-        made.predictions(logits, labels), made.settings().compare, 0.9, names
+        made.predictions(logits, labels), made.settings().compare, 0.9, endpoints
     )
-    assert list(evaluation.draws) == names
+    assert list(evaluation.draws) == endpoints
 
 
 def test_an_image_predicted_twice_is_refused():
@@ -259,9 +270,9 @@ def test_three_classes_have_no_specificity_at_sensitivity_and_decide_by_argmax()
     logits = rng.normal(size=(30, 3)) + np.eye(3)[labels]
     made_up = made.predictions(logits, labels, classes=("a", "b", "c"))
     evaluation = intervals.evaluate(made_up, made.settings().compare, 0.9)
-    assert "free.specificity_at_sensitivity" not in evaluation.draws
-    assert evaluation.draws["raw.accuracy"][0] == pytest.approx(
+    assert Endpoint("free", "specificity_at_sensitivity") not in evaluation.draws
+    assert evaluation.draws[Endpoint("raw", "accuracy")][0] == pytest.approx(
         (logits.argmax(axis=1) == labels).mean()
     )
     expected = sk.roc_auc_score(labels, made_up.probabilities("prob"), multi_class="ovr")
-    assert evaluation.draws["free.auroc"][0] == pytest.approx(expected)
+    assert evaluation.draws[Endpoint("free", "auroc")][0] == pytest.approx(expected)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from equipoise.core import config, files, records
+from equipoise.core import config, documents, files, records
 from equipoise.evaluation import metrics
 from equipoise.scenario.matrix import TrainMatrix
 from equipoise.split import checks
@@ -130,22 +130,7 @@ def study(
         "settings": made.settings.sections("ingest"),
     }
     manifest = records.Manifest(table, meta).write(made.manifest_path)
-    summary = {
-        **{
-            "images": len(table),
-            "patients": int(table["patient_id"].nunique()),
-            "files_seen": len(table),
-        },
-        **{"patient_ids": True, "near_copies": 0, "label_conflicts": 0, "selection": ""},
-        **{
-            "quarantined": 0,
-            "completeness": "made up",
-            "source": "nowhere",
-            "licence": "none",
-            "citation": "none",
-        },
-    }
-    files.write_json(made.manifest_path.with_suffix(".json"), summary)
+    _ingest_summary(manifest).write(made.manifest_path.with_suffix(".json"))
     splits.run(made)
     means = rng.normal(size=(len(classes), num_features))
     means *= signal / np.linalg.norm(means, axis=1, keepdims=True)
@@ -178,6 +163,36 @@ def study(
         described["settings"] = made.settings.sections("embed", "augment")
         files.write_json(store / "meta.json", described)
     return made
+
+
+def _ingest_summary(manifest: records.Manifest) -> documents.IngestSummary:
+    table, classes, counts = manifest.table, manifest.classes, manifest.counts()
+    return documents.IngestSummary(
+        study="made",
+        dataset="chest_xray",
+        classes=list(classes),
+        positive_class=manifest.positive_class,
+        patient_ids=True,
+        source="nowhere",
+        licence="none",
+        citation="none",
+        manifest=manifest.digest,
+        images=len(table),
+        patients=int(table["patient_id"].nunique()),
+        pseudonymised=False,
+        files_seen=len(table),
+        other_files_ignored=0,
+        selection="",
+        not_selected=0,
+        quarantined=0,
+        near_copies=0,
+        label_conflicts=0,
+        flagged={},
+        by_class=records.class_table(table["label"].to_numpy(), table["patient_id"], classes),
+        minority_classes=[classes[label] for label in records.minority_labels(counts)],
+        imbalance_ratio=records.imbalance_ratio(counts),
+        completeness="made up",
+    )
 
 
 def predictions(
@@ -238,59 +253,87 @@ def result(
     written = records.Predictions(pd.concat(frames, ignore_index=True), meta).write(
         folder / "predictions.parquet"
     )
-    counts = manifest.counts()
-    test = written.part("test").table
-    summary = {
-        **meta,
-        **{
-            "inner_score": inner_score,
-            "seed_has_effect": None,
-            "non_overlapping": None,
-            "weights": "random",
-        },
-        "majority_class": manifest.classes[int(counts.argmax())],
-        "minority_classes": [manifest.classes[label] for label in records.minority_labels(counts)],
-        "mode": "probe",
-        "test": records.class_table(test["label"].to_numpy(), test["patient_id"], manifest.classes),
-        "distribution": _distribution(manifest, split.round(0, 0)),
-        "checks": [check.as_dict() for check in checks.run(split, manifest)],
-        "digests": {
-            "manifest": manifest.digest,
-            "splits": split.digest,
-            "predictions": written.digest,
-        },
-        "settings": study.settings.sections("tune"),
-        "result_digest": files.digest_of([scenario, strength, inner_score]),
-    }
-    files.write_json(folder / "metrics.json", summary)
-    choice = {
-        **{
-            "repeat": 0,
-            "fold": 0,
-            "seed": 0,
-            "settings": {"l2": 0.1},
-            "score": inner_score,
-            "gain": 0.0,
-        },
-        **{
-            "gain_se": None,
-            "identified": False,
-            "inner_folds": study.settings.tune.inner_folds,
-            "train_counts": counts,
-            "plan_counts": counts,
-        },
-        **{
-            "calibrator": {"slope": 1.0, "biases": [0.0] * len(counts), "reason": ""},
-            "threshold": 0.5,
-        },
-    }
+    summary = _scenario_summary(study, manifest, split, written, backbone, scenario, inner_score)
+    summary = summary.model_copy(
+        update={"result_digest": files.digest_of([scenario, strength, inner_score])}
+    )
+    summary.write(folder / "metrics.json")
+    documents.Choices([_choice(study, manifest, inner_score)]).write(folder / "best.json")
     plan = split.round(0, 0)
     plan = plan.loc[plan["part"] == "train", ["image_id", "repeat", "fold"]].assign(
         seed=0, view=0, weight=1.0
     )
     files.write_table(folder / "plan.parquet", plan, meta)
-    files.write_json(folder / "best.json", [choice])
     return folder
+
+
+def _scenario_summary(
+    study: config.Study,
+    manifest: records.Manifest,
+    split: records.Splits,
+    written: records.Predictions,
+    backbone: str,
+    scenario: str,
+    inner_score: float,
+) -> documents.ScenarioSummary:
+    counts = manifest.counts()
+    test = written.part("test").table
+    return documents.ScenarioSummary(
+        study=study.name,
+        backbone=backbone,
+        scenario=scenario,
+        classes=list(manifest.classes),
+        positive_class=manifest.positive_class,
+        mode="probe",
+        weights="random",
+        passes=None,
+        majority_class=manifest.classes[int(counts.argmax())],
+        minority_classes=[manifest.classes[label] for label in records.minority_labels(counts)],
+        test=records.class_table(test["label"].to_numpy(), test["patient_id"], manifest.classes),
+        rows={"test": len(test), "patients": int(test["patient_id"].nunique())},
+        inner_score=inner_score,
+        metrics={},
+        distribution=_distribution(manifest, split.round(0, 0)),
+        non_overlapping=None,
+        seed_has_effect=None,
+        checks=[check.as_dict() for check in checks.check_split(split, manifest)],
+        digests={
+            "manifest": manifest.digest,
+            "splits": split.digest,
+            "predictions": written.digest,
+        },
+        settings=study.settings.sections("tune"),
+        result_digest="",
+    )
+
+
+def _choice(
+    study: config.Study, manifest: records.Manifest, inner_score: float
+) -> documents.RoundChoice:
+    counts = manifest.counts().tolist()
+    return documents.RoundChoice(
+        repeat=0,
+        fold=0,
+        seed=0,
+        settings={"l2": 0.1},
+        score=inner_score,
+        best_score=inner_score,
+        published_score=inner_score,
+        gain=0.0,
+        gain_se=None,
+        objective=study.settings.tune.objective,
+        identified=False,
+        feasible=True,
+        reason="",
+        trials=1,
+        failed_trials=0,
+        inner_folds=study.settings.tune.inner_folds,
+        train_counts=counts,
+        plan_counts=counts,
+        gradient_norm=0.0,
+        calibrator={"slope": 1.0, "biases": [0.0] * len(counts), "reason": ""},
+        threshold=0.5,
+    )
 
 
 def _distribution(manifest: records.Manifest, rows: pd.DataFrame) -> dict[str, Any]:

@@ -8,35 +8,37 @@ import pandas as pd
 from equipoise.core import config
 from equipoise.core.records import Manifest, Splits
 
-SPLIT = config.load_study(
-    "demo", config.read_params(Path(__file__).resolve().parents[2])
-).settings.split
+ROOT = Path(__file__).resolve().parents[2]
+SPLIT = config.load_study("demo", config.read_params(ROOT)).settings.split
 
 
 def split_settings(**changes):
-    return config.Split.model_validate({**SPLIT.model_dump(), **changes})
+    """The demo's `split` section with some settings changed, checked again."""
+    settings = SPLIT.model_dump()
+    settings.update(changes)
+    return config.Split.model_validate(settings)
 
 
 def manifest_of(patients, classes=("a", "b"), sides=None):
     """A manifest of `{patient: (label, ...)}`, one label per image; `sides` are the published ones by patient."""
-    rows = [
-        {
-            "image_id": f"{patient}/{image}.png",
-            "sha256": f"{patient}-{image}",
-            "picture": f"{patient}-{image}",
-            "label": label,
-            "class_name": classes[label],
-            "patient_id": patient,
-            "person": patient,
-            "site": f"site {patient[-1]}",
-            **({"official_split": sides[patient][image]} if sides else {}),
-        }
-        for patient, labels in patients.items()
-        for image, label in enumerate(labels)
-    ]
-    table = pd.DataFrame(rows).assign(
-        path="x.png", width_px=8, height_px=8, bytes=10, grey_mean=9.0
-    )
+    rows = []
+    for patient, labels in patients.items():
+        for image, label in enumerate(labels):
+            row = {
+                "image_id": f"{patient}/{image}.png",
+                "sha256": f"{patient}-{image}",
+                "picture": f"{patient}-{image}",
+                "label": label,
+                "class_name": classes[label],
+                "patient_id": patient,
+                "person": patient,
+                "site": f"site {patient[-1]}",
+            }
+            if sides:
+                row["official_split"] = sides[patient][image]
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    table = table.assign(path="x.png", width_px=8, height_px=8, bytes=10, grey_mean=9.0)
     meta = {
         "study": "made_up",
         "dataset": "made_up",
@@ -48,26 +50,28 @@ def manifest_of(patients, classes=("a", "b"), sides=None):
 
 
 def plain_manifest(patients_per_class=(20, 8), images=2):
-    return manifest_of(
-        {
-            f"{'ab'[label]}{number:03d}": (label,) * images
-            for label in (0, 1)
-            for number in range(patients_per_class[label])
-        }
-    )
+    """Patients of one class each, all with as many images."""
+    patients = {}
+    for label, letter in enumerate("ab"):
+        for number in range(patients_per_class[label]):
+            patients[f"{letter}{number:03d}"] = (label,) * images
+    return manifest_of(patients)
 
 
 def published_folds(*columns):
     """One patient for each word, two images each, classes in turn; a column of words is one published division."""
-    words = [column.split() for column in columns]
-    manifest = manifest_of({f"p{number}": (number % 2,) * 2 for number in range(len(words[0]))})
-    published = {
-        f"official_split_{n + 1}": np.repeat(own, 2).astype(object) for n, own in enumerate(words)
-    }
-    return Manifest(manifest.table.assign(**published), manifest.meta)
+    num_patients = len(columns[0].split())
+    patients = {f"p{number}": (number % 2,) * 2 for number in range(num_patients)}
+    manifest = manifest_of(patients)
+    table = manifest.table
+    for number, column in enumerate(columns, start=1):
+        side_of_image = np.repeat(column.split(), 2)
+        table[f"official_split_{number}"] = side_of_image.astype(object)
+    return Manifest(table, manifest.meta)
 
 
 def moved(made, chosen, part):
+    """A split in which the rows that `chosen(table)` marks were moved to another part by hand."""
     table = made.table.copy()
     table.loc[chosen(table), "part"] = part
     return Splits(table, made.meta)

@@ -50,9 +50,9 @@ class TrackingServer:
 
     def environment(self, user: str) -> dict[str, str]:
         """What a client of this user sets."""
-        names = {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_TRACKING_USERNAME": user}
         return {
-            **names,
+            "MLFLOW_TRACKING_URI": self.uri,
+            "MLFLOW_TRACKING_USERNAME": user,
             "MLFLOW_TRACKING_PASSWORD": self.users[user],
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         }
@@ -72,16 +72,12 @@ def free_port() -> int:
 def postgres_folder() -> Path | None:
     """Where `initdb` and `postgres` are; Debian keeps them off the path."""
     on_path = shutil.which("initdb")
-    places = [Path(on_path).resolve().parent] if on_path else []
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next(
-        (
-            place
-            for place in places
-            if (place / "initdb").exists() and (place / "postgres").exists()
-        ),
-        None,
-    )
+    folders = [Path(on_path).resolve().parent] if on_path else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    for folder in folders:
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -127,54 +123,31 @@ def _s3(endpoint: str):
 def _postgres(programs: Path, folder: Path) -> Iterator[str]:
     import psycopg
 
-    data, port, drop = folder / "postgres", free_port(), {}
+    data = folder / "postgres"
     data.mkdir(mode=0o700)
+    identity = {}
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         os.chown(data, nobody.pw_uid, nobody.pw_gid)
-        drop = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    made = [
-        str(programs / "initdb"),
-        "-D",
-        str(data),
-        "-U",
-        "equipoise",
-        "-A",
-        "trust",
-        "--no-sync",
-    ]
-    subprocess.run(
-        [*made, "-E", "UTF8", "--locale=C"], cwd=folder, check=True, capture_output=True, **drop
-    )
-    with _program(
-        [
-            *(
-                str(programs / "postgres"),
-                "-D",
-                str(data),
-                "-h",
-                "127.0.0.1",
-                "-p",
-                str(port),
-                "-k",
-                "",
-            ),
-            *("-c", "fsync=off", "-c", "synchronous_commit=off"),
-        ],
-        folder / "postgres.log",
-        **drop,
-    ) as alive:
-        where = f"postgresql://equipoise@127.0.0.1:{port}"
+        identity = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    initdb = f"-D {data} -U equipoise -A trust --no-sync -E UTF8 --locale=C".split()
+    command = [str(programs / "initdb"), *initdb]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, **identity)
+    port = free_port()
+    options = f"-D {data} -h 127.0.0.1 -p {port} -c fsync=off -c synchronous_commit=off".split()
+    command = [str(programs / "postgres"), *options, "-k", ""]  # no socket in a folder
+    with _program(command, folder / "postgres.log", **identity) as alive:
+        address = f"postgresql://equipoise@127.0.0.1:{port}"
         while alive():
             with (
                 contextlib.suppress(psycopg.OperationalError),
-                psycopg.connect(f"{where}/postgres") as connection,
+                psycopg.connect(f"{address}/postgres") as connection,
             ):
                 connection.autocommit = True
                 for name in ("mlflow", "auth"):
                     connection.execute(f"create database {name}")
                 break
-        yield where
+        yield address
 
 
 @contextlib.contextmanager
@@ -189,37 +162,19 @@ def _mlflow(database: str, endpoint: str, folder: Path) -> Iterator[str]:
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
         "MLFLOW_S3_ENDPOINT_URL": endpoint,
-        **{
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "no-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        },
-        **{"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "no-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--app-name",
-        "basic-auth",
-        "--workers",
-        "1",
-    ]
-    command += [
-        "--backend-store-uri",
-        f"{database}/mlflow",
-        "--artifacts-destination",
-        f"s3://{_BUCKET}/artifacts",
-    ]
+    options = f"--app-name basic-auth --workers 1 --host 127.0.0.1 --port {port}".split()
+    options += ["--backend-store-uri", f"{database}/mlflow"]
+    options += ["--artifacts-destination", f"s3://{_BUCKET}/artifacts"]
+    command = [sys.executable, "-m", "mlflow", "server", *options]
     uri = f"http://127.0.0.1:{port}"
-    with _program(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        folder / "mlflow.log",
-        env=kept,
-        cwd=folder,
-    ) as alive:
+    with _program(command, folder / "mlflow.log", env=kept, cwd=folder) as alive:
         while alive():
             with contextlib.suppress(requests.ConnectionError):
                 if requests.get(f"{uri}/health", timeout=5).ok:
@@ -231,8 +186,10 @@ def _mlflow(database: str, endpoint: str, folder: Path) -> Iterator[str]:
 def _program(command: list[str], log: Path, **options) -> Iterator:
     """Run a program in the background; what is yielded says whether to go on waiting for it."""
     with log.open("w") as out:
-        options = {"cwd": log.parent, "start_new_session": True, **options}
-        process = subprocess.Popen(command, stdout=out, stderr=out, **options)
+        options.setdefault("cwd", log.parent)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, start_new_session=True, **options
+        )
     deadline = time.monotonic() + 120
 
     def alive() -> bool:
@@ -247,8 +204,7 @@ def _program(command: list[str], log: Path, **options) -> Iterator:
         process.send_signal(signal.SIGINT)  # PostgreSQL ends at once, also with clients
         try:
             process.wait(3)
-        except (
-            subprocess.TimeoutExpired
-        ):  # mlflow waits for connections that clients keep; its workers are children
+        except subprocess.TimeoutExpired:
+            # mlflow waits for connections that clients keep; its workers are children.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -3,6 +3,7 @@
 import gzip
 import io
 import random
+import shutil
 import stat
 import struct
 import tarfile
@@ -44,20 +45,22 @@ def header(name: str, kind: bytes, link: str = "", size: int = 0, **pax) -> tarf
     return info
 
 
-def unpack(place: Path, body: bytes) -> list[str]:
+def unpack(place: Path, body: bytes, limits: archives.Limits = archives.LIMITS) -> list[str]:
     """Unpack into `to` and return what is there; what was recorded must agree."""
     (place / "given").write_bytes(body)
-    recorded: list[tuple[int, int]] = []
-    archives.unpack(place / "given", place / "to", lambda *counts: recorded.append(counts))
+    recorded: list[archives.Contents] = []
+    archives.unpack(place / "given", place / "to", recorded.append, limits)
     found = [path for path in (place / "to").rglob("*") if path.is_file()]
     assert recorded == [(len(found), sum(path.stat().st_size for path in found))]
     return sorted(path.relative_to(place / "to").as_posix() for path in found)
 
 
-def refuse(place: Path, body: bytes, expected: str) -> None:
+def refuse(
+    place: Path, body: bytes, expected: str, limits: archives.Limits = archives.LIMITS
+) -> None:
     before = sorted(place.parent.iterdir())
     with pytest.raises(DataError, match=expected) as refusal:
-        unpack(place, body)
+        unpack(place, body, limits)
     assert str(refusal.value).isprintable()
     assert list(place.iterdir()) == [place / "given"]
     assert sorted(place.parent.iterdir()) == before
@@ -218,52 +221,58 @@ def test_hostile_and_damaged_archives(tmp_path, body, expected):
 
 @pytest.mark.parametrize("name", ["a/{}.png", "__MACOSX/{}.png"])
 @FORMATS
-def test_bombs(tmp_path, monkeypatch, mode, name):
-    monkeypatch.setattr(archives, "UNPACKED_BYTES_FREE", 100_000)
-    monkeypatch.setattr(archives, "UNPACKED_BYTES_MAX", 600_000 if mode == "w" else 10**9)
-    refuse(
-        tmp_path,
-        packed(mode, [(name.format(number), bytes(500_000)) for number in range(3)]),
-        "unpacks to more than",
-    )
-    assert unpack(tmp_path, packed(mode, [("a.png", bytes(50_000))])) == ["a.png"]
+def test_bombs(tmp_path, mode, name):
+    most_bytes = 600_000 if mode == "w" else 10**9
+    limits = archives.Limits(free_bytes=100_000, most_bytes=most_bytes)
+    members = [(name.format(number), bytes(500_000)) for number in range(3)]
+    refuse(tmp_path, packed(mode, members), "unpacks to more than", limits)
+    assert unpack(tmp_path, packed(mode, [("a.png", bytes(50_000))]), limits) == ["a.png"]
 
 
-def test_bytes_that_belong_to_no_member_are_bounded_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "UNPACKED_BYTES_FREE", 100_000)
+def test_bytes_that_belong_to_no_member_are_bounded_too(tmp_path):
+    limits = archives.Limits(free_bytes=100_000)
     comments = [
         (header(f"{number}.png", tarfile.REGTYPE, comment="x" * 200_000), b"")
         for number in range(5)
     ]
-    refuse(tmp_path, packed("w:gz", comments), "far more bytes")
-    refuse(
-        tmp_path, gzip.compress(packed("w", [("a.png", b"x")]) + bytes(9_000_000)), "far more bytes"
-    )
+    refuse(tmp_path, packed("w:gz", comments), "far more bytes", limits)
+    trailing = gzip.compress(packed("w", [("a.png", b"x")]) + bytes(9_000_000))
+    refuse(tmp_path, trailing, "far more bytes", limits)
 
 
 @pytest.mark.parametrize("name", ["{}.png", "folder{}/", "__MACOSX/{}", "{}/{}/{}/{}.png"])
 @FORMATS
-def test_count_bombs(tmp_path, monkeypatch, mode, name):
-    monkeypatch.setattr(archives, "MEMBERS_MAX", 100)
-    names = [
-        name.replace("{}", str(number)) for number in range(101 if name.count("{}") == 1 else 30)
-    ]
-    refuse(
-        tmp_path, packed(mode, [(name, b"") for name in names]), "more than 100 files and folders"
-    )
+def test_count_bombs(tmp_path, mode, name):
+    count = 101 if name.count("{}") == 1 else 30
+    members = [(name.replace("{}", str(number)), b"") for number in range(count)]
+    limits = archives.Limits(members=100)
+    refuse(tmp_path, packed(mode, members), "more than 100 files and folders", limits)
 
 
 def test_files_that_vanish_while_unpacking(tmp_path, monkeypatch):
     """Two names that the file system takes for one, or a second run, must not end in a folder that lacks images."""
-    whole = archives._write_members
+    copy = shutil.copyfileobj
 
-    def lossy(archive, folder):
-        written = whole(archive, folder)
-        (folder / "a.png").unlink()
-        return written
+    def lossy(source, target, *words):
+        copy(source, target, *words)
+        Path(target.name).with_name("a.png").unlink(missing_ok=True)
 
-    monkeypatch.setattr(archives, "_write_members", lossy)
+    monkeypatch.setattr(shutil, "copyfileobj", lossy)
     refuse(tmp_path, packed("zip", [("a.png", b""), ("b.png", b"x")]), "2 files of 1 bytes")
+
+
+def test_a_folder_that_was_filled_meanwhile_is_kept(tmp_path):
+    (tmp_path / "given").write_bytes(packed("zip", [("a.png", b"x")]))
+    filled = tmp_path / "to" / "mine.png"
+
+    def fill(contents: archives.Contents) -> None:
+        filled.parent.mkdir()
+        filled.write_bytes(b"mine")
+
+    with pytest.raises(OSError, match="not empty"):
+        archives.unpack(tmp_path / "given", tmp_path / "to", fill)
+    assert filled.read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "to"]
 
 
 @FORMATS

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from conftest import REPO
-from equipoise.core import images
+from equipoise.core import config, images
 from equipoise.ingest import duplicates
 from equipoise.ingest.datasets import phantom
 
@@ -132,8 +131,8 @@ def test_order_of_the_rows_does_not_matter():
 
 
 def test_drawn_patients_are_different_pictures(tmp_path):
-    settings = yaml.safe_load((REPO / "params.yaml").read_text())["studies"]["demo"]["phantom"]
-    phantom.draw(tmp_path / "raw", settings | {"patients": 150})
+    shipped = config.load_study("demo", root=REPO).settings.phantom
+    phantom.draw(tmp_path / "raw", shipped.model_copy(update={"patients": 150}))
     files = [path for path in sorted((tmp_path / "raw").rglob("*.png")) if "999" not in path.name]
     found = _pairs([duplicates.thumbnail(images.decode(path)) for path in files])
     (copy,) = [path for path in files if path.stem.endswith("_copy")]

@@ -19,7 +19,7 @@ from test_archives import packed
 
 from conftest import REPO, copy_checkout, git, run
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.ingest import archives, fetch
+from equipoise.ingest import download, fetch
 from equipoise.ingest.datasets.base import Archive
 
 NOISE = random.Random(0).randbytes(1_500_000)
@@ -103,10 +103,8 @@ def server():
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A folder outside any repository, and no waits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fetch, "WAIT_SECONDS", 0.0)
+def place(tmp_path) -> Path:
+    """A folder outside any repository."""
     return tmp_path
 
 
@@ -140,17 +138,27 @@ def assert_fetched(place: Path) -> None:
     ]
 
 
-def fetched(place: Path, *words, **named) -> list[str]:
-    """Fetch, look that all is there, and return the lines that were said."""
+def fetch_into(root: Path, **named) -> list[str]:
+    """Fetch without waiting between tries, and return the lines that were said."""
     lines: list[str] = []
-    fetch.run("lungs", *words, **named, say=lines.append)
+    fetch.run("lungs", **named, say=lines.append, root=root, wait=lambda seconds: None)
+    return lines
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def fetched(place: Path, **named) -> list[str]:
+    """Fetch, look that all is there, and return the lines that were said."""
+    lines = fetch_into(place, **named)
     assert_fetched(place)
     return lines
 
 
-def refused(expected: str, *words, error: type[Exception] = DataError, **named) -> str:
+def refused(place: Path, expected: str, error: type[Exception] = DataError, **named) -> str:
     with pytest.raises(error, match=expected) as refusal:
-        fetch.run("lungs", *words, **named, say=lambda line: None)
+        fetch_into(place, **named)
     return str(refusal.value)
 
 
@@ -216,9 +224,9 @@ def test_tries_without_progress_are_bounded_and_what_came_is_kept_for_its_addres
         ranges,
         [300_000] + ([0, 0] if ranges else [100_000, 200_000]) * 2 + [0],
     )
-    refused("5 tries brought nothing more")
-    assert len(server.sent) == 1 + fetch.TRIES_WITHOUT_PROGRESS
-    assert fetch._size(place / PART) == (300_000 if ranges else 0)
+    refused(place, "5 tries brought nothing more")
+    assert len(server.sent) == 1 + download.TRIES_WITHOUT_PROGRESS
+    assert size(place / PART) == (300_000 if ranges else 0)
     assert not (place / "data/raw").exists()
     fetched(place, address=server.address.replace("archive", "mirror"))
     assert "Range" not in server.asked[-1]
@@ -274,9 +282,9 @@ def test_a_size_that_nobody_states(place, server, pin):
 @pytest.mark.parametrize("published", [True, False])
 def test_more_bytes_than_stated_or_allowed_are_refused(place, server, pin, monkeypatch, published):
     pin(published)
-    monkeypatch.setattr(fetch, "DOWNLOAD_BYTES_MAX", len(GOOD))
+    monkeypatch.setattr(download, "DOWNLOAD_BYTES_MAX", len(GOOD))
     server.length, server.body = False, GOOD + NOISE * 20
-    refused(f"more bytes than the {len(GOOD):,}")
+    refused(place, f"more bytes than the {len(GOOD):,}")
     assert tree(place) == []
     assert server.sent[0] < len(server.body)
 
@@ -284,21 +292,21 @@ def test_more_bytes_than_stated_or_allowed_are_refused(place, server, pin, monke
 @pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (206, 1), (503, 5)])
 def test_an_answer_that_is_not_the_file(place, server, pin, status, tries):
     server.status = status
-    refused(f"answered {status}")
+    refused(place, f"answered {status}")
     assert len(server.sent) == tries
     assert tree(place) == []
 
 
 def test_what_is_not_the_pinned_archive_is_removed(place, server, pin):
     pin(sha256="0" * 64)
-    message = refused("not the archive that is pinned")
+    message = refused(place, "not the archive that is pinned")
     assert SHA256 in message
     assert "0" * 64 in message
     pin(bytes=len(GOOD) + 1)
-    refused(f"answered 200 with {len(GOOD)} bytes, expected 200 with {len(GOOD) + 1}")
+    refused(place, f"answered 200 with {len(GOOD)} bytes, expected 200 with {len(GOOD) + 1}")
     pin(published=False)
     server.body = packed("w:gz", [("a.png", b""), ("../up.png", b"")])
-    refused("leads out of the folder")
+    refused(place, "leads out of the folder")
     assert tree(place) == []
     assert not (place / IMAGES).exists()
 
@@ -316,7 +324,7 @@ UNUSABLE = [
 @pytest.mark.parametrize("address", [NOWHERE, *UNUSABLE])
 def test_an_address_that_cannot_be_used(place, pin, address):
     error, expected = (DataError, "5 tries") if address == NOWHERE else (ConfigError, "address")
-    assert "secret" not in refused(expected, address=address, error=error)
+    assert "secret" not in refused(place, expected, address=address, error=error)
     assert tree(place) == []
 
 
@@ -328,12 +336,13 @@ def test_a_dataset_without_an_archive(place):
 KILLED = """
 import sys
 sys.path[:0] = [{source!r}]
+from pathlib import Path
 from types import SimpleNamespace
 from equipoise.ingest import fetch
 from equipoise.ingest.datasets.base import Archive
 card = SimpleNamespace(title="t", licence="l", citation="c", source="s", archive=Archive({address!r}))
 fetch.load_dataset = lambda name: SimpleNamespace(CARD=card)
-fetch.run("lungs")
+fetch.run("lungs", root=Path({root!r}))
 """
 
 
@@ -341,18 +350,18 @@ fetch.run("lungs")
 def test_a_killed_download_goes_on_with_the_missing_bytes_only(place, server, pin):
     pin(published=False)
     server.seconds_per_piece = 0.05
-    code = KILLED.format(source=str(REPO / "src"), address=server.address)
-    killed = subprocess.Popen([sys.executable, "-c", code], cwd=place, stdout=subprocess.DEVNULL)
+    code = KILLED.format(source=str(REPO / "src"), address=server.address, root=str(place))
+    killed = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60
-        while fetch._size(place / PART) < 500_000:
+        while size(place / PART) < 500_000:
             assert time.monotonic() < until
             assert killed.poll() is None
             time.sleep(0.01)
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-    have = fetch._size(place / PART)
+    have = size(place / PART)
     assert 500_000 <= have < len(GOOD)
     before, server.seconds_per_piece = len(server.sent), 0.0
     fetched(place)
@@ -366,8 +375,8 @@ def test_a_full_disk_is_a_sentence_and_a_complete_download_is_not_asked_for_agai
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(archives, "_write_members", full)
-        refused("No space left")
+        patch.setattr(shutil, "copyfileobj", full)
+        refused(place, "No space left")
     assert tree(place) == [PART, f"{PART}.json"]
     fetched(place)
     assert server.sent == [len(GOOD)]
@@ -376,22 +385,33 @@ def test_a_full_disk_is_a_sentence_and_a_complete_download_is_not_asked_for_agai
 def test_the_first_download_pins_the_later_ones(place, server, pin):
     pin(published=False)
     fetched(place)
-    lines: list[str] = []
-    fetch.run("lungs", to=Path("second"), say=lines.append)
+    lines = fetch_into(place, to=place / "second")
     assert "Set ingest.raw to second in params.yaml." in lines
     server.body, server.etag = OTHER, '"two"'
-    refused("expected 200 with", to=Path("third"))
+    refused(place, "expected 200 with", to=place / "third")
     server.length = False
-    refused("pinned|more bytes", to=Path("third"))
+    refused(place, "pinned|more bytes", to=place / "third")
     shutil.rmtree(place / "second")
     assert_fetched(place)
+
+
+@pytest.mark.parametrize("note", [None, "{", "[]"])
+def test_a_part_without_a_readable_note_is_started_over(place, server, pin, note):
+    part = place / PART
+    part.parent.mkdir(parents=True)
+    part.write_bytes(GOOD[:300_000])
+    if note is not None:
+        part.with_suffix(".part.json").write_text(note)
+    fetched(place)
+    assert "Range" not in server.asked[0]
+    assert server.sent == [len(GOOD)]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"sha256": "x"}'])
 def test_a_spoilt_record_is_refused(place, server, pin, content):
     (place / "data/raw").mkdir(parents=True)
     (place / SOURCE).write_text(content)
-    refused(r"lungs\.source\.json")
+    refused(place, r"lungs\.source\.json")
     assert server.sent == []
 
 
@@ -401,19 +421,18 @@ def test_what_is_there_is_not_fetched_twice_and_not_overwritten(place, server, p
     own = place / IMAGES / "own.png"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
-    refused("nothing was overwritten")
+    refused(place, "nothing was overwritten")
     assert tree(place) == [f"{IMAGES}/own.png"]
     own.unlink()
     fetched(place)
     (place / IMAGES / ".DS_Store").write_bytes(b"Finder was here")
-    lines: list[str] = []
-    fetch.run("lungs", say=lines.append)
+    lines = fetch_into(place)
     assert any("already holds" in line for line in lines)
     (place / IMAGES / "train/b.jpeg").unlink()
-    refused("nothing was overwritten")
+    refused(place, "nothing was overwritten")
     shutil.rmtree(place / IMAGES)
     (place / IMAGES).write_bytes(b"")
-    refused("nothing was overwritten")
+    refused(place, "nothing was overwritten")
     assert server.sent == [len(GOOD)]
 
 
@@ -422,13 +441,13 @@ def test_a_local_file_is_checked_and_left_alone(place, pin):
     given.write_bytes(OTHER)
     (place / PART).parent.mkdir(parents=True)
     (place / PART).write_bytes(b"half a download")
-    refused("not the archive that is pinned", address=str(given))
+    refused(place, "not the archive that is pinned", address=str(given))
     given.write_bytes(GOOD)
     pin(bytes=len(GOOD) + 1)
-    refused("not the archive that is pinned", address=str(given))
+    refused(place, "not the archive that is pinned", address=str(given))
     assert tree(place) == [PART, "mine.zip"]
     pin()
-    fetch.run("lungs", address=str(given), say=lambda line: None)
+    fetch_into(place, address=str(given))
     assert json.loads((place / SOURCE).read_text())["address"] == "mine.zip"
     given.unlink()  # It is there to be removed.
     assert_fetched(place)
@@ -440,10 +459,8 @@ def test_the_folder_is_put_under_dvc_and_only_pins_are_committed(place, server, 
     copy_checkout(repository)
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "a checkout"]):
         git(repository, *words)
-    monkeypatch.chdir(repository)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    lines: list[str] = []
-    fetch.run("lungs", say=lines.append)
+    lines = fetch_into(repository)
     pins = [f"{IMAGES}.dvc", SOURCE]
     assert lines[-1].split()[2:] == [str(Path(pin)) for pin in pins]
     changed = git(repository, "status", "--porcelain", "--untracked-files=all").split("\n")
@@ -459,8 +476,8 @@ def test_the_folder_is_put_under_dvc_and_only_pins_are_committed(place, server, 
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "pins")
     shutil.rmtree(repository / IMAGES)
-    fetch.run("lungs", say=lines.append)
-    fetch.run("lungs", say=lines.append)
+    fetch_into(repository)
+    fetch_into(repository)
     assert len(server.sent) == 2
     assert git(repository, "status", "--porcelain") == ""
 
@@ -468,5 +485,5 @@ def test_the_folder_is_put_under_dvc_and_only_pins_are_committed(place, server, 
 def test_a_failing_dvc_is_a_sentence(place, pin):
     (place / ".dvc").mkdir()
     (place / ".dvc/config").write_text("[core")
-    refused(r"`dvc add .*` ended with code")
+    refused(place, r"`dvc add .*` ended with code")
     assert (place / IMAGES / "train/a.jpeg").is_file()

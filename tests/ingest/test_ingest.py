@@ -1,9 +1,9 @@
 """Raw folder -> manifest: no file disappears without a reason, and a picture belongs to one patient."""
 
 import csv
+import hashlib
 import io
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from equipoise.core import config
+from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.files import read_json
 from equipoise.core.records import Manifest
 from equipoise.ingest import originals, pseudonyms
 from equipoise.ingest import stage as ingest
@@ -31,24 +31,23 @@ def _picture(value, kind="PNG", size=(6, 4)):
     return buffer.getvalue()
 
 
-def _put(name, content):
-    path = RAW / name
+def _put(root, name, content):
+    path = root / RAW / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
-def _study(**overrides):
-    return config.load_study("demo", overrides=overrides)
+def _study(root, **overrides):
+    return config.load_study("demo", overrides=overrides, root=root)
 
 
-def _reasons(summary):
-    return {item["image_id"]: item["reason"] for item in summary["quarantine"]}
+def _reasons(done):
+    return {item.image_id: item.reason for item in done.quarantined}
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -56,45 +55,46 @@ def root(tmp_path, monkeypatch):
 def tree(root):
     """Eight usable images of eight patients, four of each class."""
     for number in range(4):
-        _put(f"clear/patient{number:04d}_0.png", _picture(10 + number))
-        _put(f"opacity/patient{100 + number:04d}_0.png", _picture(110 + number))
+        _put(root, f"clear/patient{number:04d}_0.png", _picture(10 + number))
+        _put(root, f"opacity/patient{100 + number:04d}_0.png", _picture(110 + number))
     return root
 
 
 def test_phantom_folder_is_ingested_with_its_planted_faults(root):
-    settings = {**_study().settings.phantom.model_dump(), "patients": 30, "size_px": 32}
-    files = phantom.draw(RAW, settings)
-    manifest, summary = ingest.run(_study())
-    assert summary["files_seen"] == files == summary["images"] + summary["quarantined"]
-    reasons = _reasons(summary)
-    assert len(reasons) == summary["quarantined"] == 3
+    shipped = _study(root).settings.phantom
+    settings = shipped.model_copy(update={"patients": 30, "size_px": 32})
+    files = phantom.draw(root / RAW, settings)
+    done = ingest.run(_study(root))
+    assert done.summary.files_seen == files == done.summary.images + done.summary.quarantined
+    reasons = _reasons(done)
+    assert len(reasons) == done.summary.quarantined == 3
     assert reasons["clear/patient9999_0.png"] == "unreadable: the file is empty"
     assert reasons["clear/patient9998_0.png"].startswith("unreadable: ")
     assert sum(reason.startswith("exact duplicate of clear/") for reason in reasons.values()) == 1
-    assert summary["patients"] == 30
-    assert manifest.table["image_id"].is_unique
+    assert done.summary.patients == 30
+    assert done.manifest.table["image_id"].is_unique
 
 
 def test_manifest_describes_every_image(tree):
-    manifest, summary = ingest.run(_study())
-    row = manifest.table.set_index("image_id").loc["opacity/patient0100_0.png"]
+    done = ingest.run(_study(tree))
+    row = done.manifest.table.set_index("image_id").loc["opacity/patient0100_0.png"]
     assert (row["label"], row["class_name"], row["patient_id"]) == (1, "opacity", "patient0100")
-    content = (RAW / row["path"]).read_bytes()
+    content = (tree / RAW / row["path"]).read_bytes()
     assert (row["width_px"], row["height_px"], row["bytes"]) == (6, 4, len(content))
-    assert row["sha256"] == ingest.hashlib.sha256(content).hexdigest()
-    assert manifest.counts().tolist() == [4, 4]
-    assert manifest.meta["readings"] == ["patient"]
-    assert summary["by_class"]["clear"] == {"images": 4, "patients": 4, "image_share": 0.5}
+    assert row["sha256"] == hashlib.sha256(content).hexdigest()
+    assert done.manifest.counts().tolist() == [4, 4]
+    assert done.manifest.meta["readings"] == ["patient"]
+    assert done.summary.by_class["clear"] == ClassCount(images=4, patients=4, image_share=0.5)
 
 
 def test_unusable_files_are_quarantined_with_their_reason(tree):
-    _put("clear/patient0900_0.png", _picture(1, size=(64, 64))[:60])
-    _put("clear/patient0901_0.png", b"")
-    _put("clear/patient0902_0.png", b"no picture")
-    _put("clear/holiday.jpg", _picture(2, "JPEG"))
-    _put("elsewhere/patient0903_0.png", _picture(3))
-    manifest, summary = ingest.run(_study())
-    reasons = _reasons(summary)
+    _put(tree, "clear/patient0900_0.png", _picture(1, size=(64, 64))[:60])
+    _put(tree, "clear/patient0901_0.png", b"")
+    _put(tree, "clear/patient0902_0.png", b"no picture")
+    _put(tree, "clear/holiday.jpg", _picture(2, "JPEG"))
+    _put(tree, "elsewhere/patient0903_0.png", _picture(3))
+    done = ingest.run(_study(tree))
+    reasons = _reasons(done)
     assert sorted(reasons) == [
         "clear/holiday.jpg",
         "clear/patient0900_0.png",
@@ -106,19 +106,20 @@ def test_unusable_files_are_quarantined_with_their_reason(tree):
     assert reasons["elsewhere/patient0903_0.png"].startswith("not recognised: expected")
     for name in ("0900", "0901", "0902"):
         assert reasons[f"clear/patient{name}_0.png"].startswith("unreadable: ")
-    assert len(manifest.table) == 8
-    assert summary["files_seen"] == 13
-    assert not set(manifest.table["image_id"]) & set(reasons)
+    assert len(done.manifest.table) == 8
+    assert done.summary.files_seen == 13
+    assert not set(done.manifest.table["image_id"]) & set(reasons)
 
 
 def test_quarantine_is_written_beside_the_manifest(tree):
-    _put("clear/a, b.png", _picture(1))
-    _, summary = ingest.run(_study())
-    with open("data/manifest/demo.quarantine.csv", newline="") as handle:
-        assert list(csv.DictReader(handle)) == summary["quarantine"]
-    written = read_json(Path("data/manifest/demo.json"))
-    assert (written["images"], written["quarantined"]) == (8, 1)
-    assert written["manifest"] == Manifest.read(Path("data/manifest/demo.parquet")).digest
+    _put(tree, "clear/a, b.png", _picture(1))
+    done = ingest.run(_study(tree))
+    with open(tree / "data/manifest/demo.quarantine.csv", newline="") as handle:
+        assert list(csv.DictReader(handle)) == [item._asdict() for item in done.quarantined]
+    written = IngestSummary.read(tree / "data/manifest/demo.json")
+    assert written == done.summary
+    assert (written.images, written.quarantined) == (8, 1)
+    assert written.manifest == Manifest.read(tree / "data/manifest/demo.parquet").digest
 
 
 def test_system_files_are_ignored_and_counted(tree):
@@ -131,59 +132,59 @@ def test_system_files_are_ignored_and_counted(tree):
         ".cache/clear/patient0000_0.png",
         "README.txt",
     ):
-        _put(name, b"system")
-    _, summary = ingest.run(_study())
-    assert summary["other_files_ignored"] == 7
-    assert (summary["files_seen"], summary["quarantined"]) == (8, 0)
+        _put(tree, name, b"system")
+    done = ingest.run(_study(tree))
+    assert done.summary.other_files_ignored == 7
+    assert (done.summary.files_seen, done.summary.quarantined) == (8, 0)
 
 
 def test_suffix_may_be_in_capitals(tree):
-    _put("clear/PATIENT.PNG", _picture(50))
-    _, summary = ingest.run(_study())
-    assert list(_reasons(summary)) == ["clear/PATIENT.PNG"]
+    _put(tree, "clear/PATIENT.PNG", _picture(50))
+    done = ingest.run(_study(tree))
+    assert list(_reasons(done)) == ["clear/PATIENT.PNG"]
 
 
-# --- the same picture twice ------------------------------------------------------------------------------------------
+# --- the same picture twice -----------------------------------------------------------------------
 
 
 def test_exact_duplicate_is_dropped_with_a_reason(tree):
-    _put("clear/patient0000_7.png", _picture(10))
-    manifest, summary = ingest.run(_study())
-    assert _reasons(summary) == {
+    _put(tree, "clear/patient0000_7.png", _picture(10))
+    done = ingest.run(_study(tree))
+    assert _reasons(done) == {
         "clear/patient0000_7.png": "exact duplicate of clear/patient0000_0.png"
     }
-    assert summary["files_seen"] == len(manifest.table) + 1
+    assert done.summary.files_seen == len(done.manifest.table) + 1
 
 
 def test_exact_duplicate_is_kept_when_asked(tree):
-    _put("clear/patient0000_7.png", _picture(10))
-    manifest, summary = ingest.run(_study(**{"ingest.duplicates": "keep"}))
-    assert (len(manifest.table), summary["quarantined"]) == (9, 0)
-    assert manifest.table["sha256"].duplicated().sum() == 1
+    _put(tree, "clear/patient0000_7.png", _picture(10))
+    done = ingest.run(_study(tree, **{"ingest.duplicates": "keep"}))
+    assert (len(done.manifest.table), done.summary.quarantined) == (9, 0)
+    assert done.manifest.table["sha256"].duplicated().sum() == 1
 
 
 @pytest.mark.parametrize(("duplicates", "images"), [("drop", 9), ("keep", 10)])
 def test_patients_who_share_a_picture_become_one(tree, duplicates, images):
-    _put("clear/patient0003_1.png", _picture(10))  # the picture of patient 0000
-    _put("clear/patient0003_2.png", _picture(77))
-    manifest, summary = ingest.run(_study(**{"ingest.duplicates": duplicates}))
-    patients = manifest.table.set_index("image_id")["patient_id"]
+    _put(tree, "clear/patient0003_1.png", _picture(10))  # the picture of patient 0000
+    _put(tree, "clear/patient0003_2.png", _picture(77))
+    done = ingest.run(_study(tree, **{"ingest.duplicates": duplicates}))
+    patients = done.manifest.table.set_index("image_id")["patient_id"]
     assert (
         patients["clear/patient0003_0.png"] == patients["clear/patient0003_2.png"] == "patient0000"
     )
     assert patients["clear/patient0001_0.png"] == "patient0001"
-    assert len(manifest.table) == images
-    assert summary["patients"] == 7
+    assert len(done.manifest.table) == images
+    assert done.summary.patients == 7
     pd.testing.assert_series_equal(
-        manifest.table["patient"], manifest.table["patient_id"], check_names=False
+        done.manifest.table["patient"], done.manifest.table["patient_id"], check_names=False
     )
 
 
 def test_patients_are_joined_through_a_chain_of_pictures(tree):
-    _put("clear/patient0001_1.png", _picture(12))  # 0001 shares with 0002
-    _put("clear/patient0002_1.png", _picture(13))  # 0002 shares with 0003
-    manifest, _ = ingest.run(_study(**{"ingest.duplicates": "keep"}))
-    patients = manifest.table.set_index("image_id")["patient_id"]
+    _put(tree, "clear/patient0001_1.png", _picture(12))  # 0001 shares with 0002
+    _put(tree, "clear/patient0002_1.png", _picture(13))  # 0002 shares with 0003
+    done = ingest.run(_study(tree, **{"ingest.duplicates": "keep"}))
+    patients = done.manifest.table.set_index("image_id")["patient_id"]
     assert (
         patients[[f"clear/patient000{number}_0.png" for number in (1, 2, 3)]].tolist()
         == ["patient0001"] * 3
@@ -193,99 +194,103 @@ def test_patients_are_joined_through_a_chain_of_pictures(tree):
 
 @pytest.mark.parametrize("duplicates", ["drop", "keep"])
 def test_picture_under_two_classes_is_a_label_conflict(tree, duplicates):
-    _put("opacity/patient0000_5.png", _picture(10))
-    manifest, summary = ingest.run(_study(**{"ingest.duplicates": duplicates}))
+    _put(tree, "opacity/patient0000_5.png", _picture(10))
+    done = ingest.run(_study(tree, **{"ingest.duplicates": duplicates}))
     one, other = "clear/patient0000_0.png", "opacity/patient0000_5.png"
     reason = "label conflict: same picture as {}, filed under clear and opacity; decide with ingest.trusted"
-    assert _reasons(summary) == {one: reason.format(other), other: reason.format(one)}
-    assert summary["label_conflicts"] == 2
-    assert len(manifest.table) == 7
+    assert _reasons(done) == {one: reason.format(other), other: reason.format(one)}
+    assert done.summary.label_conflicts == 2
+    assert len(done.manifest.table) == 7
 
 
-# --- what cannot be studied ------------------------------------------------------------------------------------------
+# --- what cannot be studied -----------------------------------------------------------------------
 
 
 def test_missing_folder_says_where_it_should_be(root):
     with pytest.raises(
-        DataError, match=r"There is no folder data/raw/demo\. Put the originals there"
+        DataError, match=r"There is no folder .*data/raw/demo\. Put the originals there"
     ):
-        ingest.run(_study())
+        ingest.run(_study(root))
 
 
 def test_empty_folder_counts_the_other_files(root):
-    _put("notes.txt", b"x")
-    _put(".DS_Store", b"x")
+    _put(root, "notes.txt", b"x")
+    _put(root, ".DS_Store", b"x")
     with pytest.raises(DataError, match=r"data/raw/demo holds no image file \(2 other files\)"):
-        ingest.run(_study())
+        ingest.run(_study(root))
 
 
 def test_folder_without_a_usable_image_gives_the_first_reason(root):
-    _put("clear/patient0001_0.png", b"")
-    _put("clear/patient0002_0.png", b"")
+    _put(root, "clear/patient0001_0.png", b"")
+    _put(root, "clear/patient0002_0.png", b"")
     with pytest.raises(
         DataError, match=r"None of the 2 image files .* First reason: unreadable: the file is empty"
     ):
-        ingest.run(_study())
+        ingest.run(_study(root))
 
 
 def test_one_class_only_is_refused_with_the_counts(tree):
-    shutil.rmtree(RAW / "opacity")
+    shutil.rmtree(tree / RAW / "opacity")
     with pytest.raises(DataError, match=r"no image of class opacity \(found: clear 4, opacity 0\)"):
-        ingest.run(_study())
-    assert not Path("data/manifest").exists()
+        ingest.run(_study(tree))
+    assert not (tree / "data/manifest").exists()
 
 
 def test_class_lost_to_label_conflicts_is_refused_with_the_counts(root):
-    _put("clear/patient0001_0.png", _picture(1))
-    _put("opacity/patient0002_0.png", _picture(1))
+    _put(root, "clear/patient0001_0.png", _picture(1))
+    _put(root, "opacity/patient0002_0.png", _picture(1))
     with pytest.raises(
         DataError, match=r"no image of class clear, opacity \(found: clear 0, opacity 0\)"
     ):
-        ingest.run(_study())
+        ingest.run(_study(root))
 
 
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux allows file names that are not UTF-8"
 )
 def test_file_name_that_is_not_utf8_is_quarantined(tree):
-    with open(os.fsencode(RAW / "clear") + b"/patient\xff.png", "wb") as handle:
+    with open(os.fsencode(tree / RAW / "clear") + b"/patient\xff.png", "wb") as handle:
         handle.write(_picture(1))
-    _, summary = ingest.run(_study())
-    assert (summary["images"], summary["quarantined"]) == (8, 1)
+    done = ingest.run(_study(tree))
+    assert (done.summary.images, done.summary.quarantined) == (8, 1)
 
 
-# --- the same again --------------------------------------------------------------------------------------------------
+# --- the same again -------------------------------------------------------------------------------
 
 
 def test_same_folder_gives_the_same_bytes(tree):
-    _put("clear/patient0000_7.png", _picture(10))
-    _put("clear/patient0901_0.png", b"")
+    _put(tree, "clear/patient0000_7.png", _picture(10))
+    _put(tree, "clear/patient0901_0.png", b"")
     written = []
     for _ in range(2):
-        ingest.run(_study())
-        written.append({path.name: path.read_bytes() for path in Path("data/manifest").iterdir()})
+        ingest.run(_study(tree))
+        written.append(
+            {path.name: path.read_bytes() for path in (tree / "data/manifest").iterdir()}
+        )
     assert written[0] == written[1]
     assert sorted(written[0]) == ["demo.json", "demo.parquet", "demo.quarantine.csv"]
 
 
 def test_raw_folder_may_lie_elsewhere_and_gives_the_same_images(tree):
-    here, _ = ingest.run(_study())
-    shutil.move(RAW, "originals")
-    there, _ = ingest.run(_study(**{"ingest.raw": "originals"}))
+    here = ingest.run(_study(tree)).manifest
+    shutil.move(tree / RAW, tree / "originals")
+    there = ingest.run(_study(tree, **{"ingest.raw": "originals"})).manifest
     pd.testing.assert_frame_equal(here.table, there.table)
 
 
 def test_ingest_touches_nothing_in_the_raw_folder(tree):
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in RAW.rglob("*.png")}
-    ingest.run(_study())
+    before = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tree / RAW).rglob("*.png")
+    }
+    ingest.run(_study(tree))
     assert {
         path: (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in RAW.rglob("*")
+        for path in (tree / RAW).rglob("*")
         if path.is_file()
     } == before
 
 
-# --- the same picture in other files ---------------------------------------------------------------------------------
+# --- the same picture in other files --------------------------------------------------------------
 
 
 def _textured(seed, side=64):
@@ -297,90 +302,80 @@ def _textured(seed, side=64):
     )
 
 
-def _save(name, image, **options):
+def _save(root, name, image, kind="PNG", **options):
+    """Files of every kind are named .png, as the phantom's grammar wants them; the decoder looks inside."""
     buffer = io.BytesIO()
-    image.save(
-        buffer, {"jpg": "JPEG"}.get(name.rsplit(".")[-1], name.rsplit(".")[-1].upper()), **options
-    )
-    _put(name, buffer.getvalue())
+    image.save(buffer, kind, **options)
+    _put(root, name, buffer.getvalue())
 
 
 @pytest.fixture
 def films(root):
     """Six patients of each class, every picture its own."""
     for number in range(6):
-        _save(f"clear/patient{number:04d}_0.png", _textured(number))
-        _save(f"opacity/patient{100 + number:04d}_0.png", _textured(100 + number))
+        _save(root, f"clear/patient{number:04d}_0.png", _textured(number))
+        _save(root, f"opacity/patient{100 + number:04d}_0.png", _textured(100 + number))
     return root
 
 
-@pytest.fixture
-def any_suffix(monkeypatch):
-    """Let the phantom's grammar take other suffixes than .png."""
-    grammar = phantom._NAME.pattern.replace("png", "(png|bmp|jpg)")
-    monkeypatch.setattr(phantom, "_NAME", re.compile(grammar))
-
-
-def test_other_bytes_with_the_same_pixels_are_an_exact_duplicate(films, any_suffix):
-    _save("clear/patient0003_1.bmp", _textured(1))
-    manifest, summary = ingest.run(_study())
-    assert _reasons(summary) == {
-        "clear/patient0003_1.bmp": "exact duplicate of clear/patient0001_0.png"
+def test_other_bytes_with_the_same_pixels_are_an_exact_duplicate(films):
+    _save(films, "clear/patient0003_1.png", _textured(1), "BMP")
+    done = ingest.run(_study(films))
+    assert _reasons(done) == {
+        "clear/patient0003_1.png": "exact duplicate of clear/patient0001_0.png"
     }
-    patients = manifest.table.set_index("image_id")["patient_id"]
+    patients = done.manifest.table.set_index("image_id")["patient_id"]
     assert (
         patients["clear/patient0003_0.png"] == patients["clear/patient0001_0.png"] == "patient0001"
     )
 
 
 @pytest.mark.parametrize(("rule", "images"), [("drop", 13), ("keep", 13), ("drop_near", 12)])
-def test_near_copies_stay_with_one_patient_and_are_dropped_on_request(
-    films, any_suffix, rule, images
-):
-    _save("clear/patient0004_1.jpg", _textured(2), quality=50)
-    manifest, summary = ingest.run(_study(**{"ingest.duplicates": rule}))
-    assert summary["near_copies"] == 1
-    assert len(manifest.table) == images
-    patients = manifest.table.set_index("image_id")["patient_id"]
+def test_near_copies_stay_with_one_patient_and_are_dropped_on_request(films, rule, images):
+    _save(films, "clear/patient0004_1.png", _textured(2), "JPEG", quality=50)
+    done = ingest.run(_study(films, **{"ingest.duplicates": rule}))
+    assert done.summary.near_copies == 1
+    assert len(done.manifest.table) == images
+    patients = done.manifest.table.set_index("image_id")["patient_id"]
     assert (
         patients["clear/patient0002_0.png"] == patients["clear/patient0004_0.png"] == "patient0002"
     )
-    assert summary["patients"] == 11
+    assert done.summary.patients == 11
     if rule == "drop_near":
-        assert _reasons(summary) == {
-            "clear/patient0004_1.jpg": "near duplicate of clear/patient0002_0.png"
+        assert _reasons(done) == {
+            "clear/patient0004_1.png": "near duplicate of clear/patient0002_0.png"
         }
     else:
-        pictures = manifest.table.set_index("image_id")["picture"]
-        assert pictures["clear/patient0002_0.png"] == pictures["clear/patient0004_1.jpg"]
-        assert manifest.table["picture"].nunique() == 12
+        pictures = done.manifest.table.set_index("image_id")["picture"]
+        assert pictures["clear/patient0002_0.png"] == pictures["clear/patient0004_1.png"]
+        assert done.manifest.table["picture"].nunique() == 12
 
 
-def test_a_near_copy_under_another_class_waits_for_a_decision(films, any_suffix):
-    copy, original = "opacity/patient0200_0.jpg", "clear/patient0002_0.png"
-    _save(copy, _textured(2), quality=50)
-    manifest, summary = ingest.run(_study())
-    assert set(_reasons(summary)) == {copy, original}
-    assert "nearly the same picture" in _reasons(summary)[copy]
-    assert manifest.meta["label_conflicts"] == 2
-    decided, summary = ingest.run(_study(**{"ingest.trusted": [original]}))
-    assert set(_reasons(summary)) == {copy}
-    assert original in set(decided.table["image_id"])
-    both, summary = ingest.run(_study(**{"ingest.trusted": [original, copy]}))
-    assert not summary["quarantine"]
-    assert len(both.table) == 13
+def test_a_near_copy_under_another_class_waits_for_a_decision(films):
+    copy, original = "opacity/patient0200_0.png", "clear/patient0002_0.png"
+    _save(films, copy, _textured(2), "JPEG", quality=50)
+    done = ingest.run(_study(films))
+    assert set(_reasons(done)) == {copy, original}
+    assert "nearly the same picture" in _reasons(done)[copy]
+    assert done.manifest.meta["label_conflicts"] == 2
+    decided = ingest.run(_study(films, **{"ingest.trusted": [original]}))
+    assert set(_reasons(decided)) == {copy}
+    assert original in set(decided.manifest.table["image_id"])
+    both = ingest.run(_study(films, **{"ingest.trusted": [original, copy]}))
+    assert not both.quarantined
+    assert len(both.manifest.table) == 13
 
 
 def test_trusting_the_same_pixels_twice_or_nobody_is_refused(films):
-    _save("opacity/patient0200_0.png", _textured(2))
+    _save(films, "opacity/patient0200_0.png", _textured(2))
     same = ["clear/patient0002_0.png", "opacity/patient0200_0.png"]
     with pytest.raises(DataError, match="the same pixels under two classes"):
-        ingest.run(_study(**{"ingest.trusted": same}))
+        ingest.run(_study(films, **{"ingest.trusted": same}))
     with pytest.raises(ConfigError, match=r"'clear/patient7777_0\.png', which is no usable image"):
-        ingest.run(_study(**{"ingest.trusted": ["clear/patient7777_0.png"]}))
+        ingest.run(_study(films, **{"ingest.trusted": ["clear/patient7777_0.png"]}))
 
 
-# --- keyed hashes ----------------------------------------------------------------------------------------------------
+# --- keyed hashes ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -404,30 +399,30 @@ def _texts_outside_raw(root):
 
 
 def test_no_tracked_file_names_a_patient_or_a_path(films, key):
-    _put("clear/patient9001_0.png", b"")
-    _put("clear/Miller, John.png", _picture(1))
-    _save("clear/patient0003_1.png", _textured(1))
-    manifest, summary = ingest.run(_study(**HIDDEN))
+    _put(films, "clear/patient9001_0.png", b"")
+    _put(films, "clear/Miller, John.png", _picture(1))
+    _save(films, "clear/patient0003_1.png", _textured(1))
+    done = ingest.run(_study(films, **HIDDEN))
     files = _texts_outside_raw(films)
     local = files.pop(films / "data/local/demo.csv")
     assert b"patient0003" in local
     for path, content in files.items():
         for word in (b"patient0", b"patient1", b"patient9", b"Miller", b"clear/", b"opacity/"):
             assert word not in content, path
-    assert summary["quarantined"] == 3
-    assert manifest.table["image_id"].is_monotonic_increasing, (
+    assert done.summary.quarantined == 3
+    assert done.manifest.table["image_id"].is_monotonic_increasing, (
         "the order of the names would tell something"
     )
-    assert set(manifest.table["path"]) == {""}
+    assert set(done.manifest.table["path"]) == {""}
     assert key.stat().st_mode & 0o077 == 0
-    assert key.read_text().strip() not in "".join(map(str, summary.values()))
+    assert key.read_text().strip() not in str(done.summary)
 
 
 def test_hidden_ids_keep_the_structure_and_lead_back_with_the_key(films, key):
-    _save("clear/patient0003_1.png", _textured(40))
-    plain, _ = ingest.run(_study())
-    hidden, _ = ingest.run(_study(**HIDDEN))
-    places = originals.locate(_study(), hidden)
+    _save(films, "clear/patient0003_1.png", _textured(40))
+    plain = ingest.run(_study(films)).manifest
+    hidden = ingest.run(_study(films, **HIDDEN)).manifest
+    places = originals.locate(_study(films), hidden)
     back = hidden.table.assign(path=hidden.table["image_id"].map(places)).set_index("path")
     table = plain.table.set_index("image_id")
     assert sorted(back.index) == sorted(table.index)
@@ -435,19 +430,19 @@ def test_hidden_ids_keep_the_structure_and_lead_back_with_the_key(films, key):
     pairs = set(zip(back.loc[table.index, "patient_id"], table["patient_id"]))
     assert len(pairs) == table["patient_id"].nunique(), "one hash for each patient"
     (films / "data/local/demo.csv").unlink()
-    assert originals.locate(_study(), hidden) == places, "made again from the key"
-    assert ingest.run(_study(**HIDDEN))[0].digest == hidden.digest
+    assert originals.locate(_study(films), hidden) == places, "made again from the key"
+    assert ingest.run(_study(films, **HIDDEN)).manifest.digest == hidden.digest
 
 
 def test_another_key_is_noticed_and_studies_cannot_be_linked(films, key, monkeypatch):
-    hidden, _ = ingest.run(_study(**HIDDEN))
+    hidden = ingest.run(_study(films, **HIDDEN)).manifest
     (films / "data/local/demo.csv").unlink()
     monkeypatch.setenv("EQUIPOISE_KEY", str(key.with_name("other")))
     with pytest.raises(
         DataError, match=f"12 of the 12 images .* key {hidden.meta['pseudonym_key']}"
     ):
-        originals.locate(_study(), hidden)
-    one, other = pseudonyms.load("one"), pseudonyms.load("other")
+        originals.locate(_study(films), hidden)
+    one, other = pseudonyms.load("one", films), pseudonyms.load("other", films)
     assert one.fingerprint == other.fingerprint
     assert one.of("image", "a.png") != other.of("image", "a.png")
 
@@ -457,11 +452,27 @@ def test_a_damaged_key_is_refused(root, key, content):
     key.parent.mkdir(parents=True)
     key.write_text(content)
     with pytest.raises(ConfigError, match="pseudonym key"):
-        pseudonyms.load("demo")
+        pseudonyms.load("demo", root)
 
 
 def test_a_key_inside_the_repository_is_refused(films, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_KEY", str(films / "secrets/key"))
     with pytest.raises(ConfigError, match="inside the repository"):
-        ingest.run(_study(**HIDDEN))
+        ingest.run(_study(films, **HIDDEN))
     assert not (films / "secrets").exists()
+
+
+# --- originals read again ------------------------------------------------------------------------
+
+
+def test_an_original_is_read_again_only_as_it_was(tree):
+    study = _study(tree)
+    row = ingest.run(study).manifest.table.iloc[0]
+    content = originals.read_unchanged(study.raw, row["path"], row["sha256"])
+    assert hashlib.sha256(content).hexdigest() == row["sha256"]
+    _put(tree, row["path"], _picture(99))
+    with pytest.raises(DataError, match="is not the file that ingest read"):
+        originals.read_unchanged(study.raw, row["path"], row["sha256"])
+    (study.raw / row["path"]).unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        originals.read_unchanged(study.raw, row["path"], row["sha256"])

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from conftest import REPO
 from equipoise.core import config, files, images
+from equipoise.core.documents import Choices
 from equipoise.core.errors import ConfigError, DataError, TrialFailed
 from equipoise.embed import backbones, embedder
 from equipoise.embed import stage as features
@@ -21,9 +23,10 @@ from equipoise.evaluation import metrics
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
 from equipoise.scenario import finetune
-from equipoise.scenario import pixels as pixels_
 from equipoise.scenario import stage as scenario
+from equipoise.scenario.checkpoint import Checkpoint
 from equipoise.scenario.matrix import Inputs
+from equipoise.scenario.pixels import Pixels
 from equipoise.split import stage as splits
 
 CHANGES = {
@@ -41,23 +44,24 @@ CHANGES = {
 BACKBONES = ("vgg16", "mobilenetv2")
 
 
-def study_with(**changes):
+def study_with(folder, **changes):
     params = copy.deepcopy(config.read_params(REPO))
     for section, values in CHANGES.items():
         params["studies"]["demo"][section] = {**params["studies"]["demo"][section], **values}
     overrides = {
         f"{section}.{key}": value for section, own in changes.items() for key, value in own.items()
     }
-    return config.load_study("demo", params, overrides)
+    return config.load_study("demo", params, overrides, root=folder)
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
+    """A folder with the drawn images, their manifest, split and features."""
     folder, before = tmp_path_factory.mktemp("finetune"), Path.cwd()
     os.chdir(folder)
     try:
-        study = study_with()
-        phantom.draw(study.raw, study.settings.phantom.model_dump())
+        study = study_with(folder)
+        phantom.draw(study.raw, study.settings.phantom)
         ingest.run(study)
         splits.run(study)
         for backbone in BACKBONES:
@@ -68,10 +72,12 @@ def drawn(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def checkpoints(drawn, tmp_path, monkeypatch):
+def checkpoints(drawn, monkeypatch):
+    """The folder of the checkpoints, which no test leaves to the next."""
     monkeypatch.chdir(drawn)
-    monkeypatch.setattr(finetune, "_CHECKPOINTS", tmp_path / "checkpoints")
-    return tmp_path / "checkpoints"
+    folder = drawn / "data/cache/finetune"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def rows_of(inputs, part):
@@ -83,26 +89,30 @@ def rows_of(inputs, part):
     return positions.to_numpy()[chosen], rows["patient_id"].to_numpy()[chosen]
 
 
-def arguments(scenario="baseline", backbone="vgg16", **changes):
-    inputs = Inputs.read(study_with(**changes), backbone, scenario)
-    return inputs, {"l2": 0.1}, *rows_of(inputs, "train")
+def inputs_of(folder, scenario="baseline", backbone="vgg16", **changes):
+    return Inputs.read(study_with(folder, **changes), backbone, scenario)
 
 
-def training(scenario="baseline", backbone="vgg16", seed=0, **changes):
-    inputs, settings, train, patients = arguments(scenario, backbone, **changes)
-    return finetune.Training(
-        inputs, settings, train, finetune.held_out(inputs, train, patients), patients, seed
-    )
+def task_of(inputs, seed=0, save_seconds=finetune.SAVE_SECONDS):
+    train, patients = rows_of(inputs, "train")
+    return finetune.Task.of(inputs, {"l2": 0.1}, train, patients, seed, save_seconds)
 
 
-def tuned(scenario="baseline", backbone="vgg16", seed=0, part="test", **changes):
-    given = arguments(scenario, backbone, **changes)
-    return finetune.run(*given, rows_of(given[0], part)[0], seed)
+def training(folder, *names, seed=0, save_seconds=finetune.SAVE_SECONDS, **changes):
+    inputs = inputs_of(folder, *names, **changes)
+    return finetune.Training(inputs, task_of(inputs, seed, save_seconds))
+
+
+def tuned(folder, *names, seed=0, save_seconds=finetune.SAVE_SECONDS, **changes):
+    """Fine-tune and predict the test images."""
+    inputs = inputs_of(folder, *names, **changes)
+    images, _ = rows_of(inputs, "test")
+    return finetune.fine_tune(inputs, task_of(inputs, seed, save_seconds), images)
 
 
 def as_bytes(result):
-    logits, fitted, weights, _ = result
-    return [value.tobytes() for value in (logits, fitted.coefficients, fitted.intercepts, *weights)]
+    arrays = [result.logits, result.head.coefficients, result.head.intercepts, *result.weights]
+    return [array.tobytes() for array in arrays]
 
 
 def by_name(network, weights):
@@ -113,11 +123,10 @@ def by_name(network, weights):
 
 
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.25])
-def test_the_learning_rate_warms_up_and_falls_as_keras_cosine_decay(warmup_fraction):
+def test_the_learning_rate_warms_up_and_falls_as_keras_cosine_decay(drawn, warmup_fraction):
     keras = backbones.load_keras()
-    options = study_with(
-        finetune={"steps": 40, "warmup_fraction": warmup_fraction}
-    ).settings.finetune
+    study = study_with(drawn, finetune={"steps": 40, "warmup_fraction": warmup_fraction})
+    options = study.settings.finetune
     warm = int(40 * warmup_fraction)
     oracle = keras.optimizers.schedules.CosineDecay(
         0.0 if warm else 0.001, 40 - warm, warmup_target=0.001 if warm else None, warmup_steps=warm
@@ -133,10 +142,10 @@ def test_the_learning_rate_warms_up_and_falls_as_keras_cosine_decay(warmup_fract
     assert min(rates) > 0
 
 
-def test_every_scenario_takes_the_same_steps_at_the_same_rates():
+def test_every_scenario_takes_the_same_steps_at_the_same_rates(drawn):
     taken = {"oversample": [], "undersample": []}
     for name, steps in taken.items():
-        made = training(name, finetune={"steps": 3})
+        made = training(drawn, name, finetune={"steps": 3})
         compiled = made.step
         made.step = lambda *batch, do=compiled, steps=steps: (
             steps.append((len(batch[0]), batch[-1])) or do(*batch)
@@ -148,16 +157,14 @@ def test_every_scenario_takes_the_same_steps_at_the_same_rates():
     assert [size for size, _ in taken["oversample"]] == [8] * 3
 
 
-def test_the_plan_is_drawn_anew_for_each_epoch_from_its_seed():
-    first, again, other = (
-        training("undersample"),
-        training("undersample"),
-        training("undersample", seed=1),
-    )
+def test_the_plan_is_drawn_anew_for_each_epoch_from_its_seed(drawn):
+    first = training(drawn, "undersample")
+    again = training(drawn, "undersample")
+    other = training(drawn, "undersample", seed=1)
     length = len(first.plan(0).row)
     epochs = []
     for made in (first, again, other):
-        draws = made._draws()
+        draws = made.draws()
         epochs.append([[next(draws) for _ in range(length)] for _ in range(3)])
     assert epochs[0] == epochs[1]
     assert epochs[0] != epochs[2]
@@ -169,8 +176,8 @@ def test_the_plan_is_drawn_anew_for_each_epoch_from_its_seed():
     assert all(counts[0] == counts[1] for counts in labels)
 
 
-def test_batches_go_on_where_a_run_stopped():
-    made = training("oversample")
+def test_batches_go_on_where_a_run_stopped(drawn):
+    made = training(drawn, "oversample")
     whole, rest = list(made.batches()), list(made.batches(3))
     assert len(whole) == 4
     assert len(rest) == 2
@@ -183,10 +190,10 @@ def test_batches_go_on_where_a_run_stopped():
 
 
 @pytest.mark.parametrize("scenario", ["baseline", "class_weight"])
-def test_the_loss_is_scikit_learns_weighted_log_loss_and_the_penalty(scenario):
-    made = training(scenario)
+def test_the_loss_is_scikit_learns_weighted_log_loss_and_the_penalty(drawn, scenario):
+    made = training(drawn, scenario)
     batch = next(made.batches())
-    logits = made.whole(batch[0], training=False).numpy()
+    logits = made.network(batch[0], training=False).numpy()
     labels = batch[2].numpy()
     counts = np.bincount(made.labels[made.kept])
     weights = np.ones(2) if scenario == "baseline" else counts.sum() / (2 * counts)
@@ -197,14 +204,14 @@ def test_the_loss_is_scikit_learns_weighted_log_loss_and_the_penalty(scenario):
     assert float(made.step(*batch, np.float32(0))) == pytest.approx(expected + penalty, rel=1e-5)
 
 
-def test_draws_count_by_their_weight(monkeypatch):
-    made = training()
+def test_draws_count_by_their_weight(drawn, monkeypatch):
+    made = training(drawn)
     plain = made.plan(0)
     heavy = dataclasses.replace(plain, weight=np.where(np.arange(len(plain.row)) % 2, 3.0, 1.0))
     monkeypatch.setattr(made, "plan", lambda epoch: heavy)
     pixels, _, labels, weights = (tensor.numpy() for tensor in next(made.batches()))
     assert set(weights) == {1.0, 3.0}
-    prob = metrics.softmax(made.whole(pixels, training=False).numpy())[:, 1]
+    prob = metrics.softmax(made.network(pixels, training=False).numpy())[:, 1]
     expected = log_loss(labels, prob, sample_weight=weights, labels=[0, 1])
     penalty = 0.05 * ((made.start.coefficients[:, 1] - made.start.coefficients[:, 0]) ** 2).sum()
     batch = next(made.batches())
@@ -212,12 +219,12 @@ def test_draws_count_by_their_weight(monkeypatch):
 
 
 @pytest.mark.parametrize(("unfreeze", "freeze_batch_norm"), [("last_block", True), ("all", False)])
-def test_only_what_is_unfrozen_changes(unfreeze, freeze_batch_norm):
+def test_only_what_is_unfrozen_changes(drawn, unfreeze, freeze_batch_norm):
     options = {"unfreeze": unfreeze, "freeze_batch_norm": freeze_batch_norm}
-    made = training(backbone="mobilenetv2", finetune=options)
-    before = by_name(made.whole, made.whole.get_weights())
+    made = training(drawn, "baseline", "mobilenetv2", finetune=options)
+    before = by_name(made.network, made.network.get_weights())
     list(made.evaluations())
-    after = by_name(made.whole, made.whole.get_weights())
+    after = by_name(made.network, made.network.get_weights())
     assert set(after) == set(before)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     block = backbones.load_row("mobilenetv2").last_block if unfreeze == "last_block" else ("",)
@@ -235,96 +242,94 @@ def test_only_what_is_unfrozen_changes(unfreeze, freeze_batch_norm):
     assert bool(changed & normalisation) != freeze_batch_norm
 
 
-def test_the_starting_weights_are_kept_when_nothing_better_comes(monkeypatch):
-    made = training()
+def test_the_starting_weights_are_kept_when_nothing_better_comes(drawn, monkeypatch):
+    made = training(drawn)
     losses = iter([0.5, 0.6, 0.7])
-    evaluate = made._evaluate
+    evaluate = made.evaluate
     monkeypatch.setattr(
-        made, "_evaluate", lambda step: dataclasses.replace(evaluate(step), loss=next(losses))
+        made, "evaluate", lambda step: dataclasses.replace(evaluate(step), loss=next(losses))
     )
-    start = made.whole.get_weights()
+    start = made.network.get_weights()
     list(made.evaluations())
     assert made.best.step == 0
     assert all(np.array_equal(kept, first) for kept, first in zip(made.best.weights, start))
     assert not all(
-        np.array_equal(last, first) for last, first in zip(made.whole.get_weights(), start)
+        np.array_equal(last, first) for last, first in zip(made.network.get_weights(), start)
     )
 
 
 @pytest.mark.parametrize("every", [1, 4])
-def test_a_diverging_run_is_a_failed_trial_and_leaves_nothing(monkeypatch, every):
-    monkeypatch.setattr(finetune, "_SAVE_SECONDS", 0)
-    made = training(finetune={"evaluate_every_steps": every})
+def test_a_diverging_run_is_a_failed_trial_and_leaves_nothing(drawn, monkeypatch, every):
+    made = training(drawn, save_seconds=0, finetune={"evaluate_every_steps": every})
     losses = iter([0.5, 0.4, np.nan, np.nan])
     monkeypatch.setattr(made, "step", lambda *batch: next(losses))
     with pytest.raises(TrialFailed, match=r"diverged at step 3: .*finetune.learning_rate"):
         list(made.evaluations())
-    assert not made.checkpoint.exists()
+    assert not made.checkpoint.path.exists()
 
 
-def test_mixed_precision_without_a_gpu_is_refused():
+def test_mixed_precision_without_a_gpu_is_refused(drawn):
     backbones.load_keras()
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="sees no GPU"):
-        training(finetune={"mixed_precision": True})
+        training(drawn, finetune={"mixed_precision": True})
 
 
 # --- repeating, resuming, pruning ------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_bytes():
-    assert as_bytes(tuned("oversample")) == as_bytes(tuned("oversample"))
+def test_the_same_seed_gives_the_same_bytes(drawn):
+    assert as_bytes(tuned(drawn, "oversample")) == as_bytes(tuned(drawn, "oversample"))
 
 
 KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = [{tests!r}, {own!r}, {source!r}]
 import test_finetune
-from equipoise.scenario import finetune
+from equipoise.scenario.checkpoint import Checkpoint
 
-finetune._SAVE_SECONDS, finetune._CHECKPOINTS = 0, pathlib.Path({checkpoints!r})
-save = finetune.Training._save
-def save_and_die(self, step):
-    save(self, step)
-    if step == 4:
+save = Checkpoint.save
+def save_and_die(self, state):
+    save(self, state)
+    if state.step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-finetune.Training._save = save_and_die
-test_finetune.tuned("oversample", finetune={{"steps": 6, "unfreeze": "all"}})
+Checkpoint.save = save_and_die
+options = {{"steps": 6, "unfreeze": "all"}}
+test_finetune.tuned(pathlib.Path({folder!r}), "oversample", save_seconds=0, finetune=options)
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(checkpoints, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_bytes(drawn, checkpoints, monkeypatch):
     options = {"steps": 6, "unfreeze": "all"}
-    places = {
-        "tests": REPO / "tests",
-        "own": Path(__file__).parent,
-        "source": REPO / "src",
-        "checkpoints": checkpoints,
-    }
-    code = KILLED.format(**{name: str(place) for name, place in places.items()})
+    code = KILLED.format(
+        tests=str(REPO / "tests"),
+        own=str(Path(__file__).parent),
+        source=str(REPO / "src"),
+        folder=str(drawn),
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (checkpoint,) = checkpoints.glob("*/state.npz")
     kept, steps = checkpoint.read_bytes(), []
     checkpoint.unlink()
-    uninterrupted = as_bytes(tuned("oversample", finetune=options))
+    uninterrupted = as_bytes(tuned(drawn, "oversample", finetune=options))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_bytes(kept)
     at = finetune.learning_rate_at
     monkeypatch.setattr(
         finetune, "learning_rate_at", lambda step, given: steps.append(step) or at(step, given)
     )
-    assert as_bytes(tuned("oversample", finetune=options)) == uninterrupted
+    assert as_bytes(tuned(drawn, "oversample", finetune=options)) == uninterrupted
     assert steps == [5, 6]
     assert not list(checkpoints.glob("*"))
 
 
-def test_another_setting_does_not_go_on_from_a_checkpoint():
-    places = {
-        training(scenario, seed=seed, **changes).checkpoint
+def test_another_setting_does_not_go_on_from_a_checkpoint(drawn):
+    paths = {
+        training(drawn, scenario, seed=seed, **changes).checkpoint.path
         for scenario, seed, changes in (
             ("baseline", 0, {}),
             ("oversample", 0, {}),
@@ -333,44 +338,46 @@ def test_another_setting_does_not_go_on_from_a_checkpoint():
             ("baseline", 0, {"augment": {"seed": 8}}),
         )
     }
-    assert len(places) == 5
+    assert len(paths) == 5
 
 
-def trials(scenario="baseline", **changes):
-    inputs, settings, train, patients = arguments(scenario, **changes)
-    return finetune.Trials(inputs, train, patients, 0), settings
+SETTINGS = {"l2": 0.1}
 
 
-def test_a_trial_ends_with_the_logits_of_what_run_keeps():
-    given = arguments("oversample", finetune={"steps": 5})
-    trainer, settings = trials("oversample", finetune={"steps": 5})
-    pairs = list(trainer.evaluations(settings))
+def trials(folder, scenario="baseline", save_seconds=finetune.SAVE_SECONDS, **changes):
+    inputs = inputs_of(folder, scenario, **changes)
+    train, patients = rows_of(inputs, "train")
+    return finetune.Trials(inputs, train, patients, 0, save_seconds)
+
+
+def test_a_trial_ends_with_the_logits_of_what_fine_tuning_keeps(drawn):
+    trainer = trials(drawn, "oversample", finetune={"steps": 5})
+    pairs = list(trainer.evaluations(SETTINGS))
     assert [step for step, _ in pairs] == [0, 2, 4, 5]
-    train, patients = given[2:]
-    assert not set(patients[trainer.held]) & set(np.delete(patients, trainer.held))
-    logits, *_ = finetune.run(*given, train[trainer.held], 0)
-    assert pairs[-1][1] == pytest.approx(logits, abs=1e-6)
+    inputs = inputs_of(drawn, "oversample", finetune={"steps": 5})
+    task = task_of(inputs)
+    assert not set(task.patients[trainer.held]) & set(np.delete(task.patients, trainer.held))
+    tuned_on_slice = finetune.fine_tune(inputs, task, task.train[trainer.held])
+    assert pairs[-1].logits == pytest.approx(tuned_on_slice.logits, abs=1e-6)
 
 
-def test_after_a_kill_every_evaluation_comes_again(monkeypatch):
-    monkeypatch.setattr(finetune, "_SAVE_SECONDS", 0)
-    trainer, settings = trials("oversample")
-    whole = list(trainer.evaluations(settings))
-    killed = trainer.evaluations(settings)
+def test_after_a_kill_every_evaluation_comes_again(drawn, monkeypatch):
+    trainer = trials(drawn, "oversample", save_seconds=0)
+    whole = list(trainer.evaluations(SETTINGS))
+    killed = trainer.evaluations(SETTINGS)
     for _ in range(3):  # the last one saved before it was seen: a checkpoint of step 4 is left
         next(killed)
     with monkeypatch.context() as patch:
-        patch.setattr(finetune.Training, "forget", lambda self: None)
+        patch.setattr(Checkpoint, "remove", lambda self: None)
         killed.close()
-        again = list(trainer.evaluations(settings))
+        again = list(trainer.evaluations(SETTINGS))
     assert [step for step, _ in again] == [0, 2, 4]
     assert [logits.tobytes() for _, logits in again] == [logits.tobytes() for _, logits in whole]
 
 
-def test_a_pruned_trial_leaves_no_checkpoint(checkpoints, monkeypatch):
-    monkeypatch.setattr(finetune, "_SAVE_SECONDS", 0)
-    trainer, settings = trials()
-    seen = trainer.evaluations(settings)
+def test_a_pruned_trial_leaves_no_checkpoint(drawn, checkpoints):
+    trainer = trials(drawn, save_seconds=0)
+    seen = trainer.evaluations(SETTINGS)
     assert [next(seen)[0], next(seen)[0], next(seen)[0]] == [0, 2, 4]
     assert list(checkpoints.glob("*/state.npz"))
     seen.close()
@@ -381,7 +388,7 @@ def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitte
     drawn, tmp_path, monkeypatch
 ):
     tune = {"mode": "finetune", "trials": 3, "l2_first": [0.1, 1.0]}
-    study = study_with(tune=tune, train={"seeds": [0]}, finetune={"learning_rate": 0.01})
+    study = study_with(drawn, tune=tune, train={"seeds": [0]}, finetune={"learning_rate": 0.01})
     folders = [tmp_path / "first", tmp_path / "again"]
     trained, plain = [], finetune.Training.evaluations
     monkeypatch.setattr(
@@ -394,64 +401,63 @@ def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitte
         {path.name: path.read_bytes() for path in folder.glob("*.*")} for folder in folders
     )
     assert first == again
-    (choice,) = files.read_json(folders[0] / "best.json")
+    (choice,) = Choices.read(folders[0] / "best.json").root
     table, _ = files.read_table(folders[0] / "trials.parquet")
     assert table["l2"].head(2).tolist() == pytest.approx([0.1, 1.0])
     assert (table["state"].head(2) == "complete").all()
-    assert choice["steps"] == table["steps"].sum() == 3 * 4 - choice["steps_saved"]
-    assert (
-        (table["steps"] < 4).sum() == choice["pruned_trials"] == (table["state"] == "pruned").sum()
-    )
-    assert choice["settings"]["l2"] == table["l2"][choice["trial"]]
-    assert choice["inner_folds"] == 1
+    assert choice.steps == table["steps"].sum() == 3 * 4 - choice.steps_saved
+    assert (table["steps"] < 4).sum() == choice.pruned_trials == (table["state"] == "pruned").sum()
+    assert choice.settings["l2"] == table["l2"][choice.trial]
+    assert choice.inner_folds == 1
     inputs = Inputs.read(study, "vgg16", "class_weight")
     train, patients = rows_of(inputs, "train")
     held = finetune.held_out(inputs, train, patients)
-    assert (choice["slice_images"], choice["slice_patients"]) == (
+    assert (choice.slice_images, choice.slice_patients) == (
         len(held),
         len(set(patients[held])),
     )
-    seed = scenario._seed(0, [0, 0])
-    logits, *_ = finetune.run(inputs, choice["settings"], train, patients, train[held], seed)
+    seed = scenario.search_seed(0, [0, 0])
+    task = finetune.Task.of(inputs, choice.settings, train, patients, seed)
+    logits = finetune.fine_tune(inputs, task, train[held]).logits
     prob = logits[:, 1] - logits[:, 0]
-    assert choice["score"] == pytest.approx(
-        roc_auc_score(inputs.labels(train[held]), prob), abs=1e-6
-    )
+    assert choice.score == pytest.approx(roc_auc_score(inputs.labels(train[held]), prob), abs=1e-6)
 
 
 # --- the decoded cache -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels_, "_DECODED", tmp_path / "decoded")
-    return tmp_path / "decoded"
+def decoded(drawn):
+    """The folder of the decoded images, empty at first."""
+    folder = drawn / "data/cache/decoded"
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_each_image_is_decoded_once_for_all_scenarios_and_seeds(decoded, monkeypatch):
+def test_each_image_is_decoded_once_for_all_scenarios_and_seeds(drawn, decoded, monkeypatch):
     calls, decode = [], images.decode
     monkeypatch.setattr(images, "decode", lambda *given: calls.append(1) or decode(*given))
     for name, seed in (("baseline", 0), ("oversample", 1)):
-        tuned(name, seed=seed)
-    inputs = Inputs.read(study_with(), "vgg16", "baseline")
+        tuned(drawn, name, seed=seed)
+    inputs = inputs_of(drawn)
     expected = len(rows_of(inputs, "train")[0]) + len(rows_of(inputs, "test")[0])
     assert len(calls) == expected == len(list(decoded.rglob("*.npy")))
 
 
-def pixels_at(size_px):
-    inputs = Inputs.read(study_with(), "vgg16", "baseline")
+def pixels_at(folder, size_px):
+    inputs = inputs_of(folder)
     keras = backbones.load_keras()
     shape = keras.Input((size_px, size_px, 3))
-    return inputs, pixels_.Pixels(
-        inputs, embedder.Embedder(keras.Model(shape, keras.layers.Flatten()(shape)), size_px)
-    )
+    network = keras.Model(shape, keras.layers.Flatten()(shape))
+    return inputs, Pixels(inputs, embedder.Embedder(network, size_px))
 
 
 @pytest.mark.parametrize(("size_px", "kept_as"), [(32, np.float32), (40, np.uint8)])
-def test_cached_pixels_are_those_of_the_embedding(decoded, size_px, kept_as):
+def test_cached_pixels_are_those_of_the_embedding(drawn, decoded, size_px, kept_as):
     import tensorflow as tf
 
-    inputs, pixels = pixels_at(size_px)
+    inputs, pixels = pixels_at(drawn, size_px)
     fresh, kept = pixels(np.array([3, 0])), pixels(np.array([3, 0]))
     path = inputs.study.raw / inputs.manifest.table["path"].iloc[3]
     oracle = tf.image.resize(
@@ -462,8 +468,8 @@ def test_cached_pixels_are_those_of_the_embedding(decoded, size_px, kept_as):
     assert {np.load(file).dtype.type for file in decoded.rglob("*.npy")} == {kept_as}
 
 
-def test_a_damaged_piece_is_made_again_and_a_changed_image_refused(decoded, monkeypatch):
-    _, pixels = pixels_at(32)
+def test_a_damaged_piece_is_made_again_and_a_changed_image_refused(drawn, decoded, monkeypatch):
+    _, pixels = pixels_at(drawn, 32)
     before = pixels(np.array([2]))
     (file,) = decoded.rglob("*.npy")
     file.write_bytes(file.read_bytes()[:500])

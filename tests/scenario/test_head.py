@@ -1,7 +1,5 @@
 """The solver against scikit-learn, finite differences and known identities."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -59,7 +57,7 @@ def test_fit_equals_scikit_learn(classes, shape, l2, weights):
 
 
 def value_in_float64(rotated, labels, weights, objective, l2, parameters):
-    problem = solver._Problem(rotated, labels, weights[:, None], [objective], np.array([l2]))
+    problem = solver.Problem(rotated, labels, weights[:, None], [objective], np.array([l2]))
     return problem.evaluate(parameters[..., None] / problem.scale[:, None], np.array([0]))[0][0]
 
 
@@ -132,7 +130,7 @@ def test_gradient_equals_finite_differences(classes, focusing):
     rng = np.random.default_rng(7)
     objective = Objective(rng.uniform(0.5, 2, classes), focusing, rng.normal(size=classes))
     weights = objective.weights[labels][:, None] * rng.integers(0, 3, size=(30, 1))
-    problem = solver._Problem(rotated, labels, weights, [objective], np.array([0.3]))
+    problem = solver.Problem(rotated, labels, weights, [objective], np.array([0.3]))
     point = rng.normal(size=(rotated.matrix.shape[1], problem.columns, 1))
     gradient = problem.evaluate(point, np.array([0]))[1]
     for place in np.ndindex(point.shape):
@@ -285,12 +283,12 @@ def test_standardised_features_have_zero_mean_and_unit_spread():
 @pytest.fixture
 def small_blocks(monkeypatch, tmp_path):
     """Blocks of 64 rows, and files beside the test for more of them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rows_, "_BLOCK_ROWS", 64)
+    monkeypatch.setattr(rows_, "BLOCK_ROWS", 64)
+    return tmp_path / "scratch"
 
 
 def test_one_block_is_standardised_as_numpy_does():
-    features, _ = rows(rows_._BLOCK + 30, rows_._BLOCK + 1)
+    features, _ = rows(rows_.CONVERSION_BLOCK + 30, rows_.CONVERSION_BLOCK + 1)
     whole = features.astype(np.float64)
     mine = Standardiser.fit(features)
     assert np.array_equal(mine.mean, whole.mean(axis=0))
@@ -334,20 +332,20 @@ def test_blocks_of_rows_give_the_search_of_all_rows_at_once(request):
         np.random.default_rng(1).integers(0, 2, size=(500, 12)).astype(float),
         np.geomspace(1e-3, 1, 12),
     )
-    found = []
+    solutions, scratch_folder = [], None
     for fixture in (None, "small_blocks"):
         if fixture:
-            request.getfixturevalue(fixture)
+            scratch_folder = request.getfixturevalue(fixture)
         standardiser = Standardiser.fit(features)
-        rotated = Rotated.of(rows_.Rows(features, np.arange(500), np.float32, standardiser))
-        found.append(
-            solver.solve(
-                rotated, labels, weights, [Objective.neutral(2)] * 12, l2, solver.SEARCH_TOLERANCE
-            )
-        )
+        standardised = rows_.Rows(features, np.arange(500), np.float32, standardiser)
+        rotated = Rotated.of(standardised, scratch_folder)
+        objectives = [Objective.neutral(2)] * 12
+        solution = solver.solve(rotated, labels, weights, objectives, l2, solver.SEARCH_TOLERANCE)
+        solutions.append(solution)
         assert isinstance(rotated.matrix.base, np.memmap) == bool(fixture)
-    assert found[1].objective == pytest.approx(found[0].objective, rel=1e-6)
-    assert not list(Path(rows_._SCRATCH).iterdir()), "a file without a name"
+    assert solutions[1].objective == pytest.approx(solutions[0].objective, rel=1e-6)
+    assert scratch_folder.is_dir()
+    assert not list(scratch_folder.iterdir()), "a file without a name"
 
 
 def test_dead_and_constant_features_are_left_out():

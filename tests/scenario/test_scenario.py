@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from conftest import REPO
 from equipoise.core import config, records
 from equipoise.core import files as files_
+from equipoise.core.documents import Choices, ScenarioSummary, ServedModel
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.evaluation import metrics
 from equipoise.evaluation.calibration import Calibrator
@@ -65,7 +66,7 @@ def test_a_run_writes_its_files_with_their_columns(folder):
     summary, predictions = run(study, "weighted_augment")
     target = study.result_path(made.BACKBONE, "weighted_augment")
     assert sorted(written(target)) == FILES
-    assert summary == files_.read_json(target / "metrics.json")
+    assert summary.as_dict() == ScenarioSummary.read(target / "metrics.json").as_dict()
     table = predictions.table
     assert list(table.columns) == [
         *(
@@ -92,12 +93,12 @@ def test_a_run_writes_its_files_with_their_columns(folder):
     assert not table["overlap"].any()
     trials, _ = files_.read_table(target / "trials.parquet")
     assert trials.groupby("seed")["trial"].apply(list).tolist() == [[0, 1, 2, 3]] * 2
-    best = files_.read_json(target / "best.json")
-    assert [choice["seed"] for choice in best] == [0, 1]
-    assert summary["inner_score"] == pytest.approx(np.mean([choice["score"] for choice in best]))
-    assert summary["digests"]["test"] == predictions.test_digest()
-    assert summary["digests"]["predictions"] == files_.file_digest(target / "predictions.parquet")
-    assert summary["settings"]["tune"]["trials"] == 4
+    choices = Choices.read(target / "best.json").root
+    assert [choice.seed for choice in choices] == [0, 1]
+    assert summary.inner_score == pytest.approx(np.mean([choice.score for choice in choices]))
+    assert summary.digests["test"] == predictions.test_digest()
+    assert summary.digests["predictions"] == files_.file_digest(target / "predictions.parquet")
+    assert summary.settings["tune"]["trials"] == 4
 
 
 def test_the_plan_holds_train_images_only_and_the_counts_of_best_json(folder):
@@ -108,14 +109,14 @@ def test_the_plan_holds_train_images_only_and_the_counts_of_best_json(folder):
     split = records.Splits.read(study.splits_path).table.set_index("image_id")["part"]
     assert (split.loc[plan["image_id"]] == "train").all()
     labels = records.Manifest.read(study.manifest_path).table.set_index("image_id")["label"]
-    choice = files_.read_json(target / "best.json")[0]
+    choice = Choices.read(target / "best.json").root[0]
     drawn = np.bincount(labels.loc[plan.loc[plan["seed"] == 0, "image_id"]])
-    assert drawn.tolist() == choice["plan_counts"]
-    assert choice["plan_counts"] == [choice["train_counts"][0], 3 * choice["train_counts"][1]]
-    assert choice["train_counts"] == np.bincount(labels[split[split == "train"].index]).tolist()
+    assert drawn.tolist() == choice.plan_counts
+    assert choice.plan_counts == [choice.train_counts[0], 3 * choice.train_counts[1]]
+    assert choice.train_counts == np.bincount(labels[split[split == "train"].index]).tolist()
 
 
-NEUTRAL = {name: dict(strategies.load_strategy(name).NEUTRAL) for name in strategies.names()}
+NEUTRAL = {name: strategies.load_strategy(name).neutral() for name in strategies.names()}
 
 
 def test_neutral_settings_give_the_baseline_bit_for_bit(folder):
@@ -151,19 +152,19 @@ def test_stored_probabilities_give_the_stored_metrics(folder):
     summary, predictions = run(study, "oversample")
     test = predictions.part("test").table
     by_seed = [rows for _, rows in test.groupby("seed")]
-    found = summary["metrics"]
+    shown = summary.metrics
     expected = [roc_auc_score(rows["label"], rows["prob_opacity"]) for rows in by_seed]
-    assert found["free"]["auroc"]["value"] == pytest.approx(np.mean(expected), abs=1e-6)
-    assert found["free"]["auroc"]["by_seed"] == pytest.approx(expected, abs=1e-6)
+    assert shown["free"]["auroc"].value == pytest.approx(np.mean(expected), abs=1e-6)
+    assert shown["free"]["auroc"].by_seed == pytest.approx(expected, abs=1e-6)
     raw = np.mean([recall_score(rows["label"], rows["prob_opacity"] >= 0.5) for rows in by_seed])
-    assert found["raw"]["sensitivity"]["value"] == pytest.approx(raw, abs=1e-6)
+    assert shown["raw"]["sensitivity"].value == pytest.approx(raw, abs=1e-6)
     locked = np.mean(
         [
             recall_score(rows["label"], rows["calibrated_opacity"] >= rows["threshold"])
             for rows in by_seed
         ]
     )
-    assert found["locked"]["sensitivity"]["value"] == pytest.approx(locked, abs=1e-6)
+    assert shown["locked"]["sensitivity"].value == pytest.approx(locked, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["baseline", "class_weight"])
@@ -173,7 +174,7 @@ def test_scikit_learn_on_the_planned_rows_ranks_the_same(folder, name):
     target = study.result_path(made.BACKBONE, name)
     plan, _ = files_.read_table(target / "plan.parquet")
     plan = plan[plan["seed"] == 0]
-    choice = files_.read_json(target / "best.json")[0]
+    choice = Choices.read(target / "best.json").root[0]
     labels = records.Manifest.read(study.manifest_path).table.set_index("image_id")["label"]
     truth = labels.loc[plan["image_id"]].to_numpy()
     train = features_of(study, plan["image_id"], plan["view"]).astype(float)
@@ -182,9 +183,9 @@ def test_scikit_learn_on_the_planned_rows_ranks_the_same(folder, name):
         train.std(axis=0),
     )  # both scenarios draw every train image once
     balanced = len(truth) / (2 * np.bincount(truth))
-    weights = balanced[truth] ** choice["settings"].get("exponent", 0.0)
+    weights = balanced[truth] ** choice.settings.get("exponent", 0.0)
     oracle = LogisticRegression(
-        C=1 / (choice["settings"]["l2"] * weights.sum()), tol=1e-9, max_iter=5000
+        C=1 / (choice.settings["l2"] * weights.sum()), tol=1e-9, max_iter=5000
     )
     oracle.fit((train - mean) / spread, truth, sample_weight=weights)
     test = predictions.part("test").table
@@ -201,7 +202,7 @@ def test_the_calibrator_and_threshold_come_from_val_and_the_served_model_is_the_
     study = made.study(folder)
     _, predictions = run(study)
     target = study.result_path(made.BACKBONE, "baseline")
-    served = files_.read_json(target / "model" / "model.json")
+    served = ServedModel.read(target / "model" / "model.json")
     solved = head.Head.load(target / "model" / "head.npz")
     table = predictions.table[predictions.table["seed"] == 0]
     logits = solved.logits(features_of(study, table["image_id"]))
@@ -211,12 +212,12 @@ def test_the_calibrator_and_threshold_come_from_val_and_the_served_model_is_the_
     val = (table["part"] == "val").to_numpy()
     patients = table["patient_id"].to_numpy()[val]
     expected = Calibrator.fit(logits[val], table["label"].to_numpy()[val], patients, 3)
-    assert served["calibrator"] == expected.as_dict()
+    assert served.calibrator.model_dump() == expected.as_dict()
     assert expected.reason == ""
-    calibrated = Calibrator.from_dict(served["calibrator"]).apply(logits)[:, 1]
+    calibrated = Calibrator.from_dict(served.calibrator.model_dump()).apply(logits)[:, 1]
     assert calibrated == pytest.approx(table["calibrated_opacity"].to_numpy(), abs=1e-12)
-    assert (table["threshold"] == served["threshold"]).all()
-    called = calibrated[val] >= served["threshold"]
+    assert (table["threshold"] == served.threshold).all()
+    called = calibrated[val] >= served.threshold
     assert called[table["label"].to_numpy()[val] == 1].mean() >= 0.9
 
 
@@ -225,27 +226,29 @@ def test_few_val_patients_leave_the_calibrator_the_identity(folder):
     _, predictions = run(study)
     table = predictions.table
     assert np.allclose(table["prob_opacity"], table["calibrated_opacity"])
-    best = files_.read_json(study.result_path(made.BACKBONE, "baseline") / "best.json")
-    assert "500 are needed" in best[0]["calibrator"]["reason"]
+    choices = Choices.read(study.result_path(made.BACKBONE, "baseline") / "best.json").root
+    assert "500 are needed" in choices[0].calibrator.reason
 
 
 def test_the_seed_has_no_effect_on_a_baseline_without_a_search_and_an_effect_on_draws(folder):
     study = made.study(folder, tune={"trials": 1})
-    assert run(study)[0]["seed_has_effect"] is False
-    assert run(study, "undersample")[0]["seed_has_effect"] is True
-    alone = config.load_study("made", made.params(tune={"trials": 1}, train={"seeds": [3]}))
-    assert run(alone)[0]["seed_has_effect"] is None
+    assert run(study)[0].seed_has_effect is False
+    assert run(study, "undersample")[0].seed_has_effect is True
+    alone = config.load_study(
+        "made", made.params(tune={"trials": 1}, train={"seeds": [3]}), root=folder
+    )
+    assert run(alone)[0].seed_has_effect is None
 
 
 def test_the_positive_class_may_be_class_0_and_the_majority(folder):
     study = made.study(folder, classes=("sick", "well"), positive="sick")
     summary, predictions = run(study)
-    assert summary["majority_class"] == summary["positive_class"] == "sick"
+    assert summary.majority_class == summary.positive_class == "sick"
     test = predictions.part("test").table
     test = test[test["seed"] == 0]
     called = test["prob_sick"] >= 0.5
-    found = summary["metrics"]["raw"]["sensitivity"]["by_seed"][0]
-    assert found == pytest.approx(called[test["label"] == 0].mean(), abs=1e-6)
+    sensitivity = summary.metrics["raw"]["sensitivity"].by_seed[0]
+    assert sensitivity == pytest.approx(called[test["label"] == 0].mean(), abs=1e-6)
 
 
 def test_kfold_tests_every_image_once_and_serves_a_refit_on_all_rows(folder):
@@ -261,17 +264,19 @@ def test_kfold_tests_every_image_once_and_serves_a_refit_on_all_rows(folder):
     refit, _ = files_.read_table(target / "model/refit_predictions.parquet")
     assert refit["image_id"].tolist() == images.tolist()
     solved = head.Head.load(target / "model" / "head.npz")
-    served = files_.read_json(target / "model" / "model.json")
-    assert "refit on all rows" in served["evidence"]
+    served = ServedModel.read(target / "model" / "model.json")
+    assert "refit on all rows" in served.evidence
     everything = features_of(study, images)
     assert solved.standardiser.mean == pytest.approx(everything.mean(axis=0), abs=1e-5)
-    calibrated = Calibrator.from_dict(served["calibrator"]).apply(solved.logits(everything))[:, 1]
+    calibrated = Calibrator.from_dict(served.calibrator.model_dump()).apply(
+        solved.logits(everything)
+    )[:, 1]
     assert refit["calibrated_opacity"].to_numpy() == pytest.approx(calibrated, abs=1e-12)
     first = test[test["seed"] == 0]
     pooled = np.log(first["prob_opacity"] / first["prob_clear"]).to_numpy()
     logits = np.stack([np.zeros(len(pooled)), pooled], axis=1)
     expected = Calibrator.fit(logits, first["label"].to_numpy(), first["patient_id"].to_numpy(), 3)
-    assert served["calibrator"]["slope"] == pytest.approx(expected.slope, rel=1e-4)
+    assert served.calibrator.slope == pytest.approx(expected.slope, rel=1e-4)
 
 
 def test_repeats_redraw_the_folds(folder):
@@ -297,17 +302,15 @@ def test_official_sides_that_share_patients_are_evaluated_with_and_without_them(
     assert set(test.loc[test["overlap"], "patient_id"]) == shared
     assert not predictions.part("val").table["overlap"].any()
     rest = test[~test["overlap"]]
-    assert summary["non_overlapping"]["rows"]["test"] == rest["image_id"].nunique()
-    assert summary["rows"]["test"] == test["image_id"].nunique()
-    for found, rows in ((summary["metrics"], test), (summary["non_overlapping"]["metrics"], rest)):
+    assert summary.non_overlapping.rows.test == rest["image_id"].nunique()
+    assert summary.rows.test == test["image_id"].nunique()
+    for shown, rows in ((summary.metrics, test), (summary.non_overlapping.metrics, rest)):
         expected = [
             roc_auc_score(own["label"], own["prob_opacity"]) for _, own in rows.groupby("seed")
         ]
-        assert found["free"]["auroc"]["value"] == pytest.approx(np.mean(expected), abs=1e-6)
-    assert any(
-        check["code"] == "EQ-OFFICIAL" and check["answer"] == "finding"
-        for check in summary["checks"]
-    )
+        assert shown["free"]["auroc"].value == pytest.approx(np.mean(expected), abs=1e-6)
+    answers = {check.code: check.answer for check in summary.checks}
+    assert answers["EQ-OFFICIAL"] == "finding"
 
 
 def test_official_sides_that_share_all_patients_of_a_class_still_give_the_result_on_all_rows(
@@ -326,12 +329,12 @@ def test_official_sides_that_share_all_patients_of_a_class_still_give_the_result
     files_.write_json(meta, {**files_.read_json(meta), "manifest": manifest.digest})
     splits.run(study)
     summary, _ = run(study)
-    assert 0 < summary["metrics"]["free"]["auroc"]["value"] <= 1
+    assert 0 < summary.metrics["free"]["auroc"].value <= 1
 
 
 def test_official_sides_without_shared_patients_have_no_second_result(folder):
     study = made.study(folder, split={"scheme": "official"}, official_overlap=0)
-    assert run(study)[0]["non_overlapping"] is None
+    assert run(study)[0].non_overlapping is None
 
 
 THREE = {"patients": (30, 14, 12), "classes": ("a", "b", "c")}
@@ -344,7 +347,7 @@ def test_three_classes_with_the_default_objective_are_refused(folder):
         match=r"specificity_at_sensitivity needs two classes; these data have 3. Set tune.objective",
     ):
         run(study)
-    half = config.load_study("made", made.params(tune={"objective": "auroc"}))
+    half = config.load_study("made", made.params(tune={"objective": "auroc"}), root=folder)
     with pytest.raises(ConfigError, match="specificity_at_sensitivity needs two classes"):
         run(half)
 
@@ -363,31 +366,25 @@ def test_three_classes_are_ranked_one_versus_rest(folder, scheme):
         roc_auc_score(rows["label"], rows[["prob_a", "prob_b", "prob_c"]], multi_class="ovr")
         for _, rows in test.groupby(["seed", "fold"])
     ]
-    assert summary["metrics"]["free"]["auroc"]["value"] == pytest.approx(
-        np.mean(expected), abs=1e-6
-    )
+    assert summary.metrics["free"]["auroc"].value == pytest.approx(np.mean(expected), abs=1e-6)
     assert test["threshold"].isna().all()
-    assert summary["minority_classes"] == ["b", "c"]
+    assert summary.minority_classes == ["b", "c"]
     assert predictions.probabilities("calibrated").sum(axis=1) == pytest.approx(
         np.ones(len(predictions.table))
     )
-    assert (
-        files_.read_json(study.result_path(made.BACKBONE, "weighted_augment") / "model/model.json")[
-            "threshold"
-        ]
-        is None
-    )
+    target = study.result_path(made.BACKBONE, "weighted_augment")
+    assert ServedModel.read(target / "model/model.json").threshold is None
 
 
 def test_one_train_patient_of_a_class_runs_with_published_settings(folder):
     study = made.study(folder, patients=(20, 3))
     summary, _ = run(study, "class_weight")
-    best = files_.read_json(study.result_path(made.BACKBONE, "class_weight") / "best.json")[0]
-    assert best["settings"] == {"exponent": 1.0, "l2": 0.01}
-    assert best["identified"] is False
-    kept = files_.read_json(study.result_path(made.BACKBONE, "class_weight") / "metrics.json")
-    assert kept["inner_score"] is None
-    assert 0 <= summary["metrics"]["free"]["auroc"]["value"] <= 1
+    target = study.result_path(made.BACKBONE, "class_weight")
+    choice = Choices.read(target / "best.json").root[0]
+    assert choice.settings == {"exponent": 1.0, "l2": 0.01}
+    assert choice.identified is False
+    assert ScenarioSummary.read(target / "metrics.json").inner_score is None
+    assert 0 <= summary.metrics["free"]["auroc"].value <= 1
 
 
 def test_a_parent_made_from_another_manifest_is_refused(folder):
@@ -413,16 +410,17 @@ def test_workers_and_threads_change_no_byte(folder):
         path.name: path.read_bytes()
         for path in study.result_path(made.BACKBONE, "baseline").glob("*.*")
     }
+    two_workers = study.engine.model_copy(update={"workers": 2})
     with threadpool_limits(limits=2):
-        again, _ = run(study.model_copy(update={"workers": 2}))
-    assert again["result_digest"] == summary["result_digest"]
+        again, _ = run(study.model_copy(update={"engine": two_workers}))
+    assert again.result_digest == summary.result_digest
     for path in study.result_path(made.BACKBONE, "baseline").glob("*.*"):
         assert path.read_bytes() == files[path.name], path.name
 
 
 def test_a_missing_view_is_refused_with_advice(folder):
     made.study(folder)
-    more = config.load_study("made", made.params(embed={"views": 3}))
+    more = config.load_study("made", made.params(embed={"views": 3}), root=folder)
     with pytest.raises(
         DataError, match=r"No feature of picture .*, view 3 .*Run `equipoise embed` again"
     ):

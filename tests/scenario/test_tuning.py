@@ -2,37 +2,38 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import optuna
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from conftest import REPO
-from equipoise import pipeline
-from equipoise.core import config
+from equipoise.core import environment, files
 from equipoise.core.errors import ConfigError, DataError, TrialFailed
 from equipoise.evaluation import intervals, metrics
+from equipoise.scenario import searches, solver, tuning
 from equipoise.scenario import stage as scenario
-from equipoise.scenario import tuning
+from equipoise.scenario.searches import Outcome, Report, SearchStore
+from equipoise.scenario.trials import Scorer, Trial
 from equipoise.strategies import base
 from equipoise.strategies import base as strategies
-from equipoise.strategies.base import Objective, Plan
-from fabricate import made, servers
+from equipoise.strategies.base import Objective, Plan, parameter
+from fabricate import made
 
 
-def search(strategy="class_weight", matrix=None, fixed=None, seed=0, data="", **changes):
+def search(strategy="class_weight", matrix=None, fixed=None, seed=0, store=None, **changes):
     strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
     matrix = made.train_matrix() if matrix is None else matrix
+    solve = changes.pop("solve", solver.solve)
+    section = made.tune_section(**changes)
     return tuning.tune(
-        matrix, strategy, fixed or {}, made.tune_section(**changes), seed, [1, 4, 0, 0], data
+        matrix, strategy, fixed or {}, section, seed, [1, 4, 0, 0], store, solve=solve
     )
 
 
@@ -45,54 +46,59 @@ def same(first, second):
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    """A folder of its own to keep searches in, and no database."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(tuning.STORAGE_VARIABLE, raising=False)
-    return tmp_path / tuning.STORE
+def store(tmp_path):
+    return SearchStore(
+        batches=tmp_path / "cache/searches",
+        journal=tmp_path / "searches.log",
+        name="made/vgg16/class_weight/fold 0",
+        data_digest="d",
+    )
+
+
+class Counting:
+    """Solves as always, and counts the heads of each batch: candidates times inner folds."""
+
+    def __init__(self):
+        self.heads = []
+
+    def __call__(self, rotated, labels, weights, objectives, l2, tolerance):
+        self.heads.append(len(l2))
+        return solver.solve(rotated, labels, weights, objectives, l2, tolerance)
 
 
 @pytest.fixture
-def solved(monkeypatch):
-    """Numbers of the trials that were solved, batch by batch."""
-    numbers, plain = [], tuning._Search._solve
-
-    def watched(self, candidates, start, asked):
-        numbers.append(list(range(start, start + len(candidates))))
-        return plain(self, candidates, start, asked)
-
-    monkeypatch.setattr(tuning._Search, "_solve", watched)
-    return numbers
+def solve():
+    return Counting()
 
 
-def kept_trials(storage):
-    """Every finished trial of every search in a store, read by Optuna alone."""
-    return [
-        trial
-        for study in optuna.get_all_study_names(storage)
-        for trial in optuna.load_study(study_name=study, storage=storage).trials
-    ]
+def batches(store):
+    return sorted(store.batches.glob("*.npz"))
 
 
-def journal(path):
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+def opened(journal):
+    """A journal as Optuna itself opens it."""
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
+    return optuna.storages.JournalStorage(backend)
+
+
+def studies(journal):
+    """Every study of a journal by its name, read by Optuna alone."""
+    storage = opened(journal)
+    names = optuna.get_all_study_names(storage)
+    return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
 
 
 @dataclass(frozen=True)
 class Fragile(base.Strategy):
     """Fails where its knob is above a half; the published setting works."""
 
-    knob: float = 0.25
+    knob: float = parameter(0.25, low=0.0, high=1.0, neutral=0.0)
     limit: ClassVar[float] = 0.5
 
     def plan(self, rows):
         if self.knob > self.limit:
             raise TrialFailed(f"knob {self.knob:.2f} is too high")
         return super().plan(rows)
-
-    @staticmethod
-    def search_space(trial):
-        return {"knob": trial.suggest_float("knob", 0.0, 1.0)}
 
 
 class Broken(Fragile):
@@ -113,7 +119,7 @@ class NotANumber(Fragile):
 class BadDefault(base.Strategy):
     """The published setting trains on one image of each class; anything above a half trains on all."""
 
-    share: float = 0.0
+    share: float = parameter(0.0, low=0.0, high=1.0, neutral=1.0)
 
     def plan(self, rows):
         if self.share > 0.5:
@@ -121,10 +127,6 @@ class BadDefault(base.Strategy):
         return Plan.of(
             [int(np.flatnonzero(rows.labels == label)[0]) for label in range(rows.num_classes)]
         )
-
-    @staticmethod
-    def search_space(trial):
-        return {"share": trial.suggest_float("share", 0.0, 1.0)}
 
 
 @pytest.mark.parametrize("name", strategies.names())
@@ -141,8 +143,8 @@ def test_the_published_settings_are_tried_first_with_every_first_penalty(name):
 def test_the_number_of_trials_is_exact(trials, batch):
     choice = search(trials=trials, batch_trials=batch)
     assert choice.trials["trial"].tolist() == list(range(trials))
-    assert choice.summary["trials"] == trials
-    assert choice.summary["failed_trials"] == 0
+    assert choice.summary.trials == trials
+    assert choice.summary.failed_trials == 0
 
 
 def test_values_stay_within_their_ranges():
@@ -176,29 +178,16 @@ def test_fixed_settings_are_not_searched():
         search(fixed={"exponant": 1.0})
 
 
-def test_the_score_is_the_metric_of_the_pooled_out_of_fold_rows(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        tuning._Search,
-        "_measure",
-        lambda self, metric, probabilities, weights, plain=tuning._Search._measure: (
-            seen.append((metric, probabilities, weights.shape))
-            or plain(self, metric, probabilities, weights)
-        ),
-    )
+def test_the_score_is_the_metric_of_the_pooled_out_of_fold_rows():
     matrix = made.train_matrix()
-    choice = search("baseline", matrix, trials=1, objective="auroc")
-    metric, probabilities, shape = seen[0]
-    images = len(matrix.image_labels)
-    assert metric is metrics.REGISTRY["auroc"]
-    assert shape == (1, images)
-    assert probabilities.shape == (images, 2)
-    assert probabilities.sum(axis=1) == pytest.approx(np.ones(images))
-    from sklearn.metrics import roc_auc_score
-
-    assert choice.summary["score"] == pytest.approx(
-        roc_auc_score(matrix.image_labels, probabilities[:, 1])
-    )
+    section = made.tune_section(objective="auroc")
+    fold_of = np.unique(matrix.patients, return_inverse=True)[1] % 3
+    looking = tuning.Search(matrix, strategies.load_strategy("baseline"), {}, section, 0, fold_of)
+    (trial,) = looking.score([{"l2": 0.1}])
+    assert trial.probabilities.shape == (len(matrix.image_labels), 2)
+    assert trial.probabilities.sum(axis=1) == pytest.approx(np.ones(len(matrix.image_labels)))
+    expected = roc_auc_score(matrix.image_labels, trial.probabilities[:, 1])
+    assert trial.score == pytest.approx(expected)
 
 
 def test_out_of_fold_scores_are_those_of_models_that_never_saw_the_patient():
@@ -210,46 +199,47 @@ def test_out_of_fold_scores_are_those_of_models_that_never_saw_the_patient():
     matrix = type(matrix)(
         known, np.arange(96), np.zeros(96, dtype=int), labels, np.array(people), 2, 0, 1
     )
-    score = search("baseline", matrix, trials=3, objective="auroc").summary["best_score"]
+    score = search("baseline", matrix, trials=3, objective="auroc").summary.best_score
     assert score < 0.7
 
 
-def test_no_patient_is_in_two_inner_folds_and_every_strategy_gets_the_same_folds(monkeypatch):
-    found = []
-    plain = tuning.strata.assign_folds
+def test_no_patient_is_in_two_inner_folds_and_every_strategy_gets_the_same_folds():
+    seen = []
 
-    def watched(rows, folds, seed):
-        found.append((rows["patient"].to_numpy(), plain(rows, folds, seed)))
-        return found[-1][1]
+    class Seeing(Fragile):
+        def plan(self, rows):
+            seen.append(sorted(set(rows.patients)))
+            return super().plan(rows)
 
-    monkeypatch.setattr(tuning.strata, "assign_folds", watched)
-    search("baseline", trials=1, inner_folds=4)
-    search("oversample", trials=1, inner_folds=4, seed=9)
-    (patients, folds), (_, others) = found
-    assert np.array_equal(folds, others)
-    assert set(folds) == {0, 1, 2, 3}
-    for patient in set(patients):
-        assert len(set(folds[patients == patient])) == 1
+    matrix = made.train_matrix()
+    search(Seeing, matrix, trials=1, inner_folds=4)
+    first = [*seen]
+    seen.clear()
+    search(type("Other", (Seeing,), {}), matrix, trials=1, inner_folds=4, seed=9)
+    assert seen == first
+    held = [set(matrix.patients) - set(inside) for inside in first]
+    assert len(held) == 4
+    assert sorted(name for names in held for name in names) == sorted(set(matrix.patients))
 
 
 @pytest.mark.parametrize(("rarest", "expected"), [(2, 2), (3, 3), (9, 4)])
 def test_inner_folds_shrink_to_the_patients_of_the_rarest_class(rarest, expected):
     choice = search(matrix=made.train_matrix((20, rarest)), trials=2, inner_folds=4)
-    assert choice.summary["inner_folds"] == expected
+    assert choice.summary.inner_folds == expected
 
 
 def test_one_patient_of_a_class_skips_the_search_and_says_so():
     choice = search(matrix=made.train_matrix((20, 1)), trials=5, l2_first=[0.7, 0.1])
     assert choice.settings == {"exponent": 1.0, "l2": 0.7}
-    assert choice.summary["identified"] is False
-    assert "fewer than 2 train patients" in choice.summary["reason"]
+    assert choice.summary.identified is False
+    assert "fewer than 2 train patients" in choice.summary.reason
     assert choice.trials.empty
 
 
 def test_a_trial_that_fails_is_noted_and_the_search_goes_on():
     choice = search(Fragile, trials=15)
     failed = choice.trials[choice.trials["knob"] > 0.5]
-    assert 0 < len(failed) == choice.summary["failed_trials"] < 12
+    assert 0 < len(failed) == choice.summary.failed_trials < 12
     assert (failed["state"] == "failed").all()
     assert failed["score"].isna().all()
     assert failed["error"].str.contains("is too high").all()
@@ -299,45 +289,70 @@ def test_views_that_are_not_there_fail_the_trial_with_advice():
 def test_a_parameter_without_effect_is_not_identified_and_the_published_one_is_kept():
     calm = type("Calm", (Fragile,), {"limit": 2.0})
     choice = search(calm, trials=12, l2_low=0.0999, l2_high=0.1001, l2_first=[0.1])
-    assert choice.summary["identified"] is False
+    assert choice.summary.identified is False
     assert choice.settings == {"knob": 0.25, "l2": pytest.approx(0.1)}
-    assert choice.summary["score"] == choice.summary["published_score"]
+    assert choice.summary.score == choice.summary.published_score
 
 
 def test_a_parameter_with_a_clear_effect_is_identified():
     choice = search(BadDefault, made.train_matrix((40, 20), 12), trials=12, objective="auroc")
-    assert choice.summary["identified"] is True
+    assert choice.summary.identified is True
     assert choice.settings["share"] > 0.5
-    assert choice.summary["gain"] == pytest.approx(
-        choice.summary["score"] - choice.summary["published_score"]
+    assert choice.summary.gain == pytest.approx(
+        choice.summary.score - choice.summary.published_score
     )
-    assert choice.summary["gain"] > choice.summary["gain_se"] > 0
-    assert choice.summary["score"] == choice.summary["best_score"] == choice.trials["score"].max()
+    assert choice.summary.gain > choice.summary.gain_se > 0
+    assert choice.summary.score == choice.summary.best_score == choice.trials["score"].max()
 
 
-def test_a_gain_below_one_standard_error_keeps_the_published_settings(monkeypatch):
-    monkeypatch.setattr(tuning._Search, "gain", lambda self, best, kept: (0.1, 0.11))
-    choice = search(BadDefault, made.train_matrix((40, 20), 12), trials=12, objective="auroc")
-    assert choice.settings["share"] == 0
-    assert choice.summary["identified"] is False
-    assert choice.summary["best_score"] > choice.summary["score"]
-    assert choice.trials["score"].iloc[choice.summary["trial"]] == choice.summary["score"]
+def scorer(matrix=None, **changes):
+    matrix = made.train_matrix() if matrix is None else matrix
+    section = made.tune_section(**changes)
+    return Scorer(matrix.image_labels, matrix.patients, 2, 1, section, seed=0)
+
+
+def trials_of(matrix, *strengths):
+    """Complete trials whose logits follow the labels, the more so the higher the strength."""
+    for number, strength in enumerate(strengths):
+        noise = np.random.default_rng(number).normal(size=len(matrix.image_labels))
+        logits = strength * (matrix.image_labels - 0.5) + noise
+        yield number, {"strength": strength}, Outcome(logits[:, None])
+
+
+def test_a_gain_below_one_standard_error_keeps_the_published_settings():
+    matrix = made.train_matrix()
+    judge = scorer(matrix, objective="auroc", l2_first=[0.1], gain_resamples=40)
+    trials = [judge.judge(*trial) for trial in trials_of(matrix, 1.0, 1.05, 3.0)]
+    slight = tuning.decide(trials[:2], judge)
+    assert 0 < slight.gain.value < slight.gain.standard_error
+    assert (slight.chosen, slight.best, slight.identified) == (trials[0], trials[1], False)
+    clear = tuning.decide(trials, judge)
+    assert clear.gain.value > clear.gain.standard_error
+    assert (clear.chosen, clear.best, clear.identified) == (trials[2], trials[2], True)
+
+
+def test_published_settings_that_are_best_or_that_all_failed_need_no_gain():
+    matrix = made.train_matrix()
+    judge = scorer(matrix, objective="auroc", l2_first=[0.1])
+    trials = [judge.judge(*trial) for trial in trials_of(matrix, 3.0, 1.0)]
+    decision = tuning.decide(trials, judge)
+    assert (decision.chosen, decision.gain, decision.identified) == (trials[0], None, False)
+    failed = Trial(0, {}, float("nan"), error="no")
+    decision = tuning.decide([failed, trials[1]], judge)
+    assert (decision.chosen, decision.published, decision.identified) == (trials[1], None, True)
+    with pytest.raises(TrialFailed, match=r"All 1 trials failed\. The last one: no"):
+        tuning.decide([failed], judge)
 
 
 def test_the_gain_is_paired_over_patients():
-    settings = made.tune_section(objective="auroc", gain_resamples=40)
     matrix = made.train_matrix()
-    strategy = strategies.load_strategy("baseline")
-    looking = tuning._Search(
-        matrix, strategy, {}, {}, settings, 0, np.arange(len(matrix.image_labels)) % 2
-    )
+    judge = scorer(matrix, objective="auroc", gain_resamples=40)
     rng = np.random.default_rng(0)
     first, second = (rng.dirichlet([1, 1], len(matrix.image_labels)) for _ in range(2))
     trials = [
-        tuning._Trial(0, {}, score, 0.0, values, "")
-        for score, values in ((0.6, first), (0.4, second))
+        Trial(0, {}, score, probabilities=values) for score, values in ((0.6, first), (0.4, second))
     ]
-    gain, error = looking.gain(*trials)
+    gain, error = judge.gain(*trials)
     assert gain == pytest.approx(0.2)
     names, drawn = intervals.patient_resamples(matrix.patients, matrix.image_labels, 40, 0)
     column = {name: index for index, name in enumerate(names)}
@@ -352,14 +367,14 @@ def test_the_gain_is_paired_over_patients():
         for prob in (first, second)
     ]
     assert error == pytest.approx(np.std(np.subtract(*values), ddof=1))
-    assert looking.gain(trials[0], trials[0])[1] == 0
+    assert judge.gain(trials[0], trials[0]).standard_error == 0
 
 
 def test_an_objective_to_be_small_is_made_small():
     choice = search(BadDefault, made.train_matrix((40, 20), 12), trials=12, objective="brier")
-    assert choice.summary["best_score"] == choice.trials["score"].min()
-    assert choice.summary["identified"] is True
-    assert choice.summary["gain"] > 0
+    assert choice.summary.best_score == choice.trials["score"].min()
+    assert choice.summary.identified is True
+    assert choice.summary.gain > 0
 
 
 def test_an_unknown_objective_is_a_setting_error():
@@ -373,26 +388,24 @@ def test_a_constraint_prefers_feasible_trials_to_better_ones():
     choice = search(trials=20, objective="specificity", l2_first=[0.1], constraint=bound)
     feasible = choice.trials[choice.trials["violation"] <= 0]
     assert 0 < len(feasible) < 20
-    assert choice.summary["feasible"] is True
-    assert choice.summary["best_score"] == feasible["score"].max()
-    assert choice.summary["best_score"] < free.summary["best_score"]
-    assert choice.trials["violation"].iloc[choice.summary["trial"]] <= 0
+    assert choice.summary.feasible is True
+    assert choice.summary.best_score == feasible["score"].max()
+    assert choice.summary.best_score < free.summary.best_score
+    assert choice.trials["violation"].iloc[choice.summary.trial] <= 0
 
 
 def test_without_a_feasible_trial_the_smallest_violation_is_taken_and_flagged():
     bound = {"metric": "sensitivity", "at_least": 1.5}
     choice = search(trials=10, objective="specificity", constraint=bound)
-    assert choice.summary["feasible"] is False
+    assert choice.summary.feasible is False
     assert choice.trials["violation"].min() > 0
-    assert (
-        choice.trials["violation"].iloc[choice.summary["trial"]] == choice.trials["violation"].min()
-    )
+    assert choice.trials["violation"].iloc[choice.summary.trial] == choice.trials["violation"].min()
 
 
 def test_three_classes_are_searched_too():
     choice = search("weighted_augment", made.train_matrix((20, 9, 6)), trials=5, objective="auroc")
-    assert 0.5 < choice.summary["score"] <= 1
-    assert choice.summary["failed_trials"] == 0
+    assert 0.5 < choice.summary.score <= 1
+    assert choice.summary.failed_trials == 0
 
 
 # --- a search that resumes -------------------------------------------------------------------------------------------
@@ -405,391 +418,424 @@ def test_three_classes_are_searched_too():
         (Fragile, {}),
         (NotANumber, {"objective": "auroc"}),
         ("class_weight", {"constraint": {"metric": "sensitivity", "at_least": 0.8}}),
+        ("class_weight", {"fixed": {"exponent": 0.5}}),
     ],
 )
 def test_a_finished_search_is_read_back_to_the_last_bit_and_nothing_is_solved(
-    store, solved, strategy, changes
+    store, solve, strategy, changes
 ):
     changes = {"trials": 9, "batch_trials": 4, **changes}
     plain = search(strategy, **changes)
-    first = search(strategy, data="d", **changes)
+    first = search(strategy, store=store, solve=solve, **changes)
     assert same(first, plain), "keeping a search changes nothing"
-    solved.clear()
-    assert same(search(strategy, data="d", **changes), first)
-    assert solved == []
-    (path,) = store.glob("*.log")
-    trials = kept_trials(journal(path))
-    assert [trial.value for trial in trials] == [
-        None if np.isnan(score) else score for score in first.trials["score"]
-    ]
-    assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
+    assert [heads // first.summary.inner_folds for heads in solve.heads] == [4, 4, 1]
+    solve.heads.clear()
+    assert same(search(strategy, store=store, solve=solve, **changes), first)
+    assert solve.heads == []
 
 
-def test_three_classes_are_read_back_too(store, solved):
+def test_three_classes_are_read_back_too(store, solve):
+    options = {"store": store, "solve": solve, "trials": 5, "objective": "auroc"}
     matrix = made.train_matrix((20, 9, 6))
-    runs = [search("class_weight", matrix, data="d", trials=5, objective="auroc") for _ in range(2)]
-    assert same(*runs)
-    assert len(solved) == 2
+    assert same(*(search("class_weight", matrix, **options) for _ in range(2)))
+    assert len(solve.heads) == 2
 
 
 @pytest.mark.parametrize("before", [4, 6])
 def test_more_trials_go_on_where_the_search_was_and_end_as_if_asked_for_at_once(
-    store, solved, before
+    store, solve, before
 ):
-    first = search(data="d", trials=before, batch_trials=4)
-    solved.clear()
-    more = search(data="d", trials=10, batch_trials=4)
-    assert solved == [[4, 5, 6, 7], [8, 9]], (
+    options = {"store": store, "solve": solve, "batch_trials": 4}
+    first = search(trials=before, **options)
+    solve.heads.clear()
+    more = search(trials=10, **options)
+    folds = first.summary.inner_folds
+    assert solve.heads == [4 * folds, 2 * folds], (
         "the batch that was not full is solved again as a full one"
     )
     assert same(more, search(trials=10, batch_trials=4))
     assert more.trials.head(4).equals(first.trials.head(4))
-    solved.clear()
-    assert same(search(data="d", trials=before, batch_trials=4), first)
-    assert solved == []
+    solve.heads.clear()
+    assert same(search(trials=before, **options), first)
+    assert solve.heads == []
 
 
 def test_no_batch_repeats_the_suggestions_of_another(store):
-    trials = search(data="d", trials=24, batch_trials=4, l2_first=[0.1]).trials
+    trials = search(store=store, trials=24, batch_trials=4, l2_first=[0.1]).trials
     assert trials["l2"].nunique() == 24
     assert trials["exponent"].nunique() == 24
 
 
+def test_without_a_store_nothing_is_kept(store):
+    search(trials=2)
+    assert not store.batches.exists()
+    assert not store.journal.exists()
+
+
+DAMAGES = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a bit of the logits turned": lambda content: (
+        content[: -len(content) // 4]
+        + bytes([content[-len(content) // 4] ^ 1])
+        + content[-len(content) // 4 + 1 :]
+    ),
+    "no archive": lambda content: b"{}" * 100,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_batch_is_searched_again(store, solve, damage):
+    first = search(store=store, trials=8, batch_trials=4)
+    path = batches(store)[0]
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    assert path.read_bytes() != content
+    again = search(store=store, trials=8, batch_trials=4, solve=solve)
+    assert same(again, first)
+    assert solve.heads == [4 * first.summary.inner_folds]
+    assert path.read_bytes() == content
+
+
+def test_a_batch_of_other_images_or_of_another_number_of_trials_is_not_taken(tmp_path):
+    path = tmp_path / "batch.npz"
+    outcomes = [
+        Outcome(np.arange(6, dtype=np.float32).reshape(3, 2)),
+        Outcome(
+            None, "failed: \u03b3 was \n odd", (Report(0, 0.5), Report(2, float("nan"))), steps=2
+        ),
+        Outcome(np.ones((3, 1)), reports=(Report(0, 0.1),), steps=0, pruned=True),
+    ]
+    searches.write_batch(path, outcomes)
+    kept = searches.read_batch(path, num_trials=3, num_images=3)
+    for outcome, again in zip(outcomes, kept, strict=True):
+        assert str(replace(outcome, logits=None)) == str(replace(again, logits=None))
+        assert (outcome.logits is None) == (again.logits is None)
+        if outcome.logits is not None:
+            assert outcome.logits.dtype == again.logits.dtype
+            assert np.array_equal(outcome.logits, again.logits)
+    assert searches.read_batch(path, num_trials=2, num_images=3) is None
+    assert searches.read_batch(path, num_trials=3, num_images=4) is None
+    assert searches.read_batch(tmp_path / "none.npz", 3, 3) is None
+
+
 KILLED = """
 import os, signal, sys
-import optuna
-from optuna.storages.journal import JournalFileBackend
+from pathlib import Path
 from equipoise.core import config
-from equipoise.scenario import stage as scenario
+from equipoise.scenario import solver, stage, tuning
 
-point, after = sys.argv[1], int(sys.argv[2])
-plain, seen = optuna.Study.add_trial, []
+solved, kill_at = 0, int(sys.argv[1])
+plain_tune, plain_solve = tuning.tune, solver.solve
 
-def watched(study, trial):
-    # The searches themselves live in memory, so that only what reaches a journal counts.
-    if isinstance(study._storage, optuna.storages.JournalStorage):
-        seen.append(trial)
-        if len(seen) > after:
-            if point == "within a line":
-                JournalFileBackend.append_logs = torn
-            else:
-                os.kill(os.getpid(), signal.SIGKILL)
-    plain(study, trial)
+def solve(*arguments):
+    global solved
+    solved += 1
+    if solved > kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain_solve(*arguments)
 
-def torn(backend, logs):
-    backend._lock.acquire()
-    with open(backend._file_path, "ab") as handle:
-        handle.write(b'{"op_code": 4, "user_attrs": {"logits')
-    os.kill(os.getpid(), signal.SIGKILL)
+def tune(*arguments, **named):
+    return plain_tune(*arguments, **named, solve=solve)
 
-optuna.Study.add_trial = watched
-scenario.run(config.load_study("made"), "vgg16", "class_weight")
+tuning.tune = tune
+stage.run(config.load_study("made", root=Path.cwd()), "vgg16", "class_weight")
 """
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv(tuning.STORAGE_VARIABLE, raising=False)
-        study = made.study(folder, tune={"trials": 10, "batch_trials": 4})
-        scenario.run(study, made.BACKBONE, "class_weight")
-        return {
-            path.name: path.read_bytes()
-            for path in study.result_path(made.BACKBONE, "class_weight").glob("*.*")
-        }
-
-
-@pytest.mark.parametrize(
-    ("point", "after", "left"),
-    [
-        ("before a trial", 0, [10, 10]),  # the trials that are solved after the kill, for each seed
-        ("before a trial", 6, [6, 10]),  # in the second batch of the first seed
-        ("within a line", 9, [2, 10]),  # in the last batch of the first seed
-        (
-            "before a trial",
-            13,
-            [10],
-        ),  # in the first batch of the second seed; the first search is whole
-    ],
-)
-def test_a_killed_scenario_goes_on_and_ends_in_the_very_same_bytes(
-    store, solved, uninterrupted, point, after, left
-):
-    study = made.study(store.parents[2], tune={"trials": 10, "batch_trials": 4})
-    paths = os.pathsep.join([str(REPO / "src"), os.environ.get("PYTHONPATH", "")])
-    child = [sys.executable, "-c", KILLED, point, str(after)]
-    assert subprocess.run(child, env={**os.environ, "PYTHONPATH": paths}).returncode == -9
-    assert not Path("results").exists()
-    scenario.run(study, made.BACKBONE, "class_weight")
-    found = study.result_path(made.BACKBONE, "class_weight").glob("*.*")
-    assert {path.name: path.read_bytes() for path in found} == uninterrupted
-    assert sum(map(len, solved)) == sum(left)
-    trials = [
-        trial.user_attrs["place"]
-        for path in store.glob("*.log")
-        for trial in kept_trials(journal(path))
-    ]
-    assert len(trials) == 20, "each trial is kept once"
-
-
-TWICE = """
-import json, multiprocessing, sys
-sys.path[:0] = json.loads(sys.argv[1])
-from fabricate import made
-from equipoise.strategies import base as strategies
-from equipoise.scenario import tuning
-
-def search(address):
-    section = made.tune_section(trials=8, batch_trials=2, storage=address)
-    strategy = strategies.load_strategy("class_weight")
-    return vars(tuning.tune(made.train_matrix(), strategy, {}, section, 0, [1, 4, 0, 0], "d"))
-
-with multiprocessing.get_context("fork").Pool(2) as pool:
-    for address in (None, "sqlite:///searches.db"):
-        pair = pool.map(search, [address, address], chunksize=1)
-        print(json.dumps([[choice["settings"], choice["summary"]] for choice in pair]))
-"""
-
-
-def test_two_processes_at_once_agree_and_leave_a_store_that_can_be_read(store, solved):
-    folders = json.dumps([str(REPO / "tests"), str(REPO / "src")])
-    done = subprocess.run(
-        [sys.executable, "-c", TWICE, folders], stdout=subprocess.PIPE, text=True, check=True
-    )
-    for address, line in zip(
-        (None, "sqlite:///searches.db"), done.stdout.splitlines(), strict=True
-    ):
-        first, second = json.loads(line)
-        again = search(data="d", trials=8, batch_trials=2, storage=address)
-        assert first == second == json.loads(json.dumps([again.settings, again.summary]))
-    assert solved == []
-
-
-# --- a search that several machines share ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def postgresql():
-    """Address of an empty database on a server of its own."""
-    programs = servers.postgres_folder()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    pytest.importorskip("psycopg", reason="searches in PostgreSQL need psycopg")
-    folder = Path(
-        tempfile.mkdtemp(prefix="equipoise-searches-")
-    )  # short, and its user must come in
-    folder.chmod(0o755)
-    try:
-        with servers._postgres(programs, folder) as address:
-            yield f"{address}/mlflow"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def searches(postgresql, store, monkeypatch):
-    """The same address, the database emptied and in use, with a short grace period."""
-    import psycopg
-
-    with psycopg.connect(postgresql, autocommit=True) as connection:
-        connection.execute("drop schema public cascade")
-        connection.execute("create schema public")
-    monkeypatch.setenv(tuning.STORAGE_VARIABLE, postgresql)
-    for name, value in (("HEARTBEAT", 1), ("GRACE", 2), ("POLL", 0.05)):
-        monkeypatch.setattr(tuning, f"_{name}_SECONDS", value)
-    return postgresql
+def study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return made.study(tmp_path, tune={"trials": 10, "batch_trials": 4})
 
 
-SHARED = """
-import sys, time
+def written(study):
+    """Bytes of the tables and numbers of a result."""
+    folder = study.result_path(made.BACKBONE, "class_weight")
+    return {path.name: path.read_bytes() for path in folder.glob("*.*")}
+
+
+def run_python(code, *arguments):
+    paths = os.pathsep.join([str(REPO / "src"), str(REPO / "tests")])
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+
+
+@pytest.mark.parametrize("batches_done", [0, 2, 4])
+def test_a_killed_scenario_goes_on_and_ends_in_the_very_same_bytes(study, batches_done):
+    """Two seeds with three batches each; the kill comes while the next batch is solved."""
+    assert run_python(KILLED, batches_done).wait(timeout=120) == -signal.SIGKILL
+    assert not study.result_path(made.BACKBONE, "class_weight").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (study.cache_path / "searches").glob("*.npz")}
+    assert len(kept) == batches_done
+    scenario.run(study, made.BACKBONE, "class_weight")
+    resumed = written(study)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "read back, not made again"
+    names = {path.name for path in (study.cache_path / "searches").glob("*.npz")}
+    for path in (study.cache_path / "searches").glob("*"):
+        path.unlink()
+    scenario.run(study, made.BACKBONE, "class_weight")
+    assert written(study) == resumed
+    assert {path.name for path in (study.cache_path / "searches").glob("*.npz")} == names
+
+
+ONE_OF_TWO = """
+import sys
 from pathlib import Path
-from equipoise.core import config
-from equipoise.scenario import stage as scenario
 from equipoise.scenario import tuning
+from equipoise.scenario.searches import SearchStore
+from equipoise.strategies import base
+from fabricate import made
 
-tuning._HEARTBEAT_SECONDS, tuning._GRACE_SECONDS, tuning._POLL_SECONDS = 1, 2, 0.05
-plain = tuning._Search._solve
-
-def watched(self, candidates, start, asked):
-    print(len(candidates), flush=True)
-    Path(sys.argv[1]).with_suffix(".begun").touch()
-    while len(list(Path().glob("*.begun"))) < 2:  # each begins with a search of its own
-        time.sleep(0.01)
-    time.sleep(0.2)
-    return plain(self, candidates, start, asked)
-
-tuning._Search._solve = watched
-scenario.run(config.load_study("made"), "vgg16", "class_weight", Path(sys.argv[1]))
+folder, name = Path(sys.argv[1]), sys.argv[2]
+store = SearchStore(folder / "cache/searches", folder / "searches.log", "made/shared", "d")
+section = made.tune_section(trials=8, batch_trials=2)
+strategy = base.load_strategy("class_weight")
+for number in range(3):
+    tuning.tune(made.train_matrix(), strategy, {}, section, number, [1, 4, 0, 0], store)
+choice = tuning.tune(made.train_matrix(), strategy, {}, section, 0, [1, 4, 0, 0], store)
+(folder / name).write_text(repr([choice.settings, choice.summary, choice.trials.to_json()]))
 """
 
 
-@pytest.mark.parametrize("killed_after", [None, 2])
-def test_two_processes_share_one_database_to_the_budget_and_to_the_very_same_bytes(
-    searches, store, uninterrupted, killed_after
-):
-    made.study(store.parents[2], tune={"trials": 10, "batch_trials": 4})
-    paths = os.pathsep.join([str(REPO / "src"), os.environ.get("PYTHONPATH", "")])
-    started = {"text": True, "stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": paths}}
-    pair = [
-        subprocess.Popen([sys.executable, "-c", SHARED, name], **started)
-        for name in ("first", "second")
-    ]
-    solved = [[], []]
-    if killed_after:
-        solved[0] = [int(pair[0].stdout.readline()) for _ in range(killed_after)]
-        pair[0].send_signal(signal.SIGKILL)
-    for own, process in zip(solved, pair):
-        own += map(int, process.communicate(timeout=120)[0].split())
-    assert [process.returncode for process in pair] == [-9 if killed_after else 0, 0]
-    for name in ("second",) if killed_after else ("first", "second"):
-        assert {path.name: path.read_bytes() for path in Path(name).glob("*.*")} == uninterrupted
-    names = optuna.get_all_study_names(searches)
-    assert len(names) == 2
-    for trials in (optuna.load_study(study_name=name, storage=searches).trials for name in names):
-        assert {trial.state.name for trial in trials} == {"COMPLETE"}
-        assert [trial.user_attrs["place"] for trial in trials] == [[i, 4] for i in range(8)] + [
-            [8, 2],
-            [9, 2],
-        ]
-    lost = (
-        solved[0][-1] if killed_after else 0
-    )  # the batch that died with its process is solved once more
-    assert sum(map(sum, solved)) == 20 + lost
+def test_two_processes_at_once_agree_and_leave_a_store_that_can_be_read(store, solve, tmp_path):
+    pair = [run_python(ONE_OF_TWO, tmp_path, name) for name in ("first", "second")]
+    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    first, second = ((tmp_path / name).read_text() for name in ("first", "second"))
+    again = search(store=replace(store, name="made/shared"), solve=solve, trials=8, batch_trials=2)
+    assert first == second == repr([again.settings, again.summary, again.trials.to_json()])
+    assert solve.heads == []
+    assert len(batches(store)) == 12
+    (shown,) = studies(store.journal).values()
+    assert len(shown.trials) == 8
 
 
-def test_a_lost_database_is_said_and_finished_trials_are_kept(searches, solved, monkeypatch):
-    import psycopg
-
-    plain, server = tuning._Search._solve, searches.replace("/mlflow", "/postgres")
-
-    def allow(connections):
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"alter database mlflow allow_connections {connections}")
-            connection.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'mlflow'"
-            )
-
-    def cut(self, candidates, start, asked):
-        if start == 4:
-            allow("false")
-        return plain(self, candidates, start, asked)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tuning._Search, "_solve", cut)
-        with pytest.raises(
-            DataError,
-            match=r"The database was lost\. Finished trials are kept: .* the same command",
-        ):
-            search(data="d", trials=10, batch_trials=4)
-    with pytest.raises(DataError, match="cannot be kept or read"):
-        search(data="d", trials=10, batch_trials=4)
-    allow("true")
-    solved.clear()
-    resumed = search(data="d", trials=10, batch_trials=4)
-    assert solved == [[4, 5, 6, 7], [8, 9]]
-    assert same(resumed, search(trials=10, batch_trials=4))
-
-
-def test_a_search_of_another_process_is_left_to_it_unless_one_waits(searches):
-    study = optuna.create_study(storage=searches, study_name="s")
-    with tuning._turn(study, True), pytest.raises(tuning.Busy), tuning._turn(study, False):
-        pass
-    with tuning._turn(study, False):
-        pass
-
-
-def test_other_data_settings_space_or_code_are_another_search(store, monkeypatch):
-    def name(
-        strategy="class_weight", matrix=None, fixed=None, seed=0, data="d", folds=2, **changes
-    ):
+def test_other_data_settings_parameters_code_or_packages_are_another_search(monkeypatch):
+    def key(strategy="class_weight", matrix=None, fixed=None, seed=0, data="d", folds=2, **changes):
         strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
         matrix = matrix or made.train_matrix()
-        published, fixed = strategy.published(2, fixed or {}), fixed or {}
         fold_of = np.arange(len(matrix.image_labels)) % folds
-        looking = tuning._Search(
-            matrix, strategy, published, fixed, made.tune_section(**changes), seed, fold_of
-        )
-        return looking.kept(data).study_name
+        section = made.tune_section(**changes)
+        return tuning.Search(matrix, strategy, fixed or {}, section, seed, fold_of).key(data)
 
-    wider = {
-        "search_space": staticmethod(lambda trial: {"knob": trial.suggest_float("knob", 0.0, 2.0)})
-    }
-    spaces = [type("Space", (Fragile,), more) for more in ({}, wider)]
+    @dataclass(frozen=True)
+    class Wider(Fragile):
+        knob: float = parameter(0.25, low=0.0, high=2.0, neutral=0.0)
+
     others = [
-        *(
-            name(),
-            name(data="e"),
-            name(seed=1),
-            name(folds=3),
-            name(fixed={"exponent": 0.5}),
-            name("oversample"),
-        ),
-        *(name(l2_low=0.002), name(objective="auroc"), name(batch_trials=3), *map(name, spaces)),
+        key(),
+        key(data="e"),
+        key(seed=1),
+        key(folds=3),
+        key(fixed={"exponent": 0.5}),
+        key("oversample"),
+        key(l2_low=0.002),
+        key(objective="auroc"),
+        key(batch_trials=3),
+        key(Fragile),
+        key(type("Wider", (Wider,), {"__qualname__": Fragile.__qualname__})),
     ]
     assert len(set(others)) == len(others)
-    assert name(trials=99) == name(storage="sqlite:///elsewhere.db") == others[0]
-    plain = tuning.file_digest
-    monkeypatch.setattr(
-        tuning, "file_digest", lambda path: "edited" if path.name == "solver.py" else plain(path)
-    )
-    assert name() not in others
+    assert key() == key(trials=99) == others[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "versions_of", lambda *names: dict.fromkeys(names, "0.1"))
+        assert key() not in others
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "code_digest", lambda *places: "edited")
+        assert key() not in others
+    assert key() == others[0]
 
 
-def test_a_database_keeps_searches_too_and_the_environment_goes_before_the_setting(
-    store, solved, monkeypatch
-):
-    first = search(data="d", trials=6, storage="sqlite:///setting.db")
-    assert same(search(data="d", trials=6, storage="sqlite:///setting.db"), first)
-    assert len(solved) == 2
-    assert len(kept_trials("sqlite:///setting.db")) == 6
-    monkeypatch.setenv(tuning.STORAGE_VARIABLE, "sqlite:///environment.db")
-    assert same(search(data="d", trials=6, storage="sqlite:///setting.db"), first)
-    assert len(solved) == 4
-    assert len(kept_trials("sqlite:///environment.db")) == 6
-    assert not list(store.glob("*.log"))
-
-
-def test_without_the_name_of_its_data_a_search_is_not_kept(store):
-    search(trials=2)
-    assert not store.exists()
-
-
-def test_where_a_search_is_kept_enters_no_digest_and_no_settings_file(store):
-    plain, moved = (
-        config.load_study("made", made.params(tune={"storage": at}))
-        for at in (None, "sqlite:///x.db")
-    )
-    assert moved.settings.tune.storage == "sqlite:///x.db"
-    assert "storage" not in moved.settings.sections("tune")["tune"]
-    folders = [pipeline.adhoc_folder(study, "vgg16", "baseline", {}) for study in (plain, moved)]
-    assert folders[0] == folders[1]
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A copy of Equipoise's code, to be edited."""
+    copy = tmp_path_factory.mktemp("package")
+    for path in environment.PACKAGE.rglob("*.py"):
+        target = copy / path.relative_to(environment.PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return copy
 
 
 @pytest.mark.parametrize(
-    "address", ["postgresql://me:hush@host/db", "postgresql://host/db?user=me&password=hush"]
+    ("edited", "is_forgotten"),
+    [
+        ("scenario/solver.py", True),
+        ("scenario/searches.py", True),
+        ("evaluation/intervals.py", True),
+        ("split/strata.py", True),
+        ("strategies/base.py", True),
+        ("strategies/_samplers.py", True),
+        ("strategies/class_weight.py", True),
+        ("strategies/focal.py", False),
+        ("compare/wording.py", False),
+        ("service/gates.py", False),
+    ],
 )
-def test_a_password_is_refused_in_settings_and_never_shown(store, monkeypatch, address):
-    with pytest.raises(ConfigError, match="EQUIPOISE_OPTUNA_STORAGE") as refused:
-        made.tune_section(storage=address)
-    monkeypatch.setenv(tuning.STORAGE_VARIABLE, address.replace("postgresql", "no-such-database"))
-    with pytest.raises(
-        DataError, match=r"cannot be kept or read.*EQUIPOISE_OPTUNA_STORAGE"
-    ) as failed:
-        search(data="d", trials=2)
-    assert "hush" not in f"{refused.value} {failed.value}"
-    assert made.tune_section(storage="postgresql://me@host:5432/db").storage
+def test_an_edit_forgets_the_searches_that_it_may_change_and_no_others(
+    package, edited, is_forgotten
+):
+    matrix = made.train_matrix()
+    strategy = strategies.load_strategy("class_weight")
+    fold_of = np.arange(len(matrix.image_labels)) % 2
+    places = tuning.Search(matrix, strategy, {}, made.tune_section(), 0, fold_of).code()
+    environment.code_digest.cache_clear()
+    before = environment.code_digest(*places, package=package)
+    assert before == environment.code_digest(*places)
+    path = package / edited
+    content = path.read_bytes()
+    path.write_bytes(content + b"# edited\n")
+    environment.code_digest.cache_clear()
+    after = environment.code_digest(*places, package=package)
+    path.write_bytes(content)
+    environment.code_digest.cache_clear()
+    assert (after != before) == is_forgotten
 
 
-def test_a_journal_that_cannot_be_read_is_named(store):
-    search(data="d", trials=2)
-    (path,) = store.glob("*.log")
-    path.write_bytes(b"{broken\n" + path.read_bytes())
-    with pytest.raises(
-        DataError, match=rf"Delete {tuning.STORE.as_posix()}/{path.name}: it is searched again"
-    ):
-        search(data="d", trials=2)
+def test_trained_searches_depend_on_the_pictures_and_on_keras_too():
+    matrix = made.train_matrix()
+    fold_of = np.arange(len(matrix.image_labels)) % 2
+    section = made.tune_section()
+    trained = tuning.TrainedSearch(matrix, Free, {}, section, 0, fold_of, trainer=Pretend(matrix))
+    solved = tuning.Search(matrix, Free, {}, section, 0, fold_of)
+    assert set(trained.code()) - set(solved.code()) == {"embed"}
+    assert set(trained.packages()) - set(solved.packages()) == {"keras", "tensorflow"}
+    assert trained.key("d") != solved.key("d")
+
+
+def test_a_strategy_is_made_of_its_file_those_it_inherits_from_and_the_shared_ones():
+    shared = ["strategies/_samplers.py", "strategies/base.py"]
+    focal = tuning.strategy_files(strategies.load_strategy("focal"))
+    assert focal == [*shared, "strategies/focal.py"]
+    stronger = type("Stronger", (strategies.load_strategy("focal"),), {})
+    assert tuning.strategy_files(stronger) == focal
+
+
+# --- the journal of finished searches --------------------------------------------------------------------------------
+
+
+def test_a_finished_search_is_an_optuna_study_with_a_readable_name(store):
+    choice = search(Fragile, store=store, trials=12, batch_trials=4)
+    ((name, study),) = studies(store.journal).items()
+    assert name == "made/vgg16/class_weight/fold 0"
+    assert study.direction.name == "MAXIMIZE"
+    assert study.metric_names == ["specificity_at_sensitivity"]
+    assert study.best_value == choice.summary.best_score
+    assert len(study.trials) == choice.summary.trials
+    for trial, row in zip(study.trials, choice.trials.to_dict("records"), strict=True):
+        assert trial.params == {"knob": row["knob"], "l2": row["l2"]}
+        assert trial.state.name == {"complete": "COMPLETE", "failed": "FAIL"}[row["state"]]
+        assert trial.value == (None if np.isnan(row["score"]) else row["score"])
+        assert trial.user_attrs.get("error", "") == row["error"]
+        assert trial.distributions["knob"] == optuna.distributions.FloatDistribution(0.0, 1.0)
+        assert trial.distributions["l2"].log
+
+
+def test_fixed_settings_are_no_parameters_of_the_study(store):
+    search("weighted_augment", fixed={"copies": 1}, store=store, trials=6)
+    (study,) = studies(store.journal).values()
+    assert {tuple(trial.params) for trial in study.trials} == {("exponent", "l2")}
+
+
+def test_a_constraint_is_shown_with_the_trials(store):
+    bound = {"metric": "sensitivity", "at_least": 0.8}
+    options = {"objective": "specificity", "l2_first": [0.1], "constraint": bound}
+    choice = search(store=store, trials=20, **options)
+    (study,) = studies(store.journal).values()
+    violations = [trial.constraints["sensitivity"] for trial in study.trials]
+    assert violations == choice.trials["violation"].tolist()
+    assert study.best_value == choice.summary.best_score
+
+
+def test_the_same_search_again_changes_nothing_and_another_replaces_it(store):
+    search(store=store, trials=6)
+    content = store.journal.read_bytes()
+    search(store=store, trials=6)
+    assert store.journal.read_bytes() == content
+    search(store=replace(store, name="made/vgg16/class_weight/fold 1"), trials=6)
+    assert store.journal.read_bytes().startswith(content)
+    choice = search(store=store, trials=7, seed=5)
+    shown = studies(store.journal)
+    assert sorted(shown) == ["made/vgg16/class_weight/fold 0", "made/vgg16/class_weight/fold 1"]
+    assert len(shown[store.name].trials) == 7
+    assert shown[store.name].best_value == choice.summary.best_score
+
+
+def test_a_search_in_which_every_trial_failed_is_shown_too(store):
+    with pytest.raises(TrialFailed):
+        search(Broken, store=store, trials=5)
+    (study,) = studies(store.journal).values()
+    assert {trial.state.name for trial in study.trials} == {"FAIL"}
+    assert len(study.trials) == 5
+
+
+def test_nothing_searched_is_no_study(store):
+    search(matrix=made.train_matrix((20, 1)), store=store)
+    assert not store.journal.exists()
+
+
+@pytest.mark.parametrize("lines_kept", [1, 3, 5])
+def test_a_study_that_a_kill_cut_short_is_written_again(store, lines_kept):
+    choice = search(store=store, trials=6)
+    lines = store.journal.read_bytes().splitlines(keepends=True)
+    half = lines[lines_kept][: len(lines[lines_kept]) // 2]
+    store.journal.write_bytes(b"".join(lines[:lines_kept]) + half)
+    search(store=store, trials=6)
+    (study,) = studies(store.journal).values()
+    assert len(study.trials) == 6
+    assert study.best_value == choice.summary.best_score
+
+
+def test_a_journal_that_cannot_be_read_is_put_aside_and_stops_no_search(store, capsys):
+    first = search(store=store, trials=4)
+    store.journal.write_bytes(b"{broken\n" + store.journal.read_bytes())
+    damaged = store.journal.read_bytes()
+    assert same(search(store=store, trials=4), first)
+    assert store.journal.with_name("searches.damaged.log").read_bytes() == damaged
+    assert "cannot be read" in capsys.readouterr().err
+    assert list(studies(store.journal)) == [store.name]
+
+
+def test_a_journal_that_cannot_be_written_is_an_error_that_names_it(store):
+    store.journal.mkdir()
+    with pytest.raises(DataError, match=r"searches\.log cannot be written: .* trials are kept"):
+        search(store=store, trials=2)
+    assert len(batches(store)) == 1
+
+
+def test_a_scenario_names_its_searches_and_the_journal_agrees_with_best_json(study):
+    scenario.run(study, made.BACKBONE, "class_weight")
+    shown = studies(study.root / "data/searches.log")
+    best = files.read_json(study.result_path(made.BACKBONE, "class_weight") / "best.json")
+    assert list(shown) == [f"made/vgg16/class_weight/fold 0, seed {seed}" for seed in (0, 1)]
+    for choice, search_of_seed in zip(best, shown.values(), strict=True):
+        assert search_of_seed.best_value == choice["best_score"]
+        assert len(search_of_seed.trials) == choice["trials"] == 10
+
+
+def test_a_summary_has_the_keys_of_best_json_that_apply():
+    searched = search(trials=3).summary.as_dict()
+    skipped = search(matrix=made.train_matrix((20, 1))).summary.as_dict()
+    trained, _ = train_trials(trials=4)
+    keys = [
+        "score",
+        "best_score",
+        "published_score",
+        "gain",
+        "gain_se",
+        "objective",
+        "identified",
+        "feasible",
+        "reason",
+        "trials",
+        "failed_trials",
+        "inner_folds",
+    ]
+    assert list(skipped) == keys
+    assert list(searched) == [*keys, "trial"]
+    effort = ["pruned_trials", "steps", "steps_saved", "slice_images", "slice_patients"]
+    assert list(trained.summary.as_dict()) == [*keys, "trial", *effort]
+    assert json.dumps(searched)
 
 
 # --- trials that are trained end to end ------------------------------------------------------------------------------
@@ -821,29 +867,29 @@ class Free(Fragile):
     limit: ClassVar[float] = 2.0
 
 
-def train_trials(data="", trainer=None, trials=16, **changes):
+def train_trials(store=None, trainer=None, trials=16, **changes):
     matrix = made.train_matrix((40, 30))
     trainer = trainer or Pretend(matrix)
     section = made.tune_section(
         mode="finetune", trials=trials, objective="auroc", l2_first=[0.1, 1.0], **changes
     )
-    return tuning.tune(matrix, Free, {}, section, 3, [1, 4, 0, 0], data, trainer), trainer
+    return tuning.tune(matrix, Free, {}, section, 3, [1, 4, 0, 0], store, trainer), trainer
 
 
 def test_trained_trials_are_pruned_below_the_median_of_their_step_and_never_the_published_ones(
     store,
 ):
-    choice, trainer = train_trials("d")
+    choice, trainer = train_trials(store)
     table = choice.trials
     assert (table["state"].head(2) == "complete").all()
     pruned = table[table["state"] == "pruned"]
-    assert 0 < len(pruned) == choice.summary["pruned_trials"]
-    assert choice.summary["steps"] == table["steps"].sum()
-    assert choice.summary["steps_saved"] == (6 - pruned["steps"]).sum() > 0
+    assert 0 < len(pruned) == choice.summary.pruned_trials
+    assert choice.summary.steps == table["steps"].sum()
+    assert choice.summary.steps_saved == (6 - pruned["steps"]).sum() > 0
     assert pruned["steps"].min() > 0
     assert trainer.closed == 16
-    (path,) = store.glob("*.log")
-    kept = kept_trials(journal(path))
+    (study,) = studies(store.journal).values()
+    kept = study.trials
     for row in table.to_dict("records"):
         mine = kept[row["trial"]].intermediate_values
         assert (
@@ -857,23 +903,21 @@ def test_trained_trials_are_pruned_below_the_median_of_their_step_and_never_the_
             median = np.median([trial.intermediate_values[step] for trial in earlier])
             below = max(value for at, value in mine.items() if at <= step) < median
             assert below == (row["state"] == "pruned" and step == row["steps"])
-    assert choice.trials.loc[choice.summary["trial"], "state"] == "complete"
+    assert choice.trials.loc[choice.summary.trial, "state"] == "complete"
 
 
 def test_a_trained_search_measures_its_gain_on_the_patients_of_the_slice():
     choice, trainer = train_trials(trials=12)
     matrix = made.train_matrix((40, 30))
-    assert choice.summary["identified"] is True
+    assert choice.summary.identified is True
     assert choice.settings["knob"] > 0.25
-    assert choice.summary["slice_images"] == len(trainer.held)
+    assert choice.summary.slice_images == len(trainer.held)
     prob = []
     for settings in (choice.settings, {"knob": 0.25}):
         *_, (_, logits) = trainer.evaluations(settings)
         prob.append(logits[:, 1])
     people = matrix.patients[trainer.held]
     names, drawn = intervals.patient_resamples(people, trainer.labels, 30, 3)
-    from sklearn.metrics import roc_auc_score
-
     values = [
         [
             roc_auc_score(trainer.labels, one, sample_weight=row[np.searchsorted(names, people)])
@@ -882,8 +926,8 @@ def test_a_trained_search_measures_its_gain_on_the_patients_of_the_slice():
         for one in prob
     ]
     difference = np.subtract(*values)
-    assert choice.summary["gain"] == pytest.approx(difference[0])
-    assert choice.summary["gain_se"] == pytest.approx(np.std(difference[1:], ddof=1))
+    assert choice.summary.gain == pytest.approx(difference[0])
+    assert choice.summary.gain_se == pytest.approx(np.std(difference[1:], ddof=1))
 
 
 @pytest.mark.parametrize("before", [1, 5, 9])
@@ -892,22 +936,26 @@ def test_a_trained_search_that_was_killed_goes_on_to_the_same_bytes(store, befor
 
     class Dies(Pretend):
         def evaluations(self, settings):
-            if len({knob for knob, _ in self.taken} | {settings["knob"]}) > before:
+            if self.closed == before:
                 raise KeyboardInterrupt
             yield from super().evaluations(settings)
 
     with pytest.raises(KeyboardInterrupt):
-        train_trials("d", Dies(made.train_matrix((40, 30))))
-    assert 0 < len(kept_trials(journal(next(iter(store.glob("*.log")))))) < 16
-    resumed, trainer = train_trials("d")
+        train_trials(store, Dies(made.train_matrix((40, 30))))
+    assert len(batches(store)) == before
+    assert not store.journal.exists(), "only finished searches are shown"
+    resumed, trainer = train_trials(store)
     assert same(resumed, whole)
-    resumed, trainer = train_trials("d")
+    assert trainer.closed == 16 - before
+    content = store.journal.read_bytes()
+    resumed, trainer = train_trials(store)
     assert same(resumed, whole)
     assert trainer.taken == []
+    assert store.journal.read_bytes() == content
 
 
 def test_a_trained_trial_that_diverges_is_noted_and_the_search_goes_on():
     choice, _ = train_trials(trials=25)
     failed = choice.trials[choice.trials["knob"] > 0.95]
-    assert 0 < len(failed) == choice.summary["failed_trials"]
+    assert 0 < len(failed) == choice.summary.failed_trials
     assert (failed["error"] == "diverged").all()

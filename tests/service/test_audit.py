@@ -14,28 +14,29 @@ from mlflow.tracking import MlflowClient
 from conftest import REPO
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError, PromotionRefused
-from equipoise.service import audit, evidence, gates, promotion
+from equipoise.core.files import digest_of
+from equipoise.service import audit, evidence, gates, promotion, tracking
+from equipoise.service.audit import Decision
 
 NAME = "equipoise-demo"
 STEPS = ("start", "intended", "champion", "previous", "closed")
 #: Makes a store with versions 1 and 2, the first one champion; kills promotions of the second.
 _HELPER = """
 import os, shutil, signal, sys
+from pathlib import Path
 sys.path.insert(0, "src")
-from equipoise.service import audit
 from equipoise.core import config
-from equipoise.service import gates
-from equipoise.service import promotion
-from equipoise.service import tracking
+from equipoise.service import audit, gates, promotion, tracking
 folder = sys.argv[1]
-study = config.load_study("demo")
+study = config.load_study("demo", root=Path.cwd())
 gates.judge = lambda *arguments: []
 
 def promote(file, version, killed_at=None):
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/{file}.db"
-    if killed_at:
-        audit._step = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == killed_at else None
-    return promotion.promote(study, version)
+    def step(name):
+        if name == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return promotion.promote(study, version, step=step)
 
 def fork(work):
     child = os.fork()
@@ -49,7 +50,7 @@ def fork(work):
 
 def prepare():
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/whole.db"
-    store = tracking.client()
+    store = tracking.client(study.root)
     store.create_registered_model(audit.model_name("demo"))
     for _ in range(4):
         store.create_model_version(audit.model_name("demo"), folder)
@@ -80,29 +81,29 @@ def stores(tmp_path_factory):
 @pytest.fixture
 def opened(stores, tmp_path, monkeypatch):
     """Open a copy of one of the stores; every gate is open."""
-    monkeypatch.chdir(REPO)
     monkeypatch.setattr(gates, "judge", lambda *arguments: [])
-    monkeypatch.setattr(evidence, "load", lambda uri: None)
-    monkeypatch.setattr(promotion, "load", lambda uri: None)
+    monkeypatch.setattr(evidence, "load", lambda uri, root: None)
 
     def call(name):
         path = shutil.copy(stores / f"{name}.db", tmp_path / "store.db")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        return promotion.tracking.client(), config.load_study("demo")
+        return tracking.client(REPO), config.load_study("demo", root=REPO)
 
     return call
 
 
 def edit(store, entry: audit.Entry, reseal: bool = False, **changes) -> None:
     """What someone with the rights to write could do to a decision."""
-    decision = {**entry.decision, **changes}
+    decision = entry.decision.as_dict() | changes
     store.set_tag(entry.run_id, "equipoise.decision", json.dumps(decision))
     if reseal:
-        store.set_tag(entry.run_id, "equipoise.seal", audit.digest_of([decision, entry.outcome]))
+        outcome = entry.outcome.as_dict() if entry.outcome else None
+        seal = digest_of([decision, outcome])
+        store.set_tag(entry.run_id, "equipoise.seal", seal)
 
 
 @pytest.mark.parametrize(
-    ("step", "found", "said", "decisions"),
+    ("step", "left", "said", "decisions"),
     [
         ("start", ("1", None, 0), [], 2),
         ("intended", ("1", None, 1), ["undone"], 3),
@@ -112,7 +113,7 @@ def edit(store, entry: audit.Entry, reseal: bool = False, **changes) -> None:
     ],
 )
 def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
-    opened, step, found, said, decisions
+    opened, step, left, said, decisions
 ):
     store, study = opened(step)
     previous = audit.by_alias(store, NAME, "previous-champion")
@@ -121,7 +122,7 @@ def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
         audit.pointed_at(store, NAME),
         previous and str(previous.version),
         len(sentences),
-    ) == found
+    ) == left
     assert all(
         "unfinished; the next promote or rollback settles it" in sentence for sentence in sentences
     )
@@ -130,7 +131,7 @@ def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
     assert [
         word for line in lines for word in ("completed", "undone", "closed") if word in line
     ] == said
-    assert done["champion"] == audit.pointed_at(store, NAME) == "2"
+    assert done.champion == audit.pointed_at(store, NAME) == "2"
     assert str(audit.by_alias(store, NAME, "previous-champion").version) == "1"
     assert audit.verify(store, NAME) == []
     assert len(audit.read(store, NAME)) == decisions
@@ -138,18 +139,16 @@ def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
 
 def test_of_two_machines_the_later_one_notices(opened, monkeypatch):
     store, study = opened("whole")
-    mine = audit.who()
+    other = Decision(kind="promote", from_version="1", to_version="3")
 
-    def elsewhere(step):
+    def decide_elsewhere(step):
         if step == "intended":
-            monkeypatch.setattr(audit, "_step", lambda step: None)
-            monkeypatch.setattr(audit, "who", lambda: "ci@elsewhere")
-            audit.write(store, NAME, {"kind": "promote", "from": "1", "to": "3"})
-            monkeypatch.setattr(audit, "who", lambda: mine)
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr(audit, "who", lambda: "ci@elsewhere")
+                audit.write(store, NAME, other, study.root)
 
-    monkeypatch.setattr(audit, "_step", elsewhere)
     with pytest.raises(PromotionRefused, match="of ci@elsewhere is under way"):
-        promotion.promote(study, "2")
+        promotion.promote(study, "2", step=decide_elsewhere)
     assert audit.pointed_at(store, NAME) == "1"
     assert [entry.state for entry in audit.read(store, NAME)] == ["done", "overtaken", "unfinished"]
     with pytest.raises(PromotionRefused, match="being carried out since"):
@@ -203,11 +202,11 @@ def test_verify_finds_edits_gaps_and_moved_aliases(opened):
     store.delete_registered_model_alias(NAME, "champion")
     (sentence,) = audit.verify(store, NAME)
     assert "is gone, the log left it at version 1" in sentence
-    assert promotion.rollback(study, "the alias was lost")["champion"] == "1"
+    assert promotion.rollback(study, "the alias was lost").champion == "1"
     store.delete_model_version(NAME, "1")
     (sentence,) = audit.verify(store, NAME)
     assert "is gone, the log left it at version 1, which is deleted" in sentence
-    assert promotion.rollback(study, "its version was deleted")["champion"] == "2"
+    assert promotion.rollback(study, "its version was deleted").champion == "2"
     assert audit.verify(store, NAME) == []
 
 
@@ -234,7 +233,7 @@ def test_verify_misses_a_run_that_was_removed_for_good(opened, tmp_path, which, 
 def test_alias_moved_behind_the_log_is_returned_by_rollback(opened):
     store, study = opened("whole")
     store.set_registered_model_alias(NAME, "champion", "4")
-    assert promotion.rollback(study, "moved by hand")["champion"] == "1"
+    assert promotion.rollback(study, "moved by hand").champion == "1"
     assert audit.verify(store, NAME) == []
 
 
@@ -243,6 +242,22 @@ def test_edited_decision_is_not_settled_away(opened):
     edit(store, audit.read(store, NAME)[-1], to="3")
     promotion.promote(study, "2")
     assert [text for text in audit.verify(store, NAME) if "content does not give its seal" in text]
+
+
+def test_keys_of_a_later_version_stay_under_the_seal_when_settled(opened):
+    store, study = opened("intended")
+    edit(store, audit.read(store, NAME)[-1], reseal=True, later={"key": 1})
+    promotion.promote(study, "2")
+    assert audit.verify(store, NAME) == []
+
+
+@pytest.mark.parametrize("gates", [5, ["text"], [{"code": "EQ-G1"}]])
+def test_decision_with_gates_of_another_shape_is_read_and_found_edited(opened, gates):
+    store, study = opened("whole")
+    promotion.promote(study, "2")
+    edit(store, audit.read(store, NAME)[-1], gates=gates)
+    (sentence,) = audit.verify(store, NAME)
+    assert "content does not give its seal" in sentence
 
 
 def test_log_of_a_deleted_experiment_says_how_to_get_it_back(opened):
@@ -265,7 +280,7 @@ def test_denied_alias_is_undone_and_said(opened, monkeypatch):
         promotion.promote(study, "2")
     last = audit.read(store, NAME)[-1]
     assert (last.state, audit.pointed_at(store, NAME)) == ("undone", "1")
-    assert "Permission denied" in last.outcome["note"]
+    assert "Permission denied" in last.outcome.note
     assert audit.verify(store, NAME) == []
 
 
@@ -273,13 +288,11 @@ def test_decision_names_who_when_and_what_it_follows(opened):
     store, study = opened("whole")
     promotion.promote(study, "2", reason="it is better")
     first, second = audit.read(store, NAME)
-    assert second.decision["follows"] == [[first.run_id, first.seal]]
-    assert second.decision["who"].endswith(os.uname().nodename)
-    assert (second.decision["from"], second.decision["to"], second.decision["reason"]) == (
-        "1",
-        "2",
-        "it is better",
-    )
+    decision = second.decision
+    assert decision.follows == [[first.run_id, first.seal]]
+    assert decision.who.endswith(os.uname().nodename)
+    assert (decision.from_version, decision.to_version) == ("1", "2")
+    assert decision.reason == "it is better"
     runs = store.search_runs(
         [store.get_experiment_by_name(audit.EXPERIMENT).experiment_id], "", ViewType.ALL
     )

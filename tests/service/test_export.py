@@ -24,37 +24,31 @@ from equipoise.service import export
 from equipoise.split import stage as splits
 
 
-def _study(**overrides):
+def _study(root, **overrides):
     params = config.read_params(REPO)
     params["studies"]["demo"]["phantom"] |= {
         "patients": 60,
         "size_px": 32,
         "opacity_patient_fraction": 0.3,
     }
-    return config.load_study("demo", params, overrides)
+    return config.load_study("demo", params, overrides, root=root)
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """A drawn, ingested and split study, to copy from."""
     folder = tmp_path_factory.mktemp("drawn")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        study = _study()
-        pipeline.draw_phantoms(study)
-        ingest.run(study)
-        splits.run(study)
-    finally:
-        os.chdir(before)
+    study = _study(folder)
+    pipeline.draw_phantoms(study)
+    ingest.run(study)
+    splits.run(study)
     return folder
 
 
 @pytest.fixture
-def study(drawn, tmp_path, monkeypatch):
+def study(drawn, tmp_path):
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return _study()
+    return _study(tmp_path)
 
 
 def _plan(study, per_image):
@@ -88,36 +82,36 @@ def _expected(study):
 
 
 def test_folders_hold_every_image_once_as_a_link(study):
-    folder, files = export.run(study, "folders")
-    found = _files(folder)
-    assert found == sorted([*_expected(study), "export.json"])
-    assert files == len(found) - 1
+    folder, files = export.export_study(study, "folders")
+    names = _files(folder)
+    assert names == sorted([*_expected(study), "export.json"])
+    assert files == len(names) - 1
     for name in _expected(study):
         raw = study.raw / name.split("/")[2].replace("__", "/")
         assert (folder / name).samefile(raw)
 
 
 def test_exporting_twice_changes_nothing(study):
-    folder, _ = export.run(study, "folders")
+    folder, _ = export.export_study(study, "folders")
     before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
-    again, files = export.run(study, "folders")
+    again, files = export.export_study(study, "folders")
     assert (again, files) == (folder, 0)
     assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
 
 
 def test_a_file_that_went_missing_and_a_new_split_are_exported_again(study):
-    folder, files = export.run(study, "folders")
+    folder, files = export.export_study(study, "folders")
     (folder / _expected(study)[0]).unlink()
-    assert export.run(study, "folders") == (folder, files)
-    other = _study(**{"split.seed": 5})
+    assert export.export_study(study, "folders") == (folder, files)
+    other = _study(study.root, **{"split.seed": 5})
     splits.run(other)
-    assert export.run(other, "folders") == (folder, files)
+    assert export.export_study(other, "folders") == (folder, files)
     assert [name for name in _files(folder) if name != "export.json"] == _expected(other)
 
 
 def test_a_plan_is_links_as_often_as_it_draws(study):
     _plan(study, lambda index: index % 3)
-    folder, files = export.run(study, "folders", "oversample", "vgg16")
+    folder, files = export.export_study(study, "folders", "oversample", "vgg16")
     rows = Splits.read(study.splits_path).round(0, 0)
     train = rows.loc[rows["part"] == "train", "image_id"].tolist()
     wanted = {
@@ -136,7 +130,7 @@ def test_a_plan_is_links_as_often_as_it_draws(study):
 
 
 def test_a_csv_says_the_same_as_the_split(study):
-    folder, _ = export.run(study, "csv")
+    folder, _ = export.export_study(study, "csv")
     table = pd.read_csv(folder / "split.csv")
     split = Splits.read(study.splits_path).round(0, 0)
     merged = table.merge(split, on="image_id", suffixes=("", "_split"))
@@ -147,9 +141,9 @@ def test_a_csv_says_the_same_as_the_split(study):
 
 
 def test_rounds_have_folders_of_their_own(study):
-    other = _study(**{"split.scheme": "kfold", "split.folds": 3})
+    other = _study(study.root, **{"split.scheme": "kfold", "split.folds": 3})
     splits.run(other)
-    folder, files = export.run(other, "folders")
+    folder, files = export.export_study(other, "folders")
     assert {name.split("/")[0] for name in _files(folder)} == {
         f"repeat0_fold{fold}" for fold in range(3)
     } | {"export.json"}
@@ -157,7 +151,7 @@ def test_rounds_have_folders_of_their_own(study):
 
 
 def test_copies_are_no_links(study):
-    folder, _ = export.run(study, "folders", to=Path("elsewhere/tree"), copy=True)
+    folder, _ = export.export_study(study, "folders", to=study.root / "elsewhere/tree", copy=True)
     name = _expected(study)[0]
     raw = study.raw / name.split("/")[2].replace("__", "/")
     assert not (folder / name).samefile(raw)
@@ -166,33 +160,35 @@ def test_copies_are_no_links(study):
 
 def test_a_disk_without_links_gets_copies(study, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("cross-device link")))
-    folder, _ = export.run(study, "folders")
+    folder, _ = export.export_study(study, "folders")
     assert [name for name in _files(folder) if name != "export.json"] == _expected(study)
 
 
 def test_a_folder_that_is_no_export_is_left_alone(study):
-    Path("mine").mkdir()
-    Path("mine/thesis.txt").write_text("years of work")
+    folder = study.root / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="is there and is no export"):
-        export.run(study, "folders", to=Path("mine"))
-    assert _files(Path("mine")) == ["thesis.txt"]
+        export.export_study(study, "folders", to=folder)
+    assert _files(folder) == ["thesis.txt"]
 
 
 def test_what_a_scenario_needs_is_said(study):
     with pytest.raises(DataError, match="name one with --backbone"):
-        export.run(study, "folders", "oversample")
+        export.export_study(study, "folders", "oversample")
     with pytest.raises(DataError, match=r"Run `equipoise scenario` for oversample on vgg16 first"):
-        export.run(study, "folders", "oversample", "vgg16")
+        export.export_study(study, "folders", "oversample", "vgg16")
 
 
 def test_a_failing_export_leaves_the_old_one_and_nothing_else(study, monkeypatch):
-    folder, _ = export.run(study, "folders")
-    splits.run(_study(**{"split.seed": 5}))
+    folder, _ = export.export_study(study, "folders")
+    splits.run(_study(study.root, **{"split.seed": 5}))
     kept = _files(folder)
-    link, calls = export._link, iter(range(1000))
-    monkeypatch.setattr(export, "_link", lambda *a: 1 / 0 if next(calls) == 20 else link(*a))
+    link = os.link
+    calls = iter(range(1000))
+    monkeypatch.setattr(os, "link", lambda *paths: 1 / 0 if next(calls) == 20 else link(*paths))
     with pytest.raises(ZeroDivisionError):
-        export.run(study, "folders")
+        export.export_study(study, "folders")
     assert _files(folder) == kept
     assert [path.name for path in folder.parent.iterdir()] == ["folders"]
 
@@ -201,11 +197,10 @@ def test_hidden_ids_name_the_files(drawn, tmp_path, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_KEY", str(tmp_path / "key"))
     (tmp_path / "repo").mkdir()
     shutil.copytree(drawn / "data/raw", tmp_path / "repo/data/raw")
-    monkeypatch.chdir(tmp_path / "repo")
-    study = _study(**{"ingest.pseudonymise": True})
+    study = _study(tmp_path / "repo", **{"ingest.pseudonymise": True})
     ingest.run(study)
     splits.run(study)
-    folder, files = export.run(study, "folders")
+    folder, files = export.export_study(study, "folders")
     names = [name for name in _files(folder) if name != "export.json"]
     assert len(names) == files
     assert not any("patient" in name for name in names)

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from equipoise.core.errors import DataError
 from equipoise.core.files import read_json
-from equipoise.core.records import Splits
+from equipoise.core.records import Manifest, Predictions, Splits
 from equipoise.evaluation import intervals
 from equipoise.service import evidence as evidence_
 from equipoise.service import gates
@@ -20,29 +20,55 @@ from fabricate import made
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # made.study asks for it
     promote = {"min_patients": 5, "sensitivity_low_at_least": 0.3, "calibration_slope": [0.5, 2.0]}
     return made.study(tmp_path, promote=promote)
 
 
 def expected(study) -> pd.DataFrame:
-    names = evidence_.Manifest.read(study.manifest_path).table["image_id"]
+    names = Manifest.read(study.manifest_path).table["image_id"]
     return pd.DataFrame({"image_id": names, "calibrated_clear": 0.5, "calibrated_opacity": 0.5})
 
 
 def evidence(study, scenario="baseline", strength=2.0, version="1") -> evidence_.Evidence:
     folder = made.result(study, scenario, strength)
     digests = read_json(folder / "metrics.json")["digests"]
-    found = evidence_.collect(study, folder, digests, expected(study))
-    meta = {
-        **found.meta,
-        "digests": {**found.meta["digests"], "test": found.predictions.test_digest()},
-    }
-    return replace(found, version=version, meta=meta)
+    collected = evidence_.collect(study, folder, digests, expected(study))
+    digests["test"] = collected.predictions.test_digest()
+    origin = collected.origin.model_copy(update={"digests": digests})
+    return replace(collected, version=version, origin=origin)
 
 
-def by_code(found) -> dict[str, gates.Gate]:
-    return {gate.code: gate for gate in found}
+def change_origin(carried: evidence_.Evidence, **changes) -> evidence_.Evidence:
+    return replace(carried, origin=carried.origin.model_copy(update=changes))
+
+
+def case(study, **changes) -> gates.Case:
+    """A case in which every gate is passed or not applicable, with some things changed."""
+    same = evidence_.ServedDifference(0.0, "16 images")
+    tags = {f"equipoise.check.{code}": "none" for code in gates.LEAK_CHECKS}
+    passed = gates.Case(
+        settings=study.settings,
+        tags=tags | {"equipoise.uncommitted": "", "equipoise.git_commit": "abc"},
+        evidence=evidence(study),
+        pairing=gates.Unpaired("not applicable", "there is no champion"),
+        misplaced=[],
+        uncommitted=[],
+        load=lambda: None,
+        differences=lambda model, carried: same,
+    )
+    return replace(passed, **changes)
+
+
+def judged(case: gates.Case) -> dict[str, gates.Verdict]:
+    return {verdict.code: verdict for verdict in gates.ask_all(case)}
+
+
+def paired(study, challenger, champion, rescore) -> dict[str, gates.Verdict]:
+    """What EQ-G2 and EQ-G3 say of a pair."""
+    pairing = gates.pair(study.settings, challenger, champion, rescore)
+    asked = case(study, pairing=pairing)
+    return {gate.code: gate.judge(asked) for gate in (gates.comparable, gates.not_inferior)}
 
 
 def never(rows):
@@ -51,7 +77,7 @@ def never(rows):
 
 def test_same_rows_are_paired_as_scikit_learn_would(study):
     strong, weak = evidence(study, "baseline", 2.0), evidence(study, "oversample", 1.0, "7")
-    found = by_code(gates.pair(study, weak, strong, never))
+    verdicts = paired(study, weak, strong, never)
     labels = weak.predictions.table["label"].to_numpy()
     scores = [item.predictions.table["prob_opacity"].to_numpy() for item in (weak, strong)]
     settings = study.settings.compare
@@ -71,19 +97,20 @@ def test_same_rows_are_paired_as_scikit_learn_would(study):
         -np.sqrt(count / (count - 1)) * stats.t.ppf(1 - settings.alpha / 2, count - 1)
     )
     low = np.quantile(differences, tail)
-    assert found["EQ-G3"].number == pytest.approx(low, abs=1e-9)
-    assert (found["EQ-G2"].verdict, found["EQ-G3"].verdict) == ("passed", "failed")
-    assert "the same test rows" in found["EQ-G2"].detail
-    assert f"{roc_auc_score(labels, scores[1]):.3f}" in found["EQ-G3"].detail
-    better = by_code(gates.pair(study, strong, weak, never))
-    assert better["EQ-G3"].verdict == "passed"
-    equal = by_code(gates.pair(study, strong, strong, never))
-    assert (equal["EQ-G3"].number, equal["EQ-G3"].verdict) == (0.0, "passed")
+    comparable, not_inferior = verdicts["EQ-G2"].answer, verdicts["EQ-G3"].answer
+    assert not_inferior.number == pytest.approx(low, abs=1e-9)
+    assert (comparable.word, not_inferior.word) == ("passed", "failed")
+    assert "the same test rows" in comparable.detail
+    assert f"{roc_auc_score(labels, scores[1]):.3f}" in not_inferior.detail
+    assert paired(study, strong, weak, never)["EQ-G3"].answer.word == "passed"
+    equal = paired(study, strong, strong, never)["EQ-G3"].answer
+    assert (equal.number, equal.word) == (0.0, "passed")
 
 
 def resplit(study, tmp_path, **split):
     """The same images under another split."""
-    other = made.config.load_study("made", made.params(split=split, promote={"min_patients": 2}))
+    params = made.params(split=split, promote={"min_patients": 2})
+    other = made.config.load_study("made", params, root=tmp_path)
     made.splits.run(other)
     return other
 
@@ -102,8 +129,8 @@ def test_other_split_is_scored_again_on_rows_never_seen(study, tmp_path):
         }
         return pd.DataFrame(columns, index=list(rows["image_id"]))
 
-    found = by_code(gates.pair(other, challenger, champion, rescore))
-    assert "never fitted on" in found["EQ-G2"].detail
+    answer = paired(other, challenger, champion, rescore)["EQ-G2"].answer
+    assert "never fitted on" in answer.detail
     fitted = champion.images.loc[champion.images["fitted"]]
     people = challenger.images.set_index("image_id").loc[asked, "patient_id"]
     assert asked
@@ -114,7 +141,7 @@ def test_other_split_is_scored_again_on_rows_never_seen(study, tmp_path):
         for row in challenger.images.itertuples()
         if row.image_id in test and row.patient_id not in set(fitted["patient_id"])
     }
-    assert found["EQ-G2"].number == people.nunique()
+    assert answer.number == people.nunique()
 
 
 def test_picture_that_the_champion_knows_under_another_name_is_left_out(study, tmp_path):
@@ -130,10 +157,9 @@ def test_picture_that_the_champion_knows_under_another_name_is_left_out(study, t
         asked.extend(rows["image_id"])
         raise DataError("far enough")
 
-    assert (
-        gates.pair(other, challenger, replace(champion, images=renamed), rescore)[0].detail
-        == "far enough"
-    )
+    renamed_champion = replace(champion, images=renamed)
+    pairing = gates.pair(other.settings, challenger, renamed_champion, rescore)
+    assert pairing == gates.Unpaired("failed", "far enough")
     known = set(champion.images.loc[champion.images["fitted"], "picture"])
     assert not known & set(challenger.images.set_index("image_id").loc[asked, "picture"])
 
@@ -149,43 +175,42 @@ def test_picture_that_the_champion_knows_under_another_name_is_left_out(study, t
 def test_evidence_that_cannot_be_compared_is_refused(study, change, sentence):
     challenger, champion = evidence(study), evidence(study, version="4")
     images = champion.images.assign(fitted=True)
-    champion = replace(champion, images=images, meta={**champion.meta, **change})
-    second, third = gates.pair(study, challenger, champion, never)
-    assert (second.verdict, third.verdict) == ("failed", "not applicable")
-    assert sentence in second.detail
+    champion = change_origin(replace(champion, images=images), **change)
+    verdicts = paired(study, challenger, champion, never)
+    comparable, not_inferior = verdicts["EQ-G2"], verdicts["EQ-G3"]
+    assert (comparable.answer.word, not_inferior.answer.word) == ("failed", "not applicable")
+    assert (comparable.bound, not_inferior.bound) == ("", "")
+    assert sentence in comparable.answer.detail
 
 
 def test_images_that_are_gone_cannot_be_scored_again(study, tmp_path):
     rows = evidence(study).images[["image_id", "sha256"]]
     with pytest.raises(DataError, match="is not in data/raw/made to score it again"):
-        evidence_._rescored(study, None, rows)
+        evidence_.rescore(study, None, rows)
 
 
 def test_folds_are_comparable_by_their_split_and_served_by_a_refit(study, tmp_path):
     folded = resplit(study, tmp_path, scheme="kfold")
     first, second = evidence(folded), evidence(folded, "oversample", 1.9, "2")
     assert first.images["fitted"].all()
-    assert "the same split" in by_code(gates.pair(folded, first, second, never))["EQ-G2"].detail
-    moved = replace(
-        second, meta={**second.meta, "digests": {**second.meta["digests"], "splits": "0" * 64}}
-    )
-    assert gates.pair(folded, first, moved, never)[0].verdict == "failed"
+    assert gates.pair(folded.settings, first, second, never).how == "the same split"
+    moved = change_origin(second, digests=second.origin.digests | {"splits": "0" * 64})
+    assert gates.pair(folded.settings, first, moved, never).word == "failed"
 
 
 def test_evidence_is_of_the_served_model_alone(study):
     folder = made.result(study, "baseline")
-    table = gates.Predictions.read(folder / "predictions.parquet")
+    table = Predictions.read(folder / "predictions.parquet")
     others = [table.table.assign(seed=1), table.table.assign(repeat=1)]
-    gates.Predictions(pd.concat([table.table, *others]), table.meta).write(
-        folder / "predictions.parquet"
-    )
-    found = evidence_.collect(study, folder, {}, expected(study))
+    Predictions(pd.concat([table.table, *others]), table.meta).write(folder / "predictions.parquet")
+    collected = evidence_.collect(study, folder, {}, expected(study))
     split = Splits.read(study.splits_path).table
-    assert sorted(found.predictions.table["image_id"]) == sorted(
+    assert sorted(collected.predictions.table["image_id"]) == sorted(
         split.loc[split["part"] == "test", "image_id"]
     )
-    assert set(found.images.loc[~found.images["fitted"], "image_id"]) == set(
-        found.predictions.table["image_id"]
+    images = collected.images
+    assert set(images.loc[~images["fitted"], "image_id"]) == set(
+        collected.predictions.table["image_id"]
     )
 
 
@@ -204,12 +229,12 @@ def test_absolutes_stand_against_their_bounds(study, bounds, failed):
         update={"settings": study.settings.model_copy(update={"promote": promote})}
     )
     challenger = evidence(study)
-    found = by_code(gates.absolutes(strict, challenger))
-    assert [gate.code for gate in found.values() if gate.verdict == "failed"] == failed
+    verdicts = judged(case(strict, evidence=challenger))
+    assert [code for code, verdict in verdicts.items() if verdict.failed] == failed
     test = challenger.predictions.table
-    assert found["EQ-G6"].number == test[test["label"] == 1]["patient_id"].nunique()
+    assert verdicts["EQ-G6"].answer.number == test[test["label"] == 1]["patient_id"].nunique()
     right = (test["calibrated_opacity"] >= test["threshold"])[test["label"] == 1].mean()
-    assert f"low end of {right:.3f}" in found["EQ-G4"].detail
+    assert f"low end of {right:.3f}" in verdicts["EQ-G4"].answer.detail
 
 
 def test_more_than_two_classes_have_no_threshold(tmp_path, monkeypatch):
@@ -221,12 +246,13 @@ def test_more_than_two_classes_have_no_threshold(tmp_path, monkeypatch):
     }
     study = made.study(tmp_path, (30, 20, 15), ("a", "b", "c"), **changes)
     folder = made.result(study, "baseline", 2.0)
-    found = by_code(gates.absolutes(study, evidence_.collect(study, folder, {}, expected(study))))
-    assert [gate.verdict for gate in found.values()] == [
-        "not applicable",
-        "not applicable",
-        "passed",
-    ]
+    columns = [f"calibrated_{name}" for name in "abc"]
+    names = Manifest.read(study.manifest_path).table[["image_id"]]
+    carried = evidence_.collect(study, folder, {}, names.assign(**dict.fromkeys(columns, 1 / 3)))
+    asked = case(study, evidence=carried)
+    absolutes = (gates.sensitive, gates.calibrated, gates.enough_patients)
+    words = [gate.judge(asked).answer.word for gate in absolutes]
+    assert words == ["not applicable", "not applicable", "passed"]
 
 
 @pytest.mark.parametrize(
@@ -240,45 +266,102 @@ def test_more_than_two_classes_have_no_threshold(tmp_path, monkeypatch):
         ({"EQ007": "finding"}, "passed"),
     ],
 )
-def test_leaks_and_unasked_checks(answers, verdict):
+def test_leaks_and_unasked_checks(study, answers, verdict):
     codes = ("EQ001", "EQ002", "EQ004", "EQ007", "EQ008", "EQ-OFFICIAL")
     tags = {f"equipoise.check.{code}": answers.get(code, "none") for code in codes}
-    assert gates._leakage({key: value for key, value in tags.items() if value}).verdict == verdict
+    asked = case(study, tags={key: value for key, value in tags.items() if value})
+    assert gates.no_leakage.judge(asked).answer.word == verdict
 
 
-def test_code_and_params_are_those_of_a_commit(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tags = {"equipoise.git_commit": "abc", "equipoise.uncommitted": ""}
+@pytest.fixture
+def commit(tmp_path, monkeypatch):
+    """A folder with a commit of params.yaml."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert gates._committed(tags).verdict == "failed"
     (tmp_path / "params.yaml").write_text("run: {}\n")
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
-        subprocess.run(["git", *words], check=True)
-    assert gates._committed(tags).verdict == "passed"
-    assert gates._committed({**tags, "equipoise.uncommitted": "src/a.py"}).detail.startswith(
-        "src/a.py (when it was"
+        subprocess.run(["git", *words], check=True, cwd=tmp_path)
+    return tmp_path
+
+
+def test_changes_of_code_and_params_are_uncommitted_and_others_are_not(commit):
+    assert gates.uncommitted(commit) == []
+    (commit / "dvc.lock").write_text("results are no code\n")
+    assert gates.uncommitted(commit) == []
+    (commit / "src").mkdir()
+    (commit / "src/new.py").write_text("")
+    (commit / "params.yaml").write_text("run: {studies: []}\n")
+    assert gates.uncommitted(commit) == ["params.yaml", "src/"]
+
+
+def test_without_git_nothing_is_known_of_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert gates.uncommitted(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "word", "detail"),
+    [
+        ("", [], "passed", "commit abc"),
+        ("src/a.py", [], "failed", "src/a.py (when it was registered)"),
+        ("", ["params.yaml", "src/"], "failed", "params.yaml, src/"),
+        ("", None, "failed", "not known: this is no git checkout"),
+        ("no git", [], "failed", "not known"),
+        (None, [], "failed", "not known"),
+    ],
+)
+def test_code_and_params_are_those_of_a_commit(study, then, now, word, detail):
+    tags = {"equipoise.git_commit": "abc"}
+    if then is not None:
+        tags["equipoise.uncommitted"] = then
+    verdict = gates.committed.judge(case(study, tags=tags, uncommitted=now))
+    assert (verdict.answer.word, verdict.answer.detail, verdict.bound) == (word, detail, "0")
+
+
+def test_a_model_that_does_not_load_cannot_be_forced(study):
+    def load():
+        raise OSError("no such artifact\nand more")
+
+    verdict = gates.reproduces.judge(case(study, load=load))
+    assert (verdict.failed, verdict.forceable) == (True, False)
+    assert str(verdict).endswith("(it does not load: no such artifact)")
+
+
+def test_without_evidence_only_some_gates_are_asked(study):
+    verdicts = judged(case(study, evidence=None))
+    assert list(verdicts) == ["EQ-G1", "EQ-G2", "EQ-G3", "EQ-G7", "EQ-G8", "EQ-G9"]
+    assert verdicts["EQ-G7"].answer.detail == "it loads, without evidence to reproduce"
+    assert verdicts["EQ-G7"].forceable
+
+
+def test_gates_have_codes_in_a_row():
+    assert [gate.code for gate in gates.GATES] == [f"EQ-G{number}" for number in range(1, 10)]
+
+
+def test_a_verdict_keeps_the_form_it_has_in_the_log():
+    verdict = gates.Verdict(
+        "EQ-G6", "test patients", ">= 20", gates.Answer("passed", 23, "x" * 300)
     )
-    assert gates._committed({}).verdict == "failed"
-    (tmp_path / "dvc.lock").write_text("results are no code\n")
-    assert gates.uncommitted() == []
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src/new.py").write_text("")
-    (tmp_path / "params.yaml").write_text("run: {studies: []}\n")
-    assert gates.uncommitted() == ["params.yaml", "src/"]
-    assert gates._committed(tags).number == 2
+    assert list(verdict.as_record().as_dict().items()) == [
+        ("code", "EQ-G6"),
+        ("verdict", "passed"),
+        ("number", 23),
+        ("bound", ">= 20"),
+        ("detail", "x" * 200),
+        ("forceable", True),
+        ("name", "test patients"),
+    ]
+    assert isinstance(verdict.as_record().number, int)
 
 
 def test_table_is_one_line_per_gate():
-    rows = [
-        gates.Gate("EQ-G3", "failed", -0.031, "> -0.02", "low end"),
-        gates.Gate("EQ-G7", "passed", 1e-8, "<= 1e-05"),
+    title = "AUROC not inferior to the champion's"
+    verdicts = [
+        gates.Verdict("EQ-G3", title, "> -0.02", gates.Answer("failed", -0.031, "low end")),
+        gates.Verdict("EQ-G7", "loads", "<= 1e-05", gates.Answer("passed", 1e-8)),
     ]
-    lines = gates.table_text(rows).splitlines()
+    lines = gates.table_text(verdicts).splitlines()
     assert len(lines) == 3
     assert "-0.031" in lines[1]
     assert "1.0e-08" in lines[2]
-    assert (
-        str(rows[0])
-        == "EQ-G3 AUROC not inferior to the champion's is -0.031 where > -0.02 is needed (low end)"
-    )
+    assert str(verdicts[0]) == f"EQ-G3 {title} is -0.031 where > -0.02 is needed (low end)"

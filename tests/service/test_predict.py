@@ -1,6 +1,7 @@
 """A row for every file, in order, whatever the file is; the same bytes every time."""
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,11 +40,14 @@ class Model:
 
 
 @pytest.fixture
-def model(monkeypatch):
-    made = Model()
-    monkeypatch.setattr(evidence, "load", lambda uri: made)
-    monkeypatch.setattr(predict, "_resolve", lambda uri: ("equipoise-made", "3", True))
-    return made
+def model():
+    return Model()
+
+
+def predicted(model: Model, sources: list, out: Path) -> predict.Tally:
+    named = predict.NamedModel("models:/equipoise-made/3", "equipoise-made", "3", grey=True)
+    paths = predict.find([str(source) for source in sources])
+    return predict.write_predictions(model, named, paths, out)
 
 
 def picture(path, level=None, size=(40, 40), colour=False):
@@ -59,21 +63,21 @@ def picture(path, level=None, size=(40, 40), colour=False):
 
 @pytest.fixture
 def folder(tmp_path):
-    place = tmp_path / "in"
-    picture(place / "a.png")
-    (place / "b.png").write_bytes((place / "a.png").read_bytes()[:60])
-    picture(place / "c.png", colour=True)
-    picture(place / "d.png", level=7)
-    picture(place / "e.png", size=(40, 10))
-    (place / "f.jpg").write_text("text")
-    picture(place / "sub/g.png")
-    (place / ".hidden.png").write_bytes(b"")
-    return place
+    folder = tmp_path / "in"
+    picture(folder / "a.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    picture(folder / "c.png", colour=True)
+    picture(folder / "d.png", level=7)
+    picture(folder / "e.png", size=(40, 10))
+    (folder / "f.jpg").write_text("text")
+    picture(folder / "sub/g.png")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
 
 
 def test_every_file_has_a_row_in_order(model, folder, tmp_path):
     out = tmp_path / "p.csv"
-    done = predict.run("models:/x@champion", [str(folder), str(folder / "gone.png")], out, print)
+    tally = predicted(model, [folder, folder / "gone.png"], out)
     table = pd.read_csv(out, dtype={"version": str}, keep_default_na=False)
     names = ["a.png", "b.png", "c.png", "d.png", "e.png", "f.jpg", "sub/g.png", "gone.png"]
     assert list(table["image"]) == [str(folder / name) for name in names]
@@ -83,7 +87,7 @@ def test_every_file_has_a_row_in_order(model, folder, tmp_path):
     ]
     assert "truncated" in table["error"][1]
     assert table["error"][7] == "No such file or directory"
-    assert done == {"predicted": 5, "flagged": 3, "unreadable": 3}
+    assert tally == predict.Tally(predicted=5, flagged=3, unreadable=3)
     assert set(table["model"] + "/" + table["version"]) == {"equipoise-made/3"}
     share = images.decode(folder / "a.png").mean() / 255
     assert float(table["prob_b"][0]) == pytest.approx(share)
@@ -94,13 +98,13 @@ def test_every_file_has_a_row_in_order(model, folder, tmp_path):
 def test_again_gives_the_same_bytes(model, folder, tmp_path, suffix):
     outs = [tmp_path / f"{name}.{suffix}" for name in "xy"]
     for out in outs:
-        predict.run("models:/x@champion", [str(folder)], out, print)
+        predicted(model, [folder], out)
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
 def test_parquet_holds_what_the_csv_holds(model, folder, tmp_path):
     for suffix in ("csv", "parquet"):
-        predict.run("models:/x@champion", [str(folder)], tmp_path / f"p.{suffix}", print)
+        predicted(model, [folder], tmp_path / f"p.{suffix}")
     parquet = pd.read_parquet(tmp_path / "p.parquet")
     table = pd.read_csv(
         tmp_path / "p.csv", dtype={"version": str}, keep_default_na=False, na_values={"prob_a": ""}
@@ -119,7 +123,7 @@ def test_batches_are_bounded_and_columns_stand_before_the_first_good_file(model,
         picture(path)
         if index < 32:
             path.write_bytes(b"broken")
-    predict.run("models:/x@champion", [str(tmp_path / "in")], tmp_path / "p.csv", print)
+    predicted(model, [tmp_path / "in"], tmp_path / "p.csv")
     assert model.batches == [32, 6]
     assert len(pd.read_csv(tmp_path / "p.csv")["prob_a"].dropna()) == 38
 
@@ -127,19 +131,19 @@ def test_batches_are_bounded_and_columns_stand_before_the_first_good_file(model,
 def test_nothing_is_left_of_a_run_that_fails(model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "predict", lambda table: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        predict.run("models:/x@champion", [str(folder)], tmp_path / "out/p.csv", print)
+        predicted(model, [folder], tmp_path / "out/p.csv")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_patterns_and_lists_name_images(folder, tmp_path, monkeypatch):
+def test_patterns_and_lists_name_images(folder, tmp_path):
     assert predict.find([str(folder / "**/*.png")]) == [
         str(folder / name) for name in ("a.png", "b.png", "c.png", "d.png", "e.png", "sub/g.png")
     ]
     (tmp_path / "list.csv").write_text(
         "patient,path\n1,in/a.png\n2,in/a.png\n3,/else/b.png\n", encoding="utf-8-sig"
     )
-    found = predict.find([str(tmp_path / "list.csv")])
-    assert found == [str(folder / "a.png"), str(folder / "a.png"), "/else/b.png"]
+    listed = predict.find([str(tmp_path / "list.csv")])
+    assert listed == [str(folder / "a.png"), str(folder / "a.png"), "/else/b.png"]
     picture(tmp_path / "odd[1].png")
     assert predict.find([str(tmp_path / "odd[1].png")]) == [str(tmp_path / "odd[1].png")]
     with pytest.raises(ConfigError, match="There is no image in"):
@@ -153,7 +157,28 @@ def test_patterns_and_lists_name_images(folder, tmp_path, monkeypatch):
 
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"ending in \.csv or \.parquet"):
-        predict.run("models:/x@champion", ["a.png"], tmp_path / "p.xlsx", print)
+        predict.predict_images(
+            "models:/x@champion", ["a.png"], tmp_path / "p.xlsx", tmp_path, print
+        )
+
+
+def test_a_model_outside_the_registry_is_loaded_and_named_by_its_address(
+    model, folder, tmp_path, monkeypatch
+):
+    loaded = []
+    monkeypatch.setattr(evidence, "load", lambda uri, root: loaded.append((uri, root)) or model)
+    lines = []
+    out = tmp_path / "p.csv"
+    predict.predict_images("some/folder", [str(folder / "a.png")], out, tmp_path, lines.append)
+    assert loaded == [("some/folder", tmp_path)]
+    assert lines == ["loading some/folder"]
+    table = pd.read_csv(out, keep_default_na=False)
+    assert list(table["model"] + "|" + table["version"]) == ["some/folder|"]
+
+
+def test_a_file_is_looked_for_where_the_user_stands(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert predict.find(["a.png", "sub"]) == ["a.png", "sub/g.png"]
 
 
 def test_jpeg_of_a_grey_picture_is_grey():

@@ -97,8 +97,8 @@ def test_evidence_travels_with_the_version(shop):
         shop / f"results/demo/vgg16/{made.tags['equipoise.scenario']}/predictions.parquet"
     )
     stored = stored[(stored["seed"] == 0) & (stored["part"] == "test")].set_index("image_id")
-    found = evidence.read(client(shop), made)
-    table = found.predictions.table.set_index("image_id")
+    stored_with_it = evidence.read(client(shop), made)
+    table = stored_with_it.predictions.table.set_index("image_id")
     assert set(table.index) == set(stored.index)
     columns = [
         "patient_id",
@@ -110,7 +110,8 @@ def test_evidence_travels_with_the_version(shop):
         "calibrated_opacity",
     ]
     pd.testing.assert_frame_equal(table[columns], stored.loc[table.index, columns])
-    assert found.predictions.test_digest() == found.meta["digests"]["test"]
+    digests = stored_with_it.origin.digests
+    assert stored_with_it.predictions.test_digest() == digests["test"]
     card = mlflow.artifacts.download_artifacts(
         run_id=made.run_id, artifact_path="MODEL_CARD.md", tracking_uri=uri(shop)
     )
@@ -128,7 +129,6 @@ def test_registering_again_makes_no_second_version(shop, equipoise):
 
 
 def test_loaded_champion_equals_the_stored_predictions(shop, monkeypatch):
-    monkeypatch.chdir(shop)
     address = f"sqlite:///{shop}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     mlflow.set_tracking_uri(address)
@@ -221,7 +221,11 @@ def test_model_that_does_not_load_cannot_be_forced(shop, equipoise, tmp_path):
     )
     assert version(shop, "champion") == before
     last = audit.read(store, NAME)[-1]
-    assert (last.state, last.decision["kind"], last.decision["to"]) == ("refused", "refuse", broken)
+    assert (last.state, last.decision.kind, last.decision.to_version) == (
+        "refused",
+        "refuse",
+        broken,
+    )
 
 
 def test_version_from_elsewhere_has_no_evidence(shop, equipoise):
@@ -272,10 +276,10 @@ def test_comparison_that_is_stale_or_leaks_registers_nothing(
     path.unlink()  # a link into DVC's cache is never written through
     path.write_text(json.dumps(comparison))
     try:
-        found, _, errors = equipoise(shop, "register")
+        exit_code, _, errors = equipoise(shop, "register")
     finally:
         path.write_text(kept)
-    assert (found, sentence in errors) == (code, True)
+    assert (exit_code, sentence in errors) == (code, True)
     assert len(client(shop).search_model_versions(f"name = '{NAME}'")) == versions
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from PIL import Image
 from conftest import REPO
 from equipoise.core import images
 from equipoise.service import served
+from fabricate.servers import free_port
 
 CONCURRENT = 8
 
@@ -57,40 +57,19 @@ def pictures(workspace) -> list[bytes]:
     ]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(package, tmp_path_factory):
     """Address of `mlflow models serve` with the model."""
-    port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
+    port = free_port()
+    log = tmp_path_factory.mktemp("serve") / "log"
     address = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        str(package),
-        "--env-manager",
-        "local",
-    ]
+    options = f"--env-manager local --host 127.0.0.1 --port {port}".split()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(package), *options]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            **{
-                "env": kept,
-                "stdout": out,
-                "stderr": out,
-                "cwd": log.parent,
-                "start_new_session": True,
-            },
+            command, env=kept, stdout=out, stderr=out, cwd=log.parent, start_new_session=True
         )
         try:
             for _ in range(600):
@@ -249,17 +228,8 @@ def test_signature_names_what_goes_in_and_comes_out(model):
     assert signature.inputs.input_names() == ["image", "path", "pixels"]
     answer = model.predict(model.input_example)
     assert signature.outputs.input_names() == list(answer.columns)
-    assert list(answer.columns) == [
-        *(
-            "prob_clear",
-            "prob_opacity",
-            "raw_clear",
-            "raw_opacity",
-            "decision",
-            "label",
-            "threshold",
-        )
-    ]
+    probabilities = ["prob_clear", "prob_opacity", "raw_clear", "raw_opacity"]
+    assert list(answer.columns) == [*probabilities, "decision", "label", "threshold"]
     decided = np.where(answer["prob_opacity"] >= answer["threshold"], "opacity", "clear")
     assert (answer["decision"] == decided).all()
     assert answer["label"].tolist() == [["clear", "opacity"].index(name) for name in decided]
@@ -267,18 +237,8 @@ def test_signature_names_what_goes_in_and_comes_out(model):
 
 def test_mlflow_models_predict_answers_the_input_example(package, model, tmp_path):
     out, example = tmp_path / "out.json", package / "serving_input_example.json"
-    words = [
-        "models",
-        "predict",
-        "-m",
-        str(package),
-        "--env-manager",
-        "local",
-        "-i",
-        str(example),
-        "-o",
-        str(out),
-    ]
+    words = ["models", "predict", "-m", str(package), "--env-manager", "local"]
+    words += ["-i", str(example), "-o", str(out)]
     done = CliRunner().invoke(mlflow.cli.cli, words)
     assert done.exit_code == 0, done.output
     (answer,) = json.loads(out.read_text())["predictions"]
@@ -315,14 +275,17 @@ def imported(module: str, seen: set[str]) -> set[str]:
     if module in seen or not path.is_file():
         return set()
     seen.add(module)
-    found: set[str] = set()
+    packages: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
-            found |= imported(name, seen) if name.startswith("equipoise") else {name.split(".")[0]}
-    return found
+            if name.startswith("equipoise"):
+                packages |= imported(name, seen)
+            else:
+                packages.add(name.split(".")[0])
+    return packages
 
 
 def test_requirements_pin_all_that_service_imports(package):
@@ -330,10 +293,8 @@ def test_requirements_pin_all_that_service_imports(package):
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
     assert len(pinned) == len(lines)
     seen: set[str] = set()
-    wanted = imported("equipoise.service.served", seen) | {
-        "tensorflow",
-        "keras",
-    }  # these two inside functions
+    wanted = imported("equipoise.service.served", seen)
+    wanted |= {"tensorflow", "keras"}  # these two inside functions
     assert {"equipoise.service.predictor", "equipoise.embed.embedder"} <= seen
     names = {
         "PIL": "pillow",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import mlflow
 import pandas as pd
@@ -19,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from conftest import REPO, git
 from equipoise import cli
 from equipoise.core import files
-from equipoise.service import audit, gates, tracking
+from equipoise.service import audit, gates, promotion, tracking
 from equipoise.service import evidence as evidence_
 from equipoise.service import register as registry
 from fabricate import made
@@ -29,8 +30,9 @@ NAME = "equipoise-made"
 #: A verb in many processes, all at the lock at once; with a step they are killed there.
 _AT_ONCE = """
 import json, multiprocessing, os, signal, sys
+from functools import partial
 from equipoise import cli
-from equipoise.service import audit
+from equipoise.service import audit, promotion
 fork = multiprocessing.get_context("fork")
 barrier, lock = fork.Barrier(int(sys.argv[1])), audit.locked
 
@@ -39,7 +41,12 @@ def together(name):
     return lock(name)
 
 audit.locked = together
-audit._step = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == sys.argv[2] else None
+def step(name):
+    if name == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+promotion.promote = partial(promotion.promote, step=step)
+promotion.rollback = partial(promotion.rollback, step=step)
 processes = [fork.Process(target=lambda: sys.exit(cli.main(sys.argv[3:]))) for _ in range(int(sys.argv[1]))]
 for process in processes:
     process.start()
@@ -106,16 +113,15 @@ def equipoise(folder, monkeypatch, capsys):
 def add_version(folder, server, scenario, strength) -> str:
     """What `register` does with a winner, for a made-up result and the tiny model."""
     store = MlflowClient(server.uri, server.uri)
-    study = made.config.load_study("made")
+    study = made.config.load_study("made", root=folder)
     result = made.result(study, scenario, strength)
     digests = files.read_json(result / "metrics.json")["digests"]
-    found = evidence_.collect(study, result, digests, registry.expected_predictions(result))
-    digests["test"] = found.predictions.test_digest()
+    collected = evidence_.collect(study, result, digests, registry.expected_predictions(result))
+    digests["test"] = collected.predictions.test_digest()
     example = {"prob_clear": 0.25, "prob_opacity": 0.75}
-    evidence = evidence_.write(
-        replace(found, meta={**found.meta, "digests": digests, "example": example}), result / "kept"
-    )
-    run = store.create_run(tracking.experiment_id(store, NAME))
+    origin = collected.origin.model_copy(update={"digests": digests, "example": example})
+    evidence = evidence_.write(replace(collected, origin=origin), result / "kept")
+    run = store.create_run(tracking.experiment_id(store, NAME, folder))
     store.log_artifacts(run.info.run_id, str(evidence), "evidence")
     store.log_artifacts(run.info.run_id, str(folder / "model"), "model")
     tags = {
@@ -161,7 +167,8 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
     assert errors.startswith(
         f"PromotionRefused: version {worse} of {NAME} does not become champion: EQ-G3 AUROC"
     )
-    assert [name for name in gates.NAMES if f"{name} " in errors] == ["EQ-G3", "EQ-G4", "EQ-G5"]
+    codes = [gate.code for gate in gates.GATES]
+    assert [code for code in codes if f"{code} " in errors] == ["EQ-G3", "EQ-G4", "EQ-G5"]
     assert "Nothing was moved; the refusal is decision 2 of the log." in errors
     assert "the same test rows" in out
     assert equipoise(admin, "promote", "--version", worse, "--force")[0] == 2
@@ -178,20 +185,20 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
     assert (code, champion()) == (0, good), out
     code, out, _ = equipoise(admin, "audit")
     lines = [
-        "- -> 1    done",
-        "1 -> 2    refused",
+        "- -> 1  done",
+        "1 -> 2  refused",
         "EQ-G4 sens",
-        "1 -> 2    done (forced)",
+        "1 -> 2  done (forced)",
         "a drill",
-        "2 -> 1    done",
+        "2 -> 1  done",
     ]
     assert [line for line in lines if line in out] == lines
     assert verified()
     decision = audit.read(store, NAME)[2].decision
-    assert [gate["code"] for gate in decision["gates"]] == list(gates.NAMES)
+    assert [gate.code for gate in decision.gates] == codes
 
-    codes, told = at_once(20, "", *force)
-    assert sorted(codes) == [0, *[3] * 19]
+    exit_codes, told = at_once(20, "", *force)
+    assert sorted(exit_codes) == [0, *[3] * 19]
     assert (
         told.count(
             "Another decision about equipoise-made is being made on this machine; nothing was done"
@@ -219,7 +226,12 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
         cut.setattr(
             requests.Session, "send", lambda *a, **b: _raise(lost) if gone else send(*a, **b)
         )
-        cut.setattr(audit, "_step", lambda name: gone.append(name) if name == "intended" else None)
+
+        def step(name):
+            if name == "intended":
+                gone.append(name)
+
+        cut.setattr(promotion, "rollback", partial(promotion.rollback, step=step))
         code, _, errors = equipoise(admin, "rollback", "--reason", "cut off")
     assert (code, "cannot be reached" in errors, errors.count("\n")) == (5, True, 1), errors
     code, out, _ = equipoise(admin, "rollback", "--reason", "once more")

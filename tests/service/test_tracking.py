@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from filelock import Timeout
 from mlflow.tracking import MlflowClient
 
-from conftest import REPO
+from equipoise.core import config
 from equipoise.service import tracking
 
 
@@ -62,22 +63,24 @@ def test_best_trials_are_children(runs):
     assert all("l2" in run.data.params and "score" in run.data.metrics for run in children)
 
 
-def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monkeypatch):
-    from equipoise.core import config
+class KilledAtTheFirstTrial(MlflowClient):
+    """A store that is interrupted when a result is written and its first trial is not."""
 
-    monkeypatch.chdir(workspace)
+    def create_run(self, experiment_id, *arguments, tags, **options):
+        if tags["equipoise.role"] == "trial":
+            raise KeyboardInterrupt
+        return super().create_run(experiment_id, *arguments, tags=tags, **options)
+
+
+def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
-    study = config.load_study("demo")
+    study = config.load_study("demo", root=workspace)
     folder = study.result_path("vgg16", "baseline")
-    store = tracking.client()
-    with monkeypatch.context() as killed:
-        killed.setattr(
-            tracking, "_write_trials", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            tracking.mirror(store, study, "vgg16", "baseline", folder)
-    run_id, fresh = tracking.mirror(store, study, "vgg16", "baseline", folder)
-    assert fresh
+    store = tracking.client(workspace)
+    with pytest.raises(KeyboardInterrupt):
+        tracking.mirror(KilledAtTheFirstTrial(), study, "vgg16", "baseline", folder)
+    run_id, written = tracking.mirror(store, study, "vgg16", "baseline", folder)
+    assert written
     experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
     runs = store.search_runs([experiment])
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -88,7 +91,35 @@ def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monk
 
 
 def test_unknown_launching_run_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.chdir(REPO)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    assert tracking.adopted_run() is None
+    assert tracking.adopted_run(tmp_path) is None
+
+
+def test_a_result_that_is_there_is_not_evaluated_again(workspace, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    study = config.load_study("demo", root=workspace)
+    folder = study.result_path("vgg16", "baseline")
+    store = tracking.client(workspace)
+    first = tracking.mirror(store, study, "vgg16", "baseline", folder)
+    summary_only = tmp_path / "baseline"
+    summary_only.mkdir()
+    (summary_only / "metrics.json").write_bytes((folder / "metrics.json").read_bytes())
+    again = tracking.mirror(store, study, "vgg16", "baseline", summary_only)
+    assert again == (first.run_id, False)
+
+
+def test_the_default_store_lies_in_the_root_wherever_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "checkout"
+    store = tracking.client(root)
+    assert (root / "mlflow.db").is_file()
+    experiment = store.get_experiment(tracking.experiment_id(store, "equipoise-made", root))
+    assert experiment.artifact_location == (root / "mlartifacts/equipoise-made").as_uri()
+
+
+def test_a_lock_is_of_one_subject():
+    held = tracking.machine_lock(["a test", "one"], timeout_seconds=0)
+    other = tracking.machine_lock(["a test", "another"], timeout_seconds=0)
+    with held, other, pytest.raises(Timeout):
+        tracking.machine_lock(["a test", "one"], timeout_seconds=0).acquire()

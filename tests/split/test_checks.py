@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import REPO
 from equipoise.core.errors import DataError, LeakageError
 from equipoise.core.records import Manifest, Splits
 from equipoise.split import checks
@@ -16,7 +17,7 @@ from fabricate.manifests import manifest_of, moved, plain_manifest, published_fo
 
 
 def _answers(made, manifest):
-    return {check.code: check for check in checks.run(made, manifest)}
+    return {check.code: check for check in checks.check_split(made, manifest)}
 
 
 def with_meta(manifest, **meta):
@@ -29,7 +30,7 @@ def test_patient_moved_by_hand_is_a_leak_told_with_its_images():
     patient = made.table.loc[made.table["part"] == "train", "patient_id"].iloc[0]
     edited = moved(made, lambda table: table["image_id"] == f"{patient}/3.png", "test")
     with pytest.raises(LeakageError) as error:
-        checks.run(edited, manifest)
+        checks.check_split(edited, manifest)
     assert str(error.value) == (
         f"EQ001: patient '{patient}' is in train (3 images) and test (1 images) of data/splits/made_up.parquet, "
         f'repeat 0, fold 0. A patient must be in exactly one part. Run "equipoise split"; if the file was edited '
@@ -47,7 +48,7 @@ def test_leak_in_a_later_fold_names_that_fold():
         LeakageError,
         match=r"is in train \(1 images\) and val \(1 images\) of .*, repeat 0, fold 3\.",
     ):
-        checks.run(edited, manifest)
+        checks.check_split(edited, manifest)
 
 
 def test_picture_on_two_sides_is_a_leak_even_between_patients():
@@ -62,7 +63,7 @@ def test_picture_on_two_sides_is_a_leak_even_between_patients():
         LeakageError,
         match=r"^EQ002: picture '0123456789ab\.\.\.' is in train \(1 images\) and test \(1 images\)",
     ):
-        checks.run(made, Manifest(table, manifest.meta))
+        checks.check_split(made, Manifest(table, manifest.meta))
 
 
 def test_split_of_another_manifest_is_refused():
@@ -70,7 +71,7 @@ def test_split_of_another_manifest_is_refused():
     with pytest.raises(
         LeakageError, match="split of study 'made_up' holds other images than its manifest"
     ):
-        checks.run(made, plain_manifest((20, 9)))
+        checks.check_split(made, plain_manifest((20, 9)))
 
 
 @pytest.mark.parametrize("fault", ["dropped", "twice", "part"])
@@ -85,13 +86,15 @@ def test_round_that_is_no_division_of_the_manifest_is_refused(fault):
     else:
         table = table.assign(part=table["part"].replace("val", "validation"))
     with pytest.raises(DataError):
-        checks.run(Splits(table, made.meta), manifest)
+        checks.check_split(Splits(table, made.meta), manifest)
 
 
 def test_class_absent_from_a_part_is_a_finding():
     manifest = plain_manifest((20, 8))
     made = splits.make(manifest, split_settings())
-    assert {check.code: check.answer for check in checks.run(made, manifest)}["EQ003"] == "none"
+    assert {check.code: check.answer for check in checks.check_split(made, manifest)}[
+        "EQ003"
+    ] == "none"
     rare = moved(
         made,
         lambda table: (table["part"] == "val") & table["patient_id"].str.startswith("b"),
@@ -118,7 +121,7 @@ def _official(overlapping):
 def test_official_overlap_is_a_finding_with_its_count():
     manifest = _official(overlapping=3)
     made = splits.make(manifest, split_settings(scheme="official"))
-    found = checks.run(made, manifest)
+    found = checks.check_split(made, manifest)
     official = {check.code: check for check in found}["EQ-OFFICIAL"]
     assert official.answer == "finding"
     assert official.detail == (
@@ -139,7 +142,7 @@ def test_official_overlap_is_a_finding_with_its_count():
 def test_official_sides_without_overlap_are_no_finding():
     manifest = _official(overlapping=0)
     made = splits.make(manifest, split_settings(scheme="official"))
-    assert {check.code: check.answer for check in checks.run(made, manifest)}[
+    assert {check.code: check.answer for check in checks.check_split(made, manifest)}[
         "EQ-OFFICIAL"
     ] == "none"
     assert not checks.overlapping(made.round(0, 0), manifest.table["picture"].to_numpy()).any()
@@ -166,7 +169,7 @@ def test_official_leak_between_train_and_val_is_still_an_error(patient):
         LeakageError,
         match=rf"^EQ001: patient '{patient}' is in train \(1 images\) and val \(1 images\)",
     ):
-        checks.run(edited, manifest)
+        checks.check_split(edited, manifest)
 
 
 def test_plan_within_train_is_accepted():
@@ -189,18 +192,44 @@ def test_plan_outside_train_is_a_leak(rows, shown):
         base.plan_within_train(Plan.of(rows), 10)
 
 
+# --- what a check declares --------------------------------------------------------------------------------------------
+
+
+def test_every_check_has_a_code_of_its_own_a_title_and_a_question():
+    codes = [check.code for check in checks.CHECKS]
+    assert sorted(set(codes)) == sorted(codes)
+    for check in checks.CHECKS:
+        assert check.title
+        assert check.question.endswith("?")
+
+
+def test_every_check_stands_in_the_documentation():
+    page = (REPO / "docs/checks.md").read_text(encoding="utf-8")
+    for check in checks.CHECKS:
+        assert f"| {check.code} |" in page
+
+
+def test_answer_is_plain_data_in_one_order_and_comes_back():
+    answer = checks.Check("EQ003", "class absent from a part", "finding", "no b in val")
+    plain = answer.as_dict()
+    assert list(plain) == ["code", "name", "answer", "detail"]
+    assert checks.finding([plain], "EQ003")
+    assert checks.finding([answer], "EQ003")
+    assert not checks.finding([answer], "EQ001")
+
+
 # --- the list of answers ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["holdout", "kfold", "official"])
 def test_every_check_is_listed_in_one_order(scheme):
     manifest = _official(overlapping=0)
-    found = checks.run(splits.make(manifest, split_settings(scheme=scheme)), manifest)
+    found = checks.check_split(splits.make(manifest, split_settings(scheme=scheme)), manifest)
     assert [check.code for check in found] == [
         *(f"EQ00{number}" for number in range(1, 7)),
         "EQ-OFFICIAL",
     ]
-    assert {check.name for check in found} == set(checks.NAMES.values())
+    assert [check.name for check in found] == [check.title for check in checks.CHECKS]
     assert {check.answer for check in found} <= {"finding", "none", "not applicable"}
     assert (found[3].answer, found[3].detail) == ("not applicable", "no plan yet")
 
@@ -217,7 +246,7 @@ def test_without_patient_ids_a_patient_cannot_be_on_two_sides():
         own, lambda table: table["image_id"] == "a001/0.png", "val" if now == "train" else "train"
     )
     with pytest.raises(LeakageError, match=r"^EQ001: patient 'a000'"):
-        checks.run(edited, joined)
+        checks.check_split(edited, joined)
 
 
 def test_patient_renamed_in_the_split_does_not_hide_a_leak():
@@ -229,7 +258,7 @@ def test_patient_renamed_in_the_split_does_not_hide_a_leak():
     with pytest.raises(
         LeakageError, match=rf"^EQ001: .* image '{image}' is of patient 'somebody else'"
     ):
-        checks.run(Splits(table, made.meta), manifest)
+        checks.check_split(Splits(table, made.meta), manifest)
 
 
 def test_rows_of_a_split_in_another_order_are_the_same_split():
@@ -237,7 +266,7 @@ def test_rows_of_a_split_in_another_order_are_the_same_split():
     made = splits.make(manifest, split_settings(scheme="kfold", folds=4))
     order = np.random.default_rng(1).permutation(len(made.table))
     shuffled = Splits(made.table.iloc[order].reset_index(drop=True), made.meta)
-    assert checks.run(shuffled, manifest) == checks.run(made, manifest)
+    assert checks.check_split(shuffled, manifest) == checks.check_split(made, manifest)
     assert splits.counts_reached(shuffled, manifest) == splits.counts_reached(made, manifest)
 
 
@@ -417,7 +446,7 @@ def test_picture_in_train_and_val_of_an_official_split_is_an_error():
     with pytest.raises(
         LeakageError, match=r"^EQ002: picture '0123456789ab\.\.\.' is in train .* and val"
     ):
-        checks.run(made, Manifest(table, plain.meta))
+        checks.check_split(made, Manifest(table, plain.meta))
 
 
 def test_split_that_left_the_published_sides_is_refused():
@@ -427,7 +456,7 @@ def test_split_that_left_the_published_sides_is_refused():
     with pytest.raises(
         DataError, match=r"does not keep the published sides \(official_split\): 2 images"
     ):
-        checks.run(edited, manifest)
+        checks.check_split(edited, manifest)
     other_fold = Splits(made.table.assign(fold=1), made.meta)
     with pytest.raises(DataError, match="no such fold"):
-        checks.run(other_fold, manifest)
+        checks.check_split(other_fold, manifest)

@@ -1,6 +1,5 @@
 """Parts in whole patients, whatever the manifest."""
 
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from equipoise.core import config
+from equipoise.core.documents import SplitSummary
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.files import read_json
 from equipoise.core.records import PARTS, Manifest, Splits
 from equipoise.split import checks
 from equipoise.split import stage as splits
@@ -53,77 +52,89 @@ class Case:
 
     def parts(self, made):
         """Part of every image by round, int (num_rounds, num_images), in the order of the manifest."""
-        codes = pd.Categorical(made.table["part"], categories=PARTS).codes
-        place = pd.Series(np.arange(len(self.table)), index=self.table["image_id"])
-        which = (
-            made.table["repeat"] * (made.table["fold"].max() + 1) + made.table["fold"]
-        ).to_numpy()
-        found = np.full((which.max() + 1, len(self.table)), -1)
-        found[which, place.loc[made.table["image_id"]].to_numpy()] = codes
-        return found
+        table = made.table
+        num_images = len(self.table)
+        column_of = pd.Series(np.arange(num_images), index=self.table["image_id"])
+        column = column_of.loc[table["image_id"]].to_numpy()
+        num_folds = table["fold"].max() + 1
+        row = (table["repeat"] * num_folds + table["fold"]).to_numpy()
+        parts = np.full((row.max() + 1, num_images), -1)
+        parts[row, column] = pd.Categorical(table["part"], categories=PARTS).codes
+        return parts
 
     def patients(self):
         """Number of the patient of each image, and number of the stratum of each patient."""
-        patient = pd.factorize(self.table["person"])[0]
-        shows = np.zeros((patient.max() + 1, len(self.manifest.classes)), dtype=int)
+        patient, _ = pd.factorize(self.table["person"])
+        num_classes = len(self.manifest.classes)
+        shows = np.zeros((patient.max() + 1, num_classes), dtype=int)
         shows[patient, self.table["label"]] = 1
-        return patient, shows @ (2 ** np.arange(shows.shape[1]))
+        bit_of_class = 2 ** np.arange(num_classes)
+        return patient, shows @ bit_of_class
 
 
 @st.composite
 def cases(draw, scheme=None):
     """Two or three classes, at least seven patients of each, some of several classes, copies, rows in any order."""
     num_classes = draw(st.integers(2, 3))
-    masks = draw(st.lists(st.integers(1, 2**num_classes - 1), max_size=24))
-    masks = np.array([2**label for label in range(num_classes) for _ in range(7)] + masks)
+    # A patient's classes are the bits of a mask.
+    masks = [2**label for label in range(num_classes) for _ in range(7)]
+    masks += draw(st.lists(st.integers(1, 2**num_classes - 1), max_size=24))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    labels = [np.flatnonzero(mask >> np.arange(num_classes) & 1) for mask in masks]
-    shown = [np.resize(rng.permutation(own), max(len(own), rng.integers(1, 5))) for own in labels]
-    own = np.repeat(np.arange(len(masks)), [len(own) for own in shown])
-    person = np.array([f"p{number}" for number in rng.permutation(len(masks))])[own]
-    label = np.concatenate(shown)
-    image = np.array([f"i{number}" for number in range(len(label))])
-    # A copy has the same patient and the same class as its original.
-    _, first, like = np.unique(own * num_classes + label, return_index=True, return_inverse=True)
-    picture = np.where(rng.random(len(label)) < 0.3, image[first[like]], image)
-    side = np.where(own % 7 < 2, "test", "train")  # two of the first seven of every class
-    table = pd.DataFrame(
-        {
-            **{"image_id": image, "sha256": image, "picture": picture, "path": "", "label": label},
-            **{
-                "class_name": np.array(["a", "b", "c"])[label],
-                "patient_id": person,
-                "person": person,
-            },
-            **{
-                "width_px": 8,
-                "height_px": 8,
-                "bytes": 10,
-                "grey_mean": 9.0,
-                "official_split": side,
-            },
-        }
-    )
+    labels_of_patient = []
+    for mask in masks:
+        labels = np.flatnonzero(mask >> np.arange(num_classes) & 1)
+        num_images = max(len(labels), rng.integers(1, 5))
+        labels_of_patient.append(np.resize(rng.permutation(labels), num_images))
+    table = _images_of(labels_of_patient, num_classes, rng)
     meta = {
         "study": "made_up",
         "dataset": "made_up",
         "classes": list("abc"[:num_classes]),
         "positive_class": "b",
+        "readings": ["person"],
     }
-    manifest = Manifest(
-        table.iloc[rng.permutation(len(table))], {**meta, "readings": ["person"]}, "digest"
+    shuffled = table.iloc[rng.permutation(len(table))]
+    chosen = split_settings(
+        scheme=scheme or draw(st.sampled_from(["holdout", "kfold"])),
+        val_fraction=draw(fractions),
+        test_fraction=draw(fractions),
+        folds=draw(st.integers(2, 5)),
+        repeats=draw(st.integers(1, 2)),
+        seed=draw(st.integers(0, 2**31)),
     )
-    changes = {
-        "scheme": scheme or draw(st.sampled_from(["holdout", "kfold"])),
-        "val_fraction": draw(fractions),
-        "test_fraction": draw(fractions),
-        **{
-            "folds": draw(st.integers(2, 5)),
-            "repeats": draw(st.integers(1, 2)),
-            "seed": draw(st.integers(0, 2**31)),
-        },
-    }
-    return Case(manifest, split_settings(**changes))
+    return Case(Manifest(shuffled, meta, "digest"), chosen)
+
+
+def _images_of(labels_of_patient, num_classes, rng):
+    """A row for each label of each patient; a third of the images are copies inside patient and class."""
+    num_patients = len(labels_of_patient)
+    names = np.array([f"p{number}" for number in rng.permutation(num_patients)])
+    images_of_patient = [len(labels) for labels in labels_of_patient]
+    patient = np.repeat(np.arange(num_patients), images_of_patient)
+    label = np.concatenate(labels_of_patient)
+    image = np.array([f"i{number}" for number in range(len(label))])
+    group = patient * num_classes + label
+    _, first_of_group, group_of_image = np.unique(group, return_index=True, return_inverse=True)
+    original = image[first_of_group[group_of_image]]
+    is_copy = rng.random(len(label)) < 0.3
+    return pd.DataFrame(
+        {
+            "image_id": image,
+            "sha256": image,
+            "picture": np.where(is_copy, original, image),
+            "path": "",
+            "label": label,
+            "class_name": np.array(["a", "b", "c"])[label],
+            "patient_id": names[patient],
+            "person": names[patient],
+            "width_px": 8,
+            "height_px": 8,
+            "bytes": 10,
+            "grey_mean": 9.0,
+            # Two of the first seven patients of every class are published as test.
+            "official_split": np.where(patient % 7 < 2, "test", "train"),
+        }
+    )
 
 
 #: 0.1 and 0.2 / 0.9 are the divisions 0.7 + 0.2 + 0.1, whose sum is not 1 in floating point.
@@ -194,9 +205,9 @@ def _even_folds(tested, patient, stratum):
 @settings(quick, max_examples=250)
 @given(cases(), st.integers(0, 2**32))
 def test_row_order_does_not_matter_and_a_seed_repeats_its_split(case, order):
-    shuffled = case.manifest.table.iloc[np.random.default_rng(order).permutation(len(case.table))]
-    other = Manifest(shuffled.reset_index(drop=True), case.manifest.meta, case.manifest.digest)
-    one, two = splits.make(case.manifest, case.settings), splits.make(other, case.settings)
+    other = _shuffled(case.manifest, order)
+    one = splits.make(case.manifest, case.settings)
+    two = splits.make(other, case.settings)
     np.testing.assert_array_equal(case.parts(one), case.parts(two))
     assert one.meta == two.meta
     assert two.round(0, 0)["image_id"].tolist() == other.table["image_id"].tolist()
@@ -252,17 +263,20 @@ def test_official_sides_are_exactly_the_published_ones(case, published, seed):
 
 
 def test_published_folds_are_taken_in_the_order_of_their_numbers():
-    words = ["train"] * 10
-    columns = [" ".join([*words[:n], "test", *words[n + 1 :]]) for n in range(10)]
+    columns = []
+    for tested_patient in range(10):
+        words = ["train"] * 10
+        words[tested_patient] = "test"
+        columns.append(" ".join(words))
     manifest = published_folds(*columns)
     names = [f"official_split_{n}" for n in sorted(range(1, 11), key=str)]  # 1, 10, 2, ...
-    shuffled = Manifest(
-        manifest.table[[*manifest.table.columns.difference(names), *names]], manifest.meta
-    )
+    others = manifest.table.drop(columns=names)
+    shuffled = Manifest(others.join(manifest.table[names]), manifest.meta)
     made = splits.make(shuffled, split_settings(scheme="official", repeats=2))
     assert made.rounds() == [(repeat, fold) for repeat in range(2) for fold in range(10)]
     tested = made.table[made.table["part"] == "test"]
-    assert (tested["patient_id"] == "p" + tested["fold"].astype(str)).all()
+    expected = "p" + tested["fold"].astype(str)
+    assert (tested["patient_id"] == expected).all()
     assert len(tested) == 2 * 10 * 2
 
 
@@ -464,47 +478,81 @@ def test_patient_of_both_classes_stays_whole_and_is_drawn_among_its_like():
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_run_writes_the_split_and_the_counts_it_reached(tmp_path, monkeypatch):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    study = config.load_study("demo")
+@pytest.fixture
+def study(tmp_path):
+    """The demo's settings and a manifest of 30 patients."""
+    study = config.load_study("demo", config.read_params(ROOT), root=tmp_path)
     plain = plain_manifest((20, 10))
-    manifest = Manifest(plain.table, {**plain.meta, "study": "demo"}).write(study.manifest_path)
+    Manifest(plain.table, {**plain.meta, "study": "demo"}).write(study.manifest_path)
+    return study
+
+
+def test_run_writes_the_split_and_the_counts_it_reached(study):
     made, summary = splits.run(study)
-    files = study.splits_path, study.splits_path.with_suffix(".json")
-    first = [path.read_bytes() for path in files]
-    assert Splits.read(study.splits_path).digest == made.digest == summary["splits"]
-    assert made.meta["manifest"] == summary["manifest"] == manifest.digest
-    parts = read_json(files[1])["rounds"][0]["parts"]
-    assert sum(parts[part]["b"]["patients"] for part in PARTS) == 10
-    assert sum(parts[part]["a"]["images"] for part in PARTS) == 40
-    assert parts["test"]["a"]["patients"] == round(20 * study.settings.split.test_fraction)
-    strata = read_json(files[1])["rounds"][0]["strata"]
-    assert {name: sum(counts.values()) for name, counts in strata.items()} == {"a": 20, "b": 10}
-    assert strata["b"] == {part: parts[part]["b"]["patients"] for part in PARTS}
-    assert [check["code"] for check in summary["checks"]] == list(checks.NAMES)
+    summary_path = study.splits_path.with_suffix(".json")
+    first = study.splits_path.read_bytes(), summary_path.read_bytes()
+    assert Splits.read(study.splits_path).digest == made.digest == summary.splits
+    assert made.meta["manifest"] == summary.manifest == Manifest.read(study.manifest_path).digest
+    assert SplitSummary.read(summary_path).as_dict() == summary.as_dict()
     splits.run(study)
-    assert [path.read_bytes() for path in files] == first
+    assert (study.splits_path.read_bytes(), summary_path.read_bytes()) == first
+
+
+def test_summary_holds_the_counts_and_the_answers(study):
+    _, summary = splits.run(study)
+    counts = summary.rounds[0]
+    assert sum(counts.parts[part]["b"].patients for part in PARTS) == 10
+    assert sum(counts.parts[part]["a"].images for part in PARTS) == 40
+    tested = round(20 * study.settings.split.test_fraction)
+    assert counts.parts["test"]["a"].patients == tested
+    assert {name: sum(by_part.values()) for name, by_part in counts.strata.items()} == {
+        "a": 20,
+        "b": 10,
+    }
+    assert counts.strata["b"] == {part: counts.parts[part]["b"].patients for part in PARTS}
+    assert [check.code for check in summary.checks] == [check.code for check in checks.CHECKS]
+
+
+def test_text_says_the_counts_of_the_first_round_and_every_answer(study):
+    _, summary = splits.run(study)
+    lines = splits.summary_text(summary).splitlines()
+    assert lines[0] == f"{summary.scheme}, 30 patients by person, {len(summary.rounds)} round(s)"
+    assert [line.split(":")[0].strip() for line in lines[1:4]] == list(PARTS)
+    test = summary.rounds[0].parts["test"]
+    assert lines[3] == (
+        f"  test: a {test['a'].images} images of {test['a'].patients} patients, "
+        f"b {test['b'].images} images of {test['b'].patients} patients"
+    )
+    assert lines[4] == "  EQ001 patient on two sides: none"
+    assert "  EQ004 resampled row outside train: not applicable; no plan yet" in lines
+    assert len(lines) == 1 + len(PARTS) + len(checks.CHECKS)
 
 
 def test_counts_reached_are_those_of_the_images_for_every_round():
-    patients = {f"{'abm'[n % 3]}{n:02d}": ((0,), (1,), (0, 1))[n % 3] * 2 for n in range(36)}
+    label_sets = {"a": (0,), "b": (1,), "m": (0, 1)}
+    patients = {}
+    for number in range(36):
+        letter = "abm"[number % 3]
+        patients[f"{letter}{number:02d}"] = label_sets[letter] * 2
     manifest = manifest_of(patients)
     made = splits.make(manifest, split_settings(scheme="kfold", folds=4, repeats=2))
-    counts = splits.counts_reached(made, manifest)
-    assert [(round_["repeat"], round_["fold"]) for round_ in counts] == made.rounds()
-    for round_ in counts:
-        rows = made.round(round_["repeat"], round_["fold"]).merge(
-            manifest.table[["image_id", "label"]]
-        )
-        rows["stratum"] = rows["patient_id"].str[0].map({"a": "a", "b": "b", "m": "a+b"})
-        assert set(round_["strata"]) == {"a", "b", "a+b"}
+    rounds = splits.counts_reached(made, manifest)
+    assert [(counts.repeat, counts.fold) for counts in rounds] == made.rounds()
+    labels = manifest.table[["image_id", "label"]]
+    for counts in rounds:
+        rows = made.round(counts.repeat, counts.fold).merge(labels)
         for part in PARTS:
-            inside = rows[rows["part"] == part]
-            for label, name in enumerate("ab"):
-                own = inside[inside["label"] == label]
-                assert round_["parts"][part][name]["images"] == len(own)
-                assert round_["parts"][part][name]["patients"] == own["patient_id"].nunique()
-            for name in round_["strata"]:
-                own = inside[inside["stratum"] == name]
-                assert round_["strata"][name][part] == own["patient_id"].nunique()
+            _same_counts(counts, part, rows[rows["part"] == part])
+
+
+def _same_counts(counts, part, inside):
+    """The counts of one part are those of its rows; a patient's name begins with its stratum."""
+    for label, name in enumerate("ab"):
+        images = inside[inside["label"] == label]
+        assert counts.parts[part][name].images == len(images)
+        assert counts.parts[part][name].patients == images["patient_id"].nunique()
+    strata = inside["patient_id"].str[0]
+    assert set(counts.strata) == {"a", "b", "a+b"}
+    for letter, name in (("a", "a"), ("b", "b"), ("m", "a+b")):
+        patients = inside["patient_id"][strata == letter]
+        assert counts.strata[name][part] == patients.nunique()

@@ -58,7 +58,7 @@ def blobs(counts=(60, 25), width=5, seed=3, patients=None):
 def loss(objective, label, logit):
     """The loss of one row whose logit of class 1 stands `logit` above that of class 0."""
     rotated = solver.Rotated(np.ones((1, 1)), np.zeros((0, 0)), np.zeros(0))
-    problem = solver._Problem(rotated, np.array([label]), np.ones((1, 1)), [objective], np.ones(1))
+    problem = solver.Problem(rotated, np.array([label]), np.ones((1, 1)), [objective], np.ones(1))
     point = np.full((1, 1, 1), logit) / problem.scale[:, None, :]
     return problem.evaluate(point, np.array([0]))[0][0]
 
@@ -279,11 +279,9 @@ def test_a_smote_trial_is_logistic_regression_on_the_rows_of_imbalanced_learn_in
     fold_of = np.random.default_rng(0).integers(0, 3, len(np.unique(matrix.patients)))
     fold_of = fold_of[np.unique(matrix.patients, return_inverse=True)[1]]
     cls, seed = strategies.load_strategy("smote"), 11
-    search = tuning._Search(
-        matrix, cls, cls.published(2, {}), {}, made.tune_section(), seed, fold_of
-    )
+    search = tuning.Search(matrix, cls, {}, made.tune_section(), seed, fold_of)
     candidates = [{"target_fraction": part, "l2": l2} for part in (0.3, 1.0, 0.0)]
-    found = search._solve(candidates, 0)
+    found = search.score(candidates)
     images = len(matrix.image_labels)
     standardised = matrix.standardiser.apply(matrix.features[:images], np.float32)
     for trial, target in ((found[1], "auto"), (found[2], None)):
@@ -398,8 +396,8 @@ def test_a_scenario_runs_from_end_to_end(folder, name):
     assert list(plan.columns[-3:]) == ["partner_id", "mix", "weight"]
     train = records.Splits.read(study.splits_path).table.query("part == 'train'")["image_id"]
     assert set(plan["image_id"]) | set(plan["partner_id"]) <= set(train)
-    assert summary["metrics"]["free"]["auroc"]["value"] > 0.8
-    assert {check["code"]: check["answer"] for check in summary["checks"]}["EQ004"] == "none"
+    assert summary.metrics["free"]["auroc"].value > 0.8
+    assert {check.code: check.answer for check in summary.checks}["EQ004"] == "none"
     mixed = plan[plan["mix"] > 0]
     assert (plan.drop(mixed.index)["partner_id"] == plan.drop(mixed.index)["image_id"]).all()
     assert (len(mixed) > 0) == (name == "smote"), (
@@ -422,8 +420,10 @@ def test_a_mixed_plan_is_exported_as_rows_and_not_as_pictures(folder):
     with pytest.raises(
         DataError, match=r"draws of .*plan\.parquet are mixed from the features of two images.*csv"
     ):
-        export.run(study, "folders", "smote", made.BACKBONE)
-    written = pd.read_csv(export.run(study, "csv", "smote", made.BACKBONE)[0] / "split.csv")
+        export.export_study(study, "folders", "smote", made.BACKBONE)
+    written = pd.read_csv(
+        export.export_study(study, "csv", "smote", made.BACKBONE)[0] / "split.csv"
+    )
     plan, _ = files.read_table(study.result_path(made.BACKBONE, "smote") / "plan.parquet")
     drawn = written[written["part"] == "train"]
     for column in ("image_id", "partner_id"):

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,17 +51,15 @@ def applied(strategy, rows):
     return plan, counts, strategy.objective(counts)
 
 
-class Recorder:
-    """Stands for an Optuna trial: takes one end of every range and remembers the ranges."""
+def range_of(parameter, views=VIEWS):
+    return parameter.low, parameter.highest(views)
 
-    def __init__(self, views, end):
-        self.study, self.end, self.ranges = SimpleNamespace(user_attrs={"views": views}), end, {}
 
-    def suggest_float(self, name, low, high, **options):
-        self.ranges[name] = (low, high)
-        return (low, high)[self.end]
-
-    suggest_int = suggest_float
+def at_the_ends(cls):
+    """The settings at the low and at the high end of every range, and the published ones."""
+    yield {name: parameter.low for name, parameter in cls.parameters().items()}
+    yield {name: parameter.highest(VIEWS) for name, parameter in cls.parameters().items()}
+    yield cls.published(VIEWS, {})
 
 
 every = pytest.mark.parametrize("name", strategies.names())
@@ -85,11 +82,8 @@ def test_the_shipped_strategies_are_found():
 @everywhere
 def test_plan_draws_train_rows_and_objective_has_a_number_per_class(name, counts):
     rows = train_rows(counts)
-    for end in (0, 1, None):
-        cls = strategies.load_strategy(name)
-        settings = (
-            cls.published(VIEWS, {}) if end is None else cls.search_space(Recorder(VIEWS, end))
-        )
+    cls = strategies.load_strategy(name)
+    for settings in at_the_ends(cls):
         try:
             plan, after, objective = applied(cls.of(settings), rows)
         except TrialFailed:
@@ -142,7 +136,8 @@ def test_another_seed_draws_other_rows(name):
 @everywhere
 def test_neutral_settings_are_the_baseline_exactly(name, counts):
     rows = train_rows(counts)
-    neutral = strategies.load_strategy(name).of(strategies.load_strategy(name).NEUTRAL)
+    cls = strategies.load_strategy(name)
+    neutral = cls.of(cls.neutral())
     plan, _, objective = applied(neutral, rows)
     expected, _, plain = applied(load("baseline"), rows)
     assert same(plan, expected)
@@ -165,23 +160,69 @@ def test_equal_counts_make_every_published_setting_the_baseline(name):
 
 @every
 @pytest.mark.parametrize("views", [1, 3, 8])
-def test_published_settings_lie_in_the_search_space_and_neutral_ones_can_be_fixed(name, views):
+def test_published_settings_lie_in_their_ranges_and_neutral_ones_can_be_fixed(name, views):
     cls = strategies.load_strategy(name)
-    trial = Recorder(views, 0)
-    assert set(cls.search_space(trial)) == set(trial.ranges) == set(cls.published(views, {}))
-    for key, value in cls.published(views, {}).items():
-        low, high = trial.ranges[key]
+    published, neutral = cls.published(views, {}), cls.neutral()
+    assert list(published) == list(neutral) == list(cls.parameters())
+    assert list(published) == [item.name for item in fields(cls)]
+    for key, value in published.items():
+        low, high = range_of(cls.parameters()[key], views)
+        assert low < high
         assert low <= value <= high
-    assert cls.published(views, cls.NEUTRAL) == dict(cls.NEUTRAL), "neutral settings may be fixed"
-    outside = [
-        key
-        for key, value in cls.NEUTRAL.items()
-        if not trial.ranges[key][0] <= value <= trial.ranges[key][1]
-    ]
+    assert cls.published(views, neutral) == neutral, "neutral settings may be fixed"
+    outside = []
+    for key, value in neutral.items():
+        low, high = range_of(cls.parameters()[key], views)
+        if not low <= value <= high:
+            outside.append(key)
     assert outside == (["log10_one_minus_beta"] if name == "class_balanced" else []), (
         "beta = 0 is a limit"
     )
-    assert set(cls.NEUTRAL) == set(trial.ranges)
+
+
+def test_ranges_are_those_of_the_papers_and_of_the_views():
+    described = {
+        (name, key): (parameter.published, *range_of(parameter, views=3))
+        for name in strategies.names()
+        for key, parameter in strategies.load_strategy(name).parameters().items()
+        if not name.startswith("imblearn_")
+    }
+    assert described == {
+        ("augment", "copies"): (5, 0, 3),
+        ("class_balanced", "log10_one_minus_beta"): (-4.0, -5.0, -2.0),
+        ("class_weight", "exponent"): (1.0, 0.0, 1.5),
+        ("focal", "gamma"): (2.0, 0.0, 5.0),
+        ("logit_adjust", "strength"): (1.0, 0.0, 2.0),
+        ("oversample", "target_fraction"): (1.0, 0.0, 1.0),
+        ("patient_balanced", "exponent"): (1.0, 0.0, 1.0),
+        ("smote", "target_fraction"): (1.0, 0.0, 1.0),
+        ("undersample", "target_fraction"): (1.0, 0.0, 1.0),
+        ("weighted_augment", "copies"): (5, 0, 3),
+        ("weighted_augment", "exponent"): (1.0, 0.0, 1.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "fraction_allows", "count_allows"),
+    [
+        (0, True, True),
+        (0.5, True, False),
+        (1, True, True),
+        (2, False, True),
+        (4, False, False),
+        (-7, True, True),
+        (True, False, False),
+        (None, False, False),
+        ("1", False, False),
+    ],
+)
+def test_a_parameter_allows_its_range_and_its_neutral_value(value, fraction_allows, count_allows):
+    fraction = base.Parameter(published=0.5, low=0.0, high=1.0, neutral=-7)
+    count = base.Parameter(published=2, low=0, high=base.VIEWS, neutral=-7)
+    assert fraction.allows(value, views=3) is fraction_allows
+    assert count.allows(value, views=3) is count_allows
+    assert count.is_integer
+    assert not fraction.is_integer
 
 
 @every

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 from conftest import REPO
@@ -18,7 +19,6 @@ from equipoise.core.errors import DataError
 from fabricate import made
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals of Linux")
-sys.path.insert(0, str(REPO / "benchmarks"))
 
 SCENARIO = (
     "scenario",
@@ -48,7 +48,10 @@ def verb(*arguments, before=None, **environment):
 
 
 def files(folder="."):
-    """Bytes of what a study leaves; names of temporary files included, the cache not."""
+    """Bytes of what a study leaves; names of temporary files included.
+
+    The cache is left out, and the journal of searches, which holds times.
+    """
     found = {
         path.as_posix(): path
         for top in ("data", "results")
@@ -57,8 +60,20 @@ def files(folder="."):
     return {
         name: path.read_bytes()
         for name, path in found.items()
-        if path.is_file() and "data/cache" not in name
+        if path.is_file() and "data/cache" not in name and not name.endswith("data/searches.log")
     }
+
+
+def searches():
+    """What the journal of searches shows: name -> values and parameters of its trials."""
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend("data/searches.log")
+    )
+    shown = {}
+    for name in optuna.get_all_study_names(storage):
+        trials = optuna.load_study(study_name=name, storage=storage).trials
+        shown[name] = [(trial.state, trial.value, trial.params) for trial in trials]
+    return shown
 
 
 def assert_a_sentence(done, *texts):
@@ -74,14 +89,14 @@ def assert_a_sentence(done, *texts):
 @pytest.fixture
 def kill(tmp_path):
     """Start a verb that dies at an operation on a file of the workspace, or count the operations (-1)."""
-    import crash
+    from fabricate import kills
 
     def start(arguments, operation):
         log = tmp_path.with_name("operations.log")
         log.unlink(missing_ok=True)
         inside = [
             sys.executable,
-            crash.__file__,
+            kills.__file__,
             "--inside",
             str(tmp_path),
             str(log),
@@ -106,7 +121,8 @@ def test_a_killed_scenario_ends_in_the_same_bytes_and_leaves_no_temporary_file(
     fresh = tmp_path.with_name("fresh")
     shutil.copytree(tmp_path, fresh)
     assert verb(*SCENARIO).returncode == 0
-    wanted = files()
+    wanted, shown = files(), searches()
+    assert len(shown) == len(study.settings.train.seeds)
     shutil.rmtree("results"), shutil.rmtree("data"), shutil.copytree(fresh / "data", "data")
     _, operations = kill(SCENARIO, -1)
     for share in (0.6, 0.95):
@@ -118,6 +134,7 @@ def test_a_killed_scenario_ends_in_the_same_bytes_and_leaves_no_temporary_file(
         assert kill(SCENARIO, round(share * operations))[0] == -signal.SIGKILL
         assert verb(*SCENARIO).returncode == 0
         assert files() == wanted
+        assert searches() == shown
 
 
 def test_what_a_killed_writer_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):

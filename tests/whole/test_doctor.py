@@ -23,23 +23,18 @@ from fabricate import made
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "MLFLOW_TRACKING_URI",
-        "MLFLOW_REGISTRY_URI",
-        "EQUIPOISE_OPTUNA_STORAGE",
-        "EQUIPOISE_DASK_SCHEDULER",
-    ):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "EQUIPOISE_DASK_SCHEDULER"):
         monkeypatch.delenv(name, raising=False)
     return made.study(tmp_path)
 
 
-def lines(prefix: str = "") -> dict[str, dict[str, str]]:
-    return {line["what"]: line for line in doctor.examine() if line["what"].startswith(prefix)}
+def examined(root) -> dict[str, doctor.Finding]:
+    return {finding.what: finding for finding in doctor.examine(root)}
 
 
-def said(what: str) -> tuple[str, str]:
-    line = lines()[what]
-    return line["level"], line["detail"]
+def said(root, what: str) -> tuple[str, str]:
+    finding = examined(root)[what]
+    return finding.level, finding.detail
 
 
 def test_nothing_is_made_or_changed_by_looking(study, tmp_path):
@@ -47,23 +42,20 @@ def test_nothing_is_made_or_changed_by_looking(study, tmp_path):
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     before = held()
-    found = lines()
+    findings = examined(tmp_path)
     assert held() == before
-    assert found["tracking"]["level"] == "ok"
-    assert "mlflow.db will be made" in found["tracking"]["detail"]
-    assert found["dvc repository"]["detail"] == "run `dvc init`"
-    assert found["made: raw images"]["level"] == "error"
+    assert findings["tracking"].level == "ok"
+    assert "mlflow.db will be made" in findings["tracking"].detail
+    assert findings["dvc repository"].detail == "run `dvc init`"
+    assert findings["made: raw images"].level == "error"
 
 
-def test_every_line_that_is_not_ok_names_a_step(study, monkeypatch):
+def test_every_line_that_is_not_ok_names_a_step(study, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:geheim@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("EQUIPOISE_OPTUNA_STORAGE", "nodriver://ada:geheim@127.0.0.1/searches")
-    found = doctor.examine()
-    wrong = {line["what"]: line["detail"] for line in found if line["level"] != "ok"}
-    assert {"tracking", "registry", "made: searches", "made: raw images", "dvc repository"} <= set(
-        wrong
-    )
+    findings = examined(tmp_path).values()
+    wrong = {finding.what: finding.detail for finding in findings if finding.level != "ok"}
+    assert {"tracking", "registry", "made: raw images", "dvc repository"} <= set(wrong)
     for what, detail in wrong.items():
         assert any(
             word in detail for word in ("set ", "correct ", "run ", "put ", "install ", "`dvc")
@@ -98,13 +90,13 @@ class ReadOnly(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_where_one_may_only_read_is_an_error(study, monkeypatch):
+def test_a_server_where_one_may_only_read_is_an_error(study, tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ReadOnly)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
     try:
         for what in ("tracking", "registry"):
-            level, detail = said(what)
+            level, detail = said(tmp_path, what)
             assert level == "error"
             assert "ermission" in detail
             assert "credentials" in detail
@@ -112,45 +104,47 @@ def test_a_server_where_one_may_only_read_is_an_error(study, monkeypatch):
         server.shutdown()
 
 
-def test_a_read_only_folder_is_an_error(study, monkeypatch):
+def test_a_read_only_folder_is_an_error(study, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    level, detail = said("tracking")
+    level, detail = said(tmp_path, "tracking")
     assert level == "error"
     assert "cannot be written" in detail
 
 
 def test_the_dvc_remote_is_asked(study, tmp_path):
     (tmp_path / ".dvc").mkdir()
-    assert said("dvc remote")[0] == "warning"
+    assert said(tmp_path, "dvc remote")[0] == "warning"
     (tmp_path / "store").mkdir()
     (tmp_path / ".dvc/config").write_text(
         f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n"
     )
-    assert said("dvc remote") == ("ok", f"store ({tmp_path}/store), reached")
+    assert said(tmp_path, "dvc remote") == ("ok", f"store ({tmp_path}/store), reached")
     (tmp_path / ".dvc/config").write_text("[core]\n    remote = lost\n")
-    level, detail = said("dvc remote")
+    level, detail = said(tmp_path, "dvc remote")
     assert level == "error"
     assert "dvc remote list" in detail
 
 
-def test_searches_in_a_file_are_a_warning_for_several_machines(study, monkeypatch):
-    monkeypatch.setenv("EQUIPOISE_OPTUNA_STORAGE", "sqlite:///searches.db")
-    level, detail = said("made: searches")
-    assert level == "warning"
-    assert "several machines need PostgreSQL" in detail
+def test_disk_and_memory_are_held_against_the_estimate(study, tmp_path):
+    assert said(tmp_path, "made: disk")[0] in ("ok", "warning")
+    assert doctor.disk_finding("made", needed_bytes=1e9, free_bytes=1e12).level == "ok"
+    assert doctor.disk_finding("made", needed_bytes=1e9, free_bytes=2e9).level == "warning"
+    full = doctor.disk_finding("made", needed_bytes=2e9, free_bytes=1e9)
+    assert full.level == "error"
+    assert "float16" in full.detail
+    assert doctor.memory_finding("made", needed_bytes=1e9, held_bytes=2e9).level == "ok"
+    assert doctor.memory_finding("made", needed_bytes=1e9, held_bytes=0).level == "ok"
+    small = doctor.memory_finding("made", needed_bytes=2e9, held_bytes=1e9)
+    assert small.level == "warning"
+    assert "engine.workers" in small.detail
 
 
-def test_disk_and_memory_are_held_against_the_estimate(study, tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(made.params(embed={"views": 3})))
-    assert said("made: disk")[0] in ("ok", "warning")
-    monkeypatch.setattr(pipeline, "_COPIES", 10**12)
-    level, detail = said("made: disk")
-    assert level == "error"
-    assert "float16" in detail
-    monkeypatch.setattr(doctor, "_memory_bytes", lambda: 10**6)
-    level, detail = said("made: memory")
-    assert level == "warning"
-    assert "engine.workers" in detail
+def test_the_estimate_of_disk_grows_with_the_views(study, tmp_path):
+    def written(views: int) -> int:
+        more = config.load_study("made", made.params(embed={"views": views}), root=tmp_path)
+        return pipeline.Needs.of(pipeline.steps(more)).disk_bytes
+
+    assert written(views=4) > written(views=3) > 0
 
 
 def test_workers_that_see_another_params_are_an_error(study, tmp_path):
@@ -161,18 +155,18 @@ def test_workers_that_see_another_params_are_an_error(study, tmp_path):
     )
     with wide as cluster, Client(cluster):
         engine = Engine(backend="dask", scheduler=cluster.scheduler_address)
-        level, detail = doctor._workers(engine)
-        assert level == "warning"
-        assert "--nthreads 1" in detail
+        answer = doctor.workers(engine, tmp_path)
+        assert answer.level == "warning"
+        assert "--nthreads 1" in answer.detail
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(
                 doctor.environment, "difference", lambda there, here: "numpy is 1 there and 2 here"
             )
-            assert doctor._workers(engine)[0] == "error"
+            assert doctor.workers(engine, tmp_path).level == "error"
     (tmp_path / "params.yaml").write_text(
         yaml.safe_dump(made.params() | {"engine": {"backend": "dask"}})
     )
-    assert said("made: dask") == ("ok", "1 workers will be started here")
+    assert said(tmp_path, "made: dask") == ("ok", "1 workers will be started here")
 
 
 def steps(study: config.Study, **options) -> dict[str, pipeline.Step]:
@@ -185,12 +179,12 @@ def test_what_is_cached_and_what_will_run(study):
     scenario.run(study, made.BACKBONE, "oversample")
     assert steps(study)[f"scenario oversample, {made.BACKBONE}"].cached
     assert not steps(study)[f"scenario baseline, {made.BACKBONE}"].cached
-    fewer = config.load_study("made", made.params(tune={"trials": 3}))
+    fewer = config.load_study("made", made.params(tune={"trials": 3}), root=study.root)
     assert not steps(fewer)[f"scenario oversample, {made.BACKBONE}"].cached
-    moved = config.load_study("made", made.params(split={"seed": 5}))
+    moved = config.load_study("made", made.params(split={"seed": 5}), root=study.root)
     assert not steps(moved)["split"].cached
     assert not steps(moved)[f"scenario oversample, {made.BACKBONE}"].cached
-    viewed = config.load_study("made", made.params(embed={"views": 3}))
+    viewed = config.load_study("made", made.params(embed={"views": 3}), root=study.root)
     assert not steps(viewed)[f"embed {made.BACKBONE}"].cached
     assert not steps(viewed)[f"scenario oversample, {made.BACKBONE}"].cached
     assert "0 of 5" not in pipeline.total(list(before.values()))
@@ -206,46 +200,47 @@ def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
         "opacity_patient_fraction": 0.3,
     }
     params["studies"]["demo"]["embed"] |= {"image_size_px": 32, "views": 1, "batch_size": 8}
-    study = config.load_study("demo", params)
+    study = config.load_study("demo", params, root=tmp_path)
     assert "at most" in pipeline.total(list(steps(study).values()))
-    phantom.draw(study.raw, study.settings.phantom.model_dump())
+    phantom.draw(study.raw, study.settings.phantom)
     drawn = steps(study)["ingest"]
     ingest.run(study)
     assert (drawn.cached, steps(study)["ingest"].cached) == (False, True)
     assert drawn.detail == f"{sum(path.suffix == '.png' for path in study.raw.rglob('*'))} images"
     wanted = steps(study, exact=True)["embed vgg16"]
-    monkeypatch.setattr(shards, "_SHARD_ROWS", 8)
-    real, calls = embedder.Embedder.features, []
+    calls = []
 
-    def dies(self, *arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(self, *arguments)
+    class Dies(embedder.Embedder):
+        def features(self, *arguments):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return super().features(*arguments)
 
-    with monkeypatch.context() as killed:
-        killed.setattr(embedder.Embedder, "features", dies)
-        with pytest.raises(KeyboardInterrupt):
-            features.run(study, "vgg16")
+    with pytest.raises(KeyboardInterrupt):
+        features.run(study, "vgg16", make_embedder=Dies, shard_rows=8)
     rest = steps(study, exact=True)["embed vgg16"]
     assert rest.passes == wanted.passes - 2 * 8
-    assert features.run(study, "vgg16")["passes_now"] == rest.passes
+    assert features.run(study, "vgg16").passes_now == rest.passes
     assert steps(study)["embed vgg16"].cached
 
 
-def test_a_rate_measured_here_goes_before_the_published_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_rate_measured_here_goes_before_the_published_one(tmp_path):
     published = backbones.load_row("vgg16").images_per_second
-    assert pipeline._rate("vgg16", 224) == (published, "published for 2 cores")
-    assert pipeline._rate("vgg16", 112)[0] == 4 * published
-    shards.SHARDS.mkdir(parents=True)
+    rate = pipeline.passes_per_second(tmp_path, "vgg16", 224)
+    assert rate == pipeline.Rate(published, "published for 2 cores")
+    smaller = pipeline.passes_per_second(tmp_path, "vgg16", 112)
+    assert smaller.images_per_second == 4 * published
+    journal = shards.passes_journal(tmp_path)
+    journal.parent.mkdir(parents=True)
     rows = [
         {"backbone": "vgg16", "image_size_px": 224, "passes_now": 1000, "seconds": 50.0},
         {"backbone": "vgg16", "image_size_px": 224, "passes_now": 10, "seconds": 9.0},
         {"backbone": "vgg16", "passes_now": 1000},
     ]
-    (shards.SHARDS / "passes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert pipeline._rate("vgg16", 224) == (20.0, "measured here")
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rate = pipeline.passes_per_second(tmp_path, "vgg16", 224)
+    assert rate == pipeline.Rate(20.0, "measured here")
 
 
 @pytest.mark.parametrize("verb", ["scenario", "main"])
@@ -264,10 +259,13 @@ def test_dry_run_says_and_makes_nothing(study, tmp_path, capsys, verb):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_devices_are_named_by_a_process_of_their_own(monkeypatch):
-    monkeypatch.setattr(doctor, "_DEVICES", "print('CPU:0, GPU:0')")
-    assert doctor._devices() == ("ok", "devices", "CPU:0, GPU:0")
-    monkeypatch.setattr(doctor, "_DEVICES", "import os; os.abort()")
-    level, _, detail = doctor._devices()
-    assert level == "error"
-    assert "make env" in detail
+def test_devices_are_named_by_a_process_of_their_own():
+    assert doctor.name_devices("print('CPU:0, GPU:0')") == doctor.Answer("ok", "CPU:0, GPU:0")
+    answer = doctor.name_devices("import os; os.abort()")
+    assert answer.level == "error"
+    assert "make env" in answer.detail
+
+
+def test_a_server_that_does_not_answer_is_left_after_some_seconds():
+    finding = doctor.ask("tracking", "start it", lambda: threading.Event().wait(5), seconds=0.1)
+    assert finding == doctor.Finding("error", "tracking", "no answer within 0 s; start it")

@@ -161,7 +161,7 @@ def test_scenario_builds_the_stages_it_lacks(tmp_path):
         "oversample",
     ]
     text = run(tmp_path, *command).stdout
-    for line in ("drawing data/raw/demo", "ingesting", "splitting", "embedding demo with vgg16"):
+    for line in ("data/raw/demo", "ingesting", "splitting", "embedding demo with vgg16"):
         assert line in text
     text = run(tmp_path, *command).stdout
     assert "embedding" not in text

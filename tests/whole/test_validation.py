@@ -31,6 +31,7 @@ def test_true_values_are_those_of_two_normal_laws():
         "free.specificity_at_sensitivity": 0.67,
     }
     found = validation.truth(apart)
+    found = {str(endpoint): value for endpoint, value in found.items()}
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=2e-5)
 
 
@@ -61,7 +62,7 @@ def test_the_simulations_see_what_the_product_computes():
     for name in validation.ALONE:
         assert own.draws[name] == pytest.approx(product.draws[name], abs=1e-9), name
         mine, its = own.interval(name), product.interval(name)
-        assert (mine["low"], mine["high"]) == pytest.approx((its["low"], its["high"]), abs=1e-9)
+        assert (mine.low, mine.high) == pytest.approx((its.low, its.high), abs=1e-9)
 
 
 def test_intervals_over_patients_cover_and_those_over_images_do_not():

@@ -1,11 +1,17 @@
-"""The model card (Mitchell et al. 2019, items of CLAIM 2024 and TRIPOD+AI), from files alone; its text is card.md."""
+"""The model card of one result, made from its files alone; the text is the template card.md.
+
+It has the sections of Mitchell et al. 2019, with the items of CLAIM 2024 and TRIPOD+AI that apply.
+"""
 
 from __future__ import annotations
 
 import html
+import itertools
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,12 +20,26 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader, Undefined
 from equipoise.compare import evidence
 from equipoise.compare.wording import metric_label
 from equipoise.core.config import Study
-from equipoise.core.files import read_json
-from equipoise.core.records import Predictions
+from equipoise.core.documents import (
+    Calibration,
+    Choices,
+    Comparison,
+    IngestSummary,
+    Interval,
+    MetricTable,
+    RoundChoice,
+    ScenarioRow,
+    ScenarioSummary,
+    ServedModel,
+    SplitSummary,
+)
+from equipoise.core.records import CALIBRATED, Predictions
 from equipoise.evaluation import metrics
+from equipoise.evaluation.metrics import Endpoint
 from equipoise.ingest.datasets import base as datasets
 
 FILE_NAME = "MODEL_CARD.md"
+#: Probabilities stay this far from 0 and 1, so that their logit is a number.
 _EPSILON = 1e-12
 _ABSENT = "not measured"
 _POINTS = ("free", "raw", "locked")
@@ -28,7 +48,9 @@ _POINTS = ("free", "raw", "locked")
 def card(
     study: Study, backbone: str, scenario: str, software: Mapping[str, str] | None = None
 ) -> str:
-    """Write the card of one result as Markdown; what its files do not hold is said to be not measured.
+    """Write the card of one result as Markdown.
+
+    What the files do not hold is said to be not measured.
 
     Args:
         study: Whose manifest, split and comparison.
@@ -40,23 +62,224 @@ def card(
         DataError: When the manifest, the split, the metrics or the predictions are not there.
     """
     folder = study.result_path(backbone, scenario)
-    ingest, splits = (
-        read_json(path.with_suffix(".json")) for path in (study.manifest_path, study.splits_path)
+    ingest = IngestSummary.read(study.manifest_path.with_suffix(".json"))
+    splits = SplitSummary.read(study.splits_path.with_suffix(".json"))
+    summary = ScenarioSummary.read(folder / "metrics.json")
+    choices = Choices.read(folder / "best.json").root
+    compared = _compared(study.reports_path, backbone, scenario, summary.result_digest)
+    predictions = Predictions.read(folder / "predictions.parquet")
+    template = _environment(summary).get_template("card.md")
+    return template.render(
+        study=study.name,
+        backbone=backbone,
+        scenario=scenario,
+        ingest=ingest,
+        splits=splits,
+        summary=summary,
+        model=_model(folder),
+        choices=_of_one_seed(choices),
+        fitted_on="the pooled out-of-fold predictions" if splits.scheme == "kfold" else "val",
+        source=_source(study.dataset, splits.group_by),
+        left_out=_left_out(study.manifest_path.with_suffix(".quarantine.csv")),
+        compared=compared.comparison,
+        row=compared.row,
+        subgroups=_subgroups(compared.row),
+        measured=_measured(summary, compared.row),
+        failures=_failures(predictions, summary.classes),
+        software=software or {},
     )
-    summary, choices = read_json(folder / "metrics.json"), read_json(folder / "best.json")
-    written = [
-        study.reports_path / "evidence.json",
-        study.reports_path / "comparison.json",
-        folder / "model/model.json",
-    ]
-    full, short, model = (read_json(path) if path.is_file() else {} for path in written)
-    compared = full or short
-    row = compared.get("rows", {}).get(backbone, {}).get(scenario, {})
-    if row.get("result_digest") != summary["result_digest"]:  # of another run of this scenario
-        compared, row = {}, {}
-    wrong, tested = wrongly_decided(Predictions.read(folder / "predictions.parquet"))
-    pairs = Counter(zip(wrong["truth"], wrong["decided"]))
-    source = getattr(datasets.load_dataset(study.dataset), "CARD", None)
+
+
+# --- what the files hold --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What the comparison says of the result.
+
+    Both are None where there is no comparison, or where it is of another run of this scenario.
+    """
+
+    comparison: Comparison | None = None
+    row: ScenarioRow | None = None
+
+
+def _compared(reports: Path, backbone: str, scenario: str, result_digest: str) -> _Compared:
+    for name in ("evidence.json", "comparison.json"):
+        path = reports / name
+        if not path.is_file():
+            continue
+        comparison = Comparison.read(path)
+        row = comparison.rows.get(backbone, {}).get(scenario)
+        if row is None or row.result_digest != result_digest:
+            return _Compared()
+        return _Compared(comparison, row)
+    return _Compared()
+
+
+def _subgroups(row: ScenarioRow | None) -> str | None:
+    """Name the columns by which the test images were divided into groups.
+
+    None where nobody looked, as in the short form of a comparison.
+    """
+    if row is None or "subgroups" not in row.model_fields_set:
+        return None
+    columns = dict.fromkeys(group.column for group in row.subgroups)
+    return ", ".join(columns) or "none: the data have no column for it"
+
+
+def _model(folder: Path) -> ServedModel | None:
+    path = folder / "model" / "model.json"
+    return ServedModel.read(path) if path.is_file() else None
+
+
+def _of_one_seed(choices: list[RoundChoice]) -> list[RoundChoice]:
+    first = choices[0].seed
+    return [choice for choice in choices if choice.seed == first]
+
+
+class _Source(NamedTuple):
+    """The dataset's name, and what it takes for a patient, in words."""
+
+    title: str
+    reading: str
+
+
+def _source(dataset: str, group_by: str) -> _Source:
+    described = getattr(datasets.load_dataset(dataset), "CARD", None)
+    if described is None:
+        return _Source(dataset, "")
+    return _Source(described.title, described.readings.get(group_by, ""))
+
+
+def _left_out(quarantine: Path) -> dict[str, int]:
+    """How many files were left out, by the kind of reason."""
+    if not quarantine.is_file():
+        return {}
+    reasons = pd.read_csv(quarantine, dtype=str)["reason"]
+    # What stands before " of " or ":" names the kind. What follows may name an image, so a patient.
+    kinds = reasons.str.split(r":| of ", regex=True).str[0]
+    return kinds.value_counts().sort_index().to_dict()
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def _measured(
+    summary: ScenarioSummary, row: ScenarioRow | None
+) -> dict[str, dict[str, list[str | None]]]:
+    """Tables of metrics: whose metrics -> metric -> a cell for each operating point."""
+    tables = {"images": _cells(summary.metrics)}
+    by_patient = row.patient.get("mean") if row else None
+    if by_patient and by_patient.locked:
+        title = f"patients, by the mean logit of their images ({by_patient.patients})"
+        points = {point: by_patient.point(point) for point in _POINTS}
+        tables[title] = _cells(points)
+    return tables
+
+
+def _cells(table: MetricTable) -> dict[str, list[str | None]]:
+    points = [table.get(point, {}) for point in _POINTS]
+    names = dict.fromkeys(itertools.chain.from_iterable(points))
+    return {name: [_cell_at(point, name) for point in points] for name in names}
+
+
+def _cell_at(point: Mapping[str, Interval], name: str) -> str | None:
+    """A cell; empty where the metric has no such operating point."""
+    return _cell(point[name]) if name in point else ""
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+class WrongDecisions(NamedTuple):
+    """Test images of the first repeat and seed that were decided wrongly at the locked threshold.
+
+    Attributes:
+        table: image_id, truth and decided (labels), prob (calibrated, of the class decided for)
+            and confidence, the most confident first. Confidence is the distance of the logit from
+            the threshold's, or for more than two classes from the true class's.
+        tested: How many images were decided.
+    """
+
+    table: pd.DataFrame
+    tested: int
+
+
+def wrongly_decided(predictions: Predictions) -> WrongDecisions:
+    """Find the mistakes among the test images of the first repeat and seed."""
+    test = evidence.first_run(predictions)
+    probs = test.probabilities(CALIBRATED)
+    truth = test.table["label"].to_numpy()
+    threshold = test.table["threshold"].to_numpy(dtype=np.float64)
+    positive = test.positive_label
+    decided = metrics.decide(probs, positive, threshold)
+    every = np.arange(len(truth))
+    logits = _logit(probs)
+    if probs.shape[1] == 2:
+        towards_decided = np.where(decided == positive, 1, -1)
+        rival = towards_decided * _threshold_logit(threshold)
+    else:
+        rival = logits[every, truth]
+    table = test.table[["image_id"]].assign(
+        truth=truth,
+        decided=decided,
+        prob=probs[every, decided],
+        confidence=logits[every, decided] - rival,
+    )
+    wrong = table[decided != truth]
+    by_confidence = wrong.sort_values(["confidence", "image_id"], ascending=[False, True])
+    return WrongDecisions(by_confidence, len(table))
+
+
+def _logit(prob: np.ndarray) -> np.ndarray:
+    of_class = np.clip(prob, _EPSILON, 1)
+    of_others = np.clip(1 - prob, _EPSILON, 1)
+    return np.log(of_class) - np.log(of_others)
+
+
+def _threshold_logit(threshold: np.ndarray) -> np.ndarray:
+    inside = np.clip(threshold, _EPSILON, 1 - _EPSILON)
+    return np.log(inside / (1 - inside))
+
+
+class _Confusion(NamedTuple):
+    """How many images of one class were taken for another."""
+
+    truth: str
+    decided: str
+    images: int
+
+
+@dataclass(frozen=True)
+class _Failures:
+    """Wrong decisions of `tested` test images, and which class was taken for which."""
+
+    wrong: int
+    tested: int
+    confusions: list[_Confusion]
+
+
+def _failures(predictions: Predictions, classes: Sequence[str]) -> _Failures:
+    wrong = wrongly_decided(predictions)
+    numbers = Counter(zip(wrong.table["truth"], wrong.table["decided"]))
+    confusions = []
+    for (truth, decided), images in sorted(numbers.items()):
+        confusions.append(_Confusion(classes[truth], classes[decided], images))
+    return _Failures(len(wrong.table), wrong.tested, confusions)
+
+
+# --- the template's functions ---------------------------------------------------------------------
+
+
+def _environment(summary: ScenarioSummary) -> Environment:
+    """Prepare the template: names stay text, and what does not exist is "not measured"."""
+    floor = summary.settings["tune"]["sensitivity_floor"]
+    binary = len(summary.classes) == 2
+
+    def label(endpoint: str) -> str:
+        return metric_label(Endpoint.parse(endpoint), floor, binary)
+
     environment = Environment(  # noqa: S701 - Markdown, which has its own way to make text harmless
         loader=PackageLoader("equipoise.compare", "."),
         undefined=ChainableUndefined,
@@ -65,103 +288,44 @@ def card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("card.md").render(
-        **{
-            "study": study.name,
-            "backbone": backbone,
-            "scenario": scenario,
-            "software": dict(software or {}),
-        },
-        **{
-            "ingest": ingest,
-            "splits": splits,
-            "summary": summary,
-            "model": model,
-            "compared": compared,
-            "row": row,
-        },
-        choices=[choice for choice in choices if choice["seed"] == choices[0]["seed"]],
-        title=source.title if source else study.dataset,
-        fitted_on="the pooled out-of-fold predictions" if splits["scheme"] == "kfold" else "val",
-        reading=source.readings.get(splits["group_by"], "") if source else "",
-        left_out=_left_out(study),
-        measured={"images": summary.get("metrics", {}), **_by_patient(row)},
-        names=lambda points: dict.fromkeys(
-            name for point in _POINTS for name in points.get(point, {})
-        ),
-        **{"wrong": len(wrong), "tested": tested},
-        pairs=[
-            ([summary["classes"][label] for label in pair], count)
-            for pair, count in sorted(pairs.items())
-        ],
-        label=lambda name: metric_label(
-            name, summary["settings"]["tune"]["sensitivity_floor"], len(summary["classes"]) == 2
-        ),
-        **{"plain": _plain, "number": _number, "cell": _cell},
-    )
-
-
-def wrongly_decided(predictions: Predictions) -> tuple[pd.DataFrame, int]:
-    """Mistakes among the test images of the first repeat and seed, and how many images there are.
-
-    Returns:
-        image_id, truth and decided (labels), prob (calibrated, of the decided class), the most confident first: by the
-        distance of the logit from the threshold's, or for more than two classes from the true class's.
-    """
-    test = evidence.first_run(predictions)
-    table, probs, every = test.table, test.probabilities("calibrated"), np.arange(len(test.table))
-    threshold, truth = table["threshold"].to_numpy(dtype=np.float64), table["label"].to_numpy()
-    decided = metrics.decide(probs, test.positive_label, threshold)
-    odds = np.log(np.clip(probs, _EPSILON, 1)) - np.log(np.clip(1 - probs, _EPSILON, 1))
-    rival = odds[every, truth]
-    if probs.shape[1] == 2:
-        at = np.clip(threshold, _EPSILON, 1 - _EPSILON)
-        rival = np.where(decided == test.positive_label, 1, -1) * np.log(at / (1 - at))
-    found = table[["image_id"]].assign(truth=truth, decided=decided, prob=probs[every, decided])
-    found = found.assign(confidence=odds[every, decided] - rival)[decided != truth]
-    return found.sort_values(["confidence", "image_id"], ascending=[False, True]), len(every)
-
-
-def _by_patient(row: Mapping[str, Any]) -> dict[str, Any]:
-    found = row.get("patient", {}).get("mean", {})
-    return (
-        {f"patients, by the mean logit of their images ({found['patients']})": found}
-        if "locked" in found
-        else {}
-    )
-
-
-def _left_out(study: Study) -> dict[str, int]:
-    path = study.manifest_path.with_suffix(".quarantine.csv")
-    if not path.is_file():
-        return {}
-    # What stands before " of " or ":" names the kind; what follows may name an image, and so a patient.
-    kinds = pd.read_csv(path, dtype=str)["reason"].str.split(r":| of ", regex=True).str[0]
-    return kinds.value_counts().sort_index().to_dict()
+    environment.globals["label"] = label
+    environment.globals["plain"] = _plain
+    environment.globals["number"] = _number
+    environment.globals["cell"] = _cell
+    return environment
 
 
 def _safe(value: Any) -> str:
-    """Text that stays text in Markdown, whatever a class or column is called."""
+    """Make a value harmless: it stays text in Markdown, whatever a class or column is called."""
     if value is None or isinstance(value, Undefined):
         return _ABSENT
     text = html.escape(str(value).replace("\n", " "), quote=False)
     return text.replace("|", "\\|").replace("](", "] (")
 
 
-def _number(value: Any) -> str | None:
-    return None if value is None or isinstance(value, Undefined) else f"{value:.3f}"
-
-
-def _cell(cell: Any) -> str | None:
-    """Estimate and interval; empty where a metric has no such operating point."""
-    if isinstance(cell, Undefined):
-        return ""
-    if cell is None or cell["value"] is None:
+def _number(value: float | Undefined | None) -> str | None:
+    if value is None or isinstance(value, Undefined):
         return None
-    return f"{cell['value']:.3f} [{_number(cell['low']) or _ABSENT}, {_number(cell['high']) or _ABSENT}]"
+    return f"{value:.3f}"
 
 
-def _plain(values: Any) -> str | None:
+def _cell(interval: Interval | None) -> str | None:
+    """Estimate and interval; None where the estimate does not exist."""
+    if interval is None or interval.value is None:
+        return None
+    low = _number(interval.low) or _ABSENT
+    high = _number(interval.high) or _ABSENT
+    return f"{interval.value:.3f} [{low}, {high}]"
+
+
+def _plain(values: Mapping[str, Any] | Calibration | Undefined) -> str | None:
+    """Names and values in one line, without those that are empty."""
     if isinstance(values, Undefined):
         return None
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, ""))
+    if isinstance(values, Calibration):
+        values = values.as_dict()
+    pairs = []
+    for name, value in values.items():
+        if value not in (None, ""):
+            pairs.append(f"{name} {value}")
+    return ", ".join(pairs)

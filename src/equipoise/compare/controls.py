@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,49 +14,176 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from equipoise.core.config import Compare
-from equipoise.core.records import Manifest, Predictions, Splits
+from equipoise.core.documents import Controls, MeasuredMetric, PermutedLabels
+from equipoise.core.records import CALIBRATED, RAW, Manifest, Predictions, Splits, probability_table
 from equipoise.evaluation import intervals
-from equipoise.scenario import rows as rows_
+from equipoise.evaluation.metrics import Endpoint
 from equipoise.scenario.matrix import Inputs
+from equipoise.scenario.rows import Standardiser
 from equipoise.split.checks import Check
 
-#: The control is a warning outside this central share of what chance gives.
+#: The control of permuted labels is a finding outside this central share of what chance gives.
 _CENTRAL = 0.99
 
-#: Positions of train and of test images in the manifest, int arrays.
-Sides = tuple[np.ndarray, np.ndarray]
+
+class Sides(NamedTuple):
+    """Positions in the manifest of the train and of the test images of one round, int arrays."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def sides(manifest: Manifest, rows: pd.DataFrame) -> Sides:
+    """The sides of one round, of its rows in the split."""
+    images = manifest.table["image_id"]
+    position_of = pd.Series(np.arange(len(images)), index=images)
+    in_train = rows["part"] == "train"
+    in_test = rows["part"] == "test"
+    train = position_of.loc[rows.loc[in_train, "image_id"]]
+    test = position_of.loc[rows.loc[in_test, "image_id"]]
+    return Sides(train.to_numpy(), test.to_numpy())
+
+
+# --- the coded checks -----------------------------------------------------------------------------
+
+
+def metadata_check(controls: Controls) -> Check:
+    """EQ007: the model of files' metadata is a finding when all of its interval lies above 0.5."""
+    measured = controls.metadata_only
+    tells_classes = measured.low is not None and measured.low > 0.5
+    return Check(
+        code="EQ007",
+        name="classes told apart by metadata alone",
+        answer="finding" if tells_classes else "none",
+        detail=(
+            f"width, height, bytes and grey level alone reach AUROC {measured.value:.3f} "
+            f"[{measured.low:.3f}, {measured.high:.3f}]"
+        ),
+    )
+
+
+def permuted_labels_check(controls: Controls) -> Check:
+    """EQ008: heads of permuted labels are a finding when those of any backbone leave what chance gives."""
+    by_chance, details = [], []
+    for backbone, row in controls.permuted_labels.items():
+        by_chance.append(_is_chance(row))
+        details.append(
+            f"{backbone}: AUROC {row.auroc:.3f}, chance gives {row.low:.3f} to {row.high:.3f}"
+        )
+    return Check(
+        code="EQ008",
+        name="permuted labels are learned",
+        answer="none" if all(by_chance) else "finding",
+        detail="; ".join(details),
+    )
+
+
+def _is_chance(row: PermutedLabels) -> bool:
+    if row.auroc is None or row.low is None or row.high is None:
+        return False
+    return row.low <= row.auroc <= row.high
+
+
+CHECKS = (metadata_check, permuted_labels_check)
+
+
+def checks_of(controls: Controls) -> list[Check]:
+    """The answers of both checks, in the order of their codes."""
+    return [check(controls) for check in CHECKS]
+
+
+# --- metadata alone -------------------------------------------------------------------------------
 
 
 def metadata_only(
     manifest: Manifest, splits: Splits, settings: Compare, sensitivity_floor: float
-) -> dict[str, Any]:
+) -> MeasuredMetric:
     """AUROC on test of a model that sees width, height, bytes and mean grey level of the files, and no picture.
 
     A quadratic logistic regression on the logarithms of the sizes and the grey level, fitted on train. Where classes
     came from different devices or were stored differently it does well, and so may a network, for that reason alone.
-
-    Returns:
-        The interval of `intervals.Evaluation.interval`: value, low, high, over patients.
     """
     table = manifest.table
-    sizes = np.log(table[["width_px", "height_px", "bytes"]].to_numpy(dtype=np.float64))
-    values = np.column_stack([sizes, table["grey_mean"].to_numpy(dtype=np.float64)])
+    sizes = table[["width_px", "height_px", "bytes"]]
+    log_sizes = np.log(sizes.to_numpy(dtype=np.float64))
+    grey = table["grey_mean"].to_numpy(dtype=np.float64)
+    values = np.column_stack([log_sizes, grey])
     labels = table["label"].to_numpy()
     frames = []
     for repeat, fold in splits.rounds():
         rows = splits.round(repeat, fold)
         train, test = sides(manifest, rows)
         model = make_pipeline(
-            StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=1000)
+            StandardScaler(),
+            PolynomialFeatures(2),
+            LogisticRegression(max_iter=1000),
         )
-        prob = model.fit(values[train], labels[train]).predict_proba(values[test])
-        frames.append(prediction_rows(manifest, rows, test, prob, repeat, fold))
-    return evaluated(manifest, frames, settings, sensitivity_floor).interval("free.auroc")
+        model.fit(values[train], labels[train])
+        prob = model.predict_proba(values[test])
+        frame = prediction_rows(manifest, rows, test, prob, repeat, fold)
+        frames.append(frame)
+    evaluation = evaluated(manifest, frames, settings, sensitivity_floor)
+    return evaluation.interval(Endpoint("free", "auroc"))
+
+
+def prediction_rows(
+    manifest: Manifest,
+    rows: pd.DataFrame,
+    test: np.ndarray,
+    prob: np.ndarray,
+    repeat: int,
+    fold: int,
+) -> pd.DataFrame:
+    """Rows of a Predictions table for test images; nothing is calibrated and the threshold is 0.5.
+
+    Args:
+        manifest: Names and labels of the images.
+        rows: Of the split, which knows the patients.
+        test: int (num_test,), positions in the manifest.
+        prob: float (num_test, C).
+        repeat: Of the round.
+        fold: Of the round.
+    """
+    images = manifest.table.iloc[test]
+    patient_of = rows.set_index("image_id")["patient_id"]
+    patients = patient_of.loc[images["image_id"]]
+    table = pd.DataFrame(
+        {
+            "image_id": images["image_id"].to_numpy(),
+            "patient_id": patients.to_numpy(),
+            "repeat": repeat,
+            "fold": fold,
+            "seed": 0,
+            "part": "test",
+            "label": images["label"].to_numpy(),
+            "overlap": False,
+            "threshold": 0.5,
+        }
+    )
+    raw = probability_table(RAW, prob, manifest.classes)
+    calibrated = probability_table(CALIBRATED, prob, manifest.classes)
+    return pd.concat([table, raw, calibrated], axis=1)
+
+
+def evaluated(
+    manifest: Manifest, frames: Sequence[pd.DataFrame], settings: Compare, sensitivity_floor: float
+) -> intervals.Evaluation:
+    """Metrics with intervals of the rows that `prediction_rows` made, one frame per round."""
+    table = pd.concat(frames, ignore_index=True)
+    meta = {
+        "classes": list(manifest.classes),
+        "positive_class": manifest.positive_class,
+    }
+    predictions = Predictions(table, meta)
+    return intervals.evaluate(predictions, settings, sensitivity_floor)
+
+
+# --- permuted labels ------------------------------------------------------------------------------
 
 
 def permuted_labels(
     inputs: Inputs, rounds: Sequence[Sides], l2: float, permutations: int, seed: int
-) -> dict[str, float]:
+) -> PermutedLabels:
     """AUROC on test of heads trained on labels permuted between patients, against the permuted labels.
 
     Under an honest split it is 0.5 up to chance. It is above when test is not independent of train, for then the
@@ -74,135 +201,123 @@ def permuted_labels(
     Returns:
         auroc: mean over rounds and permutations; low, high: the central 99 % of what chance gives.
     """
-    people, patients = pd.factorize(inputs.manifest.table["patient_id"], sort=True)
-    classes = len(inputs.manifest.classes)
-    shown = np.zeros((len(patients), classes), dtype=int)
-    np.add.at(shown, (people, inputs.labels(np.arange(len(people)))), 1)
-    own = shown.argmax(axis=1)  # the class most images of a patient show
+    patient_ids = inputs.manifest.table["patient_id"]
+    patient_of_image, patients = pd.factorize(patient_ids, sort=True)
+    labels = _main_labels(inputs, patient_of_image, len(patients))
     rng = np.random.default_rng([seed, 8])
-    shuffled = np.stack([rng.permutation(own) for _ in range(permutations)])
+    permuted = [rng.permutation(labels) for _ in range(permutations)]
+    shuffled = np.stack(permuted)
     observed, chance = [], []
     for train, test in rounds:
-        ranks = rankdata(
-            _ridge_scores(inputs, train, test, shuffled[:, people[train]], classes, l2), axis=2
-        )
-        observed.append(np.nanmean(_aurocs(ranks, shuffled[:, people[test]])))
-        inside, seat = np.unique(people[test], return_inverse=True)
-        again = (rng.permuted(shuffled[:, inside], axis=1)[:, seat] for _ in range(permutations))
-        chance.append([np.nanmean(_aurocs(ranks, labels)) for labels in again])
-    low, high = np.quantile(np.mean(chance, axis=0), [(1 - _CENTRAL) / 2, (1 + _CENTRAL) / 2])
-    return {"auroc": float(np.mean(observed)), "low": float(low), "high": float(high)}
-
-
-def checks_of(metadata: dict[str, Any], permuted: dict[str, dict[str, float]]) -> list[Check]:
-    """EQ007 and EQ008 in words."""
-    text = f"width, height, bytes and grey level alone reach AUROC {metadata['value']:.3f} [{metadata['low']:.3f}, "
-    text += f"{metadata['high']:.3f}]"
-    found = [
-        Check(
-            "EQ007",
-            "classes told apart by metadata alone",
-            "finding" if metadata["low"] > 0.5 else "none",
-            text,
-        )
-    ]
-    outside = [
-        name for name, row in permuted.items() if not row["low"] <= row["auroc"] <= row["high"]
-    ]
-    values = "; ".join(
-        f"{name}: AUROC {row['auroc']:.3f}, chance gives {row['low']:.3f} to {row['high']:.3f}"
-        for name, row in permuted.items()
+        train_labels = shuffled[:, patient_of_image[train]]
+        scores = ridge_scores(inputs, train, test, train_labels, l2)
+        ranks = rankdata(scores, axis=2)
+        test_labels = shuffled[:, patient_of_image[test]]
+        observed.append(np.nanmean(aurocs(ranks, test_labels)))
+        by_chance = _by_chance(ranks, shuffled, patient_of_image[test], permutations, rng)
+        chance.append(by_chance)
+    over_rounds = np.mean(chance, axis=0)
+    tail = (1 - _CENTRAL) / 2
+    low, high = np.quantile(over_rounds, [tail, (1 + _CENTRAL) / 2])
+    return PermutedLabels(
+        auroc=float(np.mean(observed)),
+        low=float(low),
+        high=float(high),
     )
-    found.append(
-        Check("EQ008", "permuted labels are learned", "finding" if outside else "none", values)
-    )
-    return found
 
 
-def sides(manifest: Manifest, rows: pd.DataFrame) -> Sides:
-    """Positions in the manifest of the train and the test images of one round."""
-    position = pd.Series(np.arange(len(manifest.table)), index=manifest.table["image_id"])
-    train, test = (
-        position.loc[rows.loc[rows["part"] == part, "image_id"]].to_numpy()
-        for part in ("train", "test")
-    )
-    return train, test
+def _by_chance(
+    ranks: np.ndarray,
+    shuffled: np.ndarray,
+    patient_of_row: np.ndarray,
+    permutations: int,
+    rng: np.random.Generator,
+) -> list[float]:
+    """Mean AUROC of the same scores when the labels of the test patients are permuted again, several times."""
+    patients, place = np.unique(patient_of_row, return_inverse=True)
+    means = []
+    for _ in range(permutations):
+        again = rng.permuted(shuffled[:, patients], axis=1)
+        values = aurocs(ranks, again[:, place])
+        means.append(np.nanmean(values))
+    return means
 
 
-def prediction_rows(
-    manifest: Manifest,
-    rows: pd.DataFrame,
+def _main_labels(inputs: Inputs, patient_of_image: np.ndarray, num_patients: int) -> np.ndarray:
+    """The class that most images of a patient show, int (num_patients,)."""
+    shape = num_patients, len(inputs.manifest.classes)
+    images_of_class = np.zeros(shape, dtype=int)
+    every = np.arange(len(patient_of_image))
+    labels = inputs.labels(every)
+    np.add.at(images_of_class, (patient_of_image, labels), 1)
+    return images_of_class.argmax(axis=1)
+
+
+def ridge_scores(
+    inputs: Inputs,
+    train: np.ndarray,
     test: np.ndarray,
-    prob: np.ndarray,
-    repeat: int,
-    fold: int,
-) -> pd.DataFrame:
-    """Rows of a Predictions table for test images; nothing is calibrated and the threshold is 0.5."""
-    chosen = manifest.table.iloc[test]
-    groups = rows.set_index("image_id")["patient_id"]
-    frame = pd.DataFrame(
-        {
-            "image_id": chosen["image_id"].to_numpy(),
-            "patient_id": groups.loc[chosen["image_id"]].to_numpy(),
-            **{
-                "repeat": repeat,
-                "fold": fold,
-                "seed": 0,
-                "part": "test",
-                "label": chosen["label"].to_numpy(),
-            },
-            **{"overlap": False, "threshold": 0.5},
-        }
-    )
-    for kind in ("prob", "calibrated"):
-        for index, name in enumerate(manifest.classes):
-            frame[f"{kind}_{name}"] = prob[:, index]
-    return frame
-
-
-def evaluated(
-    manifest: Manifest, frames: Sequence[pd.DataFrame], settings: Compare, sensitivity_floor: float
-) -> intervals.Evaluation:
-    """Metrics with intervals of the rows that `prediction_rows` made, one frame per round."""
-    meta = {"classes": list(manifest.classes), "positive_class": manifest.positive_class}
-    return intervals.evaluate(
-        Predictions(pd.concat(frames, ignore_index=True), meta), settings, sensitivity_floor
-    )
-
-
-def _ridge_scores(
-    inputs: Inputs, train: np.ndarray, test: np.ndarray, labels: np.ndarray, classes: int, l2: float
+    labels: np.ndarray,
+    l2: float,
 ) -> np.ndarray:
-    """Scores of ridge regressions, one per permutation and class, float (permutations, classes, num_test)."""
+    """Scores of ridge regressions on class indicators, one for each permutation and class.
+
+    Args:
+        inputs: Features of the images.
+        train: int (num_train,), positions in the manifest.
+        test: int (num_test,), positions in the manifest.
+        labels: int (permutations, num_train).
+        l2: Penalty per train image, on features of unit spread.
+
+    Returns:
+        float (permutations, C, num_test), up to a constant for each permutation and class.
+    """
     raw = inputs.features(train)
-    standardiser = rows_.Standardiser.fit(raw)
-    known, wanted = (
-        standardiser.apply(raw, np.float32),
-        standardiser.apply(inputs.features(test), np.float32),
-    )
-    targets = (labels[:, None, :] == np.arange(classes)[None, :, None]).astype(np.float32)
+    standardiser = Standardiser.fit(raw)
+    known = standardiser.apply(raw, np.float32)
+    asked = standardiser.apply(inputs.features(test), np.float32)
+    classes = np.arange(len(inputs.manifest.classes))
+    is_of_class = labels[:, None, :] == classes[None, :, None]
+    targets = is_of_class.astype(np.float32)
     targets -= targets.mean(axis=2, keepdims=True)
-    flat = targets.reshape(-1, len(train)).T
-    penalty = l2 * len(train)
-    if len(train) <= known.shape[1]:
-        gram = cho_factor(known @ known.T + penalty * np.eye(len(train), dtype=np.float32))
-        scores = (wanted @ known.T) @ cho_solve(gram, flat)
+    num_train, num_features = known.shape
+    flat = targets.reshape(-1, num_train).T
+    penalty = l2 * num_train
+    # The smaller of the two linear systems, in images or in features, has the same solution.
+    if num_train <= num_features:
+        identity = np.eye(num_train, dtype=np.float32)
+        gram = known @ known.T + penalty * identity
+        solution = cho_solve(cho_factor(gram), flat)
+        scores = (asked @ known.T) @ solution
     else:
-        gram = cho_factor(known.T @ known + penalty * np.eye(known.shape[1], dtype=np.float32))
-        scores = wanted @ cho_solve(gram, known.T @ flat)
-    return scores.T.reshape(len(labels), classes, len(test))
+        identity = np.eye(num_features, dtype=np.float32)
+        gram = known.T @ known + penalty * identity
+        solution = cho_solve(cho_factor(gram), known.T @ flat)
+        scores = asked @ solution
+    return scores.T.reshape(len(labels), len(classes), len(test))
 
 
-def _aurocs(ranks: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """AUROC (permutations,) by ranks (permutations, classes, n), one-vs-rest; NaN where a class is absent."""
-    shown = [1] if ranks.shape[1] == 2 else range(ranks.shape[1])
-    values = np.zeros(len(ranks))
-    for label in shown:
+def aurocs(ranks: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """AUROC of every permutation by ranks; of more than two classes the mean over each one against the rest.
+
+    Args:
+        ranks: float (permutations, C, n), of the scores of each class.
+        labels: int (permutations, n).
+
+    Returns:
+        float (permutations,); NaN where a class is absent.
+    """
+    num_permutations, num_classes, num_rows = ranks.shape
+    measured = [1] if num_classes == 2 else range(num_classes)
+    mean = np.zeros(num_permutations)
+    for label in measured:
         truth = labels == label
-        positive = truth.sum(axis=1)
-        pairs = positive * (truth.shape[1] - positive)
-        above = (ranks[:, label] * truth).sum(axis=1) - positive * (positive + 1) / 2
-        values += np.divide(above, pairs, out=np.full(len(ranks), np.nan), where=pairs > 0) / len(
-            shown
-        )
-    return values
+        positives = truth.sum(axis=1)
+        negatives = num_rows - positives
+        pairs = positives * negatives
+        rank_sum = (ranks[:, label] * truth).sum(axis=1)
+        won = rank_sum - positives * (positives + 1) / 2
+        no_value = np.full(num_permutations, np.nan)
+        auroc = np.divide(won, pairs, out=no_value, where=pairs > 0)
+        mean += auroc / len(measured)
+    return mean

@@ -1,178 +1,310 @@
-"""What stands behind a verdict: patients, counts in plain numbers, subgroups, classes, the prior."""
+"""What stands behind a verdict: patients, decisions that differ, counts in plain numbers, subgroups, classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar as exact_test
 
-from equipoise.core.config import Compare
-from equipoise.core.records import Manifest, Predictions
+from equipoise.compare.paired import holm
+from equipoise.compare.patients import RULES, PatientPredictions, measured_by_patient
+from equipoise.compare.results import Result
+from equipoise.core import parallel
+from equipoise.core.config import Compare, Threshold
+from equipoise.core.documents import (
+    McNemar,
+    MeasuredMetric,
+    MetricTable,
+    PatientLevel,
+    PerThousand,
+    Subgroup,
+)
+from equipoise.core.records import CALIBRATED, RAW, Manifest, Predictions
 from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Evaluation
-from equipoise.evaluation.metrics import decide
-from equipoise.strategies import base as strategies
+from equipoise.evaluation.metrics import Endpoint, decide
 
 #: Below so many patients the numbers of a subgroup are marked.
 FEW_PATIENTS = 10
+
+#: A column of the manifest divides test images into subgroups when it has this many values.
+_FEWEST_VALUES = 2
+_MOST_VALUES = 12
+
+#: Operating points, in the words of a sentence.
 _POINTS = {"raw": "at 0.5", "locked": "at the locked threshold"}
 
 
-def mcnemar(patients: Predictions, baseline: Predictions, units: str) -> dict[str, dict[str, Any]]:
-    """Exact McNemar test on discordant patients at both operating points (McNemar 1947; binomial).
+# --- all of it, for every result ------------------------------------------------------------------
+
+
+#: Operating point -> counts beside the baseline's.
+CountsByPoint = dict[str, PerThousand]
+
+
+class Conditions(NamedTuple):
+    """How test rows are measured: resamples, the rule of the threshold, its sensitivity (0..1), and what counts once.
+
+    `units` is "patients", or "images" where there are no patient ids.
+    """
+
+    compare: Compare
+    threshold: Threshold
+    sensitivity_floor: float
+    units: str
+
+
+@dataclass(frozen=True)
+class RowEvidence:
+    """What stands behind one row of a comparison.
+
+    Attributes:
+        by_fold: "point.metric" -> one estimate per repeat and fold; empty for a single fold.
+        patient: Rule -> numbers of patients; empty without patient ids.
+        subgroups: Numbers by the dataset's own columns.
+        per_class: Of more than two classes, each against the rest; empty for two.
+        mcnemar: Operating point -> test against the baseline; empty for the baseline.
+        per_1000: Units -> operating point -> counts beside the baseline's; two classes only.
+    """
+
+    by_fold: dict[str, list[float | None]] = field(default_factory=dict)
+    patient: dict[str, PatientLevel] = field(default_factory=dict)
+    subgroups: list[Subgroup] = field(default_factory=list)
+    per_class: dict[str, MetricTable] = field(default_factory=dict)
+    mcnemar: dict[str, McNemar] = field(default_factory=dict)
+    per_1000: dict[str, CountsByPoint] = field(default_factory=dict)
+
+
+def evidence_of(
+    results: Sequence[Result], manifest: Manifest, conditions: Conditions
+) -> dict[str, RowEvidence]:
+    """What stands behind each result, by its key; the baseline of every backbone must be among them."""
+    settings = conditions.compare
+    floor = conditions.sensitivity_floor
+    rows: dict[str, RowEvidence] = {}
+    by_mean: dict[str, PatientPredictions] = {}
+    for result in parallel.progress(results, "patients and subgroups", len(results), "results"):
+        predictions = result.predictions
+        by_rule = patients_of(predictions, conditions)
+        by_mean[result.key] = by_rule["mean"]
+        rows[result.key] = RowEvidence(
+            by_fold=by_fold_of(result.evaluation),
+            patient=levels_of(by_rule, conditions.units),
+            subgroups=subgroups(predictions, manifest, settings, floor),
+            per_class=per_class(predictions, settings, floor),
+        )
+    tests = mcnemar_of(results, by_mean, conditions.units)
+    for key, by_point in tests.items():
+        rows[key] = replace(rows[key], mcnemar=by_point)
+    counts = per_thousand_of(results, by_mean, conditions.units)
+    for key, by_units in counts.items():
+        rows[key] = replace(rows[key], per_1000=by_units)
+    return rows
+
+
+def by_fold_of(evaluation: Evaluation) -> dict[str, list[float | None]]:
+    """One estimate per repeat and fold, by "point.metric"; empty for a single fold."""
+    return {str(endpoint): [*values] for endpoint, values in evaluation.by_fold.items()}
+
+
+def patients_of(predictions: Predictions, conditions: Conditions) -> dict[str, PatientPredictions]:
+    """Patients instead of images, under each rule."""
+    return {
+        rule: measured_by_patient(
+            predictions,
+            rule,
+            conditions.threshold,
+            conditions.compare,
+            conditions.sensitivity_floor,
+        )
+        for rule in RULES
+    }
+
+
+def levels_of(by_rule: Mapping[str, PatientPredictions], units: str) -> dict[str, PatientLevel]:
+    """Numbers of patients under each rule; nothing is said of patients where there are no ids."""
+    if units != "patients":
+        return {}
+    return {rule: people.level() for rule, people in by_rule.items()}
+
+
+# --- decisions that differ ------------------------------------------------------------------------
+
+
+def mcnemar_of(
+    results: Sequence[Result], by_mean: Mapping[str, PatientPredictions], units: str
+) -> dict[str, dict[str, McNemar]]:
+    """McNemar's test of every rival against its baseline, the p of each operating point corrected together (Holm)."""
+    tests = {}
+    for result in results:
+        if result.is_baseline:
+            continue
+        people = by_mean[result.key].predictions
+        baseline = by_mean[result.baseline_key].predictions
+        tests[result.key] = mcnemar(people, baseline, units)
+    for point in _POINTS:
+        p_values = [by_point[point].p_value for by_point in tests.values()]
+        for by_point, p_holm in zip(tests.values(), holm(p_values)):
+            test = by_point[point]
+            by_point[point] = test.model_copy(update={"p_holm": p_holm})
+    return tests
+
+
+def mcnemar(patients: Predictions, baseline: Predictions, units: str) -> dict[str, McNemar]:
+    """Whether patients decided rightly by only one of two models are too uneven for chance (McNemar 1947; exact).
 
     Args:
         patients: Of a scenario, from `by_patient`; the first repeat and seed count, a patient in several folds once.
         baseline: Of the baseline, the same patients.
         units: "patients", or "images" where there are no patient ids.
+
+    Returns:
+        raw and locked: the test at each operating point.
     """
-    mine, other = _right(patients), _right(baseline)
-    found = {}
+    right = _decided_rightly(patients)
+    baseline_right = _decided_rightly(baseline)
+    tests = {}
     for point in _POINTS:
-        cells = pd.crosstab(mine[point], other[point]).reindex(
-            index=[True, False], columns=[True, False], fill_value=0
+        cells = pd.crosstab(right[point], baseline_right[point])
+        yes_no = [True, False]
+        cells = cells.reindex(index=yes_no, columns=yes_no, fill_value=0)
+        counts = cells.to_numpy().tolist()
+        (both, only_scenario), (only_baseline, neither) = counts
+        test = exact_test(counts, exact=True)
+        tests[point] = McNemar(
+            units=units,
+            both_right=both,
+            only_scenario_right=only_scenario,
+            only_baseline_right=only_baseline,
+            both_wrong=neither,
+            p_value=float(test.pvalue),
         )
-        (both, only), (only_baseline, neither) = cells.to_numpy().tolist()
-        found[point] = {
-            **{"units": units, "both_right": both, "only_scenario_right": only},
-            **{"only_baseline_right": only_baseline, "both_wrong": neither},
-            "p_value": float(
-                exact_test([[both, only], [only_baseline, neither]], exact=True).pvalue
-            ),
-        }
-    return found
+    return tests
 
 
-def _right(patients: Predictions) -> pd.DataFrame:
-    """Whether each patient is decided rightly, a column for each operating point; rows are test patients."""
-    test, positive = first_run(patients), patients.positive_label
+def _decided_rightly(patients: Predictions) -> pd.DataFrame:
+    """Whether each test patient is decided rightly, a column for each operating point."""
+    test = first_run(patients)
     rows = test.table
-    raw = decide(test.probabilities("prob"), positive)
-    locked = decide(
-        test.probabilities("calibrated"), positive, rows["threshold"].to_numpy(dtype=float)
-    )
-    right = pd.DataFrame({"raw": raw == rows["label"], "locked": locked == rows["label"]})
-    return right.set_axis(rows["patient_id"])[
-        ~rows["patient_id"].duplicated().to_numpy()
-    ].sort_index()
+    positive = patients.positive_label
+    locked = rows["threshold"].to_numpy(dtype=float)
+    decided = {
+        "raw": decide(test.probabilities(RAW), positive),
+        "locked": decide(test.probabilities(CALIBRATED), positive, locked),
+    }
+    right = pd.DataFrame(decided).eq(rows["label"], axis="index")
+    right = right.set_axis(rows["patient_id"])
+    is_repeated = rows["patient_id"].duplicated().to_numpy()
+    return right[~is_repeated].sort_index()
 
 
 def first_run(predictions: Predictions) -> Predictions:
     """Test rows of the first repeat and seed: each image once."""
     test = predictions.part("test")
-    first = (test.table["repeat"] == test.table["repeat"].min()) & (
-        test.table["seed"] == test.table["seed"].iloc[0]
-    )
-    return Predictions(test.table[first].reset_index(drop=True), test.meta)
+    table = test.table
+    is_first_repeat = table["repeat"] == table["repeat"].min()
+    is_first_seed = table["seed"] == table["seed"].iloc[0]
+    rows = table[is_first_repeat & is_first_seed]
+    return Predictions(rows.reset_index(drop=True), test.meta)
+
+
+# --- plain numbers --------------------------------------------------------------------------------
+
+
+def per_thousand_of(
+    results: Sequence[Result], by_mean: Mapping[str, PatientPredictions], units: str
+) -> dict[str, dict[str, CountsByPoint]]:
+    """Counts per 1,000 images, and per 1,000 patients where there are ids, of every rival; two classes only."""
+    of_key = {result.key: result for result in results}
+    counts = {}
+    for result in results:
+        is_binary = len(result.predictions.classes) == 2
+        if result.is_baseline or not is_binary:
+            continue
+        by_units = {}
+        people = by_mean[result.key]
+        baseline_people = by_mean[result.baseline_key]
+        if units == "patients" and people.evaluation and baseline_people.evaluation:
+            by_units["patients"] = per_thousand(
+                people.evaluation,
+                baseline_people.evaluation,
+                people.predictions,
+                "patients",
+            )
+        baseline = of_key[result.baseline_key]
+        by_units["images"] = per_thousand(
+            result.evaluation,
+            baseline.evaluation,
+            result.predictions,
+            "images",
+        )
+        counts[result.key] = by_units
+    return counts
 
 
 def per_thousand(
     evaluation: Evaluation, baseline: Evaluation, predictions: Predictions, units: str
-) -> dict[str, dict[str, Any]]:
-    """Differences to the baseline in found positives and false alarms per 1,000, at the share of positives in test.
+) -> dict[str, PerThousand]:
+    """How many more positives are found and how many more false alarms there are, of 1,000 like the test rows.
 
     Args:
         evaluation: Of a scenario, two classes.
         baseline: Of the baseline, on the same resamples.
         predictions: What `evaluation` was made from; the share of positives is that of its test rows.
         units: "patients" or "images", whichever its rows are.
-    """
-    test = predictions.part("test")
-    share = float((test.table["label"] == test.positive_label).mean())
-    name, found = test.classes[test.positive_label], {}
-    for point, words in _POINTS.items():
-        gained, spared = (
-            evaluation.draws[f"{point}.{metric}"] - baseline.draws[f"{point}.{metric}"]
-            for metric in ("sensitivity", "specificity")
-        )
-        positives = intervals.effect(
-            1000 * share * gained, evaluation.alpha, evaluation.effective_patients
-        )
-        alarms = intervals.effect(
-            -1000 * (1 - share) * spared, evaluation.alpha, evaluation.effective_patients
-        )
-        found[point] = {
-            **{"positives_per_1000": 1000 * share, "found": positives, "false_alarms": alarms},
-            "sentence": f"Per 1,000 {units}, {1000 * share:.0f} of them {name}, {words}: "
-            f"{_more(positives, 'found')}, {_more(alarms, 'false alarms')}.",
-        }
-    return found
-
-
-def _more(effect: Mapping[str, float], what: str) -> str:
-    """7 more found (-3 to +17)."""
-    value, low, high = (round(effect[end]) for end in ("value", "low", "high"))
-    word = what.removesuffix("s") if abs(value) == 1 else what
-    count = (
-        f"{abs(value)} {'more' if value > 0 else 'fewer'} {word}" if value else f"as many {what}"
-    )
-    return f"{count} ({low:+d} to {high:+d})"
-
-
-def prior_correction(
-    scenario: str,
-    choices: Sequence[Mapping[str, Any]],
-    plan: pd.DataFrame,
-    labels: pd.Series,
-    positive: int,
-) -> dict[str, Any] | None:
-    r"""Whether the calibrator, fitted on val, undid what plan, weights and offsets did to the odds. Two classes, probe.
-
-    Training multiplies the odds of the positive class by $\frac{w_1 m_1 / n_1}{w_0 m_0 / n_0} e^{-(o_1 - o_0)}$, with n
-    train images and m draws (their weights summed), so minus its logarithm brings the raw logit back. The calibrator's
-    own is intercept over slope: where its probability is one half.
-
-    Args:
-        scenario: Name of the strategy, which gives w and o.
-        choices: Contents of best.json.
-        plan: Contents of plan.parquet.
-        labels: Label of each image id.
-        positive: Index of the positive class.
 
     Returns:
-        expected, found, slope: means over the rounds with a fitted calibrator, their number as rounds; None without
-        one, or with a focal objective, which has no such odds.
-
-    Reference: prior correction, Saerens et al. 2002, https://doi.org/10.1162/089976602753284446
+        raw and locked: the differences to the baseline at each operating point.
     """
-    rows = []
-    drawn = plan.assign(label=labels.loc[plan["image_id"]].to_numpy())
-    sums = drawn.groupby(["repeat", "fold", "seed", "label"])["weight"].sum()
-    for choice in choices:
-        objective = (
-            strategies.load_strategy(scenario)
-            .of(choice["settings"])
-            .objective(np.array(choice["plan_counts"]))
+    test = predictions.part("test")
+    is_positive = test.table["label"] == test.positive_label
+    share = float(is_positive.mean())
+    name = test.classes[test.positive_label]
+
+    def change(point: str, metric: str, per_unit: float) -> intervals.Effect:
+        endpoint = Endpoint(point, metric)
+        gain = evaluation.draws[endpoint] - baseline.draws[endpoint]
+        draws = per_unit * gain
+        return intervals.effect(draws, evaluation.alpha, evaluation.effective_patients)
+
+    counts = {}
+    for point, words in _POINTS.items():
+        positives = change(point, "sensitivity", 1000 * share)
+        alarms = change(point, "specificity", -1000 * (1 - share))
+        sentence = (
+            f"Per 1,000 {units}, {1000 * share:.0f} of them {name}, {words}: "
+            f"{_more(positives, 'found')}, {_more(alarms, 'false alarms')}."
         )
-        if objective.focusing or choice["calibrator"]["reason"]:
-            continue
-        counts = (
-            sums.loc[choice["repeat"], choice["fold"], choice["seed"]]
-            .reindex([0, 1], fill_value=0)
-            .to_numpy()
+        counts[point] = PerThousand(
+            positives_per_1000=1000 * share,
+            found=positives.document(),
+            false_alarms=alarms.document(),
+            sentence=sentence,
         )
-        with np.errstate(divide="ignore"):
-            logit = np.log(objective.weights * counts / choice["train_counts"]) - objective.offsets
-        biases, slope = choice["calibrator"]["biases"], choice["calibrator"]["slope"]
-        rows.append(
-            (
-                logit[1 - positive] - logit[positive],
-                (biases[positive] - biases[1 - positive]) / slope,
-                slope,
-            )
-        )
-    if not rows:
-        return None
-    expected, found, slope = np.mean(rows, axis=0).tolist()
-    return {"expected": expected, "found": found, "slope": slope, "rounds": len(rows)}
+    return counts
+
+
+def _more(effect: intervals.Effect, what: str) -> str:
+    """7 more found (-3 to +17)."""
+    value, low, high = (round(number) for number in effect)
+    ends = f"({low:+d} to {high:+d})"
+    if value == 0:
+        return f"as many {what} {ends}"
+    word = what.removesuffix("s") if abs(value) == 1 else what
+    direction = "more" if value > 0 else "fewer"
+    return f"{abs(value)} {direction} {word} {ends}"
+
+
+# --- parts of the test rows -----------------------------------------------------------------------
 
 
 def subgroups(
-    predictions: Predictions, manifest: Manifest, settings: Compare, floor: float
-) -> list[dict[str, Any]]:
+    predictions: Predictions, manifest: Manifest, settings: Compare, sensitivity_floor: float
+) -> list[Subgroup]:
     """Numbers for each value of the dataset's own columns (magnification, tumour type, bacteria or virus).
 
     A column counts when it has 2 to 12 values among the test images and is neither an id nor the published split. A
@@ -180,55 +312,115 @@ def subgroups(
     the AUROC; of sensitivity and specificity only the one about its own images is given.
     """
     test = predictions.part("test")
-    own = {*Manifest.COLUMNS, *manifest.meta.get("readings", ()), "official_split"}
-    described = manifest.table.set_index("image_id").loc[test.table["image_id"]].reset_index()
-    two, found = len(test.classes) == 2, []
-    for column in [name for name in manifest.table.columns if name not in own]:
-        values = sorted(described[column].dropna().unique().tolist())
-        if not 2 <= len(values) <= 12:
+    by_image = manifest.table.set_index("image_id")
+    described = by_image.loc[test.table["image_id"]].reset_index()
+    groups = []
+    for column in _describing_columns(manifest):
+        values = described[column].dropna().unique().tolist()
+        if not _FEWEST_VALUES <= len(values) <= _MOST_VALUES:
             continue
-        for value in values:
-            inside = (described[column] == value).to_numpy()
-            rows = test.table[inside]
-            once, labels = rows.drop_duplicates("image_id"), test.table["label"]
-            lacking = sorted(set(labels) - set(rows["label"]))
-            people = once.groupby("label")["patient_id"].nunique()
-            entry: dict[str, Any] = {
-                **{"column": column, "value": str(value), "images": len(once)},
-                "patients": int(once["patient_id"].nunique()),
-                "patients_per_class": {
-                    name: int(people.get(label, 0)) for label, name in enumerate(test.classes)
-                },
-                "few": once["patient_id"].nunique() < FEW_PATIENTS,
-                "against": " and ".join(f"all of {test.classes[label]}" for label in lacking),
-            }
-            names = ["free.auroc", "raw.patient_recognition_rate"]
-            names += ["locked.sensitivity", "locked.specificity"] if two else ["locked.accuracy"]
-            cells: dict[str, Any] = {name.split(".")[1]: None for name in names}
-            if two or not lacking:
-                rows = test.table[inside | labels.isin(lacking).to_numpy()].reset_index(drop=True)
-                for cell in (
-                    intervals.evaluate(Predictions(rows, test.meta), settings, floor, names)
-                    .table()
-                    .values()
-                ):
-                    cells |= cell
-            if lacking and two:
-                # These would speak of the images that were added.
-                theirs = "sensitivity" if test.positive_label in lacking else "specificity"
-                cells |= {theirs: None, "patient_recognition_rate": None}
-            found.append(entry | cells)
-    return found
+        for value in sorted(values):
+            is_inside = described[column] == value
+            group = _subgroup(
+                test,
+                is_inside.to_numpy(),
+                column,
+                str(value),
+                settings,
+                sensitivity_floor,
+            )
+            groups.append(group)
+    return groups
 
 
-def per_class(predictions: Predictions, settings: Compare, floor: float) -> dict[str, Any]:
-    """Each of more than two classes against the rest: {class: {point: {metric: interval}}}; {} for two classes."""
+def _describing_columns(manifest: Manifest) -> list[str]:
+    """Columns that only this dataset has, without the ways to read its patients and the published split."""
+    readings = manifest.meta.get("readings", ())
+    known = {*Manifest.COLUMNS, *readings, "official_split"}
+    return [name for name in manifest.table.columns if name not in known]
+
+
+def _subgroup(
+    test: Predictions,
+    inside: np.ndarray,
+    column: str,
+    value: str,
+    settings: Compare,
+    sensitivity_floor: float,
+) -> Subgroup:
+    rows = test.table[inside]
+    images = rows.drop_duplicates("image_id")
+    patients = int(images["patient_id"].nunique())
+    labels = test.table["label"]
+    lacking = sorted(set(labels) - set(rows["label"]))
+    by_label = images.groupby("label")["patient_id"].nunique()
+    patients_per_class = {}
+    for label, name in enumerate(test.classes):
+        patients_per_class[name] = int(by_label.get(label, 0))
+    group = Subgroup(
+        column=column,
+        value=value,
+        images=len(images),
+        patients=patients,
+        patients_per_class=patients_per_class,
+        few=patients < FEW_PATIENTS,
+        against=" and ".join(f"all of {test.classes[label]}" for label in lacking),
+    )
+    compared = inside | labels.isin(lacking).to_numpy()
+    numbers = _subgroup_numbers(test, compared, lacking, settings, sensitivity_floor)
+    return group.model_copy(update=numbers)
+
+
+def _subgroup_numbers(
+    test: Predictions,
+    compared: np.ndarray,
+    lacking: list[int],
+    settings: Compare,
+    sensitivity_floor: float,
+) -> dict[str, MeasuredMetric | None]:
+    """Metric -> its number on the compared rows, None where it would not be about the subgroup's own images."""
+    binary = len(test.classes) == 2
+    endpoints = [Endpoint("free", "auroc"), Endpoint("raw", "patient_recognition_rate")]
+    for metric in ("sensitivity", "specificity") if binary else ("accuracy",):
+        endpoints.append(Endpoint("locked", metric))
+    numbers: dict[str, MeasuredMetric | None] = dict.fromkeys(
+        endpoint.metric for endpoint in endpoints
+    )
+    if lacking and not binary:
+        return numbers
+    table = test.table[compared].reset_index(drop=True)
+    rows = Predictions(table, test.meta)
+    evaluation = intervals.evaluate(rows, settings, sensitivity_floor, endpoints)
+    for by_metric in evaluation.table().values():
+        numbers.update(by_metric)
+    if lacking:
+        # These would speak of the images that were added.
+        of_added = "sensitivity" if test.positive_label in lacking else "specificity"
+        numbers[of_added] = None
+        numbers["patient_recognition_rate"] = None
+    return numbers
+
+
+def per_class(
+    predictions: Predictions, settings: Compare, sensitivity_floor: float
+) -> dict[str, MetricTable]:
+    """Class -> numbers of it against the rest; empty for two classes."""
     if len(predictions.classes) == 2:
         return {}
-    names = ["free.auroc", "free.average_precision"]
-    proportions = ("sensitivity", "specificity", "precision", "negative_predictive_value", "f1")
-    names += [f"{point}.{metric}" for point in _POINTS for metric in proportions]
-    return {
-        name: intervals.evaluate(predictions, settings, floor, names, one=label).table()
-        for label, name in enumerate(predictions.classes)
-    }
+    endpoints = [Endpoint("free", "auroc"), Endpoint("free", "average_precision")]
+    for point in _POINTS:
+        for metric in (
+            "sensitivity",
+            "specificity",
+            "precision",
+            "negative_predictive_value",
+            "f1",
+        ):
+            endpoints.append(Endpoint(point, metric))
+    tables = {}
+    for label, name in enumerate(predictions.classes):
+        evaluation = intervals.evaluate(
+            predictions, settings, sensitivity_floor, endpoints, one_class=label
+        )
+        tables[name] = evaluation.table()
+    return tables

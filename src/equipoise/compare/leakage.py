@@ -6,162 +6,212 @@ Its folder holds numbers and a figure, never a model or predictions: nothing fro
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from equipoise.compare import controls
+from equipoise.compare.controls import Sides
 from equipoise.compare.paired import difference
 from equipoise.compare.wording import metric_label
 from equipoise.core import parallel
-from equipoise.core.config import Study
-from equipoise.core.files import write_json
+from equipoise.core.config import Split, Study
+from equipoise.core.documents import (
+    Difference,
+    LeakageReport,
+    LeakageRow,
+    MeasuredMetric,
+    PermutedLabels,
+)
 from equipoise.core.text import aligned
-from equipoise.evaluation import intervals, metrics
+from equipoise.evaluation.intervals import Evaluation
+from equipoise.evaluation.metrics import Endpoint, softmax
 from equipoise.scenario import head
-from equipoise.scenario import rows as rows_
 from equipoise.scenario.matrix import Inputs
+from equipoise.scenario.rows import Standardiser
 from equipoise.split import strata
 from equipoise.strategies.base import Objective
 
-WHOLE, BY_IMAGE, BEFORE = "patients kept whole", "split by image", "oversampled before the split"
+#: The kinds of split. The first one is honest, and the others are measured against it.
+WHOLE = "patients kept whole"
+BY_IMAGE = "split by image"
+BEFORE = "oversampled before the split"
+
 SHOWN = (
-    "free.auroc",
-    "free.specificity_at_sensitivity",
-    "raw.accuracy",
-    "raw.balanced_accuracy",
-    "raw.f1",
+    Endpoint("free", "auroc"),
+    Endpoint("free", "specificity_at_sensitivity"),
+    Endpoint("raw", "accuracy"),
+    Endpoint("raw", "balanced_accuracy"),
+    Endpoint("raw", "f1"),
 )
+
+#: Beside `split.seed`, so that these folds are no folds of the study.
+_SEED = 7
+
+
+def folder(study: Study, backbone: str) -> Path:
+    """Where the numbers lie: beside no result."""
+    return study.root / "results/leakage" / study.name / backbone
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def run(study: Study, backbone: str) -> dict[str, Any]:
+def measure(study: Study, backbone: str) -> LeakageReport:
     """Cross-validate the baseline under three kinds of folds and write leakage.json.
 
     Every image is tested once under each kind, so differences are paired over patients. The heads, their penalty (the
     middle of `tune.l2_first`) and the number of folds (`split.folds`) are the same; only who may be on both sides
     differs. Labels permuted between patients show what resemblance within a patient alone is worth.
-
-    Returns:
-        Per kind of split: metrics with intervals, inflation over `patients kept whole`, the permuted-label control.
     """
     inputs = Inputs.read(study, backbone, "baseline")
     settings = study.settings
     l2 = float(np.median(settings.tune.l2_first))
-    kinds = _sides(inputs)
-    evaluations: dict[str, intervals.Evaluation] = {}
-    alpha = settings.compare.alpha
-    rows: dict[str, dict[str, Any]] = {}
+    rounds_of_kind = kinds_of_split(inputs, settings.split)
+    honest = _cross_validated(study, inputs, rounds_of_kind[WHOLE], l2)
+    rows = {}
     for kind, rounds in parallel.progress(
-        kinds.items(), "cross-validating", len(kinds), "kinds of split"
+        rounds_of_kind.items(), "cross-validating", len(rounds_of_kind), "kinds of split"
     ):
-        evaluations[kind] = _evaluate(inputs, rounds, l2)
-        shown = [name for name in SHOWN if name in evaluations[kind].draws]
-        permuted = controls.permuted_labels(
-            inputs, rounds, l2, settings.compare.permutations, settings.compare.seed
+        evaluation = honest
+        if kind != WHOLE:
+            evaluation = _cross_validated(study, inputs, rounds, l2)
+        control = controls.permuted_labels(
+            inputs,
+            rounds,
+            l2,
+            settings.compare.permutations,
+            settings.compare.seed,
         )
-        rows[kind] = {
-            "metrics": {name: evaluations[kind].interval(name) for name in shown},
-            "inflation": {
-                name: difference(evaluations[kind], evaluations[WHOLE], name, alpha)
-                for name in shown
-            },
-            "permuted_labels": permuted,
-        }
-    result = {
-        **{"study": study.name, "backbone": backbone, "weights": inputs.store.meta["weights"]},
-        **{"images": len(inputs.manifest.table), "folds": settings.split.folds, "l2": l2},
-        "group_by": inputs.splits.meta["group_by"],
-        "patients": int(inputs.splits.round(0, 0)["patient_id"].nunique()),
-        "sensitivity_floor": settings.tune.sensitivity_floor,
-        "digests": {"manifest": inputs.manifest.digest, "features": inputs.store.digest},
-        "rows": rows,
-    }
-    write_json(folder(study, backbone) / "leakage.json", result)
-    return result
-
-
-def folder(study: Study, backbone: str) -> Path:
-    """Where the numbers lie: beside no result."""
-    return Path("results/leakage") / study.name / backbone
-
-
-def table_text(result: dict[str, Any]) -> str:
-    """The result as lines of text: one per kind of split."""
-    names = list(result["rows"][WHOLE]["metrics"])
-    heads = [f"{metric_label(name, result['sensitivity_floor'])} (inflation)" for name in names]
-    heads, body = ["", *heads, "labels permuted"], []
-    for kind, row in result["rows"].items():
-        cells = [kind]
-        for name in names:
-            value, more = row["metrics"][name], row["inflation"][name]
-            change = (
-                ""
-                if kind == WHOLE
-                else f" ({more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}])"
-            )
-            cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]{change}")
-        control = row["permuted_labels"]
-        body.append(
-            [
-                *cells,
-                f"AUROC {control['auroc']:.3f}, chance {control['low']:.3f} to {control['high']:.3f}",
-            ]
-        )
-    return (
-        f"{result['study']}, {result['backbone']}: {result['images']} images of {result['patients']} patients by "
-        f"{result['group_by']}, {result['folds']} folds, the same baseline\n{aligned([heads, *body])}"
+        rows[kind] = _row(evaluation, honest, control, settings.compare.alpha)
+    report = LeakageReport(
+        study=study.name,
+        backbone=backbone,
+        weights=inputs.store.meta["weights"],
+        images=len(inputs.manifest.table),
+        folds=settings.split.folds,
+        l2=l2,
+        group_by=inputs.splits.meta["group_by"],
+        patients=int(inputs.splits.round(0, 0)["patient_id"].nunique()),
+        sensitivity_floor=settings.tune.sensitivity_floor,
+        digests={"manifest": inputs.manifest.digest, "features": inputs.store.digest},
+        rows=rows,
     )
+    report.write(folder(study, backbone) / "leakage.json")
+    return report
 
 
-def _sides(inputs: Inputs) -> dict[str, list[controls.Sides]]:
+def _row(
+    evaluation: Evaluation, honest: Evaluation, control: PermutedLabels, alpha: float
+) -> LeakageRow:
+    """Numbers of one kind of split, and how far they lie above those of the honest one."""
+    metrics: dict[str, MeasuredMetric] = {}
+    inflation: dict[str, Difference] = {}
+    for endpoint in SHOWN:
+        if endpoint not in evaluation.draws:
+            continue
+        name = str(endpoint)
+        metrics[name] = evaluation.interval(endpoint)
+        above_honest = difference(evaluation, honest, endpoint, alpha)
+        inflation[name] = above_honest.document()
+    return LeakageRow(metrics=metrics, inflation=inflation, permuted_labels=control)
+
+
+# --- three kinds of split -------------------------------------------------------------------------
+
+
+def kinds_of_split(inputs: Inputs, settings: Split) -> dict[str, list[Sides]]:
     """Train and test images of every fold under each kind of split; a position may repeat on a train side."""
-    settings = inputs.study.settings.split
-    labels = inputs.labels(np.arange(len(inputs.manifest.table)))
-    groups = inputs.splits.round(0, 0).set_index("image_id")["patient_id"]
-    patients = groups.loc[inputs.manifest.table["image_id"]].to_numpy()
-    images = np.arange(len(labels))
-    rng = np.random.default_rng([settings.seed, 7])
-    counts = np.bincount(labels)
-    copies = [
-        rng.choice(images[labels == label], counts.max() - count, replace=True)
-        for label, count in enumerate(counts)
-    ]
-    grown = np.concatenate([images, *copies])
+    images = np.arange(len(inputs.manifest.table))
+    labels = inputs.labels(images)
+    rows_of_split = inputs.splits.round(0, 0).set_index("image_id")
+    in_order = rows_of_split.loc[inputs.manifest.table["image_id"]]
+    patients = in_order["patient_id"].to_numpy()
+    with_copies = _oversampled(labels, settings.seed)
 
-    def folds(source: np.ndarray, units: np.ndarray) -> list[controls.Sides]:
-        rows = pd.DataFrame({"patient": units, "label": labels[source]})
-        fold = strata.assign_folds(rows, settings.folds, [settings.seed, 7])
+    def folds(rows: np.ndarray, kept_together: np.ndarray) -> list[Sides]:
+        table = pd.DataFrame({"patient": kept_together, "label": labels[rows]})
+        fold_of_row = strata.assign_folds(table, settings.folds, [settings.seed, _SEED])
         # Test rows are the originals in every kind; a copy can only be on the train side of another fold.
-        original = np.arange(len(source)) < len(images)
-        return [(source[fold != k], source[(fold == k) & original]) for k in range(settings.folds)]
-
-    def names(count: int) -> np.ndarray:
-        return np.array([f"{number:09d}" for number in range(count)])
+        is_original = np.arange(len(rows)) < len(images)
+        rounds = []
+        for fold in range(settings.folds):
+            is_inside = fold_of_row == fold
+            rounds.append(Sides(rows[~is_inside], rows[is_inside & is_original]))
+        return rounds
 
     return {
         WHOLE: folds(images, patients),
-        BY_IMAGE: folds(images, names(len(images))),
-        BEFORE: folds(grown, names(len(grown))),
+        BY_IMAGE: folds(images, _each_its_own(images)),
+        BEFORE: folds(with_copies, _each_its_own(with_copies)),
     }
 
 
-def _evaluate(inputs: Inputs, rounds: list[controls.Sides], l2: float) -> intervals.Evaluation:
-    labels = inputs.labels(np.arange(len(inputs.manifest.table)))
-    neutral = Objective.neutral(len(inputs.manifest.classes))
-    groups = inputs.splits.round(0, 0)
+def _oversampled(labels: np.ndarray, seed: int) -> np.ndarray:
+    """All images, then copies of those of the smaller classes until the classes are equal, int (num_rows,)."""
+    images = np.arange(len(labels))
+    counts = np.bincount(labels)
+    rng = np.random.default_rng([seed, _SEED])
+    parts = [images]
+    for label, count in enumerate(counts):
+        of_class = images[labels == label]
+        lacking = counts.max() - count
+        parts.append(rng.choice(of_class, lacking, replace=True))
+    return np.concatenate(parts)
+
+
+def _each_its_own(rows: np.ndarray) -> np.ndarray:
+    """A name of its own for every row, in their order."""
+    return np.array([f"{number:09d}" for number in range(len(rows))])
+
+
+def _cross_validated(study: Study, inputs: Inputs, rounds: list[Sides], l2: float) -> Evaluation:
+    """Numbers of the baseline's heads on the test images of all rounds."""
+    manifest = inputs.manifest
+    labels = inputs.labels(np.arange(len(manifest.table)))
+    neutral = Objective.neutral(len(manifest.classes))
+    rows = inputs.splits.round(0, 0)
     frames = []
     for fold, (train, test) in enumerate(rounds):
         features = inputs.features(train)
-        standardiser = rows_.Standardiser.fit(features)
-        solved = head.fit(
-            features, labels[train], np.ones(len(train), dtype=int), neutral, l2, standardiser
-        )
-        prob = metrics.softmax(solved.logits(inputs.features(test)))
-        frames.append(controls.prediction_rows(inputs.manifest, groups, test, prob, 0, fold))
-    settings = inputs.study.settings
+        once_each = np.ones(len(train), dtype=int)
+        standardiser = Standardiser.fit(features)
+        solved = head.fit(features, labels[train], once_each, neutral, l2, standardiser)
+        logits = solved.logits(inputs.features(test))
+        prob = softmax(logits)
+        frames.append(controls.prediction_rows(manifest, rows, test, prob, 0, fold))
+    settings = study.settings
     return controls.evaluated(
-        inputs.manifest, frames, settings.compare, settings.tune.sensitivity_floor
+        manifest,
+        frames,
+        settings.compare,
+        settings.tune.sensitivity_floor,
     )
+
+
+# --- the printed table ----------------------------------------------------------------------------
+
+
+def table_text(report: LeakageReport) -> str:
+    """The report as lines of text: one per kind of split."""
+    names = list(report.rows[WHOLE].metrics)
+    labels = [metric_label(Endpoint.parse(name), report.sensitivity_floor) for name in names]
+    lines = [["", *(f"{label} (inflation)" for label in labels), "labels permuted"]]
+    for kind, row in report.rows.items():
+        cells = [kind]
+        for name in names:
+            cell = _interval_text(row.metrics[name])
+            if kind != WHOLE:
+                cell += f" ({_interval_text(row.inflation[name], sign='+')})"
+            cells.append(cell)
+        control = row.permuted_labels
+        cells.append(f"AUROC {control.auroc:.3f}, chance {control.low:.3f} to {control.high:.3f}")
+        lines.append(cells)
+    return (
+        f"{report.study}, {report.backbone}: {report.images} images of {report.patients} patients by "
+        f"{report.group_by}, {report.folds} folds, the same baseline\n{aligned(lines)}"
+    )
+
+
+def _interval_text(number: MeasuredMetric | Difference, sign: str = "") -> str:
+    form = f"{sign}.3f"
+    return f"{number.value:{form}} [{number.low:{form}}, {number.high:{form}}]"

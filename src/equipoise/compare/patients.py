@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from equipoise.core.config import Threshold
-from equipoise.core.records import Predictions
+from equipoise.core.config import Compare, Threshold
+from equipoise.core.documents import PatientLevel
+from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_columns
 from equipoise.evaluation import calibration
-from equipoise.evaluation.metrics import decide
+from equipoise.evaluation.intervals import Evaluation, evaluate
+from equipoise.evaluation.metrics import REGISTRY, Endpoint, decide
 
 #: How the images of a patient become one score: mean logit, highest probability, share of images decided positive.
 RULES = ("mean", "max", "vote")
 _EPSILON = 1e-12
 _ROUND = ["repeat", "fold", "seed"]
+
+
+# --- one row per patient --------------------------------------------------------------------------
 
 
 def by_patient(
@@ -35,54 +40,150 @@ def by_patient(
         threshold: The study's rule for the locked threshold. `cost` needs probabilities: a vote is then by majority.
         sensitivity_floor: Within 0..1.
     """
-    table, positive = predictions.table, predictions.positive_label
-    groups = table.groupby([*_ROUND, "part", "patient_id"], sort=True)
-    place, labels = groups.ngroup().to_numpy(), groups["label"]
-    rows = groups.agg(overlap=("overlap", "any"), threshold=("threshold", "first")).reset_index()
+    images = predictions.table
+    groups = images.groupby([*_ROUND, "part", "patient_id"], sort=True)
+    patient_of_image = groups.ngroup().to_numpy()
+    rows = groups.agg(
+        overlap=("overlap", "any"),
+        threshold=("threshold", "first"),
+    ).reset_index()
     rows.insert(0, "image_id", rows["patient_id"])
-    two = len(predictions.classes) == 2
-    shown = (table["label"] == positive).groupby(place).any() if two else labels.first()
-    rows["label"] = np.where(shown, positive, 1 - positive) if two else shown.to_numpy()
-    for kind in ("prob", "calibrated"):
-        at = table["threshold"].to_numpy(dtype=float) if kind == "calibrated" else 0.5
-        values = _scores(predictions.probabilities(kind), place, rule, positive, at)
-        rows[[f"{kind}_{name}" for name in predictions.classes]] = values
-    mixed = np.zeros(len(rows), bool) if two else (labels.nunique() > 1).to_numpy()
-    left_out = int(rows.loc[mixed & (rows["part"] == "test"), "patient_id"].nunique())
-    rows = rows[~mixed].reset_index(drop=True)
-    if two:
-        for _, own in rows.groupby(_ROUND):
-            val = own[own["part"] == "val"]
-            if rule == "vote" and threshold.rule == "cost":
-                rows.loc[own.index, "threshold"] = 0.5
-            elif len(val):
-                prob, truth = (
-                    val[f"calibrated_{predictions.classes[positive]}"],
-                    val["label"] == positive,
-                )
-                locked = calibration.lock_threshold(
-                    prob.to_numpy(), truth.to_numpy(), threshold, sensitivity_floor
-                )
-                rows.loc[own.index, "threshold"] = locked
-    return replace(
-        predictions, table=rows, meta={**predictions.meta, "left_out": left_out}, digest=""
-    )
+    binary = len(predictions.classes) == 2
+    if binary:
+        rows["label"] = _positive_if_any(images["label"], patient_of_image, predictions)
+        shows_several = np.zeros(len(rows), dtype=bool)
+    else:
+        rows["label"] = groups["label"].first().to_numpy()
+        shows_several = (groups["label"].nunique() > 1).to_numpy()
+    locked = images["threshold"].to_numpy(dtype=float)
+    for kind, at in ((RAW, 0.5), (CALIBRATED, locked)):
+        scores = _scores(predictions, kind, patient_of_image, rule, at)
+        rows[probability_columns(kind, predictions.classes)] = scores
+    left_out = rows[shows_several & (rows["part"] == "test")]
+    rows = rows[~shows_several].reset_index(drop=True)
+    if binary:
+        rows = _with_threshold(rows, predictions, rule, threshold, sensitivity_floor)
+    meta = dict(predictions.meta)
+    meta["left_out"] = int(left_out["patient_id"].nunique())
+    return replace(predictions, table=rows, meta=meta, digest="")
+
+
+def _positive_if_any(
+    labels: pd.Series, patient_of_image: np.ndarray, predictions: Predictions
+) -> np.ndarray:
+    """Label of each patient (P,): positive when any image is."""
+    positive = predictions.positive_label
+    is_positive = labels == positive
+    shows_positive = is_positive.groupby(patient_of_image).any()
+    return np.where(shows_positive, positive, 1 - positive)
 
 
 def _scores(
-    values: np.ndarray, place: np.ndarray, rule: str, positive: int, threshold: np.ndarray | float
+    predictions: Predictions,
+    kind: str,
+    patient_of_image: np.ndarray,
+    rule: str,
+    threshold: np.ndarray | float,
 ) -> np.ndarray:
-    """Probabilities of patients (P, C) from those of images (n, C); `place` is the patient of each image."""
-    classes = values.shape[1]
+    """Probabilities of patients (P, C) from those of their images."""
+    prob = predictions.probabilities(kind)
+    num_classes = len(predictions.classes)
+    positive = predictions.positive_label
     if rule == "mean":
-        return softmax(_grouped(np.log(np.clip(values, _EPSILON, 1)), place, "mean"), axis=1)
+        logits = np.log(np.clip(prob, _EPSILON, 1))
+        mean_logits = _grouped(logits, patient_of_image, "mean")
+        return softmax(mean_logits, axis=1)
     if rule == "vote":
-        return _grouped(np.eye(classes)[decide(values, positive, threshold)], place, "mean")
-    highest = _grouped(values, place, "max")
-    if classes == 2:
+        decided = decide(prob, positive, threshold)
+        votes = np.eye(num_classes)[decided]
+        return _grouped(votes, patient_of_image, "mean")
+    highest = _grouped(prob, patient_of_image, "max")
+    if num_classes == 2:
         highest[:, 1 - positive] = 1 - highest[:, positive]
     return highest / highest.sum(axis=1, keepdims=True)
 
 
-def _grouped(values: np.ndarray, place: np.ndarray, how: str) -> np.ndarray:
-    return np.array(pd.DataFrame(values).groupby(place).agg(how))
+def _grouped(values: np.ndarray, patient_of_image: np.ndarray, how: str) -> np.ndarray:
+    """Values (P, C) of patients from those of images (n, C); `how` is the name of an aggregate of pandas."""
+    groups = pd.DataFrame(values).groupby(patient_of_image)
+    return np.array(groups.agg(how))
+
+
+def _with_threshold(
+    rows: pd.DataFrame,
+    predictions: Predictions,
+    rule: str,
+    threshold: Threshold,
+    sensitivity_floor: float,
+) -> pd.DataFrame:
+    """The rows of patients with a threshold that the val patients of each round lock. Two classes."""
+    positive_name = predictions.classes[predictions.positive_label]
+    for _, of_round in rows.groupby(_ROUND):
+        val = of_round[of_round["part"] == "val"]
+        if rule == "vote" and threshold.rule == "cost":
+            rows.loc[of_round.index, "threshold"] = 0.5
+        elif len(val):
+            prob = val[f"{CALIBRATED}_{positive_name}"].to_numpy()
+            is_positive = val["label"] == predictions.positive_label
+            truth = is_positive.to_numpy()
+            locked = calibration.lock_threshold(prob, truth, threshold, sensitivity_floor)
+            rows.loc[of_round.index, "threshold"] = locked
+    return rows
+
+
+# --- their numbers --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PatientPredictions:
+    """Predictions of patients and their numbers.
+
+    Attributes:
+        predictions: One row per patient, round and part.
+        evaluation: None where those who show several classes left a class without any patient.
+    """
+
+    predictions: Predictions
+    evaluation: Evaluation | None
+
+    def level(self) -> PatientLevel:
+        """Its numbers as they stand in evidence.json."""
+        test = self.predictions.part("test").table
+        level = PatientLevel(
+            patients=int(test["patient_id"].nunique()),
+            left_out=self.predictions.meta["left_out"],
+        )
+        if self.evaluation is None:
+            return level
+        return level.model_copy(update=self.evaluation.table())
+
+
+def measured_by_patient(
+    predictions: Predictions,
+    rule: str,
+    threshold: Threshold,
+    settings: Compare,
+    sensitivity_floor: float,
+) -> PatientPredictions:
+    """`by_patient` and all metrics of its test rows; the arguments are those of `by_patient` and `evaluate`."""
+    people = by_patient(predictions, rule, threshold, sensitivity_floor)
+    test = people.part("test").table
+    if test["label"].nunique() < len(people.classes):
+        return PatientPredictions(people, None)
+    endpoints = NO_PROBABILITY if rule == "vote" else ()
+    evaluation = evaluate(people, settings, sensitivity_floor, endpoints)
+    return PatientPredictions(people, evaluation)
+
+
+def _without_probability() -> list[Endpoint]:
+    endpoints = []
+    for name, metric in REGISTRY.items():
+        if metric.kind == "rank":
+            endpoints.append(Endpoint("free", name))
+        elif metric.kind == "decision":
+            endpoints += [Endpoint("raw", name), Endpoint("locked", name)]
+    return endpoints
+
+
+#: A vote is no probability: only what follows from its order and its decisions.
+NO_PROBABILITY = _without_probability()

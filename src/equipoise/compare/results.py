@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from equipoise.compare.wording import BASELINE
 from equipoise.core import parallel
 from equipoise.core.config import Study
+from equipoise.core.documents import Choices, ClassCount, RoundChoice, ScenarioSummary
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.files import read_json
 from equipoise.core.records import Predictions, imbalance_ratio
 from equipoise.embed.backbones import load_row
 from equipoise.evaluation import intervals
@@ -21,24 +21,53 @@ from equipoise.strategies import base as strategies
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One scenario on one backbone, as read back from its files."""
+    """One scenario on one backbone, as read back from its files.
+
+    Attributes:
+        backbone: Name.
+        scenario: Name.
+        summary: Contents of metrics.json.
+        choices: Contents of best.json, one per repeat, fold and seed.
+        predictions: Of val and test.
+        evaluation: Of its test rows, with the study's resamples.
+    """
 
     backbone: str
     scenario: str
-    summary: dict[str, Any]
-    choices: list[dict[str, Any]]
+    summary: ScenarioSummary
+    choices: list[RoundChoice]
     predictions: Predictions
     evaluation: intervals.Evaluation
 
+    @property
+    def key(self) -> str:
+        """Backbone/scenario: one key for each result of a comparison."""
+        return f"{self.backbone}/{self.scenario}"
+
+    @property
+    def baseline_key(self) -> str:
+        """Key of the result that it is compared with."""
+        return f"{self.backbone}/{BASELINE}"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the others are compared with it."""
+        return self.scenario == BASELINE
+
 
 def read_results(study: Study) -> list[Result]:
-    """Results of the configured backbones and scenarios, whatever else lies in the folder."""
+    """Results of the configured backbones and scenarios, whatever else lies in the folder.
+
+    Raises:
+        ConfigError: Without the baseline, or for an unknown backbone or scenario.
+        DataError: When a result is missing, or was tested on other rows than the rest.
+    """
     if BASELINE not in study.scenarios:
         raise ConfigError(
             "run.scenarios lacks the baseline, and every difference is taken to it. Add `baseline`."
         )
-    results = []
     pairs = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
+    results = []
     for backbone, scenario in parallel.progress(
         pairs, "resampling patients", len(pairs), "results"
     ):
@@ -51,59 +80,86 @@ def read_results(study: Study) -> list[Result]:
                 f"--backbone {backbone} --scenario {scenario}`, or take it off run.scenarios in params.yaml."
             )
         results.append(load_result(study, backbone, scenario, folder))
-    _alike(results)
+    _require_alike(results)
     return results
 
 
 def load_result(study: Study, backbone: str, scenario: str, folder: Path) -> Result:
     """Read one result back and evaluate it with the study's resamples."""
+    settings = study.settings
     try:
         predictions = Predictions.read(folder / "predictions.parquet")
         evaluation = intervals.evaluate(
-            predictions, study.settings.compare, study.settings.tune.sensitivity_floor
+            predictions, settings.compare, settings.tune.sensitivity_floor
         )
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
-    summary, choices = read_json(folder / "metrics.json"), read_json(folder / "best.json")
-    return Result(backbone, scenario, summary, choices, predictions, evaluation)
+    return Result(
+        backbone=backbone,
+        scenario=scenario,
+        summary=ScenarioSummary.read(folder / "metrics.json"),
+        choices=Choices.read(folder / "best.json").root,
+        predictions=predictions,
+        evaluation=evaluation,
+    )
 
 
-def _alike(results: list[Result]) -> None:
+def _identity(result: Result) -> dict[str, object]:
+    """What results must share to be compared."""
+    return {
+        "study": result.predictions.meta.get("study", ""),
+        "classes": result.predictions.classes,
+        "positive class": result.summary.positive_class,
+        "test rows (digest)": result.predictions.test_digest()[:12],
+    }
+
+
+def _require_alike(results: list[Result]) -> None:
     first = results[0]
+    expected = _identity(first)
     for other in results[1:]:
-        pairs = {
-            "study": [result.predictions.meta.get("study", "") for result in (first, other)],
-            "classes": [result.predictions.classes for result in (first, other)],
-            "positive class": [result.summary["positive_class"] for result in (first, other)],
-            "test rows (digest)": [
-                result.predictions.test_digest()[:12] for result in (first, other)
-            ],
-        }
-        for what, (mine, its) in pairs.items():
-            if mine != its:
-                raise DataError(
-                    f"{first.backbone}/{first.scenario} and {other.backbone}/{other.scenario} differ in their {what}: "
-                    f"{mine} and {its}. Only results on the same test rows can be compared; run `dvc repro`."
-                )
+        for what, actual in _identity(other).items():
+            if actual == expected[what]:
+                continue
+            raise DataError(
+                f"{first.key} and {other.key} differ in their {what}: {expected[what]} and {actual}. "
+                f"Only results on the same test rows can be compared; run `dvc repro`."
+            )
 
 
-def distribution(results: list[Result]) -> list[dict[str, Any]]:
+class ClassShare(TypedDict):
+    """One class at one stage; a row of the distribution table."""
+
+    stage: str
+    class_name: str
+    images: int
+    patients: int
+    image_share: float
+    imbalance_ratio: float | None
+
+
+def distribution(results: list[Result]) -> list[ClassShare]:
     """Images and patients per class before the split, in each part, and in each scenario's plan (first round)."""
-    stages = {
-        name: table for name, table in results[0].summary["distribution"].items() if name != "plan"
-    }
-    stages |= {
-        f"plan: {result.scenario}": result.summary["distribution"]["plan"] for result in results
-    }
+    stages = dict(results[0].summary.distribution)
+    stages.pop("plan")
+    for result in results:
+        stages[f"plan: {result.scenario}"] = result.summary.distribution["plan"]
+    rows = []
+    for stage, classes in stages.items():
+        rows += _class_shares(stage, classes)
+    return rows
+
+
+def _class_shares(stage: str, classes: dict[str, ClassCount]) -> list[ClassShare]:
+    ratio = imbalance_ratio(np.array([count.images for count in classes.values()]))
     return [
-        {
-            "stage": stage,
-            "class_name": name,
-            **values,
-            "imbalance_ratio": imbalance_ratio(
-                np.array([row["images"] for row in classes.values()])
-            ),
-        }
-        for stage, classes in stages.items()
-        for name, values in classes.items()
+        ClassShare(
+            stage=stage,
+            class_name=name,
+            images=count.images,
+            patients=count.patients,
+            image_share=count.image_share,
+            imbalance_ratio=ratio,
+        )
+        for name, count in classes.items()
     ]

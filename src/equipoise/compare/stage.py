@@ -1,308 +1,445 @@
-"""Paired differences against the baseline, corrected for multiplicity, and what stands behind them."""
+"""The comparison of a study: results in, verdicts, winners and what stands behind them out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from equipoise.compare import controls, evidence, wording
-from equipoise.compare.paired import difference, holm, paired
-from equipoise.compare.patients import RULES, by_patient
+from equipoise.compare import controls, wording
+from equipoise.compare.evidence import Conditions, RowEvidence, evidence_of
+from equipoise.compare.paired import Judged, difference, paired
 from equipoise.compare.results import Result, read_results
 from equipoise.compare.wording import BASELINE
 from equipoise.core import parallel
-from equipoise.core.config import Study
+from equipoise.core.config import Settings, Study
+from equipoise.core.documents import (
+    CheckAnswer,
+    Comparison,
+    Controls,
+    Difference,
+    IngestSummary,
+    MeasuredMetric,
+    ScenarioRow,
+    SplitSummary,
+)
 from equipoise.core.errors import ConfigError
-from equipoise.core.files import digest_of, read_json, read_table, write_json
-from equipoise.core.records import Manifest, Predictions, Splits
-from equipoise.evaluation import calibration, intervals, metrics
+from equipoise.core.files import digest_of
+from equipoise.core.records import Manifest, Splits
+from equipoise.evaluation import calibration, metrics
+from equipoise.evaluation.metrics import Endpoint
 from equipoise.scenario.matrix import Inputs
 from equipoise.split import checks
 
 #: Differences shown beside the primary one.
 _SECONDARY = (
-    *("free.auroc", "free.average_precision"),
-    *("raw.sensitivity", "raw.specificity", "raw.balanced_accuracy", "raw.brier"),
-    *("locked.sensitivity", "locked.specificity", "locked.balanced_accuracy", "locked.brier"),
+    Endpoint("free", "auroc"),
+    Endpoint("free", "average_precision"),
+    Endpoint("raw", "sensitivity"),
+    Endpoint("raw", "specificity"),
+    Endpoint("raw", "balanced_accuracy"),
+    Endpoint("raw", "brier"),
+    Endpoint("locked", "sensitivity"),
+    Endpoint("locked", "specificity"),
+    Endpoint("locked", "balanced_accuracy"),
+    Endpoint("locked", "brier"),
 )
 
-
 #: What comparison.json keeps of all the numbers, beside the primary one.
-_SHORT = {
-    "free": ("auroc", "average_precision"),
-    **dict.fromkeys(
-        ("raw", "locked"),
-        ("sensitivity", "specificity", "accuracy", "f1", "balanced_accuracy", "brier"),
-    ),
-}
+_SHORT_RANKS = ("auroc", "average_precision")
+_SHORT_DECISIONS = (
+    "sensitivity",
+    "specificity",
+    "accuracy",
+    "f1",
+    "balanced_accuracy",
+    "brier",
+)
+
+#: backbone -> scenario -> its row.
+Rows = dict[str, dict[str, ScenarioRow]]
+
+EvidenceOf = Callable[[Sequence[Result], Manifest, Conditions], Mapping[str, RowEvidence]]
 
 
-#: A vote is no probability: only what follows from its order and its decisions.
-_NO_PROBABILITY = [
-    f"{point}.{name}"
-    for name, metric in metrics.REGISTRY.items()
-    for point in (("free",) if metric.kind == "rank" else ("raw", "locked"))
-    if metric.kind != "probability"
-]
+class Compared(NamedTuple):
+    """The comparison as evidence.json holds it, and the results that it was made from."""
+
+    comparison: Comparison
+    results: list[Result]
 
 
-def run(study: Study) -> tuple[dict[str, Any], list[Result]]:
-    """Compare the configured scenarios of a study; write evidence.json and comparison.json.
+def run(study: Study, evidence: EvidenceOf = evidence_of) -> Compared:
+    """Compare the configured scenarios of a study; write evidence.json and its short form, comparison.json.
 
-    Returns:
-        Contents of evidence.json, of which comparison.json is the short form, and what it was made from.
+    Args:
+        study: Its name, settings and files.
+        evidence: Gives what stands behind each row; it takes most of the time.
 
     Raises:
         ConfigError: Without the baseline, or for an unknown metric.
         DataError: When a result is missing, or was tested on other rows than the rest.
     """
     results = read_results(study)
-    found = compare(study, results, control(study, results))
-    write_json(study.reports_path / "evidence.json", found)
-    write_json(study.reports_path / "comparison.json", short_form(found))
+    controlled = control(study, results)
+    comparison = compare(study, results, controlled, evidence)
+    comparison.write(study.reports_path / "evidence.json")
+    short_form(comparison).write(study.reports_path / "comparison.json")
     # What is printed and drawn is what was written: where a metric does not exist the file says null.
-    return read_json(study.reports_path / "evidence.json"), results
+    return Compared(Comparison.read(study.reports_path / "evidence.json"), results)
 
 
-def short_form(found: dict[str, Any]) -> dict[str, Any]:
-    """What a reader and `dvc metrics diff` need: main metrics with intervals, the primary difference, the verdicts."""
-    primary = found["primary"]
-
-    def cell(values: Mapping[str, Any]) -> dict[str, float]:
-        kept = ("value", "low", "high", "p_value", "p_holm")
-        return {name: float(f"{values[name]:.5g}") for name in kept if name in values}
-
-    def row(full: dict[str, Any]) -> dict[str, Any]:
-        kept = {
-            name: full[name]
-            for name in ("inner_score", "result_digest", "seed_has_effect", "verdict")
-        }
-        for point, names in _SHORT.items():
-            names = (*names, primary.split(".")[1]) if primary.startswith(point) else names
-            kept[point] = {name: cell(full[point][name]) for name in names if name in full[point]}
-        return kept | (
-            {"delta": {primary: cell(full["delta"][primary])}} if "delta" in full else {}
-        )
-
-    return {
-        **found,
-        "checks": [
-            {name: check[name] for name in ("code", "answer", "detail")}
-            for check in found["checks"]
-        ],
-        "rows": {
-            backbone: {scenario: row(full) for scenario, full in rows.items()}
-            for backbone, rows in found["rows"].items()
-        },
-    }
-
-
-def control(study: Study, results: list[Result]) -> dict[str, Any]:
+def control(study: Study, results: Sequence[Result]) -> Controls:
     """The controls of `controls.py`: files' metadata alone, and permuted labels on each backbone's features."""
-    baselines = {result.backbone: result for result in results if result.scenario == BASELINE}
-    manifest, splits = Manifest.read(study.manifest_path), Splits.read(study.splits_path)
-    settings = study.settings
+    manifest = Manifest.read(study.manifest_path)
+    splits = Splits.read(study.splits_path)
+    settings = study.settings.compare
     metadata = controls.metadata_only(
-        manifest, splits, settings.compare, settings.tune.sensitivity_floor
+        manifest, splits, settings, study.settings.tune.sensitivity_floor
     )
-    sides = [
+    first_repeat = [
         controls.sides(manifest, splits.round(repeat, fold))
         for repeat, fold in splits.rounds()
         if repeat == 0
     ]
+    baselines = [result for result in results if result.is_baseline]
     permuted = {}
-    for backbone, result in parallel.progress(
-        baselines.items(), "permuting labels", len(baselines), "backbones"
-    ):
-        inputs, l2 = Inputs.read(study, backbone, BASELINE), result.choices[0]["settings"]["l2"]
-        permuted[backbone] = controls.permuted_labels(
-            inputs, sides, l2, settings.compare.permutations, settings.compare.seed
+    for result in parallel.progress(baselines, "permuting labels", len(baselines), "backbones"):
+        permuted[result.backbone] = controls.permuted_labels(
+            Inputs.read(study, result.backbone, BASELINE),
+            first_repeat,
+            result.choices[0].settings["l2"],
+            settings.permutations,
+            settings.seed,
         )
-    return {"metadata_only": metadata, "permuted_labels": permuted}
+    return Controls(metadata_only=metadata, permuted_labels=permuted)
 
 
-def compare(study: Study, results: list[Result], controlled: dict[str, Any]) -> dict[str, Any]:
+def compare(
+    study: Study,
+    results: Sequence[Result],
+    controlled: Controls,
+    evidence: EvidenceOf = evidence_of,
+) -> Comparison:
     """Build the comparison from results and controls: intervals, paired differences, Holm, verdicts and winners."""
-    settings = study.settings.compare
-    metric = metrics.load_metric(settings.primary)
-    primary = f"{'free' if metric.kind == 'rank' else 'locked'}.{settings.primary}"
-    first = results[0]
-    if primary not in first.evaluation.draws:
-        raise ConfigError(
-            f"compare.primary is {settings.primary}, which does not exist for {first.predictions.classes}."
-        )
-    keyed = {f"{result.backbone}/{result.scenario}": result for result in results}
-    baselines = {
-        key: f"{result.backbone}/{BASELINE}"
-        for key, result in keyed.items()
-        if result.scenario != BASELINE
-    }
-    evaluations = {key: result.evaluation for key, result in keyed.items()}
-    deltas = paired(
-        evaluations, baselines, primary, settings.alpha, 1 if metric.better == "higher" else -1
+    settings = study.settings
+    ingest = IngestSummary.read(study.manifest_path.with_suffix(".json"))
+    conditions = Conditions(
+        compare=settings.compare,
+        threshold=settings.threshold,
+        sensitivity_floor=settings.tune.sensitivity_floor,
+        units="patients" if ingest.patient_ids else "images",
     )
-    patient_ids = read_json(study.manifest_path.with_suffix(".json"))["patient_ids"]
-    behind = _behind(study, keyed, baselines, "patients" if patient_ids else "images")
-    rows: dict[str, dict[str, Any]] = {}
-    for key, result in keyed.items():
-        row = {
-            name: result.summary[name]
-            for name in ("inner_score", "result_digest", "seed_has_effect")
-        }
-        row |= {**result.evaluation.table(), "verdict": BASELINE, "reason": ""}
-        if key in baselines:
-            delta = deltas[key]
-            row["verdict"] = delta.pop("verdict")
-            row["reason"] = wording.reason(delta, row["verdict"], len(deltas), settings.alpha)
-            rest = [
-                name for name in _SECONDARY if name != primary and name in result.evaluation.draws
-            ]
-            one, other = result.evaluation, evaluations[baselines[key]]
-            row["delta"] = {
-                primary: delta,
-                **{name: difference(one, other, name, settings.alpha) for name in rest},
-            }
-        if result.summary["non_overlapping"]:
-            row["non_overlapping"] = result.summary["non_overlapping"]
-        rows.setdefault(result.backbone, {})[result.scenario] = row | behind[key]
-    sign = 1 if metrics.load_metric(study.settings.tune.objective).better == "higher" else -1
-    winners = {backbone: _winner(own, sign) for backbone, own in rows.items()}
-    challenger = max(winners, key=lambda backbone: _inner(rows[backbone][winners[backbone]], sign))
-    splits = read_json(study.splits_path.with_suffix(".json"))
-    # The results' own answers: beside those of the split they know the plans.
-    found = first.summary["checks"] + [
-        check.as_dict()
-        for check in controls.checks_of(controlled["metadata_only"], controlled["permuted_labels"])
-    ]
-    test = first.predictions.part("test").table
-    comparison = {
-        "study": study.name,
-        "classes": list(first.predictions.classes),
-        **{
-            name: first.summary[name]
-            for name in ("positive_class", "majority_class", "minority_classes")
-        },
-        "weights": {result.backbone: result.summary["weights"] for result in results},
-        **{name: first.summary[name] for name in ("mode", "test")},
-        "test_images": int(test["image_id"].nunique()),
-        "test_patients": int(test["patient_id"].nunique()),
-        "test_digest": first.predictions.test_digest(),
-        "primary": primary,
-        "sensitivity_floor": study.settings.tune.sensitivity_floor,
-        **{"alpha": settings.alpha, "resamples": settings.resamples},
-        "units": "patients" if patient_ids else "images",
-        "comparisons": len(deltas),
-        "seeds": int(test["seed"].nunique()),
-        "folds": int(test["fold"].nunique()),
-        "controls": controlled,
-        "checks": found,
-        **{"scheme": splits["scheme"], "group_by": splits["group_by"]},
-        "rows": rows,
-        "winners": winners,
-        "challenger": challenger,
-    }
-    comparison["registrable"] = not checks.finding(found, "EQ-OFFICIAL")
-    comparison["verdict"] = " ".join(wording.verdict(comparison))
-    choices = {f"{result.scenario} ({result.backbone})": result.choices for result in results}
-    comparison["notes"] = wording.notes(
-        comparison, choices, first.summary["settings"]["tune"]
-    ) + calibration.guard(
-        first.predictions,
-        study.settings.calibrate.min_patients,
-        study.settings.threshold,
-        study.settings.tune.sensitivity_floor,
-    )
-    return comparison | {"digest": digest_of(comparison)}
-
-
-def _behind(
-    study: Study, results: Mapping[str, Result], baselines: Mapping[str, str], units: str
-) -> dict[str, dict[str, Any]]:
-    """What stands behind each row: patients, McNemar, per 1,000, prior correction, subgroups, classes, folds."""
-    settings, floor = study.settings.compare, study.settings.tune.sensitivity_floor
+    primary = primary_endpoint(settings.compare.primary, results[0])
+    judged = judge(results, primary, settings.compare.alpha)
     manifest = Manifest.read(study.manifest_path)
-    labels = manifest.table.set_index("image_id")["label"]
-    found: dict[str, dict[str, Any]] = {}
-    means: dict[str, tuple[Predictions, intervals.Evaluation | None]] = {}
-    for key, result in parallel.progress(
-        results.items(), "patients and subgroups", len(results), "results"
-    ):
-        predictions, two = result.predictions, len(result.predictions.classes) == 2
-        whole = {
-            rule: by_patient(predictions, rule, study.settings.threshold, floor) for rule in RULES
-        }
-        levels = {rule: _of_patients(study, own, rule) for rule, own in whole.items()}
-        means[key] = whole["mean"], levels["mean"]
-        prior = None
-        if two and result.summary["mode"] == "probe":
-            plan, _ = read_table(
-                study.result_path(result.backbone, result.scenario) / "plan.parquet"
-            )
-            positive = predictions.positive_label
-            prior = evidence.prior_correction(
-                result.scenario, result.choices, plan, labels, positive
-            )
-        found[key] = {
-            "by_fold": result.evaluation.by_fold,
-            "patient": {
-                rule: {
-                    "patients": int(own.part("test").table["patient_id"].nunique()),
-                    "left_out": own.meta["left_out"],
-                    **(level.table() if (level := levels[rule]) else {}),
-                }
-                for rule, own in whole.items()
-                if units == "patients"
-            },
-            "prior_correction": prior,
-            "subgroups": evidence.subgroups(predictions, manifest, settings, floor),
-            "per_class": evidence.per_class(predictions, settings, floor),
-        }
-    for key, baseline in baselines.items():
-        # Penalty and chance move the baseline's offset too; what is left is the remedy's.
-        if (prior := found[key]["prior_correction"]) and (
-            without := found[baseline]["prior_correction"]
-        ):
-            prior["found_beyond_baseline"] = prior["found"] - without["found"]
-        (mine, level), (other, base) = means[key], means[baseline]
-        found[key]["mcnemar"] = evidence.mcnemar(mine, other, units)
-        if len(mine.classes) == 2:
-            per = {
-                "images": (
-                    results[key].evaluation,
-                    results[baseline].evaluation,
-                    results[key].predictions,
-                )
-            }
-            if units == "patients" and level and base:
-                per = {"patients": (level, base, mine), **per}
-            found[key]["per_1000"] = {
-                unit: evidence.per_thousand(*given, unit) for unit, given in per.items()
-            }
-    for point in ("raw", "locked"):
-        tests = [found[key]["mcnemar"][point] for key in baselines]
-        for test, p_holm in zip(tests, holm([test["p_value"] for test in tests])):
-            test["p_holm"] = p_holm
-    return found
+    behind = evidence(results, manifest, conditions)
+    rows = build_rows(results, primary, judged, behind, settings.compare.alpha)
+    objective = metrics.load_metric(settings.tune.objective)
+    winners = choose_winners(rows, _sign(objective))
+    comparison = describe(
+        study,
+        results,
+        rows=rows,
+        winners=winners,
+        controlled=controlled,
+        primary=primary,
+        units=conditions.units,
+        comparisons=len(judged),
+    )
+    return put_in_words(comparison, results, settings)
 
 
-def _of_patients(study: Study, own: Predictions, rule: str) -> intervals.Evaluation | None:
-    """All metrics on patients; None where those who show several classes left a class without any."""
-    if own.part("test").table["label"].nunique() < len(own.classes):
-        return None
-    names = _NO_PROBABILITY if rule == "vote" else ()
-    return intervals.evaluate(
-        own, study.settings.compare, study.settings.tune.sensitivity_floor, names
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def primary_endpoint(name: str, result: Result) -> Endpoint:
+    """The endpoint of `compare.primary`: without a threshold for ranks, at the locked threshold for all else.
+
+    Raises:
+        ConfigError: When the metric is unknown, or does not exist for these classes.
+    """
+    metric = metrics.load_metric(name)
+    primary = Endpoint("free" if metric.kind == "rank" else "locked", name)
+    if primary not in result.evaluation.draws:
+        raise ConfigError(
+            f"compare.primary is {name}, which does not exist for {result.predictions.classes}."
+        )
+    return primary
+
+
+def _sign(metric: metrics.Metric) -> int:
+    return 1 if metric.better == "higher" else -1
+
+
+def judge(results: Sequence[Result], primary: Endpoint, alpha: float) -> dict[str, Judged]:
+    """Key of every rival -> its difference to the baseline of its backbone in the primary endpoint, and the verdict."""
+    evaluations = {result.key: result.evaluation for result in results}
+    rivals = [result for result in results if not result.is_baseline]
+    baselines = {result.key: result.baseline_key for result in rivals}
+    metric = metrics.load_metric(primary.metric)
+    return paired(evaluations, baselines, primary, alpha, better=_sign(metric))
+
+
+def build_rows(
+    results: Sequence[Result],
+    primary: Endpoint,
+    judged: Mapping[str, Judged],
+    behind: Mapping[str, RowEvidence],
+    alpha: float,
+) -> Rows:
+    """One row for each result: its numbers, its verdict with the reason, and what stands behind it."""
+    of_key = {result.key: result for result in results}
+    rows: Rows = {}
+    for result in results:
+        row = _measured_row(result, behind[result.key])
+        if result.key in judged:
+            baseline = of_key[result.baseline_key]
+            row = _judged_row(row, result, baseline, primary, judged, alpha)
+        of_backbone = rows.setdefault(result.backbone, {})
+        of_backbone[result.scenario] = row
+    return rows
+
+
+def _measured_row(result: Result, behind: RowEvidence) -> ScenarioRow:
+    """A row with the verdict of a baseline."""
+    table = result.evaluation.table()
+    row = ScenarioRow(
+        inner_score=result.summary.inner_score,
+        result_digest=result.summary.result_digest,
+        seed_has_effect=result.summary.seed_has_effect,
+        free=table["free"],
+        raw=table["raw"],
+        locked=table["locked"],
+        verdict=BASELINE,
+        reason="",
+        by_fold=behind.by_fold,
+        patient=behind.patient,
+        subgroups=behind.subgroups,
+        per_class=behind.per_class,
+    )
+    # What does not apply to a row is not in the file.
+    if result.summary.non_overlapping:
+        row = row.model_copy(update={"non_overlapping": result.summary.non_overlapping})
+    if behind.mcnemar:
+        row = row.model_copy(update={"mcnemar": behind.mcnemar})
+    if behind.per_1000:
+        row = row.model_copy(update={"per_1000": behind.per_1000})
+    return row
+
+
+def _judged_row(
+    row: ScenarioRow,
+    result: Result,
+    baseline: Result,
+    primary: Endpoint,
+    judged: Mapping[str, Judged],
+    alpha: float,
+) -> ScenarioRow:
+    """The row of a rival: with its verdict, the reason, and its differences to the baseline."""
+    delta, verdict = judged[result.key]
+    deltas = {str(primary): delta}
+    for endpoint in _SECONDARY:
+        if endpoint != primary and endpoint in result.evaluation.draws:
+            secondary = difference(result.evaluation, baseline.evaluation, endpoint, alpha)
+            deltas[str(endpoint)] = secondary.document()
+    reason = wording.reason(delta, verdict, len(judged), alpha)
+    return row.model_copy(update={"verdict": verdict, "reason": reason, "delta": deltas})
+
+
+# --- winners --------------------------------------------------------------------------------------
+
+
+class Winners(NamedTuple):
+    """backbone -> its winning scenario, and the backbone whose winner is put forward."""
+
+    by_backbone: dict[str, str]
+    challenger: str
+
+
+def choose_winners(rows: Rows, sign: int) -> Winners:
+    """Of each backbone the baseline, unless scenarios are better: then the best inner score among those.
+
+    Args:
+        rows: Of the comparison.
+        sign: 1 where a higher inner score is better, -1 where a lower one is.
+    """
+
+    def score(row: ScenarioRow) -> float:
+        if row.inner_score is None:  # nothing was searched; it loses to any score
+            return -np.inf
+        return sign * row.inner_score
+
+    winners = {}
+    for backbone, of_backbone in rows.items():
+        scores = {}
+        for name, row in of_backbone.items():
+            if row.verdict == "better":
+                scores[name] = score(row)
+        winners[backbone] = max(scores, key=scores.__getitem__, default=BASELINE)
+    winning_scores = {}
+    for backbone, winner in winners.items():
+        winning_scores[backbone] = score(rows[backbone][winner])
+    challenger = max(winning_scores, key=winning_scores.__getitem__)
+    return Winners(winners, challenger)
+
+
+# --- the document ---------------------------------------------------------------------------------
+
+
+def describe(
+    study: Study,
+    results: Sequence[Result],
+    rows: Rows,
+    winners: Winners,
+    controlled: Controls,
+    primary: Endpoint,
+    units: str,
+    comparisons: int,
+) -> Comparison:
+    """The document without its words: verdict, notes and digest are empty."""
+    first = results[0]
+    summary = first.summary
+    settings = study.settings
+    splits = SplitSummary.read(study.splits_path.with_suffix(".json"))
+    test = first.predictions.part("test").table
+    # The results' own answers: beside those of the split they know the plans.
+    answers = summary.checks + _answers(controlled)
+    return Comparison(
+        study=study.name,
+        classes=list(first.predictions.classes),
+        positive_class=summary.positive_class,
+        majority_class=summary.majority_class,
+        minority_classes=summary.minority_classes,
+        weights={result.backbone: result.summary.weights for result in results},
+        mode=summary.mode,
+        test=summary.test,
+        test_images=int(test["image_id"].nunique()),
+        test_patients=int(test["patient_id"].nunique()),
+        test_digest=first.predictions.test_digest(),
+        primary=str(primary),
+        sensitivity_floor=settings.tune.sensitivity_floor,
+        alpha=settings.compare.alpha,
+        resamples=settings.compare.resamples,
+        units=units,
+        comparisons=comparisons,
+        seeds=int(test["seed"].nunique()),
+        folds=int(test["fold"].nunique()),
+        controls=controlled,
+        checks=answers,
+        scheme=splits.scheme,
+        group_by=splits.group_by,
+        rows=rows,
+        winners=winners.by_backbone,
+        challenger=winners.challenger,
+        registrable=not _has_finding(answers, "EQ-OFFICIAL"),
+        verdict="",
+        notes=[],
+        digest="",
     )
 
 
-def _winner(rows: dict[str, Any], sign: int) -> str:
-    """The baseline, unless scenarios are better: then the best inner score among those."""
-    better = [scenario for scenario, row in rows.items() if row["verdict"] == "better"]
-    return max(better, key=lambda scenario: _inner(rows[scenario], sign), default=BASELINE)
+def _answers(controlled: Controls) -> list[CheckAnswer]:
+    """What the controls say, as answers of coded checks."""
+    answers = []
+    for check in controls.checks_of(controlled):
+        answer = CheckAnswer(
+            code=check.code, name=check.name, answer=check.answer, detail=check.detail
+        )
+        answers.append(answer)
+    return answers
 
 
-def _inner(row: dict[str, Any], sign: int) -> float:
-    """The inner score, higher is better; without a search there is none, and it loses to any."""
-    return -np.inf if row["inner_score"] is None else sign * row["inner_score"]
+def _has_finding(answers: Sequence[CheckAnswer], code: str) -> bool:
+    plain: list[Mapping[str, Any]] = [answer.as_dict() for answer in answers]
+    return checks.finding(plain, code)
+
+
+def put_in_words(
+    comparison: Comparison, results: Sequence[Result], settings: Settings
+) -> Comparison:
+    """The document with its verdict and notes in words, and its digest."""
+    choices = {f"{result.scenario} ({result.backbone})": result.choices for result in results}
+    notes = wording.notes(comparison, choices, results[0].summary.settings["tune"])
+    small_val = calibration.small_val_note(
+        results[0].predictions,
+        settings.calibrate.min_patients,
+        settings.threshold,
+        settings.tune.sensitivity_floor,
+    )
+    if small_val:
+        notes.append(small_val)
+    worded = comparison.model_copy(
+        update={"verdict": " ".join(wording.verdict(comparison)), "notes": notes}
+    )
+    return worded.model_copy(update={"digest": _digest(worded)})
+
+
+def _digest(comparison: Comparison) -> str:
+    """Names everything in the document but the digest itself."""
+    contents = comparison.as_dict()
+    del contents["digest"]
+    return digest_of(contents)
+
+
+# --- the short form -------------------------------------------------------------------------------
+
+
+def short_form(comparison: Comparison) -> Comparison:
+    """What a reader and `dvc metrics diff` need: main metrics with intervals, the primary difference, the verdicts."""
+    primary = Endpoint.parse(comparison.primary)
+    short_checks = [
+        CheckAnswer(code=check.code, answer=check.answer, detail=check.detail)
+        for check in comparison.checks
+    ]
+    short_rows = {
+        backbone: {scenario: _short_row(row, primary) for scenario, row in rows.items()}
+        for backbone, rows in comparison.rows.items()
+    }
+    return comparison.model_copy(update={"checks": short_checks, "rows": short_rows})
+
+
+def _short_row(row: ScenarioRow, primary: Endpoint) -> ScenarioRow:
+    kept = {"free": _SHORT_RANKS, "raw": _SHORT_DECISIONS, "locked": _SHORT_DECISIONS}
+    kept[primary.point] = (*kept[primary.point], primary.metric)
+    numbers = {}
+    for point, names in kept.items():
+        by_metric = row.point(point)
+        numbers[point] = {
+            name: _short_metric(by_metric[name]) for name in names if name in by_metric
+        }
+    short = ScenarioRow(
+        inner_score=row.inner_score,
+        result_digest=row.result_digest,
+        seed_has_effect=row.seed_has_effect,
+        free=numbers["free"],
+        raw=numbers["raw"],
+        locked=numbers["locked"],
+        verdict=row.verdict,
+    )
+    if not row.delta:
+        return short
+    primary_delta = _short_difference(row.delta[str(primary)])
+    return short.model_copy(update={"delta": {str(primary): primary_delta}})
+
+
+def _short_metric(number: MeasuredMetric) -> MeasuredMetric:
+    return MeasuredMetric(
+        value=_rounded(number.value), low=_rounded(number.low), high=_rounded(number.high)
+    )
+
+
+def _short_difference(number: Difference) -> Difference:
+    return Difference(
+        value=_rounded(number.value),
+        low=_rounded(number.low),
+        high=_rounded(number.high),
+        p_value=_rounded(number.p_value),
+        p_holm=_rounded(number.p_holm),
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    """Five digits that count."""
+    return None if value is None else float(f"{value:.5g}")

@@ -5,64 +5,79 @@ from __future__ import annotations
 import copy
 import re
 import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from equipoise.core.environment import environment
 from equipoise.core.errors import ConfigError, unknown_name
+from equipoise.core.text import first_line
 
 PARAMS = "params.yaml"
 
 
-#: The shipped file has about 250.
+#: More values than this are refused; the shipped file has about 250.
 _VALUES_MAX = 20_000
 
 
-#: Sections of the settings that a result depends on beyond its parents; overrides may touch these only.
+#: Sections of the settings that a result depends on beyond its parents.
+#: Overrides may touch these only.
 SCENARIO_SECTIONS = ("tune", "train", "finetune", "calibrate", "threshold", "compare")
 
 
 _short = reprlib.repr
 
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+def _no_truth_value(value: Any) -> Any:
+    # Pydantic's strict mode would also refuse 1e-3, which YAML 1.1 reads as text, and 5.0 for 5.
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true or false")
+    return value
 
 
-NonNegative = Annotated[float, Field(ge=0)]
+Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 
 
-Positive = Annotated[float, Field(gt=0)]
+Number = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
-Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[Number, Field(gt=0, lt=1)]
 
 
-Seed = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+
+
+Positive = Annotated[Number, Field(gt=0)]
+
+
+Count = Annotated[Integer, Field(ge=1)]
+
+
+Seed = Annotated[Integer, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values cannot change afterwards."""
+    """Base of every section: unknown keys are errors, and values cannot change afterwards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, values: Any) -> Any:
-        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
-            if isinstance(values.get(name), bool) and "bool" not in str(field.annotation):
-                raise ValueError(f"{name} is {values[name]}, which is neither a number nor a name")
-        return values
-
 
 class Engine(Section):
-    """Where jobs run side by side: processes of this machine, or the workers of a Dask scheduler."""
+    """Where jobs run side by side: processes of this machine, or workers of a Dask scheduler."""
 
     backend: Literal["loky", "dask"] = "loky"
     scheduler: str | None = None
-    workers: int = 1
+    workers: Integer = 1
 
     @model_validator(mode="after")
     def _usable(self) -> Engine:
@@ -76,21 +91,22 @@ class Engine(Section):
 
     @property
     def address(self) -> str | None:
-        """The scheduler to join; None starts workers on this machine."""
-        return (
-            environment("EQUIPOISE_DASK_SCHEDULER") or self.scheduler
-            if self.backend == "dask"
-            else None
-        )
+        """The scheduler to join; None when workers are started on this machine."""
+        if self.backend != "dask":
+            return None
+        return environment("EQUIPOISE_DASK_SCHEDULER") or self.scheduler
 
 
 class Phantom(Section):
-    """How the demo's images are drawn (`datasets/phantom.py`). Lengths are fractions of the image width."""
+    """How the demo's images are drawn (`ingest/datasets/phantom.py`).
+
+    Lengths are fractions of the image width.
+    """
 
     patients: Count
-    mean_images_per_patient: Annotated[float, Field(ge=1)]
+    mean_images_per_patient: Annotated[Number, Field(ge=1)]
     opacity_patient_fraction: Fraction
-    size_px: Annotated[int, Field(ge=32)]
+    size_px: Annotated[Integer, Field(ge=32)]
     opacity_contrast: NonNegative
     opacity_speckle: NonNegative
     radius_low_fraction: Fraction
@@ -101,7 +117,7 @@ class Phantom(Section):
 
 
 class Ingest(Section):
-    """Where the originals lie, what is asked of them, and what becomes of copies."""
+    """Where the originals lie, which question is asked of them, and what happens to copies."""
 
     dataset: str | None
     raw: str | None
@@ -116,29 +132,32 @@ class Ingest(Section):
 
 
 class Split(Section):
-    """How patients are divided. Fractions are of patients; test first, val out of the rest."""
+    """How patients are divided.
+
+    Fractions are of patients: test is taken first, and val out of the rest.
+    """
 
     scheme: Literal["holdout", "kfold", "official"]
     group_by: str | None
     val_fraction: Fraction
     test_fraction: Fraction
-    folds: Annotated[int, Field(ge=2)]
+    folds: Annotated[Integer, Field(ge=2)]
     repeats: Count
     seed: Seed
 
 
 class Augment(Section):
-    """What one augmented view may change, see `augment.py`."""
+    """What one augmented view may change, see `embed/augment.py`."""
 
     horizontal_flip: bool
     vertical_flip: bool
     quarter_turns: bool
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
-    zoom_fraction: Annotated[float, Field(ge=0, lt=0.5)]
-    shift_fraction: Annotated[float, Field(ge=0, lt=0.5)]
-    brightness_fraction: Annotated[float, Field(ge=0, lt=1)]
-    contrast_fraction: Annotated[float, Field(ge=0, lt=1)]
-    stain_fraction: Annotated[float, Field(ge=0, lt=1)]
+    rotation_degrees: Annotated[Number, Field(ge=0, le=180)]
+    zoom_fraction: Annotated[Number, Field(ge=0, lt=0.5)]
+    shift_fraction: Annotated[Number, Field(ge=0, lt=0.5)]
+    brightness_fraction: Annotated[Number, Field(ge=0, lt=1)]
+    contrast_fraction: Annotated[Number, Field(ge=0, lt=1)]
+    stain_fraction: Annotated[Number, Field(ge=0, lt=1)]
     seed: Seed
 
 
@@ -146,8 +165,8 @@ class Embed(Section):
     """The one pass of the backbone."""
 
     weights: str | dict[str, str]
-    image_size_px: Annotated[int, Field(ge=32)]
-    views: Annotated[int, Field(ge=0)]
+    image_size_px: Annotated[Integer, Field(ge=32)]
+    views: Annotated[Integer, Field(ge=0)]
     views_of: Literal["minority", "all"]
     batch_size: Count
     dtype: Literal["float32", "float16"]
@@ -155,13 +174,18 @@ class Embed(Section):
     jpeg_draft: bool
 
     def weights_for(self, backbone: str) -> str:
-        """The word or path for one backbone; a mapping must name it."""
+        """Return the word or path for one backbone.
+
+        Raises:
+            ConfigError: When `weights` is a mapping that does not name the backbone.
+        """
         if isinstance(self.weights, str):
             return self.weights
         if backbone not in self.weights:
+            named = ", ".join(self.weights) or "nothing"
             raise ConfigError(
-                f"embed.weights is a mapping that does not name '{backbone}' (it names: "
-                f"{', '.join(self.weights) or 'nothing'}). Add `{backbone}: imagenet`, `random` or a path."
+                f"embed.weights is a mapping that does not name '{backbone}' (it names: {named}). "
+                f"Add `{backbone}: imagenet`, `random` or a path."
             )
         return self.weights[backbone]
 
@@ -170,36 +194,23 @@ class Constraint(Section):
     """A bound that a trial should meet, at threshold 0.5 on raw probabilities."""
 
     metric: str
-    at_least: float
+    at_least: Number
 
 
 class Tune(Section):
     """The search, the same effort for every scenario."""
 
     trials: Count
-    inner_folds: Annotated[int, Field(ge=2)]
+    inner_folds: Annotated[Integer, Field(ge=2)]
     objective: str
     sensitivity_floor: Fraction
     constraint: Constraint | None
     mode: Literal["probe", "finetune"]
-    storage: Annotated[
-        str | None, Field(exclude=True)
-    ]  # where a search is kept changes no number, so no digest either
     l2_low: Positive
     l2_high: Positive
     l2_first: Annotated[list[Positive], Field(min_length=1)]
     batch_trials: Count
-    gain_resamples: Annotated[int, Field(ge=20)]
-
-    @field_validator("storage")
-    @classmethod
-    def _without_password(cls, storage: str | None) -> str | None:
-        if storage and re.search(r"//[^/]*:.+@|[?&]password=", storage):
-            raise ConfigError(
-                "tune.storage holds a password, and settings are kept with the results. Put the whole address into "
-                "the environment variable EQUIPOISE_OPTUNA_STORAGE instead."
-            )
-        return storage
+    gain_resamples: Annotated[Integer, Field(ge=20)]
 
     @model_validator(mode="after")
     def _ordered(self) -> Tune:
@@ -226,7 +237,7 @@ class Finetune(Section):
     evaluate_every_steps: Count
     batch_size: Count
     learning_rate: Positive
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    warmup_fraction: Annotated[Number, Field(ge=0, lt=1)]
     freeze_batch_norm: bool
     mixed_precision: bool
     stop_fraction: Fraction
@@ -235,7 +246,7 @@ class Finetune(Section):
 class Calibrate(Section):
     """The calibrator every scenario gets."""
 
-    min_patients: Annotated[int, Field(ge=2)]
+    min_patients: Annotated[Integer, Field(ge=2)]
 
 
 class Threshold(Section):
@@ -246,15 +257,14 @@ class Threshold(Section):
 
 
 class Compare(Section):
-    """The paired comparison against the baseline; `alpha` also sets every interval's level, 1 - alpha."""
+    """The paired comparison against the baseline; the level of every interval is 1 - `alpha`."""
 
     primary: str
     alpha: Fraction
-    resamples: Annotated[int, Field(ge=100)]
-    permutations: Annotated[int, Field(ge=20)]
-    mistakes: Annotated[
-        int | None, Field(ge=0, exclude=True)
-    ]  # showing them changes no number, so no digest either
+    resamples: Annotated[Integer, Field(ge=100)]
+    permutations: Annotated[Integer, Field(ge=20)]
+    #: Excluded from digests, because showing mistakes changes no number.
+    mistakes: Annotated[Integer | None, Field(ge=0, exclude=True)]
     seed: Seed
 
 
@@ -267,8 +277,8 @@ class Tracking(Section):
 class Promote(Section):
     """Bounds of the gates between challenger and champion."""
 
-    non_inferiority_margin: Annotated[float, Field(ge=0, lt=1)]
-    sensitivity_low_at_least: Annotated[float, Field(ge=0, le=1)]
+    non_inferiority_margin: Annotated[Number, Field(ge=0, lt=1)]
+    sensitivity_low_at_least: Annotated[Number, Field(ge=0, le=1)]
     calibration_slope: tuple[Positive, Positive]
     min_patients: Count
 
@@ -297,11 +307,12 @@ class Settings(Section):
     promote: Promote
 
     def sections(self, *names: str) -> dict[str, Any]:
-        """Plain data of some sections, as kept beside results and mirrored into MLflow."""
-        return {
-            name: getattr(self, name).model_dump() if getattr(self, name) else None
-            for name in names
-        }
+        """Return plain data of some sections, as kept beside results and mirrored into MLflow."""
+        values: dict[str, Any] = {}
+        for name in names:
+            section = getattr(self, name)
+            values[name] = section.model_dump() if section else None
+        return values
 
 
 class Study(Section):
@@ -336,7 +347,7 @@ class Study(Section):
 
     @property
     def places_path(self) -> Path:
-        """Where the paths stay when ids are hashed: never tracked, never mirrored."""
+        """The paths of the images when ids are hashed; never tracked and never mirrored."""
         return self.root / f"data/local/{self.name}.csv"
 
     @property
@@ -359,13 +370,20 @@ class Study(Section):
 
     @property
     def cache_path(self) -> Path:
-        """Folder of what can be made again: shards, searches, decoded images. DVC does not look into it."""
+        """Folder of what can be made again: shards, searches, decoded images; not in DVC."""
         return self.root / "data/cache"
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The folder that holds params.yaml: this one or the nearest above it."""
-    start = (start or Path.cwd()).resolve()
+    """Return the folder that holds params.yaml: `start`, or the nearest folder above it.
+
+    Args:
+        start: Where to look first; the working folder when left out.
+
+    Raises:
+        ConfigError: When there is none.
+    """
+    start = (start or Path()).resolve()
     for folder in (start, *start.parents):
         if (folder / PARAMS).is_file():
             return folder
@@ -375,56 +393,26 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def read_params(root: Path = Path()) -> dict[str, Any]:
-    """Plain contents of params.yaml."""
+    """Read params.yaml as plain data.
+
+    Raises:
+        ConfigError: When it is missing, is not valid YAML, or holds something else than a mapping.
+    """
     path = Path(root) / PARAMS
     try:
-        params = _yaml(path.read_text(encoding="utf-8"), str(path))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"There is no {path}. Run Equipoise inside a checkout.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start})."
         ) from error
+    params = _parse_yaml(text, str(path))
     if not isinstance(params, dict):
         raise ConfigError(
             f"{path} holds {type(params).__name__}, a mapping with run, defaults and studies is expected."
         )
     return params
-
-
-def _yaml(text: str, where: str) -> Any:
-    """Read YAML; anchors that repeat each other without end are refused before anything walks through them."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ConfigError(
-            f"{where} is not valid YAML: {str(error).splitlines()[0]}{place}."
-        ) from error
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        RecursionError,
-    ) as error:  # a date that is none, deep brackets
-        raise ConfigError(f"{where} is not valid YAML: {str(error)[:100]}.") from error
-    waiting, seen = [value], 0
-    while waiting:
-        item = waiting.pop()
-        waiting += (
-            item.values()
-            if isinstance(item, dict)
-            else item
-            if isinstance(item, list | tuple | set)
-            else ()
-        )
-        seen += 1
-        if seen > _VALUES_MAX:
-            raise ConfigError(
-                f"{where} holds more than {_VALUES_MAX:,} values once its anchors are written out."
-            )
-    return value
 
 
 def load_study(
@@ -433,7 +421,7 @@ def load_study(
     overrides: dict[str, Any] | None = None,
     root: Path = Path(),
 ) -> Study:
-    """Settings of one study, checked.
+    """Read the settings of one study and check them.
 
     Args:
         name: A key of `studies` in params.yaml.
@@ -442,67 +430,39 @@ def load_study(
         root: Folder that holds params.yaml.
 
     Raises:
-        ConfigError: For an unknown study, section or key (naming the nearest one) or a value out of range.
+        ConfigError: For a value out of range, and for an unknown study, section or key; it
+            names the nearest one that exists.
     """
-    params = read_params(root) if params is None else params
-    _known_keys(params, {"run", "scenarios", "engine", "defaults", "studies"}, "")
-    studies = _mapping(params, "studies")
-    if name not in studies:
-        raise unknown_name("study", name, studies)
-    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-        raise ConfigError(
-            f"The study name {_short(name)} names files: letters, digits, '_', '-' and '.' are expected."
-        )
-    merged = copy.deepcopy(_mapping(params, "defaults"))
-    _known_keys(merged, set(Settings.model_fields), "defaults.")
-    own = studies[name] or {}
-    _known_keys(own, set(Settings.model_fields), f"studies.{name}.")
-    for section, values in (*merged.items(), *own.items()):
-        if not isinstance(values, dict | None):
-            raise ConfigError(
-                f"Section '{section}' of study '{name}' is {_short(values)}, a mapping is expected."
-            )
-    for section, values in own.items():
-        merged[section] = {**(merged.get(section) or {}), **(values or {})}
-    merged["phantom"] = merged.get("phantom") or None
-    for key, value in (overrides or {}).items():
-        section, _, field = key.partition(".")
-        _known_keys({section: None}, set(Settings.model_fields), "")
-        if not field:
-            raise ConfigError(
-                f"'{key:.100}' is a section; name a key in it, for example {section}.KEY=VALUE."
-            )
-        merged[section] = {**(merged.get(section) or {}), field: value}
-    for section in Settings.model_fields:
-        model = _section_model(section)
-        if merged.get(section) is None:
-            if section != "phantom":
-                raise ConfigError(f"params.yaml lacks defaults.{section}.")
-            continue
-        _known_keys(merged[section], set(model.model_fields), f"studies.{name}.{section}.")
+    if params is None:
+        params = read_params(root)
+    _require_known_keys(params, _TOP_KEYS, "")
+    sections = _sections_of_study(name, params)
+    _lay_overrides(sections, overrides or {})
+    _require_complete(sections, name)
     run = _mapping(params, "run")
-    _known_keys(run, {"studies", "backbones", "scenarios"}, "run.")
-    _known_keys(engine := _mapping(params, "engine"), set(Engine.model_fields), "engine.")
+    _require_known_keys(run, _RUN_KEYS, "run.")
+    engine = _mapping(params, "engine")
+    _require_known_keys(engine, Engine.model_fields, "engine.")
+    scenarios = _mapping(params, "scenarios")
+    contents = {
+        "name": name,
+        "settings": sections,
+        "scenario_settings": {scenario: own or {} for scenario, own in scenarios.items()},
+        "backbones": _names(run, "backbones"),
+        "scenarios": _names(run, "scenarios"),
+        "engine": engine,
+        "root": root,
+    }
     try:
-        return Study(
-            name=name,
-            settings=Settings.model_validate(merged),
-            scenario_settings={
-                key: value or {} for key, value in _mapping(params, "scenarios").items()
-            },
-            backbones=_names(run, "backbones"),
-            scenarios=_names(run, "scenarios"),
-            engine=engine,  # type: ignore[arg-type]
-            root=root,
-        )
+        return Study.model_validate(contents)
     except ValidationError as error:
         raise ConfigError(_validation_text(name, error)) from error
 
 
-def run_studies(params: dict[str, Any] | None = None) -> list[str]:
-    """Names of the studies that the pipeline runs."""
-    params = read_params() if params is None else params
-    return list(_names(_mapping(params, "run"), "studies"))
+def run_studies(params: dict[str, Any]) -> list[str]:
+    """Return the names of the studies that the pipeline runs, from the contents of params.yaml."""
+    run = _mapping(params, "run")
+    return list(_names(run, "studies"))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -516,11 +476,117 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(
             f"'{text:.100}' is not of the form section.key=value, for example tune.trials=5."
         )
-    return key.strip(), _yaml(value, f"'{text:.100}'")
+    return key.strip(), _parse_yaml(value, f"'{text:.100}'")
+
+
+# --- reading YAML ---------------------------------------------------------------------------------
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    """Read YAML.
+
+    Anchors that repeat each other without end are refused before anything walks through them.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        position = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{where} is not valid YAML: {first_line(error)}{position}.") from error
+    # PyYAML raises these for a date that does not exist, a mapping as a key, very deep brackets.
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{where} is not valid YAML: {str(error)[:100]}.") from error
+    _require_few_values(value, where)
+    return value
+
+
+def _require_few_values(value: Any, where: str) -> None:
+    waiting = [value]
+    count = 0
+    while waiting:
+        item = waiting.pop()
+        count += 1
+        if count > _VALUES_MAX:
+            raise ConfigError(
+                f"{where} holds more than {_VALUES_MAX:,} values once its anchors are written out."
+            )
+        if isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list | tuple | set):
+            waiting += item
+
+
+# --- putting the settings of a study together -----------------------------------------------------
+
+
+_TOP_KEYS = ("run", "scenarios", "engine", "defaults", "studies")
+_RUN_KEYS = ("studies", "backbones", "scenarios")
+
+
+def _sections_of_study(name: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Return the default sections, with the study's own values laid over them key by key."""
+    studies = _mapping(params, "studies")
+    if name not in studies:
+        raise unknown_name("study", name, studies)
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise ConfigError(
+            f"The study name {_short(name)} names files: letters, digits, '_', '-' and '.' are expected."
+        )
+    defaults = _mapping(params, "defaults")
+    _require_sections(defaults, "defaults.", name)
+    own = studies[name] or {}
+    _require_sections(own, f"studies.{name}.", name)
+    sections = copy.deepcopy(defaults)
+    for section, values in own.items():
+        sections[section] = (sections.get(section) or {}) | (values or {})
+    return sections
+
+
+def _require_sections(sections: Any, prefix: str, study: str) -> None:
+    """Raise a ConfigError unless these are sections that exist, each a mapping or empty."""
+    _require_known_keys(sections, Settings.model_fields, prefix)
+    for section, values in sections.items():
+        if not isinstance(values, dict | None):
+            raise ConfigError(
+                f"Section '{section}' of study '{study}' is {_short(values)}, a mapping is expected."
+            )
+
+
+def _lay_overrides(sections: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Put the values of dotted keys into the sections."""
+    for dotted_key, value in overrides.items():
+        section, _, key = dotted_key.partition(".")
+        _require_known_keys({section: None}, Settings.model_fields, "")
+        if not key:
+            raise ConfigError(
+                f"'{dotted_key:.100}' is a section; name a key in it, for example {section}.KEY=VALUE."
+            )
+        sections[section] = (sections.get(section) or {}) | {key: value}
+
+
+def _require_complete(sections: dict[str, Any], study: str) -> None:
+    """Raise a ConfigError unless every section is there and has only known keys.
+
+    The phantom section may be empty, and becomes None then.
+    """
+    sections["phantom"] = sections.get("phantom") or None
+    for section in Settings.model_fields:
+        values = sections.get(section)
+        if values is not None:
+            _require_known_keys(
+                values, _section_model(section).model_fields, f"studies.{study}.{section}."
+            )
+        elif section != "phantom":
+            raise ConfigError(f"params.yaml lacks defaults.{section}.")
 
 
 def _section_model(section: str) -> type[Section]:
-    return {"phantom": Phantom}.get(section) or Settings.model_fields[section].annotation  # type: ignore[return-value]
+    if section == "phantom":
+        return Phantom
+    return Settings.model_fields[section].annotation  # type: ignore[return-value]
+
+
+# --- what stands where in params.yaml -------------------------------------------------------------
 
 
 def _mapping(params: dict[str, Any], key: str) -> dict[str, Any]:
@@ -531,6 +597,7 @@ def _mapping(params: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _names(run: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Return the names listed under a key of `run`, each once."""
     names = run.get(key) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(
@@ -539,25 +606,30 @@ def _names(run: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _known_keys(values: Any, known: set[str], prefix: str) -> None:
+def _require_known_keys(values: Any, known: Collection[str], prefix: str) -> None:
+    """Raise a ConfigError, with the nearest name, for a key that does not exist.
+
+    Args:
+        values: Should be a mapping.
+        known: The keys that exist.
+        prefix: What stands in front of the keys in messages, for example "run.".
+    """
     if not isinstance(values, dict):
         raise ConfigError(
             f"params.yaml needs a mapping under '{prefix.rstrip('.')}', it holds {_short(values)}."
         )
     for key in values:
         if key not in known:
-            raise unknown_name(
-                "key", f"{prefix}{key}", {prefix + name for name in known}, " in params.yaml"
-            )
+            known_with_prefix = [f"{prefix}{name}" for name in known]
+            raise unknown_name("key", f"{prefix}{key}", known_with_prefix, " in params.yaml")
 
 
 def _validation_text(study: str, error: ValidationError) -> str:
-    lines = []
+    """Say what is wrong, with the place and the value of up to ten settings."""
+    problems = []
     for item in error.errors()[:10]:
         where = ".".join(str(part) for part in item["loc"] if part != "settings")
-        lines.append(f"{where} is {_short(item['input'])}: {item['msg']}")
+        problems.append(f"{where} is {_short(item['input'])}: {item['msg']}")
     return (
-        f"Settings of study '{study}' cannot be used. "
-        + "; ".join(lines)
-        + ". Correct params.yaml."
+        f"Settings of study '{study}' cannot be used. {'; '.join(problems)}. Correct params.yaml."
     )

@@ -1,6 +1,8 @@
 """The JSON files of a study, one class for each: its fields are the file's keys, in their order.
 
-A file is written and read here and nowhere else. Numbers that do not exist are null in the file and None here.
+A stage builds a document and writes it; every reader reads it here and uses its attributes. A
+number that does not exist is null in the file and None when it is read back; until then it may be
+NaN.
 """
 
 from __future__ import annotations
@@ -126,6 +128,16 @@ class Calibration(Part):
 # --- ingest, split, embed -------------------------------------------------------------------------
 
 
+class FetchRecord(Document):
+    """`data/raw/<dataset>.source.json`: the archive that `fetch` unpacked; later downloads must be the same."""
+
+    address: str
+    bytes: int
+    sha256: str
+    files: int
+    file_bytes: int
+
+
 class IngestSummary(Document):
     """`data/manifest/<study>.json`: what was found in the raw folder."""
 
@@ -165,7 +177,7 @@ class RoundCounts(Part):
 
 
 class SplitSummary(Document):
-    """`data/splits/<study>.json`: the counts that a split reached, and the answers of its checks."""
+    """`data/splits/<study>.json`: counts that a split reached, and the answers of its checks."""
 
     study: str
     splits: str
@@ -178,19 +190,22 @@ class SplitSummary(Document):
 
 
 class FeatureSummary(Document):
-    """`meta.json` of a feature folder: the backbone, its weights, and how many passes were made."""
+    """`meta.json` of a feature folder: the backbone, its weights, and how many passes were made.
+
+    Features that were imported have no passes.
+    """
 
     backbone: str
     weights_digest: str
     image_size_px: int
     pipeline: str
-    study: str
+    study: str = ""
     weights: str
     manifest: str
     settings: dict[str, Any]
-    passes: int
-    passes_of: dict[str, int]
-    num_features: int
+    passes: int | None = None
+    passes_of: dict[str, int] = Field(default_factory=dict)
+    num_features: int | None = None
     digest: str
 
 
@@ -275,7 +290,10 @@ class WithoutOverlap(Part):
 
 
 class ScenarioSummary(Document):
-    """`metrics.json`: every number of one scenario on one backbone, and digests of what it was made from."""
+    """`metrics.json`: every number of one scenario on one backbone.
+
+    Digests name what the numbers were made from.
+    """
 
     study: str
     backbone: str
@@ -319,7 +337,10 @@ class ServedModel(Document):
 
 
 class PatientLevel(Part):
-    """Numbers per patient under one rule (mean, max, vote); without metrics where a class has no patient."""
+    """Numbers per patient under one rule (mean, max, vote).
+
+    There are no metrics where a class has no patient.
+    """
 
     patients: int
     left_out: int
@@ -327,9 +348,16 @@ class PatientLevel(Part):
     raw: dict[str, MeasuredMetric] = Field(default_factory=dict)
     locked: dict[str, MeasuredMetric] = Field(default_factory=dict)
 
+    def point(self, name: str) -> dict[str, MeasuredMetric]:
+        """Metrics at one operating point: free, raw or locked."""
+        return {"free": self.free, "raw": self.raw, "locked": self.locked}[name]
+
 
 class McNemar(Part):
-    """Exact McNemar test of a scenario against the baseline, on patients or images decided differently."""
+    """Exact McNemar test of a scenario against the baseline, on units decided differently.
+
+    A unit is a patient or an image, as `units` says.
+    """
 
     units: str
     both_right: int
@@ -341,18 +369,35 @@ class McNemar(Part):
 
 
 class PerThousand(Part):
-    """What a remedy changes for 1,000 patients or images: positives found and false alarms, with a sentence."""
+    """What a remedy changes for 1,000 patients or images.
+
+    Attributes:
+        positives_per_1000: How many of them are positive.
+        positives_found: How many more positives are found than with the baseline; `found` in the file.
+        false_alarms: How many more false alarms there are than with the baseline.
+        sentence: The same in words.
+    """
 
     positives_per_1000: float
-    found: Interval
+    positives_found: Interval = Field(alias="found")
     false_alarms: Interval
     sentence: str
 
 
 class Subgroup(Part):
-    """Numbers of the test images with one value of one column of the dataset."""
+    """Numbers of the test images with one value of one column of the dataset.
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    Attributes:
+        column: The dataset's own column.
+        value: Its value for these images.
+        few: Whether there are so few patients that the numbers are to be read with caution.
+        against: The class of which all test images were added for the AUROC; empty where the subgroup has every class.
+        auroc: Two classes: of the positive one; more: macro.
+        patient_recognition_rate: At 0.5 on raw probabilities.
+        sensitivity: At the locked threshold; two classes only.
+        specificity: At the locked threshold; two classes only.
+        accuracy: By the largest calibrated probability; more than two classes only.
+    """
 
     column: str
     value: str
@@ -361,10 +406,15 @@ class Subgroup(Part):
     patients_per_class: dict[str, int]
     few: bool
     against: str
+    auroc: MeasuredMetric | None = None
+    patient_recognition_rate: MeasuredMetric | None = None
+    sensitivity: MeasuredMetric | None = None
+    specificity: MeasuredMetric | None = None
+    accuracy: MeasuredMetric | None = None
 
 
 class ScenarioRow(Part):
-    """One scenario in a comparison; fields that a short form or the baseline lacks are never set."""
+    """One scenario in a comparison; what the short form or the baseline lacks is never set."""
 
     inner_score: float | None
     result_digest: str
@@ -397,9 +447,14 @@ class PermutedLabels(Part):
 
 
 class Controls(Part):
-    """Two models that should know nothing: of files' metadata alone, and of permuted labels by backbone."""
+    """Two models that should know nothing.
 
-    metadata_only: MeasuredMetric | None
+    Attributes:
+        metadata_only: AUROC of a model that sees only the metadata of the files.
+        permuted_labels: Backbone -> AUROC of a model that was trained on permuted labels.
+    """
+
+    metadata_only: MeasuredMetric
     permuted_labels: dict[str, PermutedLabels]
 
 
@@ -444,3 +499,33 @@ class Comparison(Document):
     verdict: str
     notes: list[str]
     digest: str
+
+
+class LeakageRow(Part):
+    """One kind of split: numbers by "point.metric", what they are above the honest split's, the control."""
+
+    metrics: dict[str, MeasuredMetric]
+    inflation: dict[str, Difference]
+    permuted_labels: PermutedLabels
+
+
+class LeakageReport(Document):
+    """`leakage.json`: what two leaks would add to the baseline's numbers.
+
+    Attributes:
+        l2: Penalty of every head.
+        digests: Of the manifest and the features.
+        rows: Kind of split -> its numbers.
+    """
+
+    study: str
+    backbone: str
+    weights: str
+    images: int
+    folds: int
+    l2: float
+    group_by: str
+    patients: int
+    sensitivity_floor: float
+    digests: dict[str, str]
+    rows: dict[str, LeakageRow]

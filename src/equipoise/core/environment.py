@@ -1,4 +1,4 @@
-"""What this process runs on: environment variables, versions of packages and of Equipoise's own code, git."""
+"""What this process runs on: environment variables, versions of packages and of our code, git."""
 
 from __future__ import annotations
 
@@ -13,30 +13,6 @@ from pathlib import Path
 
 import equipoise
 
-
-def environment(name: str) -> str | None:
-    """An environment variable that Equipoise respects, None when unset or empty."""
-    return os.environ.get(name) or None
-
-
-def masked(text: object) -> str:
-    """Text without passwords: those in addresses, and the values of variables that are named like secrets.
-
-    >>> masked("postgresql://ada:pa@ss@host/searches?sslpassword=x&a=1")
-    'postgresql://***@host/searches?sslpassword=***&a=1'
-    """
-    shown = re.sub(
-        r"(://)[^/\s'\"]*@|[^\s:/@'\"]+:[^\s/'\"]+@",
-        lambda found: (found[1] or "") + "***@",
-        str(text),
-    )
-    shown = re.sub(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\";,]+", r"\1***", shown)
-    for name, value in os.environ.items():
-        if re.search(r"PASSWORD|TOKEN|SECRET", name) and len(value) >= 6:
-            shown = shown.replace(value, "***")
-    return shown
-
-
 #: Packages that numbers come from.
 PACKAGES = (
     "tensorflow",
@@ -50,43 +26,120 @@ PACKAGES = (
     "pillow",
 )
 
+#: `user:password@` and `user@` after `://`, or `user:password@` without an address in front.
+_CREDENTIALS = re.compile(r"(://)[^/\s'\"]*@|[^\s:/@'\"]+:[^\s/'\"]+@")
+#: `password=...` and the like, in addresses and in answers of servers.
+_SECRET_SETTING = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\";,]+")
+_SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET")
+#: Shorter values are words that a sentence may hold by chance.
+_SECRET_MIN_CHARACTERS = 6
+
+
+def environment(name: str) -> str | None:
+    """Return an environment variable that Equipoise respects; None when it is unset or empty."""
+    return os.environ.get(name) or None
+
+
+def masked(text: object) -> str:
+    """Hide passwords in a text.
+
+    These are passwords in addresses, and the values of environment variables named like secrets.
+
+    >>> masked("postgresql://ada:pa@ss@host/searches?sslpassword=x&a=1")
+    'postgresql://***@host/searches?sslpassword=***&a=1'
+    """
+    shown = _CREDENTIALS.sub(r"\1***@", str(text))
+    shown = _SECRET_SETTING.sub(r"\1***", shown)
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= _SECRET_MIN_CHARACTERS:
+            shown = shown.replace(value, "***")
+    return shown
+
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """What the numbers of this process come from: Python, packages, and a digest of Equipoise's own code."""
-    from equipoise.core.files import digest_of, file_digest  # pandas comes with it
-
-    found = {"python": ".".join(map(str, sys.version_info[:2]))}
+    """Return what the numbers of this process come from: Python, packages, a digest of our code."""
+    version_of = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            version_of[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    code = Path(equipoise.__file__).parent
-    return {
-        **found,
-        "equipoise": digest_of([file_digest(path) for path in sorted(code.rglob("*.py"))])[:12],
-    }
+            version_of[name] = "none"
+    version_of["equipoise"] = _code_digest()
+    return version_of
+
+
+def _code_digest() -> str:
+    """Twelve hexadecimal digits that name all of Equipoise's code."""
+    from equipoise.core.files import digest_of, file_digest  # imports pandas
+
+    folder = Path(equipoise.__file__).parent
+    file_digests = [file_digest(path) for path in sorted(folder.rglob("*.py"))]
+    return digest_of(file_digests)[:12]
 
 
 def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """How a worker differs, in words; nothing when it does not.
+    """Say in words how a worker differs from this process; empty when it does not differ.
+
+    Args:
+        there: What the worker runs on, by name.
+        here: What is expected; only these names are compared.
 
     >>> difference({"numpy": "2.3"}, {"numpy": "2.4"})
     'numpy is 2.3 there and 2.4 here'
     """
-    return ", ".join(
-        f"{key} is {there.get(key)} there and {here[key]} here"
-        for key in here
-        if there.get(key) != here[key]
-    )
+    differences = []
+    for name, expected in here.items():
+        actual = there.get(name)
+        if actual != expected:
+            differences.append(f"{name} is {actual} there and {expected} here")
+    return ", ".join(differences)
 
 
-def git(*words: str) -> str | None:
-    """What a git command says; None where there is no git checkout."""
+def git(*words: str, folder: Path | None = None) -> str | None:
+    """Return what a git command prints; None where there is no git or no checkout.
+
+    Args:
+        words: The command without `git` in front.
+        folder: A folder inside the checkout; the working folder when left out.
+    """
+    command = ["git", *words]
     try:
-        return subprocess.run(
-            ["git", *words], capture_output=True, text=True, check=True
-        ).stdout.rstrip()
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.rstrip()
+
+
+#: Folder of Equipoise's own code.
+PACKAGE = Path(equipoise.__file__).parent
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Installed version of each package; `none` where it is not installed."""
+    installed = {}
+    for name in packages:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed[name] = "none"
+    return installed
+
+
+@functools.cache
+def code_digest(*places: str, package: Path = PACKAGE) -> str:
+    """Digest of a part of Equipoise's own code: other code, other digest.
+
+    Args:
+        places: Folders, with all that lies below them, or files, relative to the package.
+        package: Folder of the package.
+    """
+    from equipoise.core.files import digest_of, file_digest  # pandas comes with it
+
+    digests = {}
+    for place in places:
+        path = package / place
+        files = path.rglob("*.py") if path.is_dir() else [path]
+        for file in files:
+            digests[file.relative_to(package).as_posix()] = file_digest(file)
+    return digest_of(digests)

@@ -1,4 +1,7 @@
-"""The few families of errors a user can meet. Each message says what happened, what was expected and what to do."""
+"""The few families of errors that a user can meet.
+
+Each message says what happened, what was expected and what to do.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -17,19 +20,19 @@ class ConfigError(EquipoiseError):
 
 
 class DataError(EquipoiseError):
-    """Images, labels or files on disk that a study cannot be made from."""
+    """Images, labels or files on disk that no study can be made from."""
 
 
 class LeakageError(DataError):
-    """The same patient, or the same picture, on two sides of a split."""
+    """The same patient, or the same picture, is on two sides of a split."""
 
 
 class TrialFailed(EquipoiseError):
-    """Training diverged; a search goes on without the trial and fails only when no trial is left."""
+    """Training diverged; a search goes on without the trial and fails when no trial is left."""
 
 
 class PromotionRefused(EquipoiseError):
-    """A gate of the model registry said no; nothing was moved."""
+    """A gate of the model registry refused a promotion; no alias was moved."""
 
     exit_code = 3
 
@@ -47,14 +50,20 @@ class StoreError(EquipoiseError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
-    """Build the error for a name that does not exist, with the nearest one that does.
+    """Build the error for a name that does not exist; it suggests the nearest name that does.
+
+    Args:
+        kind: What the name would name, for example scenario.
+        name: The name that was given; its first 100 characters are shown.
+        known: The names that exist.
+        where: Words that follow the name, with a space in front, for example " in params.yaml".
 
     >>> str(unknown_name("scenario", "oversampl", ["baseline", "oversample"]))
     "There is no scenario 'oversampl'. Did you mean 'oversample'? Known: baseline, oversample."
     """
-    name, names = str(name)[:100], sorted(map(str, known))
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return ConfigError(
-        f"There is no {kind} '{name}'{where}.{hint} Known: {', '.join(names) or 'none'}."
-    )
+    shown = str(name)[:100]
+    known_names = sorted(str(known_name) for known_name in known)
+    nearest = difflib.get_close_matches(shown, known_names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    listing = ", ".join(known_names) or "none"
+    return ConfigError(f"There is no {kind} '{shown}'{where}.{hint} Known: {listing}.")

@@ -1,4 +1,4 @@
-"""Files: written atomically, read back or refused with a sentence, and named by digests of their content."""
+"""Files: written whole or not at all, read back or refused with a sentence, named by digests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,22 +21,27 @@ import pyarrow.parquet as pq
 
 from equipoise.core.errors import DataError
 
+#: The key of our metadata among a Parquet file's own.
 _META = b"equipoise"
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and move it there when the block ends well: no half-written file.
+    """Yield a temporary path beside `path`; the file is moved there when the block ends normally.
+
+    A file is therefore whole or not there at all. When the block raises, an older file stays as it
+    was.
 
     Raises:
-        DataError: When the disk is full or does not let this user write; a file that was there stays as it was.
+        DataError: When the disk is full or this user may not write there.
     """
-    path, temporary = Path(path), None
+    path = Path(path)
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent.absolute())
-        mine = f".{_machine()}-{os.getpid()}~"
-        handle, name = tempfile.mkstemp(mine, f".{path.name}.", path.parent)
+        owner = f".{_machine()}-{os.getpid()}~"
+        handle, name = tempfile.mkstemp(suffix=owner, prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -54,13 +59,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path, doing: str = "making") -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its place when the block ends well.
+    """Yield an empty folder beside `folder`; it takes that place when the block ends normally.
 
-    The name is always the same, so that the next run finds and removes what a killed one left.
+    The temporary folder always has the same name, so that the next run finds and removes what a
+    killed one left.
 
     Args:
-        folder: What to make; what stood there is replaced.
-        doing: A word for the name of the folder meanwhile, for example unpacking.
+        folder: The folder to make; an older one of this name is replaced.
+        doing: A word for the name of the temporary folder, for example unpacking.
     """
     folder = Path(folder)
     scratch = folder.with_name(f".{folder.name}.{doing}")
@@ -75,40 +81,53 @@ def atomic_folder(folder: Path, doing: str = "making") -> Iterator[Path]:
 
 
 def write_arrays(path: Path, *arrays: np.ndarray, **named: np.ndarray) -> None:
-    """Write arrays as one .npz file, whole or not at all; without names they are arr_0, arr_1, ..."""
+    """Write arrays as one .npz file, whole or not at all.
+
+    Arrays without a name are called arr_0, arr_1 and so on.
+    """
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.savez(handle, *arrays, allow_pickle=False, **named)
 
 
 @functools.cache
 def _machine() -> str:
+    """Eight hexadecimal digits that stand for this machine in the names of temporary files."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 @functools.cache
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine left half-written in a folder, once per process."""
-    for left in folder.glob(f".*.{_machine()}-*~") if os.name == "posix" else ():
+    """Remove the half-written files that killed processes of this machine left in a folder.
+
+    A process looks into each folder once.
+    """
+    if os.name != "posix":
+        return
+    for path in folder.glob(f".*.{_machine()}-*~"):
+        process_id = path.name.rpartition("-")[2].removesuffix("~")
         try:
-            os.kill(
-                int(left.name.rpartition("-")[2][:-1]), 0
-            )  # signal 0 only asks whether the process is there
+            os.kill(int(process_id), 0)  # signal 0 only asks whether the process is there
         except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, PermissionError):  # no name of ours, or another user's process
+            path.unlink(missing_ok=True)
+        except ValueError:  # the name is not one of ours
+            continue
+        except PermissionError:  # the process is there and belongs to another user
             continue
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that is the same bytes for the same value (NaN becomes null)."""
+    """Write JSON, the same bytes for the same value; numbers that are not finite become null."""
+    text = json.dumps(_jsonable(value), indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(_jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a missing or damaged file is a DataError."""
+    """Read JSON.
+
+    Raises:
+        DataError: When the file is missing or damaged.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -120,49 +139,64 @@ def read_json(path: Path) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of plain data, through its canonical JSON.
+    """Return the SHA-256 of plain data, taken of its JSON with sorted keys.
 
     >>> digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
     True
     """
-    return hashlib.sha256(json.dumps(_jsonable(value), sort_keys=True).encode()).hexdigest()
+    text = json.dumps(_jsonable(value), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ParquetContent(NamedTuple):
+    """What a Parquet file of ours holds: the table, our metadata, and the kinds of the columns."""
+
+    table: pd.DataFrame
+    meta: dict[str, Any]
+    schema: pa.Schema
 
 
 def write_table(path: Path, table: pd.DataFrame, meta: dict[str, Any]) -> None:
-    """Write a Parquet file with plain metadata inside."""
+    """Write a Parquet file; the metadata are plain data and stand inside the file."""
+    meta_text = json.dumps(_jsonable(meta), sort_keys=True)
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    arrow = arrow.replace_schema_metadata(
-        {_META: json.dumps(_jsonable(meta), sort_keys=True).encode()}
-    )
+    arrow = arrow.replace_schema_metadata({_META: meta_text.encode()})
     with atomic_path(path) as temporary:
         pq.write_table(arrow, temporary)
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read what `write_table` wrote."""
-    table, meta, _ = _read_parquet(path)
-    return table, meta
+    """Read the table and the metadata that `write_table` wrote.
+
+    Raises:
+        DataError: When the file is missing or damaged.
+    """
+    content = read_parquet(path)
+    return content.table, content.meta
 
 
-def _read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any], pa.Schema]:
+def read_parquet(path: Path) -> ParquetContent:
+    """Read what `write_table` wrote, with the kinds of the columns.
+
+    Raises:
+        DataError: When the file is missing or damaged.
+    """
     try:
-        arrow = pq.ParquetFile(path).read()  # read_table would take a folder
-        arrow.validate(
-            full=True
-        )  # damaged bytes may be no text, which pandas would find much later
-        names, meta = (
-            arrow.schema.names,
-            json.loads((arrow.schema.metadata or {}).get(_META, b"{}")),
-        )
-        if len(set(names)) < len(names) or not isinstance(meta, dict):
-            raise ValueError("a column twice, or metadata that are no mapping")
-        return arrow.to_pandas(), meta, arrow.schema
+        arrow = pq.ParquetFile(path).read()  # unlike pq.read_table, it refuses a folder
+        arrow.validate(full=True)  # else pandas meets bytes that are no text only much later
+        meta = json.loads((arrow.schema.metadata or {}).get(_META, b"{}"))
+        names = arrow.schema.names
+        if len(set(names)) < len(names):
+            raise ValueError("a column stands there twice")
+        if not isinstance(meta, dict):
+            raise ValueError("its metadata are not a mapping")
+        return ParquetContent(arrow.to_pandas(), meta, arrow.schema)
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
@@ -178,6 +212,7 @@ def _missing(path: Path) -> DataError:
 
 
 def _jsonable(value: Any) -> Any:
+    """Turn NumPy's numbers and arrays, paths and tuples into what JSON knows."""
     if isinstance(value, dict):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,7 @@
-"""Image files and bytes -> uint8 RGB arrays. One decoder: what ingest verifies is what is embedded and served."""
+"""Image files and bytes -> uint8 RGB arrays.
+
+The same decoder serves ingest, the backbone pass and the service.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,60 +26,100 @@ from equipoise.core.errors import DataError
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
-#: Shorter sides, spreads and differences between channels (grey levels of 255) outside of which a picture is odd.
+
+#: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
-_TINY_PX, _BLANK_LEVELS, _COLOUR_LEVELS = 24, 1.0, 8.0
-#: Larger ones are decoded one at a time: each may take 1.4 GB on the way.
-_LARGE_PX, _LARGE = 2**24, threading.Lock()
+#: A picture with a shorter side is tiny.
+_TINY_PX = 24
+#: A picture whose grey levels (0..255) have a smaller standard deviation is blank.
+_BLANK_LEVELS = 1.0
+#: A picture whose channels differ by more, in levels (0..255) on average, is coloured.
+_COLOUR_LEVELS = 8.0
+
+#: Pictures with more pixels are decoded one at a time: each may take 1.4 GB on the way.
+_LARGE_PIXELS = 2**24
+_ONE_LARGE_PICTURE = threading.Lock()
+
+#: The parts of a MedMNIST file.
 NPZ_PARTS = ("train", "val", "test")
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is none of the data: `.DS_Store`, `._copy.png`, `__MACOSX`."""
+    """Whether a file or folder is no part of the data: `.DS_Store`, `._copy.png`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> tuple[list[str], int]:
-    """Relative paths of the images below a folder, sorted, and how many other files there are.
+class Walk(NamedTuple):
+    """The files below a folder.
 
-    The pictures of a MedMNIST file are found as `NAME.npz/train/00017`.
+    Attributes:
+        paths: Relative paths of the images, sorted.
+        ignored: How many other files there are.
     """
-    found, ignored = [], 0
-    for place, folders, names in os.walk(folder):
-        kept = sorted(name for name in folders if not hidden(name))
-        ignored += sum(
-            len(files)
-            for name in set(folders) - set(kept)
-            for *_, files in os.walk(Path(place, name))
-        )
-        folders[:] = kept
-        for name in names:
-            path = Path(place, name)
-            if hidden(name) or path.suffix.lower() not in suffixes or not path.is_file():
+
+    paths: list[str]
+    ignored: int
+
+
+def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Walk:
+    """Find the images below a folder.
+
+    The pictures of a MedMNIST file have paths such as `NAME.npz/train/00017`.
+
+    Args:
+        folder: Where to look; hidden files and folders are ignored.
+        suffixes: Endings of the files that hold images, in lower case.
+    """
+    paths: list[str] = []
+    ignored = 0
+    for parent, folder_names, file_names in os.walk(folder):
+        visible = sorted(name for name in folder_names if not hidden(name))
+        for name in set(folder_names) - set(visible):
+            ignored += _count_files(Path(parent, name))
+        folder_names[:] = visible  # tells os.walk where to go on
+        for name in file_names:
+            path = Path(parent, name)
+            suffix = path.suffix.lower()
+            if hidden(name) or suffix not in suffixes or not path.is_file():
                 ignored += 1
-            elif path.suffix.lower() == ".npz":
-                found += _members(path, path.relative_to(folder).as_posix())
+                continue
+            relative = path.relative_to(folder).as_posix()
+            if suffix == ".npz":
+                paths += _npz_members(path, relative)
             else:
-                found.append(path.relative_to(folder).as_posix())
-    return sorted(found), ignored
+                paths.append(relative)
+    return Walk(sorted(paths), ignored)
+
+
+def _count_files(folder: Path) -> int:
+    return sum(len(file_names) for _, _, file_names in os.walk(folder))
 
 
 def read(folder: Path, path: str) -> bytes:
-    """Bytes of one image of `walk`; a picture inside a .npz file as an uncompressed bitmap."""
-    file, dot, member = path.partition(".npz/")
-    if not dot:
+    """Read the bytes of one image.
+
+    Args:
+        folder: The folder that was given to `walk`.
+        path: One of the paths that it returned.
+
+    Returns:
+        The bytes of the file; a picture inside a .npz file becomes an uncompressed bitmap.
+    """
+    file, in_npz, member = path.partition(".npz/")
+    if not in_npz:
         with open(os.path.join(folder, path), "rb") as handle:
             return handle.read()
     part, index = member.split("/")
+    pictures = npz_arrays(folder / f"{file}.npz")[f"{part}_images"]
     buffer = io.BytesIO()
-    Image.fromarray(npz_arrays(folder / f"{file}.npz")[f"{part}_images"][int(index)]).save(
-        buffer, "bmp"
-    )
+    Image.fromarray(pictures[int(index)]).save(buffer, "bmp")
     return buffer.getvalue()
 
 
 def npz_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a MedMNIST file, kept in memory: `{train,val,test}_{images,labels}`.
+    """Read the arrays of a MedMNIST file, `{train,val,test}_{images,labels}`.
+
+    The last two files stay in memory.
 
     Raises:
         DataError: When it is not such a file.
@@ -86,13 +129,14 @@ def npz_arrays(path: Path) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(maxsize=2)
 def _npz_arrays(path: Path, changed_ns: int) -> dict[str, np.ndarray]:
-    wanted = [f"{part}_{kind}" for part in NPZ_PARTS for kind in ("images", "labels")]
+    """Read a file; `changed_ns` only makes a changed file another key of the cache."""
+    expected = [f"{part}_{content}" for part in NPZ_PARTS for content in ("images", "labels")]
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in wanted}
+            arrays = {name: file[name] for name in expected}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"{path.name} is not a MedMNIST file with {', '.join(wanted)}: {error}"
+            f"{path.name} is not a MedMNIST file with {', '.join(expected)}: {error}"
         ) from error
     for part in NPZ_PARTS:
         if len(arrays[f"{part}_images"]) != len(arrays[f"{part}_labels"]):
@@ -100,32 +144,45 @@ def _npz_arrays(path: Path, changed_ns: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _members(path: Path, name: str) -> list[str]:
+def _npz_members(path: Path, name: str) -> list[str]:
+    """Paths of the pictures inside a MedMNIST file that is itself called `name`."""
     arrays = npz_arrays(path)
-    return [
-        f"{name}/{part}/{index:05d}"
-        for part in NPZ_PARTS
-        for index in range(len(arrays[f"{part}_images"]))
-    ]
+    members = []
+    for part in NPZ_PARTS:
+        num_pictures = len(arrays[f"{part}_images"])
+        members += [f"{name}/{part}/{index:05d}" for index in range(num_pictures)]
+    return members
 
 
 def flags(pixels: np.ndarray, grey: bool) -> list[str]:
-    """What is odd about a decoded picture; the same rules count at `ingest` and mark rows at `predict`.
+    """Say what is odd about a decoded picture.
+
+    `ingest` counts by these rules, and `predict` marks rows by them.
 
     Args:
         pixels: uint8 (height_px, width_px, 3).
-        grey: Whether grey is expected, so that colours are odd.
+        grey: Whether a grey picture is expected, so that colours are odd.
+
+    Returns:
+        Some of `FLAGS`.
 
     >>> flags(np.zeros((8, 64, 3), dtype=np.uint8), grey=True)
     ['tiny', 'blank']
     """
-    step = max(1, min(pixels.shape[:2]) // 128)  # enough pixels to tell
-    some = pixels[::step, ::step].astype(np.float32)
-    odd = ["tiny"] if min(pixels.shape[:2]) < _TINY_PX else []
-    odd += ["blank"] if some.std(axis=(0, 1)).max() < _BLANK_LEVELS else []
-    return odd + (
-        ["colour"] if grey and np.abs(np.diff(some)).sum(axis=2).mean() > _COLOUR_LEVELS else []
-    )
+    shorter_side = min(pixels.shape[:2])
+    step = max(1, shorter_side // 128)  # every step-th pixel is enough to tell
+    sample = pixels[::step, ::step].astype(np.float32)
+    odd = []
+    if shorter_side < _TINY_PX:
+        odd.append("tiny")
+    spread_by_channel = sample.std(axis=(0, 1))
+    if spread_by_channel.max() < _BLANK_LEVELS:
+        odd.append("blank")
+    if grey:
+        channels_apart = np.abs(np.diff(sample)).sum(axis=2)
+        if channels_apart.mean() > _COLOUR_LEVELS:
+            odd.append("colour")
+    return odd
 
 
 def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
@@ -133,70 +190,99 @@ def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
 
     Args:
         source: Path of a file, or the bytes of one.
-        draft_px: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as small as both sides stay this long; 0 for never.
+        draft_px: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest at which both sides
+            still have this length; 0 for its full size.
 
     Returns:
-        uint8 (height_px, width_px, 3), RGB, upright by its EXIF orientation; grey is repeated three times, 16-bit
-        grey is divided by 256, float grey within 0..1 times 255, transparency is dropped.
+        uint8 (height_px, width_px, 3), RGB. It is turned upright by its EXIF orientation. Grey is
+        repeated three times; 16-bit grey is divided by 256, and float grey within 0..1 is
+        multiplied by 255. Transparency is dropped.
 
     Raises:
-        ValueError: When it is not an image, is cut short, is empty or is larger than Pillow's safe limit.
+        ValueError: When it is not an image, is cut short, is empty or is larger than Pillow's safe
+            limit.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise ValueError("the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                size = f"{image.width} x {image.height}"
-                raise ValueError(
-                    f"{size} pixels are more than {Image.MAX_IMAGE_PIXELS:,}: could be a decompression bomb"
-                )
-            if draft_px:
-                image.draft(None, (draft_px, draft_px))
-            with _LARGE if image.width * image.height > _LARGE_PX else contextlib.nullcontext():
-                ImageOps.exif_transpose(
-                    image, in_place=True
-                )  # a copy would double what a large picture takes
-                if image.mode.startswith(("I", "F")):
-                    return _from_deep_grey(np.asarray(image), image.mode)
-                return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            return _decoded(image, draft_px)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        message = re.sub(r" <_io.BytesIO object at \w+>", "", str(error))
+        raise ValueError(message) from error
+
+
+def _decoded(image: Image.Image, draft_px: int) -> np.ndarray:
+    num_pixels = image.width * image.height
+    if num_pixels > Image.MAX_IMAGE_PIXELS:
         raise ValueError(
-            re.sub(r" <_io.BytesIO object at \w+>", "", str(error))
-        ) from error  # an address says nothing
+            f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}: could be a "
+            "decompression bomb"
+        )
+    if draft_px:
+        image.draft(None, (draft_px, draft_px))
+    is_large = image.width * image.height > _LARGE_PIXELS  # at the size that the draft has left
+    turn = _ONE_LARGE_PICTURE if is_large else contextlib.nullcontext()
+    with turn:
+        ImageOps.exif_transpose(image, in_place=True)  # a copy would take the memory twice
+        if image.mode.startswith(("I", "F")):
+            return _from_deep_grey(np.asarray(image), image.mode)
+        if image.mode == "RGB":
+            return np.asarray(image)
+        return np.asarray(image.convert("RGB"))
 
 
 def as_rgb(values: np.ndarray | list[Any]) -> np.ndarray:
-    """Pixels given as an array or as nested lists -> uint8 (height_px, width_px, 3); grey is repeated three times.
+    """Check pixels given as an array or as nested lists, and repeat grey three times.
+
+    Returns:
+        uint8 (height_px, width_px, 3).
+
+    Raises:
+        ValueError: For anything but whole numbers 0..255 of shape (height, width) or
+            (height, width, 3).
 
     >>> as_rgb([[0, 255]]).shape
     (1, 2, 3)
-
-    Raises:
-        ValueError: For anything but whole numbers 0..255 of shape (height, width) or (height, width, 3).
     """
-    wanted = "whole numbers 0..255 of shape (height, width) or (height, width, 3) are expected"
+    expected = "whole numbers 0..255 of shape (height, width) or (height, width, 3) are expected"
     try:
         pixels = np.asarray(values)
-    except ValueError as error:  # lists of unlike lengths
-        raise ValueError(f"the rows of the pixels differ in length; {wanted}") from error
-    shaped = pixels.size and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3))
-    if not shaped or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
-        raise ValueError(f"the pixels have shape {pixels.shape} and type {pixels.dtype}; {wanted}")
-    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+    except ValueError as error:  # NumPy makes no array of rows that differ in length
+        raise ValueError(f"the rows of the pixels differ in length; {expected}") from error
+    is_grey = pixels.ndim == 2
+    is_rgb = pixels.ndim == 3 and pixels.shape[2] == 3
+    has_pixels = pixels.size > 0 and (is_grey or is_rgb)
+    is_whole = pixels.dtype.kind in "iu"
+    if not has_pixels or not is_whole or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(
+            f"the pixels have shape {pixels.shape} and type {pixels.dtype}; {expected}"
+        )
+    rgb = pixels if is_rgb else np.repeat(pixels[..., None], 3, axis=-1)
     return np.ascontiguousarray(rgb, dtype=np.uint8)
 
 
 def _from_deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
+    """Bring grey of more than 8 bits to uint8 (height_px, width_px, 3)."""
     if mode == "F" and not np.isfinite(pixels).all():
         raise ValueError("the image holds values that are not numbers")
-    # PNG and TIFF keep 16-bit grey as 0..65535 whatever the mode is called; values within 0..255 are 8-bit. Fractions
-    # occur only in float images, and there they are shares of white.
-    top = pixels.max(initial=0)
-    scale = 256.0 if top > 255 else 1 / 255 if mode == "F" and 0 < top <= 1 else 1.0
+    scale = _scale_of_deep_grey(pixels.max(initial=0), is_float=mode == "F")
     grey = np.empty(pixels.shape, dtype=np.uint8)
     for start in range(0, len(pixels), 256):  # in float64 the largest picture would take 2 GB
-        block = slice(start, start + 256)
-        grey[block] = np.clip(pixels[block].astype(np.float64) / scale, 0, 255)
+        rows = slice(start, start + 256)
+        grey[rows] = np.clip(pixels[rows].astype(np.float64) / scale, 0, 255)
     return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _scale_of_deep_grey(highest: float, is_float: bool) -> float:
+    """What to divide grey values by to bring them to 0..255.
+
+    PNG and TIFF keep 16-bit grey as 0..65535 whatever Pillow calls the mode; values within 0..255
+    are 8-bit. Fractions occur only in float images, and there they are shares of white.
+    """
+    if highest > 255:
+        return 256.0
+    if is_float and 0 < highest <= 1:
+        return 1 / 255
+    return 1.0

@@ -1,26 +1,62 @@
-"""Small pieces of text that several rooms print: aligned tables, lists in words, first lines of errors."""
+"""Text that several rooms print: aligned tables, lists in words, first lines of errors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
-def _and(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+def in_words(names: Sequence[str]) -> str:
+    """Join names as in a sentence.
 
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lines of text with cells below each other.
-
-    >>> aligned([["a", "b"], ["long", "c"]])
-    'a     b\\nlong  c'
+    >>> in_words(["vgg16", "densenet201", "mobilenetv2"])
+    'vgg16, densenet201 and mobilenetv2'
+    >>> in_words(["vgg16"])
+    'vgg16'
     """
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    )
+    if len(names) < 2:
+        return "".join(names)
+    *first, last = names
+    return f"{', '.join(first)} and {last}"
+
+
+def aligned(
+    rows: Sequence[Sequence[str]],
+    header: Sequence[str] = (),
+    right: Collection[int] = (),
+) -> str:
+    """Write a table as lines of text, with the cells of a column below each other.
+
+    Args:
+        rows: Cells of each row; every row has the same number of cells.
+        header: Names of the columns, written as the first line; left out when empty.
+        right: Positions of the columns that are aligned at their right end, as numbers are.
+
+    Returns:
+        One line for each row, without spaces at its end.
+
+    >>> rows = [["vgg16", "9"], ["densenet201", "10"]]
+    >>> print(aligned(rows, header=["backbone", "trials"], right=[1]))
+    backbone     trials
+    vgg16             9
+    densenet201      10
+    """
+    lines = [header, *rows] if header else list(rows)
+    columns = zip(*lines)
+    widths = [max(len(cell) for cell in column) for column in columns]
+    return "\n".join(_line(cells, widths, right) for cells in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    padded = []
+    for position, (cell, width) in enumerate(zip(cells, widths)):
+        if position in right:
+            padded.append(cell.rjust(width))
+        else:
+            padded.append(cell.ljust(width))
+    return "  ".join(padded).rstrip()
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's text, or the name of its class when it has no text."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

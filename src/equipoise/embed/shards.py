@@ -1,215 +1,209 @@
-"""The one pass, in pieces that survive a kill and are assembled into the store."""
+"""Shards: pieces of finished features that survive a kill and are assembled into the store.
+
+A shard is two files: the features, and an index of the (sha256, view) they belong to. Both are
+named after the digest of their content, so two processes never write different things to one name,
+and a file that does not match its name does not exist.
+"""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
-import itertools
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from equipoise.core import images, parallel
-from equipoise.core.config import Augment, Engine
-from equipoise.core.errors import ConfigError, DataError
+from equipoise.core.config import Augment
+from equipoise.core.errors import DataError
 from equipoise.core.files import atomic_path, digest_of, file_digest, read_json, write_json
-from equipoise.embed import augment, backbones
-from equipoise.embed.embedder import Embedder
 
-SHARDS = Path("data/cache/features")
-
-
-_SHARD_ROWS = 256
-
-
-#: Rounding of a stored feature over its spread; an ImageNet MobileNetV2 on chest films has 0.0003.
-_BLUR_LIMIT = 0.01
-
-
-def _find(
-    folder: Path, rows: pd.DataFrame, parts: list[tuple[Path, np.ndarray, np.ndarray]]
-) -> pd.DataFrame:
-    """Add to `parts` (shard, rows in it, rows of the matrix) what whole shards hold; return the rows they lack.
-
-    A shard is its features and an index, both named after the digest of their content: two processes never write
-    different things to one name, and what does not match its name does not exist.
-    """
-    place = {key: index for index, key in zip(rows.index, zip(rows["sha256"], rows["view"]))}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            index = read_json(path)
-        except DataError:
-            continue
-        if digest_of(index)[:24] != path.stem:
-            continue
-        keys = list(map(tuple, index["rows"]))
-        held = [(source, place[key]) for source, key in enumerate(keys) if key in place]
-        shard = folder / f"{index['sha256'][:24]}.npy"
-        if held and shard.is_file() and file_digest(shard) == index["sha256"]:
-            source, to = np.array(held).T
-            parts.append((shard, source, to))
-            for at in source:
-                del place[keys[at]]
-    return rows.loc[list(place.values())]
-
-
-def _assemble(
-    target: Path,
-    parts: list[tuple[Path, np.ndarray, np.ndarray]],
-    shape: tuple[int, int],
-    name: str,
-) -> str:
-    """Copy shard by shard into one file, so that memory holds one shard at most; the digest of the file."""
-    bad = 0
-    with atomic_path(target) as path:
-        dtype = np.load(parts[0][0], mmap_mode="r", allow_pickle=False).dtype
-        matrix = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
-        for shard, source, to in parts:
-            values = np.load(shard, mmap_mode="r", allow_pickle=False)[source]
-            bad += int((~np.isfinite(values)).any(axis=1).sum())
-            matrix[to] = values
-        if bad:
-            raise DataError(
-                f"{bad} of {shape[0]} features of {name} are not finite numbers. Check its weights file."
-            )
-        matrix.flush()
-        del matrix  # Windows moves no file that is mapped
-        return file_digest(path)
-
-
-#: (sha256, view, path) of one feature to make.
-_Row = tuple[str, int, str]
-
-
-def _embed(work: _Pass, rows: list[_Row], embedder: Embedder, engine: Engine) -> None:
-    """Make shards of rows: here, in one process for each GPU where there are several, or by the workers of `engine`."""
-    size = max(1, _SHARD_ROWS // work.batch_size) * work.batch_size
-    pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
-    devices, here = backbones.devices(), engine.backend == "loky"
-    # A GPU searches for the best way to compute every new shape, so its last batch is filled up.
-    fill = len(rows) > work.batch_size
-    if len(pieces) < 2 or (here and (len(devices) == 1 or (not devices and engine.workers == 1))):
-        work.embed(pieces, embedder, fill)
-        return
-    jobs: list[tuple[Any, ...]] = [(work, [piece], fill, None) for piece in pieces]
-    if here and devices:
-        jobs = [
-            (work, pieces[number :: len(devices)], fill, device)
-            for number, device in enumerate(devices)
-        ]
-        jobs, engine = [job for job in jobs if job[1]], Engine(workers=len(devices))
-    # Workers read the weights: they may lack the file, and beside Dask's threads drawing them is not repeatable.
-    with atomic_path(_weights_path(work.weights_digest)) as path, open(path, "wb") as handle:
-        np.savez(handle, *embedder.model.get_weights())
-    parallel.run_jobs(_in_worker, jobs, "backbone pass", engine)
-
-
-def _in_worker(work: _Pass, pieces: list[list[_Row]], fill: bool, device: str | None) -> None:
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before TensorFlow is imported in this process
-    work.embed(
-        pieces, _embedder(work.backbone, work.weights_digest, work.size_px, work.pipeline), fill
-    )
-
-
-def _weights_path(digest: str) -> Path:
-    return SHARDS / f"{digest[:24]}.npz"
-
-
-@functools.lru_cache(maxsize=1)
-def _embedder(backbone: str, weights_digest: str, size_px: int, pipeline: str) -> Embedder:
-    """A worker builds the backbone once."""
-    model = backbones.build(backbone, "random", size_px, pipeline)
-    with np.load(_weights_path(weights_digest), allow_pickle=False) as weights:
-        model.set_weights([weights[name] for name in weights.files])
-    if backbones.weights_digest(model) != weights_digest:
-        raise DataError(f"{_weights_path(weights_digest)} is damaged. Run `equipoise embed` again.")
-    return Embedder(model, size_px, pipeline)
+#: Digits of a digest in the name of a file or folder.
+_NAME_DIGITS = 24
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What a process needs to make shards."""
+class NetworkKey:
+    """What features depend on beside the picture and its view.
+
+    Attributes:
+        backbone: A row of the table of backbones.
+        weights_digest: Digest of every weight.
+        image_size_px: Width and height of the input.
+        pipeline: How pixels become numbers, as `pipeline_of` says it.
+    """
 
     backbone: str
     weights_digest: str
-    size_px: int
+    image_size_px: int
     pipeline: str
-    raw: Path
-    policy: Augment | None
-    batch_size: int
-    folder: Path
 
-    def embed(self, pieces: list[list[_Row]], embedder: Embedder, fill: bool) -> None:
-        """Decode by threads while the backbone computes; each piece becomes a shard as soon as it is whole."""
-        rows, name = (
-            [row for piece in pieces for row in piece],
-            "views" if self.policy else "images",
-        )
-        decoded = parallel.in_threads(
-            lambda row: self._load(row, embedder), rows, ahead=3 * self.batch_size
-        )
-        shown = parallel.progress(decoded, f"backbone pass over {name}", len(rows), name)
-        padded = self.batch_size if fill and backbones.devices() else 0
-        for piece in pieces:
-            batches = [
-                min(self.batch_size, len(piece) - at)
-                for at in range(0, len(piece), self.batch_size)
-            ]
-            values = np.concatenate(
-                [self._features(shown, size, padded, embedder) for size in batches]
-            )
-            if values.dtype == np.float16 and len(values) >= 32:
-                _refuse_blurred(values, self.backbone)
-            self._save(values, [[digest, int(view)] for digest, view, _ in piece])
 
-    def _load(self, row: _Row, embedder: Embedder) -> tuple[np.ndarray, np.ndarray | None]:
-        digest, view, path = row
-        content = images.read(self.raw, path)
-        if hashlib.sha256(content).hexdigest() != digest:
+class FeatureKey(NamedTuple):
+    """One feature: of which picture and which view (0 for the plain image)."""
+
+    sha256: str
+    view: int
+
+
+class ShardPart(NamedTuple):
+    """Rows of one shard that the matrix of a study needs.
+
+    Attributes:
+        shard: The file with the features.
+        source: Rows in the shard, int (num_rows,).
+        target: Rows in the matrix, int (num_rows,).
+    """
+
+    shard: Path
+    source: np.ndarray
+    target: np.ndarray
+
+
+class Finished(NamedTuple):
+    """What whole shards hold of some wanted rows, and the rows they lack."""
+
+    parts: list[ShardPart]
+    missing: pd.DataFrame
+
+
+def shards_path(cache: Path) -> Path:
+    """Folder of all shards, and of what lies beside them."""
+    return cache / "features"
+
+
+def passes_journal(cache: Path) -> Path:
+    """The journal of passes: a line of JSON for each `embed`, with its passes and seconds."""
+    return shards_path(cache) / "passes.jsonl"
+
+
+def weights_path(cache: Path, weights_digest: str) -> Path:
+    """Where the weights of a backbone lie for workers."""
+    return shards_path(cache) / f"{weights_digest[:_NAME_DIGITS]}.npz"
+
+
+def shard_folder(cache: Path, key: NetworkKey, policy: Augment | None) -> Path:
+    """Folder of the shards of one network, for plain images or for views under a policy."""
+    named = asdict(key)
+    named["augment"] = policy.model_dump() if policy else None
+    return shards_path(cache) / digest_of(named)[:_NAME_DIGITS]
+
+
+# --- finding --------------------------------------------------------------------------------------
+
+
+def find_finished(folder: Path, wanted: pd.DataFrame) -> Finished:
+    """Look for finished shards that hold wanted features.
+
+    Args:
+        folder: Of the shards.
+        wanted: Columns `sha256` and `view`; the table's index is the row of the matrix.
+    """
+    keys = zip(wanted["sha256"], wanted["view"])
+    target_of = {FeatureKey(*key): target for key, target in zip(keys, wanted.index)}
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        index = _read_index(path)
+        if index is None:
+            continue
+        held = [(source, key) for source, key in enumerate(index.keys) if key in target_of]
+        shard = folder / _features_name(index.sha256)
+        if not held or not _is_whole(shard, index.sha256):
+            continue
+        source = np.array([row for row, _ in held])
+        target = np.array([target_of.pop(key) for _, key in held])
+        parts.append(ShardPart(shard, source, target))
+    missing = wanted.loc[list(target_of.values())]
+    return Finished(parts, missing)
+
+
+class _Index(NamedTuple):
+    """Digest of a shard's features, and the key of each of its rows."""
+
+    sha256: str
+    keys: list[FeatureKey]
+
+
+def _read_index(path: Path) -> _Index | None:
+    """Read an index; None when it is damaged."""
+    try:
+        index = read_json(path)
+    except DataError:
+        return None
+    if digest_of(index)[:_NAME_DIGITS] != path.stem:
+        return None
+    return _Index(index["sha256"], [FeatureKey(*key) for key in index["rows"]])
+
+
+def _features_name(sha256: str) -> str:
+    return f"{sha256[:_NAME_DIGITS]}.npy"
+
+
+def _is_whole(shard: Path, sha256: str) -> bool:
+    return shard.is_file() and file_digest(shard) == sha256
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def save_shard(folder: Path, values: np.ndarray, keys: Sequence[FeatureKey]) -> None:
+    """Write a shard: its features and then its index.
+
+    Args:
+        folder: Of the shards.
+        values: (num_rows, num_features), float32 or float16.
+        keys: Of each row.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    content = buffer.getbuffer()
+    sha256 = hashlib.sha256(content).hexdigest()
+    with atomic_path(folder / _features_name(sha256)) as path:
+        path.write_bytes(content)
+    # The index is written last: without it the shard does not exist.
+    index = {"sha256": sha256, "rows": [[key.sha256, int(key.view)] for key in keys]}
+    name = digest_of(index)[:_NAME_DIGITS]
+    write_json(folder / f"{name}.json", index)
+
+
+def assemble(
+    target: Path, parts: Sequence[ShardPart], shape: tuple[int, int], backbone: str
+) -> str:
+    """Copy shard by shard into one file, so that memory holds one shard at most.
+
+    Args:
+        target: The file to write.
+        parts: What goes where; together they fill the matrix.
+        shape: Of the matrix: num_rows, num_features.
+        backbone: Its name, for the message.
+
+    Returns:
+        The digest of the file.
+
+    Raises:
+        DataError: When a feature is not a finite number.
+    """
+    not_finite = 0
+    with atomic_path(target) as path:
+        matrix = np.lib.format.open_memmap(path, "w+", dtype=_open(parts[0]).dtype, shape=shape)
+        for part in parts:
+            values = _open(part)[part.source]
+            finite = np.isfinite(values).all(axis=1)
+            not_finite += int((~finite).sum())
+            matrix[part.target] = values
+        if not_finite:
             raise DataError(
-                f"{self.raw / path} is not the file that ingest read. Run `equipoise ingest` again."
+                f"{not_finite} of {shape[0]} features of {backbone} are not finite numbers. Check its "
+                f"weights file."
             )
-        numbers = (
-            augment.view_parameters(digest, view, self.policy, self.size_px)
-            if self.policy
-            else None
-        )
-        return embedder.load(content), numbers
-
-    def _features(
-        self, decoded: Iterator[Any], size: int, padded: int, embedder: Embedder
-    ) -> np.ndarray:
-        items = list(itertools.islice(decoded, size))
-        items += items[-1:] * (padded - size)
-        pixels = np.stack([pixels for pixels, _ in items])
-        return embedder.features(
-            pixels, np.stack([numbers for _, numbers in items]) if self.policy else None
-        )[:size]
-
-    def _save(self, values: np.ndarray, rows: list[list[Any]]) -> None:
-        buffer = io.BytesIO()
-        np.save(buffer, values, allow_pickle=False)
-        index = {"sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(), "rows": rows}
-        with atomic_path(self.folder / f"{index['sha256'][:24]}.npy") as path:
-            path.write_bytes(buffer.getbuffer())
-        # The index is written last: without it the shard does not exist.
-        write_json(self.folder / f"{digest_of(index)[:24]}.json", index)
+        matrix.flush()
+        # Windows moves no file that is mapped.
+        del matrix
+        return file_digest(path)
 
 
-def _refuse_blurred(values: np.ndarray, name: str) -> None:
-    exact = values.astype(np.float64)
-    step = np.spacing(np.abs(exact).mean(axis=0).astype(np.float16)).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        blur = float(np.median(step / np.sqrt(12) / exact.std(axis=0)))
-    if blur > _BLUR_LIMIT:
-        raise ConfigError(
-            f"float16 cannot hold the features of {name}: its rounding is {blur:.2g} of a feature's spread (median "
-            f"over features), at most {_BLUR_LIMIT} is expected. Set embed.dtype to float32."
-        )
+def _open(part: ShardPart) -> np.ndarray:
+    return np.load(part.shard, mmap_mode="r", allow_pickle=False)

@@ -1,123 +1,249 @@
-"""The one pass: decode -> one traced resize + scaling + backbone (the same that serves) -> feature store."""
+"""The one pass: pictures -> the network that also serves -> feature store."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from equipoise.core.config import Study
+from equipoise.core.config import Engine, Study
+from equipoise.core.documents import FeatureSummary
 from equipoise.core.errors import DataError
-from equipoise.core.files import digest_of, file_digest, write_json, write_table
+from equipoise.core.files import digest_of, file_digest, write_table
 from equipoise.core.records import Manifest, minority_labels
 from equipoise.embed import backbones
 from equipoise.embed.embedder import Embedder, pipeline_of
-from equipoise.embed.shards import SHARDS, _assemble, _embed, _find, _Pass
+from equipoise.embed.passes import SHARD_ROWS, Row, ShardMaker, make_shards
+from equipoise.embed.shards import (
+    NetworkKey,
+    ShardPart,
+    assemble,
+    find_finished,
+    passes_journal,
+)
 from equipoise.ingest import originals
 
-
-def wanted_rows(manifest: Manifest, views: int, views_of: str) -> pd.DataFrame:
-    """The distinct (sha256, view) to embed, with one image of each: plain ones first, then view by view."""
-    plain = manifest.table.drop_duplicates("sha256")[["sha256", "image_id", "label"]]
-    chosen = (
-        plain
-        if views_of == "all"
-        else plain[plain["label"].isin(minority_labels(manifest.counts()))]
-    )
-    frames = [plain.assign(view=0), *(chosen.assign(view=view) for view in range(1, views + 1))]
-    return pd.concat(frames, ignore_index=True)[["sha256", "view", "image_id"]]
+#: Makes an embedder of a Keras model, its input size in pixels and its pipeline.
+MakeEmbedder = Callable[[object, int, str], Embedder]
 
 
-def run(study: Study, backbone: str) -> dict[str, Any]:
-    """Embed every distinct picture and view of a study that the shards lack, and assemble the feature folder.
+class EmbedResult(NamedTuple):
+    """Features as they were written: meta.json, their folder, and the passes that this run made."""
 
-    Shards lie outside DVC's outputs and are keyed by content, so a killed run goes on where it was, a new split needs
-    no pass, and new images cost only themselves. `meta.json` counts the passes behind the features; how many this run
-    made stands in the last line of `passes.jsonl` beside the shards, so that a resumed run leaves the same outputs.
+    summary: FeatureSummary
+    folder: Path
+    passes_now: int
 
-    Returns:
-        The contents of meta.json, with `passes_now` and `folder`.
+
+class Work(NamedTuple):
+    """Who makes the features of plain images, or of views, and the rows of the matrix they fill."""
+
+    maker: ShardMaker
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """What `run` will do.
+
+    Attributes:
+        manifest: The usable images.
+        wanted: One row per feature: sha256, view, image_id, path; the rows of the matrix.
+        key: What names the network.
+        embedder: The network.
+        works: Plain images first, then views where there are some.
+    """
+
+    manifest: Manifest
+    wanted: pd.DataFrame
+    key: NetworkKey
+    embedder: Embedder
+    works: list[Work]
+
+
+def run(
+    study: Study,
+    backbone: str,
+    make_embedder: MakeEmbedder = Embedder,
+    shard_rows: int = SHARD_ROWS,
+) -> EmbedResult:
+    """Embed every distinct picture and view that the shards lack, and assemble the features.
+
+    Shards lie outside DVC's outputs and are keyed by content, so a killed run goes on where it was,
+    a new split needs no pass, and new images cost only themselves. `meta.json` counts the passes
+    behind the features; how many this run made stands in the last line of `passes.jsonl` beside the
+    shards, so that a resumed run leaves the same outputs.
+
+    Args:
+        study: Its manifest must be there.
+        backbone: A row of the table of backbones.
+        make_embedder: Makes the embedder of this process.
+        shard_rows: Features in a shard, about.
 
     Raises:
         ConfigError: When float16 cannot tell the images apart.
         DataError: When an image has changed since ingest, or a feature is not a finite number.
     """
-    manifest, wanted, key, embedder, works = _prepare(study, backbone)
-    weights = study.settings.embed.weights_for(backbone)
-    parts: list[tuple[Path, np.ndarray, np.ndarray]] = []
-    passes = {"images": 0, "views": 0}
-    computed, start = 0, time.monotonic()
-    for work, rows in works:
-        folder = work.folder
-        missing = _find(folder, rows, parts)
-        todo = [tuple(row) for row in missing[["sha256", "view", "path"]].itertuples(index=False)]
-        _embed(work, todo, embedder, study.engine)
-        left = _find(folder, missing, parts) if len(missing) else missing
-        if len(left):
-            raise DataError(
-                f"{len(left)} features vanished from {folder} while they were made. Run embed again."
-            )
-        computed += len(missing)
-        passes["views" if work.policy else "images"] = len(rows)
+    plan = plan_passes(study, backbone, make_embedder)
+    start = time.monotonic()
+    parts: list[ShardPart] = []
+    passes_now = 0
+    for work in plan.works:
+        made = _make_missing(work, plan.embedder, study.engine, shard_rows)
+        parts += made.parts
+        passes_now += made.passes
     seconds = round(time.monotonic() - start, 3)
     folder = study.features_path(backbone)
-    digest = _assemble(
-        folder / "features.npy", parts, (len(wanted), embedder.num_features), backbone
+    summary = _write_features(study, plan, parts, folder)
+    _note_passes(study, summary, passes_now, seconds)
+    return EmbedResult(summary, folder, passes_now)
+
+
+def result_text(result: EmbedResult) -> str:
+    """Say what was embedded, where it lies, and how many passes it took now."""
+    summary = result.summary
+    warning = ""
+    if summary.weights == "random":
+        warning = " (random weights: to try the program, not for results)"
+    return (
+        f"{summary.passes} features of {summary.num_features} numbers in {result.folder}{warning}; "
+        f"{result.passes_now} backbone passes now"
     )
-    write_table(folder / "index.parquet", wanted[["sha256", "view"]], {})
-    meta = {
-        **key,
-        "study": study.name,
-        "weights": weights if weights in ("imagenet", "random") else "file",
-        "manifest": manifest.digest,
-        "settings": study.settings.sections("embed", "augment"),
-        "passes": len(wanted),
-        "passes_of": passes,
-        "num_features": embedder.num_features,
-        "digest": digest_of([digest, file_digest(folder / "index.parquet")]),
-    }
-    write_json(folder / "meta.json", meta)
-    with open(SHARDS / "passes.jsonl", "a", encoding="utf-8") as journal:
-        line = {
-            "study": study.name,
-            "backbone": backbone,
-            "image_size_px": embedder.size_px,
-            "passes": len(wanted),
-        }
-        journal.write(json.dumps({**line, "passes_now": computed, "seconds": seconds}) + "\n")
-    return {**meta, "passes_now": computed, "folder": str(folder)}
 
 
 def passes_left(study: Study, backbone: str) -> int:
-    """Passes that `run` would make now. Builds the backbone: features are kept under the digest of its weights."""
-    return sum(len(_find(work.folder, rows, [])) for work, rows in _prepare(study, backbone)[-1])
+    """Count the passes that `run` would make now.
+
+    This builds the backbone, because features are kept under the digest of its weights.
+    """
+    plan = plan_passes(study, backbone)
+    return sum(len(find_finished(work.maker.folder, work.rows).missing) for work in plan.works)
 
 
-def _prepare(
-    study: Study, backbone: str
-) -> tuple[Manifest, pd.DataFrame, dict[str, Any], Embedder, list[tuple[_Pass, pd.DataFrame]]]:
+def wanted_rows(manifest: Manifest, views: int, views_of: str) -> pd.DataFrame:
+    """List the distinct pictures and views to embed, plain ones first, then view by view.
+
+    Args:
+        manifest: The usable images.
+        views: The setting `embed.views`: augmented views beside the plain one.
+        views_of: The setting `embed.views_of`: all, or only the classes of the minority.
+
+    Returns:
+        Columns sha256, view, and image_id of one image with this content.
+    """
+    plain = manifest.table.drop_duplicates("sha256")[["sha256", "image_id", "label"]]
+    viewed = plain
+    if views_of != "all":
+        minority = minority_labels(manifest.counts())
+        viewed = plain[plain["label"].isin(minority)]
+    frames = [plain.assign(view=0)]
+    for view in range(1, views + 1):
+        frames.append(viewed.assign(view=view))
+    rows = pd.concat(frames, ignore_index=True)
+    return rows[["sha256", "view", "image_id"]]
+
+
+def plan_passes(study: Study, backbone: str, make_embedder: MakeEmbedder = Embedder) -> PlannedPass:
+    """Build the backbone and list the features that the study needs from it."""
     settings = study.settings.embed
     manifest = Manifest.read(study.manifest_path)
     wanted = wanted_rows(manifest, settings.views, settings.views_of)
-    wanted["path"] = wanted["image_id"].map(originals.locate(study, manifest))
-    weights, pipeline = settings.weights_for(backbone), pipeline_of(settings)
-    model = backbones.build(backbone, weights, settings.image_size_px, pipeline)
-    key: dict[str, Any] = {
-        "backbone": backbone,
-        "weights_digest": backbones.weights_digest(model),
-        "image_size_px": settings.image_size_px,
-        "pipeline": pipeline,
-    }
+    path_of = originals.locate(study, manifest)
+    wanted["path"] = wanted["image_id"].map(path_of)
+    size_px = settings.image_size_px
+    pipeline = pipeline_of(settings)
+    weights = settings.weights_for(backbone)
+    network = backbones.build(backbone, weights, size_px, pipeline, study.root)
+    key = NetworkKey(
+        backbone=backbone,
+        weights_digest=backbones.weights_digest(network),
+        image_size_px=size_px,
+        pipeline=pipeline,
+    )
+    plain = wanted["view"] == 0
     works = []
-    for augmented, rows in wanted.groupby(wanted["view"] > 0, sort=True):
-        policy = study.settings.augment if augmented else None
-        folder = (
-            SHARDS / digest_of({**key, "augment": policy.model_dump() if policy else None})[:24]
+    for rows, policy in ((wanted[plain], None), (wanted[~plain], study.settings.augment)):
+        if rows.empty:
+            continue
+        maker = ShardMaker(
+            key=key,
+            raw=study.raw,
+            policy=policy,
+            batch_size=settings.batch_size,
+            cache=study.cache_path,
         )
-        model_of = (backbone, key["weights_digest"], settings.image_size_px, pipeline)
-        works.append((_Pass(*model_of, study.raw, policy, settings.batch_size, folder), rows))
-    return manifest, wanted, key, Embedder(model, settings.image_size_px, pipeline), works
+        works.append(Work(maker, rows))
+    embedder = make_embedder(network, size_px, pipeline)
+    return PlannedPass(manifest, wanted, key, embedder, works)
+
+
+class _Made(NamedTuple):
+    """Where the features of some rows lie, and how many of them had to be made."""
+
+    parts: list[ShardPart]
+    passes: int
+
+
+def _make_missing(work: Work, embedder: Embedder, engine: Engine, shard_rows: int) -> _Made:
+    folder = work.maker.folder
+    before = find_finished(folder, work.rows)
+    if before.missing.empty:
+        return _Made(before.parts, passes=0)
+    columns = before.missing[["sha256", "view", "path"]]
+    rows = [Row(*values) for values in columns.itertuples(index=False)]
+    make_shards(work.maker, rows, embedder, engine, shard_rows)
+    now = find_finished(folder, before.missing)
+    if len(now.missing):
+        raise DataError(
+            f"{len(now.missing)} features vanished from {folder} while they were made. Run embed again."
+        )
+    return _Made(before.parts + now.parts, passes=len(rows))
+
+
+def _write_features(
+    study: Study, plan: PlannedPass, parts: list[ShardPart], folder: Path
+) -> FeatureSummary:
+    """Write features.npy, index.parquet and meta.json."""
+    shape = (len(plan.wanted), plan.embedder.num_features)
+    matrix_digest = assemble(folder / "features.npy", parts, shape, plan.key.backbone)
+    write_table(folder / "index.parquet", plan.wanted[["sha256", "view"]], {})
+    index_digest = file_digest(folder / "index.parquet")
+    passes_of = {"images": 0, "views": 0}
+    for work in plan.works:
+        passes_of[work.maker.noun] = len(work.rows)
+    weights = study.settings.embed.weights_for(plan.key.backbone)
+    if weights not in ("imagenet", "random"):
+        # A path is of one machine only.
+        weights = "file"
+    summary = FeatureSummary(
+        **asdict(plan.key),
+        study=study.name,
+        weights=weights,
+        manifest=plan.manifest.digest,
+        settings=study.settings.sections("embed", "augment"),
+        passes=len(plan.wanted),
+        passes_of=passes_of,
+        num_features=plan.embedder.num_features,
+        digest=digest_of([matrix_digest, index_digest]),
+    )
+    summary.write(folder / "meta.json")
+    return summary
+
+
+def _note_passes(study: Study, summary: FeatureSummary, passes_now: int, seconds: float) -> None:
+    """Add a line to the journal of passes."""
+    line = {
+        "study": study.name,
+        "backbone": summary.backbone,
+        "image_size_px": summary.image_size_px,
+        "passes": summary.passes,
+        "passes_now": passes_now,
+        "seconds": seconds,
+    }
+    with open(passes_journal(study.cache_path), "a", encoding="utf-8") as journal:
+        journal.write(json.dumps(line) + "\n")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.core.documents import FeatureSummary
 from equipoise.core.errors import DataError
-from equipoise.core.files import read_json, read_table
+from equipoise.core.files import read_table
 
 
 @dataclass(frozen=True)
@@ -20,45 +21,62 @@ class FeatureStore:
     Attributes:
         matrix: float32 or float16 (num_rows, num_features), read-only.
         row_of: (sha256, view) -> row of the matrix.
-        meta: Backbone, weights digest, size, pipeline, number of passes.
-        digest: Digest of the whole store.
+        summary: What `meta.json` holds: backbone, weights digest, size, pipeline, number of passes.
     """
 
     matrix: np.ndarray
     row_of: dict[tuple[str, int], int]
-    meta: dict[str, Any]
-    digest: str
+    summary: FeatureSummary
+
+    @property
+    def digest(self) -> str:
+        """Digest of the whole store."""
+        return self.summary.digest
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The summary as plain data."""
+        return self.summary.as_dict()
 
     @classmethod
     def open(cls, folder: Path) -> FeatureStore:
-        """Open what `run` wrote; the matrix stays on disk."""
-        meta = read_json(folder / "meta.json")
+        """Open what `run` wrote; the matrix stays on disk.
+
+        Raises:
+            DataError: When a file is missing or damaged, or the matrix and its index differ in
+                length.
+        """
+        summary = FeatureSummary.read(folder / "meta.json")
         index, _ = read_table(folder / "index.parquet")
         matrix = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
         if len(matrix) != len(index):
             raise DataError(
                 f"{folder} is damaged: {len(matrix)} features for {len(index)} rows. Run `equipoise embed`."
             )
-        return cls(
-            matrix,
-            dict(zip(zip(index["sha256"], index["view"]), range(len(index)))),
-            meta,
-            meta["digest"],
-        )
+        keys = zip(index["sha256"], index["view"])
+        row_of = {key: row for row, key in enumerate(keys)}
+        return cls(matrix, row_of, summary)
 
     def rows(self, sha256: Sequence[str], views: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows of the matrix, int (num_images,).
+        """Find the rows of pictures and views in the matrix.
+
+        Args:
+            sha256: Digest of each image file.
+            views: View of each.
+
+        Returns:
+            int (num_images,).
 
         Raises:
             DataError: When a picture or a view was never embedded.
         """
+        keys = zip(sha256, map(int, views))
         try:
-            return np.array(
-                [self.row_of[key] for key in zip(sha256, map(int, views))], dtype=np.int64
-            )
+            rows = [self.row_of[key] for key in keys]
         except KeyError as error:
             digest, view = error.args[0]
             raise DataError(
-                f"No feature of picture {digest[:12]}..., view {view} ({self.meta['backbone']}). "
-                f"Run `equipoise embed` again; augmented views are made as embed.views and embed.views_of say."
+                f"No feature of picture {digest[:12]}..., view {view} ({self.summary.backbone}). Run "
+                f"`equipoise embed` again; augmented views are made as embed.views and embed.views_of say."
             ) from error
+        return np.array(rows, dtype=np.int64)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import minimize
 
 from equipoise.core.config import Threshold
 from equipoise.core.records import Predictions
 from equipoise.evaluation.metrics import roc_steps, softmax
 
+#: The slope is searched between exp(-7) and exp(7).
+_LOG_SLOPE_BOUND = 7.0
+
+#: A sensitivity this far below the floor still counts as reaching it: sums of floats are not exact.
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class Calibrator:
-    r"""$p = \mathrm{softmax}(s z + b)$: slope and intercept (Platt), or temperature and biases for more classes.
+    r"""Turns logits into probabilities that mean what they say.
+
+    $p = \mathrm{softmax}(s z + b)$: slope and intercept (Platt), or temperature and biases for more than two classes.
 
     Attributes:
         slope: $s > 0$.
@@ -46,36 +55,29 @@ class Calibrator:
             patients: (n,), patient of each row.
             min_patients: Per class; below, the identity is returned with the reason.
         """
-        classes = logits.shape[1]
-        found = [len(np.unique(patients[labels == label])) for label in range(classes)]
-        if min(found) < min_patients:
-            return cls.identity(
-                classes,
-                f"val has {min(found)} patient(s) of the rarest class, {min_patients} are needed",
-            )
-        targets = _smoothed(labels, classes)
-
-        def loss(free: np.ndarray) -> tuple[float, np.ndarray]:
-            biases = np.concatenate([[0.0], free[1:]])
-            scores = np.exp(free[0]) * logits + biases
-            scores = scores - scores.max(axis=1, keepdims=True)
-            log_probs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-            error = (np.exp(log_probs) - targets) / len(labels)
-            gradient = np.concatenate(
-                [[np.exp(free[0]) * (error * logits).sum()], error[:, 1:].sum(axis=0)]
-            )
-            return -(targets * log_probs).sum() / len(labels), gradient
-
+        num_classes = logits.shape[1]
+        fewest = len(patients)
+        for label in range(num_classes):
+            of_class = np.unique(patients[labels == label])
+            fewest = min(fewest, len(of_class))
+        if fewest < min_patients:
+            reason = f"val has {fewest} patient(s) of the rarest class, {min_patients} are needed"
+            return cls.identity(num_classes, reason)
         # The slope is searched as its logarithm: a calibrator must never reverse the ranking.
+        slope_bounds = (-_LOG_SLOPE_BOUND, _LOG_SLOPE_BOUND)
+        bias_bounds = (None, None)
+        targets = _smoothed_targets(labels, num_classes)
         solved = minimize(
-            loss,
-            np.zeros(classes),
+            _cross_entropy,
+            np.zeros(num_classes),
+            args=(logits, targets),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-7.0, 7.0)] + [(None, None)] * (classes - 1),
+            bounds=[slope_bounds] + [bias_bounds] * (num_classes - 1),
             options={"ftol": 1e-15, "gtol": 1e-10},
         )
-        return cls(float(np.exp(solved.x[0])), np.concatenate([[0.0], solved.x[1:]]))
+        slope, biases = _slope_and_biases(solved.x)
+        return cls(float(slope), biases)
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities float64 (n, C) of logits (n, C)."""
@@ -88,15 +90,47 @@ class Calibrator:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Calibrator:
         """Back from plain data."""
-        return cls(value["slope"], np.asarray(value["biases"]), value["reason"])
+        biases = np.asarray(value["biases"])
+        return cls(value["slope"], biases, value["reason"])
 
 
-def _smoothed(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Platt's targets: (n_c + 1) / (n_c + C) for the true class, the rest shared: a perfect val stays finite."""
-    counts = np.bincount(labels, minlength=classes)
-    own = ((counts + 1) / (counts + classes))[labels]
-    targets = np.repeat(((1 - own) / (classes - 1))[:, None], classes, axis=1)
-    targets[np.arange(len(labels)), labels] = own
+def _slope_and_biases(free: np.ndarray) -> tuple[float, np.ndarray]:
+    """Slope and biases (C,) of the free parameters (C,): log slope, then a bias for each class but the first."""
+    slope = np.exp(free[0])
+    biases = np.concatenate([[0.0], free[1:]])
+    return slope, biases
+
+
+def _cross_entropy(
+    free: np.ndarray, logits: np.ndarray, targets: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Mean cross-entropy to the targets (n, C) and its gradient by the free parameters (C,)."""
+    slope, biases = _slope_and_biases(free)
+    scores = slope * logits + biases
+    scores = scores - scores.max(axis=1, keepdims=True)
+    sums = np.exp(scores).sum(axis=1, keepdims=True)
+    log_probs = scores - np.log(sums)
+    num_rows = len(targets)
+    loss = -(targets * log_probs).sum() / num_rows
+    error = (np.exp(log_probs) - targets) / num_rows
+    by_log_slope = slope * (error * logits).sum()
+    by_biases = error[:, 1:].sum(axis=0)
+    gradient = np.concatenate([[by_log_slope], by_biases])
+    return loss, gradient
+
+
+def _smoothed_targets(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Platt's targets, float (n, C): a little less than 1 for the true class, so that a perfect val stays finite.
+
+    (n_c + 1) / (n_c + C) for the true class of n_c rows; what is left is shared by the other classes.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    target_of_class = (counts + 1) / (counts + num_classes)
+    target_of_truth = target_of_class[labels]
+    target_of_others = (1 - target_of_truth) / (num_classes - 1)
+    targets = np.repeat(target_of_others[:, None], num_classes, axis=1)
+    every = np.arange(len(labels))
+    targets[every, labels] = target_of_truth
     return targets
 
 
@@ -119,43 +153,76 @@ def lock_threshold(
         return 1 / (1 + rule.cost_ratio)
     # Most confident first: the threshold falls past one distinct score after the other.
     scores = np.unique(prob)[::-1]
-    true, false = (steps[0] for steps in roc_steps(truth, prob, np.ones((1, len(prob)))))
+    once = np.ones((1, len(prob)))
+    steps = roc_steps(truth, prob, once)
+    true, false = steps.true[0], steps.false[0]
     sensitivity = true / max(true[-1], 1)
     if rule.rule == "youden":
-        chosen = int(np.argmax(sensitivity - false / max(false[-1], 1)))
+        false_alarm_rate = false / max(false[-1], 1)
+        chosen = np.argmax(sensitivity - false_alarm_rate)
     else:
-        chosen = int(np.argmax(sensitivity >= sensitivity_floor - 1e-12))
-    below = scores[chosen + 1] if chosen + 1 < len(scores) else 0.0
-    return float((scores[chosen] + below) / 2)
+        reached = sensitivity >= sensitivity_floor - _ROUNDING
+        chosen = np.argmax(reached)
+    with_zero = np.append(scores, 0.0)
+    neighbours = with_zero[chosen] + with_zero[chosen + 1]
+    return float(neighbours / 2)
 
 
-def guard(predictions: Predictions, min_patients: int, rule: Threshold, floor: float) -> list[str]:
-    """What a small val means for calibrator and threshold, of the smallest round: a sentence, none if large enough.
+class _ValRound(NamedTuple):
+    """How many val patients and val images of each class one round has, by label."""
+
+    patients: pd.Series
+    images: pd.Series
+
+
+def small_val_note(
+    predictions: Predictions, min_patients: int, rule: Threshold, sensitivity_floor: float
+) -> str | None:
+    """What a small val means for the calibrator and the threshold, in a sentence; None where val is large enough.
+
+    It speaks of the round with the fewest patients of a class.
 
     Args:
         predictions: Its val rows, the same for every scenario.
         min_patients: Per class, for a calibrator.
         rule: The study's rule for the locked threshold.
-        floor: Sensitivity that `sensitivity_floor` keeps.
+        sensitivity_floor: What the rule `sensitivity_floor` keeps, within 0..1.
     """
-    val, classes, parts = predictions.part("val").table, predictions.classes, []
+    val = predictions.part("val").table
     if val.empty:
-        return []
-    rounds = [rows.groupby("label") for _, rows in val.groupby(["repeat", "fold"])]
-    smallest = min(rounds, key=lambda labels: labels["patient_id"].nunique().min())
-    people, images = (
-        smallest[name].nunique().reindex(range(len(classes)), fill_value=0)
-        for name in ("patient_id", "image_id")
-    )
-    if people.min() < min_patients:
-        counts = ", ".join(f"{name} {count}" for name, count in zip(classes, people))
-        parts.append(f"val is small: {counts} patients; {min_patients} of each class are wanted")
-    positives = int(images[predictions.positive_label])
-    below = int(positives * (1 - floor) + 1e-9)
-    if rule.rule == "sensitivity_floor" and (parts or not below) and len(classes) == 2:
-        parts.append(
-            f"the locked threshold is one of {positives} positive val scores, with {below} below it: "
-            f"sensitivity on test may be far from {floor:g}"
+        return None
+    smallest = _smallest_round(val, len(predictions.classes))
+    remarks = []
+    if smallest.patients.min() < min_patients:
+        by_class = zip(predictions.classes, smallest.patients)
+        counts = ", ".join(f"{name} {count}" for name, count in by_class)
+        remarks.append(f"val is small: {counts} patients; {min_patients} of each class are wanted")
+    positives = int(smallest.images[predictions.positive_label])
+    may_miss = int(positives * (1 - sensitivity_floor) + 1e-9)
+    is_binary = len(predictions.classes) == 2
+    by_floor = rule.rule == "sensitivity_floor" and is_binary
+    if by_floor and (remarks or not may_miss):
+        remarks.append(
+            f"the locked threshold is one of {positives} positive val scores, with {may_miss} below it: "
+            f"sensitivity on test may be far from {sensitivity_floor:g}"
         )
-    text = "; ".join(parts)
-    return [f"{text[:1].upper()}{text[1:]}."] if text else []
+    if not remarks:
+        return None
+    text = "; ".join(remarks)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _smallest_round(val: pd.DataFrame, num_classes: int) -> _ValRound:
+    """The round with the fewest patients of a class."""
+    rounds = []
+    for _, rows in val.groupby(["repeat", "fold"]):
+        by_label = rows.groupby("label")
+        patients = by_label["patient_id"].nunique()
+        images = by_label["image_id"].nunique()
+        rounds.append(_ValRound(patients, images))
+    smallest = min(rounds, key=lambda counts: counts.patients.min())
+    labels = range(num_classes)
+    return _ValRound(
+        patients=smallest.patients.reindex(labels, fill_value=0),
+        images=smallest.images.reindex(labels, fill_value=0),
+    )

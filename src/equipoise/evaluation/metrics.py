@@ -1,7 +1,7 @@
 """What a metric is: labels, probabilities and decisions -> a number.
 
-Every metric is computed for all resamples at once: a resample is a weight per image (how often its patient was drawn),
-so one sort and cumulative sums serve 2,000 of them.
+Every metric is computed for all resamples at once. A resample is a weight for each image (how often its patient was
+drawn), so one sort and cumulative sums serve 2,000 resamples.
 """
 
 from __future__ import annotations
@@ -12,29 +12,35 @@ from functools import cached_property, wraps
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import expit
+from scipy import special
 
 from equipoise.core.errors import ConfigError, unknown_name
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities float64 (n, C) of logits (n, C)."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
 
 #: Resamples at a time: their steps stay in the processor's cache.
 BLOCK = 64
 
-
+#: Bins of equal width in the expected calibration error.
 _BINS = 10
-
 
 #: Probabilities are kept this far from 0 and 1 where a logarithm is taken.
 _EPSILON = 1e-12
 
+#: A rate this far short of the floor still counts as reaching it: sums of floats are not exact.
+_ROUNDING = 1e-12
 
+#: Newton's method: most steps, the longest step, and the steps at which it stops and at which it counts as solved.
 _NEWTON_STEPS = 40
+_NEWTON_LONGEST_STEP = 2.0
+_NEWTON_STOP = 1e-9
+_NEWTON_SOLVED = 1e-6
+
+#: The smallest normal float64, in place of a denominator of 0.
+_TINY = np.finfo(float).tiny
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (n, C) of logits (n, C)."""
+    return special.softmax(logits, axis=1)
 
 
 class Endpoint(NamedTuple):
@@ -59,6 +65,31 @@ class Endpoint(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.point}.{self.metric}"
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+class RocSteps(NamedTuple):
+    """True and false positives as the threshold falls past one distinct score after the other.
+
+    Attributes:
+        true: float64 (B, number of distinct scores), cumulative and weighted.
+        false: The same of false positives.
+    """
+
+    true: np.ndarray
+    false: np.ndarray
+
+    @property
+    def positives(self) -> np.ndarray:
+        """All positive rows, weighted, float64 (B,)."""
+        return self.true[:, -1]
+
+    @property
+    def negatives(self) -> np.ndarray:
+        """All other rows, weighted, float64 (B,)."""
+        return self.false[:, -1]
 
 
 @dataclass(frozen=True)
@@ -88,370 +119,102 @@ class Sample:
     alone: bool = False
 
     @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.probabilities.shape[1]
+
+    @property
     def binary(self) -> bool:
         """Whether there are two classes."""
-        return self.probabilities.shape[1] == 2
+        return self.num_classes == 2
 
     def classes(self) -> list[int]:
-        """The classes a macro average runs over: the positive one alone when there are two."""
-        return (
-            [self.positive]
-            if self.binary or self.alone
-            else list(range(self.probabilities.shape[1]))
-        )
+        """The classes that a macro average runs over: the positive one alone when there are two."""
+        if self.binary or self.alone:
+            return [self.positive]
+        return list(range(self.num_classes))
 
     def blocks(self) -> Iterator[Sample]:
         """The same rows with a few of the resamples each."""
         for start in range(0, len(self.weights), BLOCK):
-            yield replace(self, weights=self.weights[start : start + BLOCK])
+            stop = start + BLOCK
+            yield replace(self, weights=self.weights[start:stop])
+
+    def subset(self, rows: np.ndarray) -> Sample:
+        """Only some of the rows, int (num_chosen,); the sample itself when these are as many as it has."""
+        if len(rows) == len(self.labels):
+            return self
+        threshold = self.threshold
+        if isinstance(threshold, np.ndarray):
+            threshold = threshold[rows]
+        shares = self.shares
+        if shares is not None:
+            shares = shares[rows]
+        return replace(
+            self,
+            labels=self.labels[rows],
+            probabilities=self.probabilities[rows],
+            decisions=self.decisions[rows],
+            weights=np.take(self.weights, rows, axis=1),
+            threshold=threshold,
+            shares=shares,
+        )
 
     @cached_property
-    def steps(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def steps(self) -> dict[int, RocSteps]:
         """`roc_steps` of each class, once for all rank metrics."""
-        return {
-            c: roc_steps(self.labels == c, self.probabilities[:, c], self.weights)
-            for c in self.classes()
-        }
+        steps = {}
+        for label in self.classes():
+            truth = self.labels == label
+            scores = self.probabilities[:, label]
+            steps[label] = roc_steps(truth, scores, self.weights)
+        return steps
+
+    @cached_property
+    def total_weight(self) -> np.ndarray:
+        """Sum of the weights of all rows, float64 (B,)."""
+        return self.weights.sum(axis=1, dtype=np.float64)
 
     def total(self, rows: np.ndarray) -> np.ndarray:
-        """Weighted number of the rows marked, or weighted sum of values, float (B,)."""
-        kind = self.weights.dtype if rows.dtype == bool else np.float64
-        return np.asarray(self.weights @ rows.astype(kind), dtype=np.float64)
+        """Weighted number of the rows marked, or weighted sum of values, float64 (B,)."""
+        dtype = np.dtype(np.float64)
+        if rows.dtype == bool:
+            dtype = self.weights.dtype
+        total = self.weights @ rows.astype(dtype)
+        return total.astype(np.float64)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Weighted mean of values (n,), float (B,)."""
-        return _ratio(self.total(values), self.weights.sum(axis=1, dtype=np.float64))
+        """Weighted mean of values (n,), float64 (B,)."""
+        return _ratio(self.total(values), self.total_weight)
+
+    def share(self, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """Weighted share of the marked rows among those of `of`, both bool (n,), float64 (B,)."""
+        part = self.total(of & rows)
+        return _ratio(part, self.total(of))
 
 
-def roc_steps(
-    truth: np.ndarray, scores: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives, weighted, as the threshold falls past each distinct score.
+def roc_steps(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> RocSteps:
+    """Count true and false positives, weighted, as the threshold falls past each distinct score.
 
     Args:
         truth: bool (n,).
         scores: float (n,), higher means positive.
         weights: float (B, n).
-
-    Returns:
-        Two float64 (B, number of distinct scores): cumulative true and false positives.
     """
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
-    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    last = len(ranked) - 1
+    before_change = np.flatnonzero(np.diff(ranked))
+    last_of_ties = np.append(before_change, last)
     # take keeps a resample's weights side by side in memory; after [:, order] the sums take three times as long.
     sorted_weights = np.take(weights, order, axis=1)
-    true = np.cumsum(sorted_weights * truth[order], axis=1, dtype=np.float64)
-    false = np.cumsum(sorted_weights, axis=1, dtype=np.float64) - true
-    return (true, false) if len(ends) == len(order) else (true[:, ends], false[:, ends])
-
-
-def _ranked(
-    of_steps: Callable[[np.ndarray, np.ndarray, float], np.ndarray],
-) -> Callable[[Sample], np.ndarray]:
-    """A metric of a `Sample` from one of true and false positives (B, steps) and the floor; mean over its classes."""
-
-    @wraps(of_steps)
-    def metric(sample: Sample) -> np.ndarray:
-        if len(sample.weights) > BLOCK:
-            return np.concatenate([metric(block) for block in sample.blocks()])
-        return np.mean(
-            [of_steps(*sample.steps[label], sample.floor) for label in sample.classes()], axis=0
-        )
-
-    return metric
-
-
-@_ranked
-def auroc(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
-    """Area under the ROC curve, ties count one half; macro one-vs-rest for more than two classes. (B,), 0..1."""
-    # The shoelace formula, which needs no array of differences.
-    twice = (
-        true[:, -1] * false[:, -1]
-        + np.vecdot(true[:, :-1], false[:, 1:])
-        - np.vecdot(true[:, 1:], false[:, :-1])
-    )
-    return _ratio(twice / 2, true[:, -1] * false[:, -1])
-
-
-@_ranked
-def average_precision(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
-    r"""Average precision $\sum_k (R_k - R_{k-1}) P_k$, macro one-vs-rest for more than two classes. (B,), 0..1."""
-    precision = np.divide(true, true + false, out=np.zeros_like(true), where=true + false > 0)
-    return _ratio((np.diff(true, axis=1, prepend=0) * precision).sum(axis=1), true[:, -1])
-
-
-@_ranked
-def specificity_at_sensitivity(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
-    """The best specificity on the ROC curve where sensitivity is at least the floor. Two classes only. (B,), 0..1."""
-    first = (true >= (floor - 1e-12) * true[:, -1:]).argmax(axis=1)
-    alarms = false[np.arange(len(false)), first]
-    return np.where(true[:, -1] > 0, 1 - _ratio(alarms, false[:, -1]), np.nan)
-
-
-@_ranked
-def sensitivity_at_specificity(true: np.ndarray, false: np.ndarray, floor: float) -> np.ndarray:
-    """The best sensitivity on the ROC curve where specificity is at least the floor. Two classes only. (B,), 0..1."""
-    few = (false <= (1 - floor + 1e-12) * false[:, -1:]).sum(axis=1)
-    found = np.where(few > 0, true[np.arange(len(true)), few - 1], 0.0)
-    return np.where(false[:, -1] > 0, _ratio(found, true[:, -1]), np.nan)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole > 0, part / whole, np.nan)
-
-
-def _macro(sample: Sample, of_class: Callable[[int], np.ndarray]) -> np.ndarray:
-    return np.mean([of_class(label) for label in sample.classes()], axis=0)
-
-
-def accuracy(sample: Sample) -> np.ndarray:
-    """Share of correct decisions. (B,), 0..1."""
-    return sample.mean(sample.decisions == sample.labels)
-
-
-def patient_recognition_rate(sample: Sample) -> np.ndarray:
-    """Mean over patients of the share of their images decided correctly (Spanhol 2016). (B,), 0..1.
-
-    Raises:
-        ConfigError: Where it is not known whose images the rows are, as in the search.
-    """
-    if sample.shares is None:
-        raise ConfigError(
-            "patient_recognition_rate needs to know whose image a row is, which only the test rows tell. "
-            "Set tune.objective to another metric."
-        )
-    return _ratio(
-        sample.total(sample.shares * (sample.decisions == sample.labels)),
-        sample.total(sample.shares),
-    )
-
-
-def sensitivity(sample: Sample) -> np.ndarray:
-    """Share of the positive class decided as such; macro for more than two classes. (B,), 0..1."""
-    return _macro(sample, lambda c: _recall(sample, sample.labels == c, sample.decisions == c))
-
-
-def specificity(sample: Sample) -> np.ndarray:
-    """Share of the others not decided as positive; macro for more than two classes. (B,), 0..1."""
-    return _macro(sample, lambda c: _recall(sample, sample.labels != c, sample.decisions != c))
-
-
-def _recalls(sample: Sample) -> np.ndarray:
-    """Share of each class decided correctly, float (C, B)."""
-    labels = range(sample.probabilities.shape[1])
-    return np.stack([_recall(sample, sample.labels == c, sample.decisions == c) for c in labels])
-
-
-def balanced_accuracy(sample: Sample) -> np.ndarray:
-    """Mean over classes of the share decided correctly. (B,), 0..1."""
-    return np.mean(_recalls(sample), axis=0)
-
-
-def precision(sample: Sample) -> np.ndarray:
-    """Share of positive decisions that are right, 0 where there is none; macro for more classes. (B,), 0..1."""
-    return _macro(
-        sample, lambda c: np.nan_to_num(_recall(sample, sample.decisions == c, sample.labels == c))
-    )
-
-
-def negative_predictive_value(sample: Sample) -> np.ndarray:
-    """Share of negative decisions that are right, 0 where there is none; macro for more classes. (B,), 0..1."""
-    return _macro(
-        sample, lambda c: np.nan_to_num(_recall(sample, sample.decisions != c, sample.labels != c))
-    )
-
-
-def mcc(sample: Sample) -> np.ndarray:
-    """Matthews' correlation of decisions and labels (Gorodkin 2004 for more classes), else 0. (B,), -1..1."""
-    classes = range(sample.probabilities.shape[1])
-    total = sample.weights.sum(axis=1, dtype=np.float64)
-    truth = np.stack([sample.total(sample.labels == c) for c in classes])
-    decided = np.stack([sample.total(sample.decisions == c) for c in classes])
-    covariance = sample.total(sample.decisions == sample.labels) * total - (truth * decided).sum(
-        axis=0
-    )
-    spread = np.sqrt((total**2 - (truth**2).sum(axis=0)) * (total**2 - (decided**2).sum(axis=0)))
-    return np.nan_to_num(_ratio(covariance, spread))
-
-
-def g_mean(sample: Sample) -> np.ndarray:
-    """Geometric mean over classes of the share decided correctly. (B,), 0..1."""
-    recalls = _recalls(sample)
-    return np.prod(recalls, axis=0) ** (1 / len(recalls))
-
-
-def net_benefit(sample: Sample) -> np.ndarray:
-    r"""True less false positives per image, a false one weighing $t/(1-t)$ (Vickers 2006). Two classes only. (B,)."""
-    alarms, true = sample.decisions == sample.positive, sample.labels == sample.positive
-    threshold = np.asarray(sample.threshold, dtype=np.float64)
-    return sample.mean(
-        alarms * np.where(true, 1.0, -threshold / (1 - np.minimum(threshold, 1 - _EPSILON)))
-    )
-
-
-def f1(sample: Sample) -> np.ndarray:
-    """Harmonic mean of precision and sensitivity; macro for more than two classes. (B,), 0..1."""
-
-    def one(label: int) -> np.ndarray:
-        both = sample.total((sample.labels == label) & (sample.decisions == label))
-        either = sample.total(sample.labels == label) + sample.total(sample.decisions == label)
-        return np.nan_to_num(_ratio(2 * both, either))
-
-    return _macro(sample, one)
-
-
-def brier(sample: Sample) -> np.ndarray:
-    """Mean squared error of the probability of the positive class; summed over classes for more than two. (B,)."""
-    truth = np.eye(sample.probabilities.shape[1])[sample.labels]
-    return sample.mean(((sample.probabilities - truth) ** 2)[:, sample.classes()].sum(axis=1))
-
-
-def brier_skill(sample: Sample) -> np.ndarray:
-    """1 - Brier score over that of always predicting the share of each class. (B,), at most 1; 0 is no skill."""
-    shares = [sample.mean(sample.labels == c) for c in sample.classes()]
-    return 1 - _ratio(brier(sample), np.sum([share * (1 - share) for share in shares], axis=0))
-
-
-def log_loss(sample: Sample) -> np.ndarray:
-    """Mean negative logarithm of the probability of the true class. (B,), >= 0."""
-    own = sample.probabilities[np.arange(len(sample.labels)), sample.labels]
-    return sample.mean(-np.log(np.clip(own, _EPSILON, 1)))
-
-
-def ece(sample: Sample) -> np.ndarray:
-    """Expected calibration error (Guo 2017) in 10 bins of equal width, the upper edge inside. (B,), 0..1.
-
-    For more than two classes it is of the class decided for.
-    """
-    if sample.binary:
-        prob, hit = sample.probabilities[:, sample.positive], sample.labels == sample.positive
-    else:
-        prob, hit = (
-            sample.probabilities.max(axis=1),
-            sample.probabilities.argmax(axis=1) == sample.labels,
-        )
-    inside = np.searchsorted(np.arange(1, _BINS) / _BINS, prob)
-    gaps = [np.abs(sample.total((hit - prob) * (inside == place))) for place in range(_BINS)]
-    return _ratio(np.sum(gaps, axis=0), sample.weights.sum(axis=1, dtype=np.float64))
-
-
-def calibration_slope(sample: Sample) -> np.ndarray:
-    r"""$b$ of the logistic fit $a + b \operatorname{logit} p$; 1 is right, below it too extreme. Two classes. (B,)."""
-    return _recalibrated(sample, slope=True)[:, 1]
-
-
-def calibration_intercept(sample: Sample) -> np.ndarray:
-    r"""$a$ of $a + \operatorname{logit} p$; 0 is right, above 0 the disease is underestimated. Two classes. (B,)."""
-    return _recalibrated(sample, slope=False)[:, 0]
-
-
-def _recalibrated(sample: Sample, slope: bool) -> np.ndarray:
-    """Intercept and slope (B, 2) by Newton's method, all resamples of a block at once; NaN where classes separate."""
-    prob = np.clip(sample.probabilities[:, sample.positive], _EPSILON, 1 - _EPSILON)
-    logit, truth = np.log(prob / (1 - prob)), (sample.labels == sample.positive).astype(np.float64)
-    # The estimate first: from there every resample is a few steps away.
-    start = _newton(np.ones((1, len(truth))), logit, truth, slope, np.array([[0.0, 1.0]]))
-    start = np.where(np.isnan(start), [[0.0, 1.0]], start)
-    return np.concatenate(
-        [_newton(block.weights, logit, truth, slope, start) for block in sample.blocks()]
-    )
-
-
-def _newton(
-    weights: np.ndarray, logit: np.ndarray, truth: np.ndarray, slope: bool, start: np.ndarray
-) -> np.ndarray:
-    """Fits of `truth` on a + b * logit under each row of weights, (B, 2); b stays where `slope` is false."""
-    share = weights / weights.sum(axis=1, keepdims=True, dtype=np.float64)
-    fitted = np.tile(start, (len(weights), 1))
-    for _ in range(_NEWTON_STEPS):
-        guess = expit(fitted[:, :1] + fitted[:, 1:] * logit)
-        miss, curve = share * (truth - guess), share * guess * (1 - guess)
-        first, a = miss.sum(axis=1), curve.sum(axis=1)
-        second, b, c = (
-            (miss @ logit, curve @ logit, curve @ logit**2) if slope else (0 * a, 0 * a, 0 * a + 1)
-        )
-        determinant = np.maximum(a * c - b * b, np.finfo(float).tiny)
-        step = (
-            np.stack([c * first - b * second, a * second - b * first], axis=1)
-            / determinant[:, None]
-        )
-        fitted += np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-9:
-            break
-    return np.where(np.abs(step).max(axis=1, keepdims=True) < 1e-6, fitted, np.nan)
-
-
-def _recall(sample: Sample, among: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return _ratio(sample.total(among & right), sample.total(among))
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One row of the registry.
-
-    Attributes:
-        function: Sample -> float (B,).
-        kind: rank (averaged over folds), decision or probability (pooled over folds).
-        better: Direction; None where a certain value is right, so that it can be neither searched for nor compared by.
-        binary: Whether it needs two classes.
-        among: For proportions, the rows of the denominator: their patients give a Wilson interval at 0 and 1.
-    """
-
-    function: Callable[[Sample], np.ndarray]
-    kind: Literal["rank", "decision", "probability"]
-    better: Literal["higher", "lower"] | None = "higher"
-    among: Callable[[Sample], np.ndarray] | None = None
-    binary: bool = False
-
-
-REGISTRY: dict[str, Metric] = {
-    "auroc": Metric(auroc, "rank"),
-    "average_precision": Metric(average_precision, "rank"),
-    "specificity_at_sensitivity": Metric(specificity_at_sensitivity, "rank", binary=True),
-    "sensitivity_at_specificity": Metric(sensitivity_at_specificity, "rank", binary=True),
-    "accuracy": Metric(accuracy, "decision", among=lambda s: np.ones(len(s.labels), dtype=bool)),
-    "patient_recognition_rate": Metric(patient_recognition_rate, "decision"),
-    "balanced_accuracy": Metric(balanced_accuracy, "decision"),
-    "sensitivity": Metric(sensitivity, "decision", among=lambda s: s.labels == s.positive),
-    "specificity": Metric(specificity, "decision", among=lambda s: s.labels != s.positive),
-    "precision": Metric(precision, "decision", among=lambda s: s.decisions == s.positive),
-    "negative_predictive_value": Metric(
-        negative_predictive_value, "decision", among=lambda s: s.decisions != s.positive
-    ),
-    "f1": Metric(f1, "decision"),
-    "mcc": Metric(mcc, "decision"),
-    "g_mean": Metric(g_mean, "decision"),
-    "net_benefit": Metric(net_benefit, "decision", binary=True),
-    "brier": Metric(brier, "probability", "lower"),
-    "brier_skill": Metric(brier_skill, "probability"),
-    "log_loss": Metric(log_loss, "probability", "lower"),
-    "ece": Metric(ece, "probability", "lower"),
-    "calibration_slope": Metric(calibration_slope, "probability", None, binary=True),
-    "calibration_intercept": Metric(calibration_intercept, "probability", None, binary=True),
-}
-
-
-def load_metric(name: str, classes: int = 2) -> Metric:
-    """A metric that results can be ordered by; a ConfigError names the nearest when there is none.
-
-    Args:
-        name: A key of `REGISTRY`.
-        classes: Number of classes it is wanted for.
-    """
-    if name not in REGISTRY:
-        raise unknown_name("metric", name, REGISTRY)
-    metric = REGISTRY[name]
-    if metric.better is None:
-        raise ConfigError(
-            f"{name} has one right value, so results cannot be ordered by it. Choose another metric."
-        )
-    if metric.binary and classes > 2:
-        raise ConfigError(
-            f"{name} needs two classes; these data have {classes}. Set tune.objective and compare.primary to auroc."
-        )
-    return metric
+    sorted_positives = sorted_weights * truth[order]
+    true = np.cumsum(sorted_positives, axis=1, dtype=np.float64)
+    alarms = np.cumsum(sorted_weights, axis=1, dtype=np.float64)
+    false = alarms - true
+    if len(last_of_ties) == len(order):
+        return RocSteps(true, false)
+    return RocSteps(true[:, last_of_ties], false[:, last_of_ties])
 
 
 def decide(
@@ -466,4 +229,565 @@ def decide(
     """
     if probabilities.shape[1] > 2:
         return probabilities.argmax(axis=1)
-    return np.where(probabilities[:, positive] >= threshold, positive, 1 - positive)
+    reached = probabilities[:, positive] >= threshold
+    return np.where(reached, positive, 1 - positive)
+
+
+def _ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Part by part over total; NaN where the total is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = part / total
+    return np.where(total > 0, ratio, np.nan)
+
+
+# --- ranks: no threshold --------------------------------------------------------------------------
+
+
+def _ranked(of_steps: Callable[[RocSteps, float], np.ndarray]) -> Callable[[Sample], np.ndarray]:
+    """Make a metric of a `Sample` from one of the ROC steps of one class and the floor.
+
+    The metric is the mean over the sample's classes, computed for a few resamples at a time.
+    """
+
+    @wraps(of_steps)
+    def metric(sample: Sample) -> np.ndarray:
+        if len(sample.weights) > BLOCK:
+            blocks = [metric(block) for block in sample.blocks()]
+            return np.concatenate(blocks)
+        values = []
+        for label in sample.classes():
+            steps = sample.steps[label]
+            values.append(of_steps(steps, sample.floor))
+        return np.mean(values, axis=0)
+
+    return metric
+
+
+@_ranked
+def auroc(steps: RocSteps, floor: float) -> np.ndarray:
+    """How often an image of the positive class scores above one of the others; equal scores count one half.
+
+    This is the area under the ROC curve. More than two classes: the mean over each one against the rest.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    true, false = steps
+    pairs = steps.positives * steps.negatives
+    # The shoelace formula, which needs no array of differences.
+    forward = np.vecdot(true[:, :-1], false[:, 1:])
+    backward = np.vecdot(true[:, 1:], false[:, :-1])
+    twice_the_area = pairs + forward - backward
+    return _ratio(twice_the_area / 2, pairs)
+
+
+@_ranked
+def average_precision(steps: RocSteps, floor: float) -> np.ndarray:
+    r"""How many of the alarms are right, averaged over all thresholds that find one more positive image.
+
+    $\sum_k (R_k - R_{k-1}) P_k$ with recall R and precision P. More than two classes: the mean over each one against
+    the rest.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    true, false = steps
+    alarms = true + false
+    no_alarm = np.zeros_like(true)
+    precision = np.divide(true, alarms, out=no_alarm, where=alarms > 0)
+    newly_found = np.diff(true, axis=1, prepend=0)
+    total = (newly_found * precision).sum(axis=1)
+    return _ratio(total, steps.positives)
+
+
+@_ranked
+def specificity_at_sensitivity(steps: RocSteps, floor: float) -> np.ndarray:
+    """The best specificity that a threshold can have which keeps the sensitivity at the floor or above.
+
+    Read off the ROC curve of the test rows. Two classes only.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    needed = (floor - _ROUNDING) * steps.positives
+    reached = steps.true >= needed[:, None]
+    first_reached = reached.argmax(axis=1)
+    every = np.arange(len(reached))
+    false_alarms = steps.false[every, first_reached]
+    specificity = 1 - _ratio(false_alarms, steps.negatives)
+    return np.where(steps.positives > 0, specificity, np.nan)
+
+
+@_ranked
+def sensitivity_at_specificity(steps: RocSteps, floor: float) -> np.ndarray:
+    """The best sensitivity that a threshold can have which keeps the specificity at the floor or above.
+
+    Read off the ROC curve of the test rows. Two classes only.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    most_alarms = (1 - floor + _ROUNDING) * steps.negatives
+    allowed = steps.false <= most_alarms[:, None]
+    num_allowed = allowed.sum(axis=1)
+    every = np.arange(len(allowed))
+    at_last_allowed = steps.true[every, num_allowed - 1]
+    detected = np.where(num_allowed > 0, at_last_allowed, 0.0)
+    sensitivity = _ratio(detected, steps.positives)
+    return np.where(steps.negatives > 0, sensitivity, np.nan)
+
+
+# --- decisions: at a threshold --------------------------------------------------------------------
+
+
+def _one_versus_rest(
+    of_class: Callable[[Sample, np.ndarray, np.ndarray], np.ndarray],
+) -> Callable[[Sample], np.ndarray]:
+    """Make a metric of a `Sample` from one of which rows are of a class and which are decided as it, bool (n,).
+
+    The metric is the mean over the sample's classes; for two classes the value of the positive one.
+    """
+
+    @wraps(of_class)
+    def metric(sample: Sample) -> np.ndarray:
+        values = []
+        for label in sample.classes():
+            truth = sample.labels == label
+            decided = sample.decisions == label
+            values.append(of_class(sample, truth, decided))
+        return np.mean(values, axis=0)
+
+    return metric
+
+
+def accuracy(sample: Sample) -> np.ndarray:
+    """Share of the images decided correctly.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    right = sample.decisions == sample.labels
+    return sample.mean(right)
+
+
+def patient_recognition_rate(sample: Sample) -> np.ndarray:
+    """Share of a patient's images decided correctly, averaged over patients (Spanhol 2016).
+
+    Returns:
+        float (B,), 0..1.
+
+    Raises:
+        ConfigError: Where it is not known whose images the rows are, as in the search.
+    """
+    if sample.shares is None:
+        raise ConfigError(
+            "patient_recognition_rate needs to know whose image a row is, which only the test rows tell. "
+            "Set tune.objective to another metric."
+        )
+    right = sample.decisions == sample.labels
+    shares_decided_rightly = sample.total(sample.shares * right)
+    return _ratio(shares_decided_rightly, sample.total(sample.shares))
+
+
+@_one_versus_rest
+def sensitivity(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+    """Share of the images of the positive class that are decided as positive; macro for more classes.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    return sample.share(decided, of=truth)
+
+
+@_one_versus_rest
+def specificity(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+    """Share of the other images that are not decided as positive; macro for more than two classes.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    return sample.share(~decided, of=~truth)
+
+
+def _recalls(sample: Sample) -> np.ndarray:
+    """Share of each class decided correctly, float (C, B)."""
+    recalls = []
+    for label in range(sample.num_classes):
+        decided = sample.decisions == label
+        truth = sample.labels == label
+        recalls.append(sample.share(decided, of=truth))
+    return np.stack(recalls)
+
+
+def balanced_accuracy(sample: Sample) -> np.ndarray:
+    """Share of each class decided correctly, averaged over the classes.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    return np.mean(_recalls(sample), axis=0)
+
+
+@_one_versus_rest
+def precision(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+    """Share of the positive decisions that are right, 0 where there is none; macro for more classes.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    share = sample.share(truth, of=decided)
+    return np.nan_to_num(share)
+
+
+@_one_versus_rest
+def negative_predictive_value(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+    """Share of the negative decisions that are right, 0 where there is none; macro for more classes.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    share = sample.share(~truth, of=~decided)
+    return np.nan_to_num(share)
+
+
+@_one_versus_rest
+def f1(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+    """Harmonic mean of precision and sensitivity; macro for more than two classes.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    detected = sample.total(truth & decided)
+    either = sample.total(truth) + sample.total(decided)
+    return np.nan_to_num(_ratio(2 * detected, either))
+
+
+def mcc(sample: Sample) -> np.ndarray:
+    """Correlation of decisions and true classes (Matthews), 0 where one class is decided for all images.
+
+    Reference: Gorodkin 2004 for more than two classes, https://doi.org/10.1016/j.compbiolchem.2004.09.006
+
+    Returns:
+        float (B,), -1..1.
+    """
+    truth_totals, decided_totals = [], []
+    for label in range(sample.num_classes):
+        truth_totals.append(sample.total(sample.labels == label))
+        decided_totals.append(sample.total(sample.decisions == label))
+    truth = np.stack(truth_totals)
+    decided = np.stack(decided_totals)
+    total = sample.total_weight
+    right = sample.total(sample.decisions == sample.labels)
+    by_chance = (truth * decided).sum(axis=0)
+    covariance = right * total - by_chance
+    truth_variance = total**2 - (truth**2).sum(axis=0)
+    decided_variance = total**2 - (decided**2).sum(axis=0)
+    spread = np.sqrt(truth_variance * decided_variance)
+    return np.nan_to_num(_ratio(covariance, spread))
+
+
+def g_mean(sample: Sample) -> np.ndarray:
+    """Share of each class decided correctly, multiplied over the classes, and the root taken.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    recalls = _recalls(sample)
+    product = np.prod(recalls, axis=0)
+    return product ** (1 / len(recalls))
+
+
+def net_benefit(sample: Sample) -> np.ndarray:
+    r"""True alarms less false alarms per image, a false one weighing as much as the threshold says.
+
+    The weight of a false alarm is $t/(1-t)$ at threshold t (Vickers 2006). Two classes only.
+
+    Returns:
+        float (B,), at most the share of the positive class.
+    """
+    alarms = sample.decisions == sample.positive
+    truth = sample.labels == sample.positive
+    threshold = np.asarray(sample.threshold, dtype=np.float64)
+    below_one = np.minimum(threshold, 1 - _EPSILON)
+    harm = -threshold / (1 - below_one)
+    worth = np.where(truth, 1.0, harm)
+    return sample.mean(alarms * worth)
+
+
+# --- probabilities --------------------------------------------------------------------------------
+
+
+def brier(sample: Sample) -> np.ndarray:
+    """Mean squared difference between the probability and what was true (0 or 1).
+
+    Two classes: of the positive class; more: summed over the classes.
+
+    Returns:
+        float (B,), 0 is best.
+    """
+    one_hot = np.eye(sample.num_classes)
+    truth = one_hot[sample.labels]
+    squared_error = (sample.probabilities - truth) ** 2
+    counted = squared_error[:, sample.classes()]
+    return sample.mean(counted.sum(axis=1))
+
+
+def brier_skill(sample: Sample) -> np.ndarray:
+    """How much smaller the Brier score is than that of always predicting the share of each class.
+
+    Returns:
+        float (B,), at most 1; 0 is no skill.
+    """
+    spreads = []
+    for label in sample.classes():
+        share = sample.mean(sample.labels == label)
+        spreads.append(share * (1 - share))
+    without_skill = np.sum(spreads, axis=0)
+    return 1 - _ratio(brier(sample), without_skill)
+
+
+def log_loss(sample: Sample) -> np.ndarray:
+    """Mean negative logarithm of the probability given to the true class: confident mistakes cost most.
+
+    Returns:
+        float (B,), 0 is best.
+    """
+    every = np.arange(len(sample.labels))
+    prob_of_truth = sample.probabilities[every, sample.labels]
+    above_zero = np.clip(prob_of_truth, _EPSILON, 1)
+    return sample.mean(-np.log(above_zero))
+
+
+def ece(sample: Sample) -> np.ndarray:
+    """How far probabilities are from what was observed, on average over ten bins of equal width.
+
+    Expected calibration error (Guo 2017), the upper edge of a bin inside. Two classes: of the positive class; more: of
+    the class decided for.
+
+    Returns:
+        float (B,), 0..1, 0 is best.
+    """
+    if sample.binary:
+        prob = sample.probabilities[:, sample.positive]
+        hit = sample.labels == sample.positive
+    else:
+        prob = sample.probabilities.max(axis=1)
+        hit = sample.labels == sample.probabilities.argmax(axis=1)
+    inner_edges = np.arange(1, _BINS) / _BINS
+    bin_of_row = np.searchsorted(inner_edges, prob)
+    gaps = []
+    for number in range(_BINS):
+        is_inside = bin_of_row == number
+        gap = sample.total((hit - prob) * is_inside)
+        gaps.append(np.abs(gap))
+    total_gap = np.sum(gaps, axis=0)
+    return _ratio(total_gap, sample.total_weight)
+
+
+def calibration_slope(sample: Sample) -> np.ndarray:
+    r"""Whether probabilities are too extreme (below 1) or too timid (above 1); 1 is right.
+
+    $b$ of the logistic fit $a + b \operatorname{logit} p$ of the truth. Two classes only.
+
+    Returns:
+        float (B,); NaN where the classes are separated.
+    """
+    fits = _recalibrated(sample, fit_slope=True)
+    return fits[:, 1]
+
+
+def calibration_intercept(sample: Sample) -> np.ndarray:
+    r"""Whether the positive class is underestimated (above 0) or overestimated (below 0); 0 is right.
+
+    $a$ of the logistic fit $a + \operatorname{logit} p$ of the truth. Two classes only.
+
+    Returns:
+        float (B,); NaN where the classes are separated.
+    """
+    fits = _recalibrated(sample, fit_slope=False)
+    return fits[:, 0]
+
+
+def _recalibrated(sample: Sample, fit_slope: bool) -> np.ndarray:
+    """Intercept and slope (B, 2) of the logistic fit for every resample; NaN where the classes are separated."""
+    prob = sample.probabilities[:, sample.positive]
+    prob = np.clip(prob, _EPSILON, 1 - _EPSILON)
+    logit = np.log(prob / (1 - prob))
+    is_positive = sample.labels == sample.positive
+    truth = is_positive.astype(np.float64)
+    unchanged = np.array([[0.0, 1.0]])
+    # The estimate first: from there every resample is a few steps away.
+    all_once = np.ones((1, len(truth)))
+    estimate = _newton(all_once, logit, truth, fit_slope, start=unchanged)
+    start = np.where(np.isnan(estimate), unchanged, estimate)
+    fits = []
+    for block in sample.blocks():
+        fit = _newton(block.weights, logit, truth, fit_slope, start)
+        fits.append(fit)
+    return np.concatenate(fits)
+
+
+def _newton(
+    weights: np.ndarray, logit: np.ndarray, truth: np.ndarray, fit_slope: bool, start: np.ndarray
+) -> np.ndarray:
+    """Fit `truth` on intercept + slope * logit under each row of weights by Newton's method.
+
+    Args:
+        weights: float (B, n).
+        logit: float (n,).
+        truth: float (n,), 0 or 1.
+        fit_slope: False leaves the slope where it starts.
+        start: float (1, 2), intercept and slope.
+
+    Returns:
+        float (B, 2), intercept and slope; NaN where the method does not end.
+    """
+    total = weights.sum(axis=1, keepdims=True, dtype=np.float64)
+    share = weights / total
+    fitted = np.tile(start, (len(weights), 1))
+    for _ in range(_NEWTON_STEPS):
+        intercept = fitted[:, :1]
+        slope = fitted[:, 1:]
+        prob = special.expit(intercept + slope * logit)
+        residual = share * (truth - prob)
+        curvature = share * prob * (1 - prob)
+        step = _newton_step(residual, curvature, logit, fit_slope)
+        fitted += np.clip(step, -_NEWTON_LONGEST_STEP, _NEWTON_LONGEST_STEP)
+        if np.abs(step).max() < _NEWTON_STOP:
+            break
+    last_step = np.abs(step).max(axis=1, keepdims=True)
+    return np.where(last_step < _NEWTON_SOLVED, fitted, np.nan)
+
+
+def _newton_step(
+    residual: np.ndarray, curvature: np.ndarray, logit: np.ndarray, fit_slope: bool
+) -> np.ndarray:
+    """Gradient over Hessian: the step of intercept and slope (B, 2), of residuals and curvatures (B, n)."""
+    gradient_intercept = residual.sum(axis=1)
+    hessian_intercept = curvature.sum(axis=1)
+    if not fit_slope:
+        step_intercept = gradient_intercept / np.maximum(hessian_intercept, _TINY)
+        step_slope = np.zeros_like(step_intercept)
+        return np.stack([step_intercept, step_slope], axis=1)
+    gradient_slope = residual @ logit
+    hessian_mixed = curvature @ logit
+    hessian_slope = curvature @ logit**2
+    determinant = hessian_intercept * hessian_slope - hessian_mixed * hessian_mixed
+    determinant = np.maximum(determinant, _TINY)
+    step_intercept = hessian_slope * gradient_intercept - hessian_mixed * gradient_slope
+    step_slope = hessian_intercept * gradient_slope - hessian_mixed * gradient_intercept
+    steps = np.stack([step_intercept, step_slope], axis=1)
+    return steps / determinant[:, None]
+
+
+# --- the registry ---------------------------------------------------------------------------------
+
+
+def _every_row(sample: Sample) -> np.ndarray:
+    return np.ones(len(sample.labels), dtype=bool)
+
+
+def _positives(sample: Sample) -> np.ndarray:
+    return sample.labels == sample.positive
+
+
+def _negatives(sample: Sample) -> np.ndarray:
+    return sample.labels != sample.positive
+
+
+def _decided_positive(sample: Sample) -> np.ndarray:
+    return sample.decisions == sample.positive
+
+
+def _decided_negative(sample: Sample) -> np.ndarray:
+    return sample.decisions != sample.positive
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the registry.
+
+    Attributes:
+        function: Sample -> float (B,). Its name is the metric's name, its first line says what it means.
+        kind: rank (averaged over folds), decision or probability (pooled over folds).
+        title: What tables and figures call it.
+        better: Direction; None where a certain value is right, so that it can be neither searched for nor compared by.
+        among: For proportions, the rows of the denominator: their patients give a Wilson interval at 0 and 1.
+        binary: Whether it needs two classes.
+    """
+
+    function: Callable[[Sample], np.ndarray]
+    kind: Literal["rank", "decision", "probability"]
+    title: str
+    better: Literal["higher", "lower"] | None = "higher"
+    among: Callable[[Sample], np.ndarray] | None = None
+    binary: bool = False
+
+    @property
+    def name(self) -> str:
+        """The word that settings and files use."""
+        return self.function.__name__
+
+    @property
+    def meaning(self) -> str:
+        """The first line of its documentation."""
+        documentation = self.function.__doc__ or ""
+        return documentation.partition("\n")[0]
+
+
+#: In the order in which files and tables list them.
+_METRICS = (
+    Metric(auroc, "rank", "AUROC"),
+    Metric(average_precision, "rank", "average precision"),
+    Metric(specificity_at_sensitivity, "rank", "specificity at sensitivity", binary=True),
+    Metric(sensitivity_at_specificity, "rank", "sensitivity at specificity", binary=True),
+    Metric(accuracy, "decision", "accuracy", among=_every_row),
+    Metric(patient_recognition_rate, "decision", "patient recognition rate"),
+    Metric(balanced_accuracy, "decision", "balanced accuracy"),
+    Metric(sensitivity, "decision", "sensitivity", among=_positives),
+    Metric(specificity, "decision", "specificity", among=_negatives),
+    Metric(precision, "decision", "precision", among=_decided_positive),
+    Metric(
+        negative_predictive_value,
+        "decision",
+        "negative predictive value",
+        among=_decided_negative,
+    ),
+    Metric(f1, "decision", "F1"),
+    Metric(mcc, "decision", "MCC"),
+    Metric(g_mean, "decision", "G-mean"),
+    Metric(net_benefit, "decision", "net benefit", binary=True),
+    Metric(brier, "probability", "Brier score", better="lower"),
+    Metric(brier_skill, "probability", "Brier skill"),
+    Metric(log_loss, "probability", "log loss", better="lower"),
+    Metric(ece, "probability", "ECE", better="lower"),
+    Metric(calibration_slope, "probability", "calibration slope", better=None, binary=True),
+    Metric(calibration_intercept, "probability", "calibration intercept", better=None, binary=True),
+)
+
+REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
+
+
+def load_metric(name: str, classes: int = 2) -> Metric:
+    """A metric that results can be ordered by.
+
+    Args:
+        name: A key of `REGISTRY`.
+        classes: Number of classes it is wanted for.
+
+    Raises:
+        ConfigError: When there is none of that name (the nearest one is named), when it has one right value, or when it
+            needs two classes and there are more.
+    """
+    if name not in REGISTRY:
+        raise unknown_name("metric", name, REGISTRY)
+    metric = REGISTRY[name]
+    if metric.better is None:
+        raise ConfigError(
+            f"{name} has one right value, so results cannot be ordered by it. Choose another metric."
+        )
+    if metric.binary and classes > 2:
+        raise ConfigError(
+            f"{name} needs two classes; these data have {classes}. Set tune.objective and compare.primary to auroc."
+        )
+    return metric

@@ -1,13 +1,16 @@
 """Near-duplicate pictures: the same picture saved again, resized, slightly cropped or made brighter.
 
-Candidates are neighbours in a space of low spatial frequencies, where each picture also looks for others as if it were
-slightly cropped. A candidate is confirmed when the fine structure of the two pictures agrees after alignment: films
-of different patients look alike at low frequencies, never in detail.
+The search has two steps. First, candidates: each picture is described by its low spatial
+frequencies, once as it is and once for each of a few slight crops; pictures whose descriptions lie
+close together are candidates. Second, confirmation: a candidate counts when the fine structure of
+the two pictures agrees after they are aligned. Films of different patients look alike at low
+frequencies, never in detail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -15,30 +18,98 @@ from scipy.fft import dct
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
 
+#: Cells on each side of a thumbnail.
 SIDE = 32
-#: Two pictures are the same from this correlation of their aligned detail on. Chest films: copies 0.97 and more, films
-#: that are not copies 0.92 and less; drawn phantoms, which differ in little but noise, 0.95 and less.
+#: Two pictures are the same from this correlation of their aligned detail on. Chest films: copies
+#: 0.97 and more, films that are not copies 0.92 and less; drawn phantoms, which differ in little
+#: but noise, 0.95 and less.
 SAME_CORRELATION = 0.96
 
+#: A large picture is thinned out to about so many pixels a side before it is averaged.
 _SAMPLES_PX = 6 * SIDE
-_MIN_DETAIL = 1.0  # standard deviation in grey levels; below it there is only rounding, in blank pictures for example
-_SEARCHED = 12  # principal axes in the tree; all 63 frequencies then filter what the tree finds
+#: Standard deviation in grey levels; below it there is only rounding, in blank pictures for
+#: example.
+_MIN_DETAIL = 1.0
+#: Frequencies along each axis that describe a picture: 8 x 8 less the mean, so 63 numbers.
+_FREQUENCIES = 8
+#: Principal axes in the search tree; all 63 frequencies then filter what the tree finds.
+_TREE_AXES = 12
 _NEIGHBOURS = 8
+#: Pictures or pairs that are worked on at a time, so that memory stays bounded.
 _BLOCK = 2048
-_MARGIN = (
-    2  # cells, wider than the largest crop: what one picture lacks at its edge is not compared
-)
+#: Cells, wider than the largest crop: what one picture lacks at its edge is not compared.
+_MARGIN = 2
+#: Alignment stops at this crop; the search looks for crops of `_CROP` and half of it.
 _MAX_CROP = 0.045
 _CROP = 0.03
-# Fractions taken off left, right, top, bottom.
+_HALF = _CROP / 2
+#: The crops that are searched for: fractions taken off left, right, top, bottom.
 _CROPS = np.array(
-    [[0, 0, 0, 0], [_CROP / 2] * 4, [_CROP] * 4, *(_CROP * np.eye(4)).tolist()],
+    [
+        [0, 0, 0, 0],
+        [_HALF, _HALF, _HALF, _HALF],
+        [_CROP, _CROP, _CROP, _CROP],
+        [_CROP, 0, 0, 0],
+        [0, _CROP, 0, 0],
+        [0, 0, _CROP, 0],
+        [0, 0, 0, _CROP],
+    ],
     dtype=np.float32,
 )
-# A clipped exposure changes a spectrum more (chest films: 0.15) than a crop does that is among the above (0.09). The
-# search slows down quickly with the radius.
-_RADII = [0.16] + [0.1] * (len(_CROPS) - 1)
-_AT = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
+#: How far apart two descriptions may lie. A clipped exposure changes a description more (chest
+#: films: 0.15) than a crop does that is among the above (0.09). The search slows down quickly with
+#: it.
+_RADIUS_UNCROPPED = 0.16
+_RADIUS_CROPPED = 0.1
+#: Keeps a division from dividing by nothing.
+_TINY = 1e-6
+_CELLS = np.arange(SIDE, dtype=np.float32)
+#: Middle of each cell, as a fraction of the side.
+_MIDDLES = (_CELLS + 0.5) / SIDE
+_IDENTITY = np.eye(SIDE, dtype=np.float32)
+
+#: uint8 (n, SIDE, SIDE), from `thumbnail`.
+Thumbnails = np.ndarray
+#: float32 (m, SIDE, SIDE): thumbnails on their way through a computation.
+Pictures = np.ndarray
+#: float32 (4,) or (m, 4): fractions taken off left, right, top, bottom.
+Crops = np.ndarray
+#: float32 (n, 63): low frequencies of n pictures.
+Descriptions = np.ndarray
+#: float32 (..., SIDE, SIDE): new cells of an axis from its old ones.
+Resampling = np.ndarray
+#: int64: row numbers of thumbnails.
+Rows = np.ndarray
+#: bool: which rows or pairs.
+Flags = np.ndarray
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs of pictures that may show the same.
+
+    Attributes:
+        pairs: (num_pairs, 2), row numbers (i, j): j may be i cropped.
+        crops: The crop of each i that comes closest to its j.
+    """
+
+    pairs: Rows
+    crops: Crops
+
+
+@dataclass(frozen=True)
+class _Neighbours:
+    """Pairs that lie close together when the first one is cropped; all arrays are (num_pairs,).
+
+    Attributes:
+        one: Row number of the picture that is cropped.
+        other: Row number of the other picture.
+        distance: Distance of their descriptions.
+    """
+
+    one: Rows
+    other: Rows
+    distance: np.ndarray
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
@@ -54,22 +125,46 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
     [7]
     """
     height, width = pixels.shape[:2]
-    step_y, step_x = max(1, height // _SAMPLES_PX), max(1, width // _SAMPLES_PX)
-    rows = pixels[step_y // 2 :: step_y, step_x // 2 :: step_x]
+    step_y = max(1, height // _SAMPLES_PX)
+    step_x = max(1, width // _SAMPLES_PX)
+    sampled = pixels[step_y // 2 :: step_y]
+    sampled = sampled[:, step_x // 2 :: step_x]
     # As one grey row of three times the width, the resize also takes the mean of the colours.
-    image = Image.fromarray(rows.reshape(rows.shape[0], -1))
-    box = (0, 0, min(image.width, 3 * width / step_x), min(image.height, height / step_y))
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
+    colours_side_by_side = sampled.reshape(len(sampled), -1)
+    image = Image.fromarray(colours_side_by_side)
+    right = min(image.width, 3 * width / step_x)
+    bottom = min(image.height, height / step_y)
+    box = (0, 0, right, bottom)
+    mean = Image.Resampling.BOX
+    small = image.resize((SIDE, SIDE), mean, box=box)
+    return np.asarray(small)
 
 
-def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
+def confirm(thumbnails: Thumbnails, candidates: Candidates) -> Flags:
+    """Which candidates agree in detail after alignment: bool (num_pairs,)."""
+    is_same = np.empty(len(candidates.pairs), bool)
+    for block in _blocks(len(is_same)):
+        one_rows, other_rows = candidates.pairs[block].T
+        one = thumbnails[one_rows].astype(np.float32)
+        other = thumbnails[other_rows].astype(np.float32)
+        crops = candidates.crops[block]
+        is_same[block] = _agree(one, other, crops)
+    return is_same
+
+
+def near_pairs(
+    thumbnails: Thumbnails,
+    confirm: Callable[[Thumbnails, Candidates], Flags] = confirm,
+) -> Rows:
     """Find the pairs that show the same picture.
 
-    Pictures without detail (blank ones) are in no pair. Of equal thumbnails each is paired with the first only, and of
-    the many copies of one picture each with its nearest: that joins the same group with fewer pairs.
+    Pictures without detail (blank ones) are in no pair. Of equal thumbnails each is paired with the
+    first only, and of the many copies of one picture each with its nearest: that joins the same
+    group with fewer pairs.
 
     Args:
-        thumbnails: uint8 (n, SIDE, SIDE), from `thumbnail`.
+        thumbnails: All the pictures.
+        confirm: Says which candidates are the same picture.
 
     Returns:
         int64 (num_pairs, 2), row numbers i < j, sorted.
@@ -77,141 +172,289 @@ def near_pairs(thumbnails: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: For another shape or type.
     """
-    if thumbnails.dtype != np.uint8 or thumbnails.shape[1:] != (SIDE, SIDE):
+    is_uint8 = thumbnails.dtype == np.uint8
+    if not is_uint8 or thumbnails.shape[1:] != (SIDE, SIDE):
         raise ValueError(
-            f"thumbnails are {thumbnails.dtype} {thumbnails.shape}; expected uint8 (n, {SIDE}, {SIDE}) from `thumbnail`"
+            f"thumbnails are {thumbnails.dtype} {thumbnails.shape}; "
+            f"expected uint8 (n, {SIDE}, {SIDE}) from `thumbnail`"
         )
     rows = np.flatnonzero(_has_detail(thumbnails))
     if len(rows) < 2:
         return np.empty((0, 2), np.int64)
+
     # Sorted by content, so that no result depends on the order of the rows.
-    content = (
-        np.ascontiguousarray(thumbnails[rows])
-        .reshape(len(rows), -1)
-        .view(f"V{SIDE * SIDE}")
-        .ravel()
-    )
-    _, first, group = np.unique(content, return_index=True, return_inverse=True)
-    different = thumbnails[rows[first]]
-    tried, crops = _candidates(different)
-    same = [_same(different, tried[block], crops[block]) for block in _blocks(len(tried))]
-    near = tried[np.concatenate([*same, np.empty(0, bool)])]
-    firsts = rows[first]
-    equal = np.stack([firsts[group], rows], axis=1)[firsts[group] != rows]
-    return np.unique(np.sort(np.concatenate([firsts[near], equal]), axis=1), axis=0)
+    content = _as_bytes(thumbnails[rows])
+    _, first_places, group = np.unique(content, return_index=True, return_inverse=True)
+    first_rows = rows[first_places]
+    different = thumbnails[first_rows]
+    candidates = _candidates(different)
+    is_same = confirm(different, candidates)
+    confirmed = candidates.pairs[is_same]
+
+    first_of_equals = first_rows[group]
+    is_repeated = first_of_equals != rows
+    equal_pairs = np.stack([first_of_equals, rows], axis=1)
+    pairs = np.concatenate([first_rows[confirmed], equal_pairs[is_repeated]])
+    pairs.sort(axis=1)
+    return np.unique(pairs, axis=0)
+
+
+def _as_bytes(thumbnails: Thumbnails) -> np.ndarray:
+    """Each thumbnail as one value (n,), so that whole thumbnails can be sorted and compared."""
+    cells = np.ascontiguousarray(thumbnails)
+    one_row_each = cells.reshape(len(thumbnails), -1)
+    return one_row_each.view(f"V{SIDE * SIDE}").ravel()
 
 
 def _blocks(size: int) -> Iterator[slice]:
-    return (slice(start, start + _BLOCK) for start in range(0, size, _BLOCK))
+    for start in range(0, size, _BLOCK):
+        yield slice(start, start + _BLOCK)
 
 
-def _candidates(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ordered pairs (i, j) in which j may be i cropped by one of `_CROPS`, and the number of that crop."""
-    plain = _spectrum(thumbnails, _CROPS[0])
-    # Along the axes of most spread a tree parts the pictures soonest; a part of a distance never exceeds the whole.
-    axes = np.linalg.eigh(plain.T @ plain)[1][:, : -_SEARCHED - 1 : -1]
-    tree = cKDTree(plain @ axes)
-    number = np.arange(len(plain))
-    found = []
-    for crop, (fractions, radius) in enumerate(zip(_CROPS, _RADII)):
-        cropped = _spectrum(thumbnails, fractions)
-        _, near = tree.query(cropped @ axes, k=_NEIGHBOURS, distance_upper_bound=radius, workers=-1)
-        one, place = np.nonzero((near < len(plain)) & (near != number[:, None]))
-        other = near[one, place]
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    """Euclidean length of each row, (m,) from (m, k)."""
+    return np.linalg.norm(rows, axis=1)
+
+
+# --- first step: who may be whose copy ------------------------------------------------------------
+
+
+def _candidates(thumbnails: Thumbnails) -> Candidates:
+    """For each picture the pictures that it may be when it is cropped by one of `_CROPS`.
+
+    A pair that is near under several crops is listed once, with the crop that brings it closest.
+    """
+    uncropped = _describe(thumbnails, _CROPS[0])
+    search = _Search(uncropped)
+    near_by_crop = []
+    for crop in _CROPS:
+        radius = _RADIUS_CROPPED if crop.any() else _RADIUS_UNCROPPED
+        cropped = _describe(thumbnails, crop)
+        near = search.near(cropped, radius)
+        near_by_crop.append(near)
+    return _closest_crops(near_by_crop)
+
+
+class _Search:
+    """The uncropped pictures, ready to be asked which of them are near."""
+
+    def __init__(self, uncropped: Descriptions) -> None:
+        self._uncropped = uncropped
+        self._axes = _principal_axes(uncropped)
+        self._tree = cKDTree(uncropped @ self._axes)
+
+    def near(self, cropped: Descriptions, radius: float) -> _Neighbours:
+        """Which uncropped pictures are closer than `radius` to each of the cropped ones."""
+        nearest = self._nearest(cropped, radius)
+        is_found = nearest < len(cropped)
+        own_row = np.arange(len(cropped))[:, None]
+        is_another = nearest != own_row
+        one, place = np.nonzero(is_found & is_another)
+        other = nearest[one, place]
+        distance = self._distances(cropped, one, other)
+        is_near = distance < radius
+        return _Neighbours(
+            one=one[is_near],
+            other=other[is_near],
+            distance=distance[is_near],
+        )
+
+    def _nearest(self, cropped: Descriptions, radius: float) -> Rows:
+        """Rows that the tree names for each picture, (n, _NEIGHBOURS); n where it names no further one."""
+        points = cropped @ self._axes
+        _, nearest = self._tree.query(points, _NEIGHBOURS, distance_upper_bound=radius, workers=-1)
+        return nearest
+
+    def _distances(self, cropped: Descriptions, one: Rows, other: Rows) -> np.ndarray:
+        distance = np.empty(len(one), np.float32)
         for block in _blocks(len(one)):
-            distance = np.linalg.norm(cropped[one[block]] - plain[other[block]], axis=1)
-            kept = distance < radius
-            rows = [one[block][kept], other[block][kept], np.full(kept.sum(), crop), distance[kept]]
-            found.append(np.stack(rows, axis=1))
-    every = np.concatenate([*found, np.empty((0, 4))])
-    every = every[np.lexsort((every[:, 2], every[:, 3], every[:, 1], every[:, 0]))]
-    pairs = every[:, :2].astype(np.int64)
-    best = np.ones(len(pairs), bool)
-    best[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    return pairs[best], _CROPS[every[best, 2].astype(int)]
+            start = cropped[one[block]]
+            end = self._uncropped[other[block]]
+            distance[block] = _lengths(start - end)
+        return distance
 
 
-def _spectrum(thumbnails: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-    """Low frequencies of cropped thumbnails, float32 (n, 63) of length 1, the lowest first; no mean, no contrast."""
-    cosines = dct(np.eye(SIDE, dtype=np.float32), axis=0, norm="ortho")[:8]
-    left, right, top, bottom = fractions
-    down, across = cosines @ _resampling(top, bottom), cosines @ _resampling(left, right)
-    frequency = np.hypot(*np.mgrid[:8, :8]).ravel()
-    order = np.argsort(frequency, kind="stable")[1:]
-    # Pictures have about 1 / frequency of amplitude: weighted so that all frequencies have a say.
-    kernel = (
-        np.einsum("uy,vx->yxuv", down, across).reshape(SIDE * SIDE, -1)[:, order] * frequency[order]
-    )
-    values = np.empty((len(thumbnails), len(order)), np.float32)
+def _principal_axes(described: Descriptions) -> np.ndarray:
+    """The directions in which the descriptions spread most, as columns (63, _TREE_AXES).
+
+    Along them a tree separates the pictures soonest. The distance along some axes never exceeds the
+    whole distance, so the tree overlooks nothing.
+    """
+    _, ascending = np.linalg.eigh(described.T @ described)
+    descending = ascending[:, ::-1]
+    return descending[:, :_TREE_AXES]
+
+
+def _closest_crops(near_by_crop: Sequence[_Neighbours]) -> Candidates:
+    """List each pair once, with the crop under which it is closest; the earlier one of two equally close."""
+    one = np.concatenate([near.one for near in near_by_crop])
+    other = np.concatenate([near.other for near in near_by_crop])
+    distance = np.concatenate([near.distance for near in near_by_crop])
+    pairs_by_crop = [len(near.one) for near in near_by_crop]
+    numbers = np.arange(len(near_by_crop))
+    crop = np.repeat(numbers, pairs_by_crop)
+
+    by_pair_then_distance = np.lexsort((crop, distance, other, one))
+    pairs = np.stack([one, other], axis=1)
+    pairs = pairs[by_pair_then_distance]
+    crop = crop[by_pair_then_distance]
+    is_closest = np.ones(len(pairs), bool)
+    is_new_pair = pairs[1:] != pairs[:-1]
+    is_closest[1:] = is_new_pair.any(axis=1)
+    return Candidates(pairs[is_closest], _CROPS[crop[is_closest]])
+
+
+def _describe(thumbnails: Thumbnails, crop: Crops) -> Descriptions:
+    """Low frequencies of thumbnails that are all cropped alike, the lowest frequency first.
+
+    Each row has length 1 and no mean, so brightness and contrast do not count.
+    """
+    kernel = _frequency_kernel(crop)
+    size = (len(thumbnails), kernel.shape[1])
+    described = np.empty(size, np.float32)
     for block in _blocks(len(thumbnails)):
-        values[block] = thumbnails[block].reshape(-1, SIDE * SIDE).astype(
-            np.float32
-        ) @ kernel.astype(np.float32)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
+        cells = thumbnails[block].reshape(-1, SIDE * SIDE)
+        described[block] = cells.astype(np.float32) @ kernel
+    length = np.maximum(_lengths(described), _TINY)
+    return described / length[:, None]
 
 
-def _resampling(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Matrices (..., SIDE, SIDE) that crop one axis by the fractions (...) at its ends and stretch it again."""
-    before, after = np.asarray(before)[..., None], np.asarray(after)[..., None]
-    at = (before + _AT * (1 - before - after)) * SIDE - 0.5
-    away = np.abs(np.clip(at, 0, SIDE - 1)[..., None] - np.arange(SIDE, dtype=np.float32))
-    # Cubic convolution (Keys 1981): linear weights would blur away the detail that is compared.
-    near, far = 1.5 * away**3 - 2.5 * away**2 + 1, -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2
-    weights = np.where(away < 1, near, np.where(away < 2, far, 0)).astype(np.float32)
+def _frequency_kernel(crop: Crops) -> np.ndarray:
+    """The matrix, float32 (SIDE * SIDE, 63), that takes a thumbnail to the low frequencies of its crop."""
+    left, right, top, bottom = crop
+    cosines = dct(_IDENTITY, axis=0, norm="ortho")
+    low_cosines = cosines[:_FREQUENCIES]
+    down = low_cosines @ _resampling(top, bottom)
+    across = low_cosines @ _resampling(left, right)
+    kernel = np.einsum("uy,vx->yxuv", down, across)
+    kernel = kernel.reshape(SIDE * SIDE, -1)
+
+    frequency_down, frequency_across = np.mgrid[:_FREQUENCIES, :_FREQUENCIES]
+    frequency = np.hypot(frequency_down, frequency_across).ravel()
+    without_mean = np.argsort(frequency, kind="stable")[1:]
+    # Pictures have about 1 / frequency of amplitude: weighted so that all frequencies have a say.
+    weighted = kernel[:, without_mean] * frequency[without_mean]
+    return weighted.astype(np.float32)
+
+
+def _resampling(before: np.ndarray, after: np.ndarray) -> Resampling:
+    """Matrices that crop one axis and stretch it again to its length.
+
+    Args:
+        before: (...), fractions cut off at the beginning of the axis.
+        after: (...), fractions cut off at its end.
+    """
+    before = np.asarray(before)[..., None]
+    after = np.asarray(after)[..., None]
+    kept = 1 - before - after
+    source = (before + _MIDDLES * kept) * SIDE - 0.5
+    source = np.clip(source, 0, SIDE - 1)
+    away = np.abs(source[..., None] - _CELLS)
+    weights = _cubic_weights(away)
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _same(thumbnails: np.ndarray, pairs: np.ndarray, crops: np.ndarray) -> np.ndarray:
-    """Which of the pairs (m, 2) agree in detail after alignment: bool (m,)."""
-    one, other = (thumbnails[pairs[:, side]].astype(np.float32) for side in (0, 1))
-    crops = _refined(one, other, _refined(one, other, crops))
-    detail, other_detail = _detail(_cropped(one, crops)), _detail(other)
-    product = np.linalg.norm(detail, axis=1) * np.linalg.norm(other_detail, axis=1)
-    return (detail * other_detail).sum(axis=1) >= SAME_CORRELATION * np.maximum(product, 1e-6)
+def _cubic_weights(away: np.ndarray) -> np.ndarray:
+    """Weight of a cell that is so many cells away, float32: cubic convolution (Keys 1981).
+
+    Linear weights would blur away the detail that is compared.
+    """
+    within_one = 1.5 * away**3 - 2.5 * away**2 + 1
+    within_two = -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2
+    outer = np.where(away < 2, within_two, 0)
+    weights = np.where(away < 1, within_one, outer)
+    return weights.astype(np.float32)
 
 
-def _cropped(thumbnails: np.ndarray, crops: np.ndarray) -> np.ndarray:
+# --- second step: is it a copy --------------------------------------------------------------------
+
+
+def _agree(one: Pictures, other: Pictures, crops: Crops) -> Flags:
+    """Which pairs agree in detail once `one` is cropped to fit `other`: bool (m,); `crops` is a first guess."""
+    crops = _improved(crops, one, other)
+    crops = _improved(crops, one, other)
+    detail = _detail(_cropped(one, crops))
+    other_detail = _detail(other)
+    agreement = (detail * other_detail).sum(axis=1)
+    length = _lengths(detail)
+    other_length = _lengths(other_detail)
+    full_agreement = np.maximum(length * other_length, _TINY)
+    return agreement >= SAME_CORRELATION * full_agreement
+
+
+def _cropped(pictures: Pictures, crops: Crops) -> Pictures:
     left, right, top, bottom = crops.T
-    return _resampling(top, bottom) @ thumbnails @ _resampling(left, right).swapaxes(1, 2)
+    down = _resampling(top, bottom)
+    across = _resampling(left, right)
+    return down @ pictures @ across.swapaxes(1, 2)
 
 
-def _refined(one: np.ndarray, other: np.ndarray, crops: np.ndarray) -> np.ndarray:
-    """Take one Gauss-Newton step of the crops (m, 4) that make `one` most like `other`, up to gain and offset."""
-    cropped = _cropped(one, crops)
-    down, across = np.gradient(cropped * np.float32(SIDE), axis=(1, 2))
-    # Cells move by (1 - x) * left - x * right, and so for y.
-    moves = (across * (1 - _AT), -across * _AT, down * (1 - _AT[:, None]), -down * _AT[:, None])
-    slopes = np.stack([_inner(picture) for picture in (cropped, *moves)], axis=2)
+def _improved(crops: Crops, one: Pictures, other: Pictures) -> Crops:
+    """Change the crops so that `one` becomes more like `other`, up to gain and offset.
+
+    This is one Gauss-Newton step of the least-squares fit other = gain * crop(one) + offset.
+    """
+    slopes = _slopes(_cropped(one, crops))
     transposed = slopes.swapaxes(1, 2)
     normal = transposed @ slopes
+    trace = np.einsum("mii->mi", normal)[:, None]
     # Where a picture is flat nothing says how to move it: then it stays.
-    normal += np.eye(5, dtype=np.float32) * (1e-3 * np.einsum("mii->mi", normal)[:, None] + 1e-6)
-    gain, *move = np.linalg.solve(normal, transposed @ _inner(other)[..., None])[..., 0].T
-    change = np.clip(np.stack(move, axis=1) / np.maximum(gain, 0.1)[:, None], -_CROP, _CROP)
+    damping = 1e-3 * trace + 1e-6
+    normal += np.eye(5, dtype=np.float32) * damping
+    target = transposed @ _inner(other)[..., None]
+    solution = np.linalg.solve(normal, target)
+    gain = solution[:, :1, 0]
+    move = solution[:, 1:, 0]
+    change = move / np.maximum(gain, 0.1)
+    change = np.clip(change, -_CROP, _CROP)
     return np.clip(crops + change, -_MAX_CROP, _MAX_CROP)
 
 
-def _inner(pictures: np.ndarray) -> np.ndarray:
+def _slopes(cropped: Pictures) -> np.ndarray:
+    """How the cells change with the gain and with each side of a crop: (m, cells, 5).
+
+    A cell at height y and width x moves by (1 - x) * left - x * right, and so for top and bottom.
+    """
+    per_side = cropped * np.float32(SIDE)
+    down, across = np.gradient(per_side, axis=(1, 2))
+    x = _MIDDLES
+    y = _MIDDLES[:, None]
+    left = across * (1 - x)
+    right = -across * x
+    top = down * (1 - y)
+    bottom = -down * y
+    parts = [cropped, left, right, top, bottom]
+    columns = [_inner(part) for part in parts]
+    return np.stack(columns, axis=2)
+
+
+def _inner(pictures: Pictures) -> np.ndarray:
     """Cells away from the edge, less their mean: (m, cells)."""
-    cells = pictures[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN].reshape(len(pictures), -1)
+    inside = pictures[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    cells = inside.reshape(len(pictures), -1)
     return cells - cells.mean(axis=1, keepdims=True)
 
 
-def _smoothing(width: float) -> np.ndarray:
-    return gaussian_filter1d(np.eye(SIDE, dtype=np.float32), width, axis=0)
+def _smoothing(width_cells: float) -> Resampling:
+    """The matrix that smooths one axis with a Gaussian."""
+    return gaussian_filter1d(_IDENTITY, width_cells, axis=0)
 
 
-_FINE, _COARSE = _smoothing(0.5), _smoothing(2.0)
+_FINE = _smoothing(0.5)
+_COARSE = _smoothing(2.0)
 
 
-def _detail(pictures: np.ndarray) -> np.ndarray:
+def _detail(pictures: Pictures) -> np.ndarray:
     """Structures of 1 to 8 cells: (m, cells)."""
-    return _inner(_FINE @ pictures @ _FINE.T - _COARSE @ pictures @ _COARSE.T)
+    fine = _FINE @ pictures @ _FINE.T
+    coarse = _COARSE @ pictures @ _COARSE.T
+    return _inner(fine - coarse)
 
 
-def _has_detail(thumbnails: np.ndarray) -> np.ndarray:
-    spread = [
-        _detail(thumbnails[block].astype(np.float32)).std(axis=1)
-        for block in _blocks(len(thumbnails))
-    ]
-    return np.concatenate([np.empty(0), *spread]) >= _MIN_DETAIL
+def _has_detail(thumbnails: Thumbnails) -> Flags:
+    """Which pictures are not blank: bool (n,)."""
+    has_detail = np.empty(len(thumbnails), bool)
+    for block in _blocks(len(thumbnails)):
+        detail = _detail(thumbnails[block].astype(np.float32))
+        has_detail[block] = detail.std(axis=1) >= _MIN_DETAIL
+    return has_detail

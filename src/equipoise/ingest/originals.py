@@ -1,4 +1,4 @@
-"""Where the originals of a manifest lie, also when their names are hashed."""
+"""Where the originals lie, also when their names are hashed, and that they are what `ingest` read."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from pathlib import Path
 import pandas as pd
 
 from equipoise.core import images
-from equipoise.core.config import Study
+from equipoise.core.config import Ingest, Study
 from equipoise.core.errors import DataError
 from equipoise.core.records import Manifest
 from equipoise.ingest import pseudonyms
-from equipoise.ingest.datasets.base import Dataset, open_dataset
+from equipoise.ingest.datasets.base import Card, Dataset, open_dataset
 from equipoise.ingest.pseudonyms import Pseudonyms
 
 
 def locate(study: Study, manifest: Manifest) -> dict[str, str]:
-    """Path inside the raw folder by image id; where ids are hashed, from the local file or made again with the key.
+    """Path inside the raw folder of every image of a manifest.
+
+    Where ids are hashed, the paths come from the file that `ingest` left on this machine. Without
+    that file they are made again: every file of the raw folder is hashed with the key.
+
+    Returns:
+        Image id -> path.
 
     Raises:
         DataError: When files of the manifest cannot be found with this machine's key.
     """
     table = manifest.table
-    if not manifest.meta.get("pseudonym_key"):
+    fingerprint = manifest.meta.get("pseudonym_key")
+    if not fingerprint:
         return dict(zip(table["image_id"], table["path"]))
-    if study.places_path.is_file():
-        places = pd.read_csv(study.places_path, dtype=str)
-        known = dict(zip(places["image_id"], places["path"]))
-    else:
-        paths, _ = _files(study, open_dataset(study)[0])
-        hashed = pseudonyms.load(study.name)
-        known = {hashed.of("image", path): path for path in paths}
-    lacking = int((~table["image_id"].isin(known)).sum())
-    if lacking:
+    path_of = _paths_by_hash(study)
+    missing = int((~table["image_id"].isin(path_of)).sum())
+    if missing:
         raise DataError(
-            f"{lacking} of the {len(table)} images of study '{study.name}' are not found in {study.raw}. Its ids were "
-            f"made with the key {manifest.meta['pseudonym_key']}; use that key (EQUIPOISE_KEY), or run "
-            f"`equipoise ingest --study {study.name}` again."
+            f"{missing} of the {len(table)} images of study '{study.name}' are not found in "
+            f"{study.raw}. Its ids were made with the key {fingerprint}; use that key "
+            f"(EQUIPOISE_KEY), or run `equipoise ingest --study {study.name}` again."
         )
-    return {name: known[name] for name in table["image_id"]}
+    return {image_id: path_of[image_id] for image_id in table["image_id"]}
 
 
 def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:
@@ -66,20 +67,38 @@ def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def _files(study: Study, dataset: Dataset) -> tuple[list[str], int]:
-    files, ignored = images.walk(study.raw, dataset.suffixes)
-    if not files:
+def list_files(raw: Path, dataset: Dataset) -> tuple[list[str], int]:
+    """Relative paths of the image files of a dataset, sorted, and how many other files there are.
+
+    Raises:
+        DataError: When there is no image file.
+    """
+    paths, ignored = images.walk(raw, dataset.suffixes)
+    if not paths:
         raise DataError(
-            f"{study.raw} holds no image file ({ignored} other files). Expected are files ending in "
+            f"{raw} holds no image file ({ignored} other files). Expected are files ending in "
             f"{', '.join(sorted(dataset.suffixes))}."
         )
-    return files, ignored
+    return paths, ignored
 
 
-def _pseudonyms(study: Study, dataset: Dataset) -> Pseudonyms | None:
-    wanted = study.settings.ingest.pseudonymise
-    return (
-        pseudonyms.load(study.name)
-        if (dataset.card.pseudonymise if wanted is None else wanted)
-        else None
-    )
+def load_pseudonyms(study: str, settings: Ingest, card: Card, root: Path) -> Pseudonyms | None:
+    """The hashes that a study's ids are replaced by; None where ids stay as they are.
+
+    `ingest.pseudonymise` decides, and where it is null the dataset's card.
+    """
+    is_wanted = settings.pseudonymise
+    if is_wanted is None:
+        is_wanted = card.pseudonymise
+    return pseudonyms.load(study, root) if is_wanted else None
+
+
+def _paths_by_hash(study: Study) -> dict[str, str]:
+    """Hashed image id -> path, for every image file of the raw folder that is known here."""
+    if study.places_path.is_file():
+        places = pd.read_csv(study.places_path, dtype=str)
+        return dict(zip(places["image_id"], places["path"]))
+    dataset, _ = open_dataset(study.dataset, study.raw, study.settings.ingest)
+    paths, _ = list_files(study.raw, dataset)
+    hashed = pseudonyms.load(study.name, study.root)
+    return {hashed.of("image", path): path for path in paths}

@@ -11,20 +11,26 @@ from pathlib import Path
 from equipoise.core.environment import environment
 from equipoise.core.errors import ConfigError
 
-_BYTES = 32
-_SHOWN = 20
+_KEY_BYTES = 32
+#: Of each hash: 80 bits, enough that two ids of one study never get the same one.
+_DIGITS = 20
+_FINGERPRINT_DIGITS = 12
 
 
 class Pseudonyms:
-    """HMAC-SHA-256 of ids under one key, separate for every study and kind of id, so that studies cannot be linked.
+    """HMAC-SHA-256 of ids under one key.
+
+    Every study and every kind of id has hashes of its own, so that nobody can link two studies.
 
     Attributes:
         fingerprint: Names the key without telling it: 12 hexadecimal digits.
     """
 
     def __init__(self, key: bytes, study: str) -> None:
-        self._key, self._study = key, study
-        self.fingerprint = hashlib.sha256(b"equipoise pseudonym key" + key).hexdigest()[:12]
+        self._key = key
+        self._study = study
+        digest = hashlib.sha256(b"equipoise pseudonym key" + key).hexdigest()
+        self.fingerprint = digest[:_FINGERPRINT_DIGITS]
 
     def of(self, kind: str, value: str) -> str:
         """20 hexadecimal digits (80 bits) that stand for an id.
@@ -33,50 +39,60 @@ class Pseudonyms:
         False
         """
         message = "\0".join((self._study, kind, value)).encode()
-        return hmac.new(self._key, message, hashlib.sha256).hexdigest()[:_SHOWN]
+        return hmac.new(self._key, message, hashlib.sha256).hexdigest()[:_DIGITS]
 
 
 def key_path() -> Path:
-    """EQUIPOISE_KEY, or `~/.equipoise/pseudonym.key`."""
-    return (
-        Path(environment("EQUIPOISE_KEY") or Path.home() / ".equipoise/pseudonym.key")
-        .expanduser()
-        .resolve()
-    )
+    """Where the key lies: EQUIPOISE_KEY, or `~/.equipoise/pseudonym.key`."""
+    named = environment("EQUIPOISE_KEY")
+    path = Path(named) if named else Path.home() / ".equipoise/pseudonym.key"
+    return path.expanduser().resolve()
 
 
-def load(study: str, root: Path | None = None) -> Pseudonyms:
+def load(study: str, root: Path) -> Pseudonyms:
     """Read the key, or make it where there is none.
 
+    Args:
+        study: Name of the study; it goes into every hash.
+        root: The repository, in which the key must not lie.
+
     Raises:
-        ConfigError: When the key would lie in the repository, or is not one.
+        ConfigError: When the key would lie in the repository, or the file holds no key.
     """
-    path, root = key_path(), (root or Path.cwd()).resolve()
-    if path.is_relative_to(root):
+    path = key_path()
+    if path.is_relative_to(root.resolve()):
         raise ConfigError(
             f"The pseudonym key {path} lies inside the repository. Set EQUIPOISE_KEY to a place outside."
         )
+    _make_if_missing(path)
+    return Pseudonyms(_read(path), study)
+
+
+def _make_if_missing(path: Path) -> None:
+    """Write a new random key that only this user may read, unless the file is there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        pass
+        return
     except OSError as error:
         raise ConfigError(
             f"The pseudonym key {path} cannot be made: {error.strerror}. Set EQUIPOISE_KEY."
         ) from error
-    else:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(_BYTES) + "\n")
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+
+
+def _read(path: Path) -> bytes:
     try:
         key = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"The pseudonym key {path} cannot be read as hexadecimal digits: {error}"
         ) from error
-    if len(key) < _BYTES:
+    if len(key) < _KEY_BYTES:
         raise ConfigError(
-            f"The pseudonym key {path} holds {len(key)} bytes, {_BYTES} are expected. Restore it from your copy; with "
-            f"another key every id changes."
+            f"The pseudonym key {path} holds {len(key)} bytes, {_KEY_BYTES} are expected. "
+            f"Restore it from your copy; with another key every id changes."
         )
-    return Pseudonyms(key, study)
+    return key

@@ -1,35 +1,64 @@
-"""Raw folder -> manifest: walk, verify by full decode, hash, read the patient, find copies, quarantine with reasons."""
+"""Raw folder -> manifest: read every image, find whose it is and which are copies, write what can be used.
+
+Files that are left out are listed beside the manifest, each with its reason.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from equipoise.core import images, parallel
+from equipoise.core import images
 from equipoise.core.config import Study
+from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.core.errors import ConfigError, DataError, unknown_name
-from equipoise.core.files import atomic_path, write_json
+from equipoise.core.files import atomic_path
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
-from equipoise.ingest import duplicates
-from equipoise.ingest.datasets.base import Dataset, Task, Unrecognised, open_dataset
-from equipoise.ingest.originals import _files, _pseudonyms
+from equipoise.ingest import copies, originals, quarantine
+from equipoise.ingest.datasets.base import Card, Task, open_dataset
 from equipoise.ingest.pseudonyms import Pseudonyms
+from equipoise.ingest.quarantine import Quarantined
+from equipoise.ingest.reading import INTERNAL_COLUMNS, Reader, ReadFiles
 
-_PIECE = 16
+#: Values of a column that an error names.
+_VALUES_NAMED = 10
 
 
-_INTERNAL = ["pixels", "odd"]  # columns that end here
+@dataclass(frozen=True)
+class Ingested:
+    """What `run` gives.
+
+    Attributes:
+        manifest: One row per usable image, as written.
+        summary: The counts, as written.
+        quarantined: The files that were left out.
+    """
+
+    manifest: Manifest
+    summary: IngestSummary
+    quarantined: list[Quarantined]
 
 
-def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Tally:
+    """What was counted on the way to the manifest; `IngestSummary` has these numbers under the same names."""
+
+    files_seen: int
+    other_files_ignored: int
+    selection: str
+    not_selected: int
+    near_copies: int
+    label_conflicts: int
+    quarantined: int
+    completeness: str
+
+
+def run(study: Study) -> Ingested:
     """Read every image of a study once and write its manifest, quarantine list and summary.
 
     Raises:
@@ -37,276 +66,230 @@ def run(study: Study) -> tuple[Manifest, dict[str, Any]]:
         ConfigError: For a setting that does not fit the dataset.
     """
     settings = study.settings.ingest
-    dataset, task = open_dataset(study)
-    paths, ignored = _files(study, dataset)
-    hashed = _pseudonyms(study, dataset)
-    rows, thumbnails, quarantined = _read(study, dataset, task, paths)
-    card, readings = dataset.card, list(dataset.card.readings)
-    selected = _selected(rows, settings.only, study)
-    left_out = int((~selected).sum())
-    rows, thumbnails = rows[selected].reset_index(drop=True), thumbnails[selected]
-    found = class_table(rows["label"].to_numpy(), rows[readings[0]], task.classes)
-    if hashed:
-        places = rows[["path", *readings]]
-        rows = _hide(rows, readings, hashed)
-        quarantined = [
-            {**item, "image_id": hashed.of("image", item["image_id"])} for item in quarantined
-        ]
-        _write_places(study, rows["image_id"], places)
-    order = np.argsort(rows["image_id"].to_numpy())
-    rows, thumbnails = rows.iloc[order].reset_index(drop=True), thumbnails[order]
-    near = _group(rows, thumbnails, readings)
-    table, conflicts = _conflicts(rows, settings.trusted)
-    table, copies = _drop_copies(table, settings.duplicates)
-    quarantined += conflicts + copies
-    table.insert(6, "patient_id", table[readings[0]])
-    counts = class_table(table["label"].to_numpy(), table["patient_id"], task.classes)
-    _every_class_present(study, counts, quarantined)
-    meta = {
+    dataset, task = open_dataset(study.dataset, study.raw, settings)
+    card = dataset.card
+    readings = list(card.readings)
+    paths, ignored = originals.list_files(study.raw, dataset)
+    pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
+
+    reader = Reader(study.raw, study.dataset, dataset, task)
+    read = reader.read(paths)
+    selected = _select(read, settings.only, study.dataset)
+    selection = _selection_name(settings.only)
+    # Copies belong to what was published: these are counted before copies are left out.
+    published = _images_of_classes(selected.rows, task)
+    if pseudonyms is not None:
+        hidden = _hide(selected, readings, pseudonyms)
+        _write_places(study.places_path, hidden.rows["image_id"], selected.rows, readings)
+        selected = hidden
+
+    rows = _join_copies(_sort(selected), readings)
+    near_copies = rows["pixels"].nunique() - rows["picture"].nunique()
+    consistent = copies.leave_out_conflicts(rows, settings.trusted)
+    single = copies.leave_out_copies(consistent.rows, settings.duplicates)
+    quarantined = selected.quarantined + consistent.quarantined + single.quarantined
+    table = _with_patient_id(single.rows, readings[0])
+    counts = _count_classes(table, task)
+    _check_every_class(study.raw, counts, quarantined)
+
+    tally = _Tally(
+        files_seen=len(paths),
+        other_files_ignored=ignored,
+        selection=selection,
+        not_selected=len(read.rows) - len(selected.rows),
+        near_copies=near_copies,
+        label_conflicts=len(consistent.quarantined),
+        quarantined=len(quarantined),
+        completeness=task.completeness(published, selection),
+    )
+    meta = _meta(study, card, task, pseudonyms, tally.label_conflicts)
+    manifest = Manifest(table.drop(columns=list(INTERNAL_COLUMNS)), meta)
+    manifest = manifest.write(study.manifest_path)
+    summary = _summary(manifest, card, counts, _count_flags(table), tally)
+    quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
+    summary.write(study.manifest_path.with_suffix(".json"))
+    return Ingested(manifest, summary, quarantined)
+
+
+# --- steps between the files and the manifest -----------------------------------------------------
+
+
+def _select(files: ReadFiles, only: Mapping[str, str], dataset: str) -> ReadFiles:
+    """Keep the images that have the values of `ingest.only`."""
+    rows = files.rows
+    is_kept = np.ones(len(rows), dtype=bool)
+    for column, value in only.items():
+        if column not in rows:
+            known = set(rows.columns) - set(INTERNAL_COLUMNS)
+            raise unknown_name("column", column, known, f" of dataset '{dataset}'")
+        has_value = rows[column] == value
+        if not has_value.any():
+            values = sorted(map(str, rows[column].unique()))
+            raise ConfigError(
+                f"ingest.only keeps {column} {value!r}, which no image has. Found are: "
+                f"{', '.join(values[:_VALUES_NAMED])}."
+            )
+        is_kept &= has_value.to_numpy()
+    if not is_kept.any():
+        raise ConfigError("No image has all the values of ingest.only together.")
+    return replace(
+        files,
+        rows=rows[is_kept].reset_index(drop=True),
+        thumbnails=files.thumbnails[is_kept],
+    )
+
+
+def _hide(files: ReadFiles, readings: Sequence[str], pseudonyms: Pseudonyms) -> ReadFiles:
+    """Replace the ids of images and patients by keyed hashes, and leave the paths empty."""
+    paths = files.rows["path"]
+    image_ids = [pseudonyms.of("image", path) for path in paths]
+    rows = files.rows.assign(image_id=image_ids, path="")
+    for reading in readings:
+        hash_of = {}
+        for patient in rows[reading].unique():
+            hash_of[patient] = pseudonyms.of(f"patient/{reading}", patient)
+        rows[reading] = rows[reading].map(hash_of)
+    quarantined = []
+    for item in files.quarantined:
+        image_id = pseudonyms.of("image", item.image_id)
+        quarantined.append(Quarantined(image_id, item.reason))
+    return replace(files, rows=rows, quarantined=quarantined)
+
+
+def _write_places(
+    path: Path, image_ids: pd.Series, rows: pd.DataFrame, readings: Sequence[str]
+) -> None:
+    """Write the only file that leads from hashed ids back to people; it stays on this machine."""
+    places = rows[["path", *readings]].copy()
+    places.insert(0, "image_id", image_ids)
+    with atomic_path(path) as temporary:
+        places.sort_values("image_id").to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _sort(files: ReadFiles) -> ReadFiles:
+    """Order the images by their ids."""
+    order = np.argsort(files.rows["image_id"].to_numpy())
+    rows = files.rows.iloc[order]
+    return replace(
+        files,
+        rows=rows.reset_index(drop=True),
+        thumbnails=files.thumbnails[order],
+    )
+
+
+def _join_copies(files: ReadFiles, readings: Sequence[str]) -> pd.DataFrame:
+    """Name the picture of every image, and make one patient of those who share a picture."""
+    rows = files.rows.copy()
+    picture_of_row = copies.join_near_copies(rows["pixels"], files.thumbnails)
+    rows.insert(rows.columns.get_loc("path"), "picture", picture_of_row)
+    for reading in readings:
+        rows[reading] = copies.join_patients_who_share(picture_of_row, rows[reading])
+    return rows
+
+
+def _with_patient_id(rows: pd.DataFrame, reading: str) -> pd.DataFrame:
+    """Name the patient of every image, by one of the readings, in a column before `label`."""
+    table = rows.copy()
+    place = table.columns.get_loc("label")
+    table.insert(place, "patient_id", table[reading])
+    return table
+
+
+def _check_every_class(
+    raw: Path, counts: Mapping[str, ClassCount], quarantined: Sequence[Quarantined]
+) -> None:
+    empty = [name for name, count in counts.items() if count.images == 0]
+    if not empty:
+        return
+    usable = ", ".join(f"{name} {count.images}" for name, count in counts.items())
+    first = f", the first: {quarantined[0].reason}" if quarantined else ""
+    raise DataError(
+        f"{raw} holds no image of class {', '.join(empty)} (found: {usable}); "
+        f"{len(quarantined)} files were left out{first}. A comparison needs every class; check that "
+        f"the folder is complete."
+    )
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def _count_classes(table: pd.DataFrame, task: Task) -> dict[str, ClassCount]:
+    """Images and patients by class."""
+    labels = table["label"].to_numpy()
+    return class_table(labels, table["patient_id"], task.classes)
+
+
+def _count_flags(table: pd.DataFrame) -> dict[str, int]:
+    """How many pictures are odd, by what is odd about them."""
+    counts = dict.fromkeys(images.FLAGS, 0)
+    for flags in table["odd"]:
+        for flag in flags:
+            counts[flag] += 1
+    return counts
+
+
+def _selection_name(only: Mapping[str, str]) -> str:
+    """A selection as "column=value", "" for everything; a dataset's card names it like this."""
+    return ", ".join(f"{column}={value}" for column, value in sorted(only.items()))
+
+
+def _images_of_classes(rows: pd.DataFrame, task: Task) -> dict[str, int]:
+    counts = np.bincount(rows["label"], minlength=len(task.classes))
+    return dict(zip(task.classes, counts.tolist()))
+
+
+def _meta(
+    study: Study, card: Card, task: Task, pseudonyms: Pseudonyms | None, label_conflicts: int
+) -> dict[str, Any]:
+    """The metadata inside the manifest."""
+    return {
         "study": study.name,
         "dataset": study.dataset,
         "classes": list(task.classes),
         "positive_class": task.positive_class,
-        "readings": readings,
+        "readings": list(card.readings),
         "official_reading": card.official_reading,
         "patient_ids": card.patient_ids,
-        "label_conflicts": len(conflicts),
-        "trusted": list(settings.trusted),
-        "pseudonym_key": hashed.fingerprint if hashed else None,
+        "label_conflicts": label_conflicts,
+        "trusted": list(study.settings.ingest.trusted),
+        "pseudonym_key": pseudonyms.fingerprint if pseudonyms else None,
         "settings": study.settings.sections("ingest"),
     }
-    manifest = Manifest(table.drop(columns=_INTERNAL), meta).write(study.manifest_path)
-    selection = ", ".join(f"{column}={value}" for column, value in sorted(settings.only.items()))
-    summary = {
-        **{
-            key: meta[key]
-            for key in ("study", "dataset", "classes", "positive_class", "patient_ids")
-        },
-        "source": card.source,
-        "licence": card.licence,
-        "citation": card.citation,
-        "manifest": manifest.digest,
-        "images": len(table),
-        "patients": int(table["patient_id"].nunique()),
-        "pseudonymised": hashed is not None,
-        "files_seen": len(paths),
-        "other_files_ignored": ignored,
-        "selection": selection,
-        "not_selected": left_out,
-        "quarantined": len(quarantined),
-        "near_copies": near,
-        "label_conflicts": len(conflicts),
-        "flagged": {
-            flag: int(table["odd"].map(lambda odd, flag=flag: flag in odd).sum())
-            for flag in images.FLAGS
-        },
-        "by_class": counts,
-        "minority_classes": [task.classes[label] for label in minority_labels(manifest.counts())],
-        "imbalance_ratio": imbalance_ratio(manifest.counts()),
-        # Copies belong to what was published: the count is taken before they are dropped.
-        "completeness": task.completeness(
-            {name: row["images"] for name, row in found.items()}, selection
-        ),
-    }
-    with atomic_path(study.manifest_path.with_suffix(".quarantine.csv")) as path:
-        frame = pd.DataFrame(quarantined, columns=["image_id", "reason"])
-        frame.sort_values("image_id").to_csv(path, index=False, lineterminator="\n")
-    write_json(study.manifest_path.with_suffix(".json"), summary)
-    return manifest, {**summary, "quarantine": quarantined}
 
 
-def _read(
-    study: Study, dataset: Dataset, task: Task, paths: Sequence[str]
-) -> tuple[pd.DataFrame, np.ndarray, list[dict[str, str]]]:
-    """One row and one thumbnail per usable file; the rest with the reason why not."""
-    rows: list[dict[str, Any]] = []
-    thumbnails: list[np.ndarray] = []
-    quarantined: list[dict[str, str]] = []
-    # Small images are read faster than threads can be handed over: a few at a time.
-    pieces = [paths[start : start + _PIECE] for start in range(0, len(paths), _PIECE)]
-    read = parallel.in_threads(
-        lambda piece: [_examine(study.raw, path, dataset, task) for path in piece], pieces
+def _summary(
+    manifest: Manifest,
+    card: Card,
+    counts: dict[str, ClassCount],
+    flagged: dict[str, int],
+    tally: _Tally,
+) -> IngestSummary:
+    """The counts of a manifest and of what was left out of it."""
+    images_of_class = manifest.counts()
+    minority = [manifest.classes[label] for label in minority_labels(images_of_class)]
+    return IngestSummary(
+        study=manifest.meta["study"],
+        dataset=manifest.meta["dataset"],
+        classes=list(manifest.classes),
+        positive_class=manifest.positive_class,
+        patient_ids=card.patient_ids,
+        source=card.source,
+        licence=card.licence,
+        citation=card.citation,
+        manifest=manifest.digest,
+        images=len(manifest.table),
+        patients=manifest.table["patient_id"].nunique(),
+        pseudonymised=manifest.meta["pseudonym_key"] is not None,
+        files_seen=tally.files_seen,
+        other_files_ignored=tally.other_files_ignored,
+        selection=tally.selection,
+        not_selected=tally.not_selected,
+        quarantined=tally.quarantined,
+        near_copies=tally.near_copies,
+        label_conflicts=tally.label_conflicts,
+        flagged=flagged,
+        by_class=counts,
+        minority_classes=minority,
+        imbalance_ratio=imbalance_ratio(images_of_class),
+        completeness=tally.completeness,
     )
-    examined = (result for piece in read for result in piece)
-    for row, thumbnail in parallel.progress(examined, f"reading {study.raw}", len(paths), "images"):
-        if thumbnail is None:
-            quarantined.append(row)
-        else:
-            rows.append(row)
-            thumbnails.append(thumbnail)
-    if not rows:
-        raise DataError(
-            f"None of the {len(paths)} image files in {study.raw} can be used for '{study.dataset}'. "
-            f"First reason: {quarantined[0]['reason']}"
-        )
-    return pd.DataFrame(rows), np.stack(thumbnails), quarantined
-
-
-def _examine(
-    raw: Path, path: str, dataset: Dataset, task: Task
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """The row of one file and its thumbnail, or the reason why it cannot be used and nothing."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        readable = os.fsencode(path).decode("utf-8", "backslashreplace")
-        return {"image_id": readable, "reason": "the file name is not valid UTF-8"}, None
-    try:
-        parsed = dataset.parse(PurePosixPath(path))
-        content = images.read(raw, path)
-        pixels = images.decode(content)
-    except Unrecognised as error:
-        return {"image_id": path, "reason": f"not recognised: {error}"}, None
-    except OSError as error:  # its full text holds the path
-        return {"image_id": path, "reason": f"unreadable: {error.strerror}"}, None
-    except ValueError as error:
-        return {"image_id": path, "reason": f"unreadable: {error}"}, None
-    thumbnail = duplicates.thumbnail(pixels)
-    pixels_digest = hashlib.sha256(repr(pixels.shape).encode())
-    pixels_digest.update(pixels.data)
-    name = task.class_of(parsed.class_name)
-    return {
-        "image_id": path,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "pixels": pixels_digest.hexdigest(),
-        "odd": images.flags(pixels, grey=True),
-        "path": path,
-        "label": task.classes.index(name),
-        "class_name": name,
-        **parsed.patients,
-        "width_px": pixels.shape[1],
-        "height_px": pixels.shape[0],
-        "bytes": len(content),
-        "grey_mean": round(float(thumbnail.mean()), 4),
-        **parsed.columns,
-    }, thumbnail
-
-
-def _selected(rows: pd.DataFrame, only: Mapping[str, str], study: Study) -> np.ndarray:
-    """Boolean (num_rows,): the images that `ingest.only` keeps."""
-    kept = np.ones(len(rows), dtype=bool)
-    for column, value in only.items():
-        if column not in rows:
-            raise unknown_name(
-                "column",
-                column,
-                set(rows.columns) - set(_INTERNAL),
-                f" of dataset '{study.dataset}'",
-            )
-        if not (rows[column] == value).any():
-            raise ConfigError(
-                f"ingest.only keeps {column} {value!r}, which no image has. Found are: "
-                f"{', '.join(sorted(map(str, rows[column].unique()))[:10])}."
-            )
-        kept &= (rows[column] == value).to_numpy()
-    if not kept.any():
-        raise ConfigError("No image has all the values of ingest.only together.")
-    return kept
-
-
-def _hide(rows: pd.DataFrame, readings: list[str], hashed: Pseudonyms) -> pd.DataFrame:
-    rows = rows.assign(image_id=[hashed.of("image", path) for path in rows["path"]], path="")
-    for reading in readings:
-        known = {value: hashed.of(f"patient/{reading}", value) for value in rows[reading].unique()}
-        rows[reading] = rows[reading].map(known)
-    return rows
-
-
-def _write_places(study: Study, image_ids: pd.Series, places: pd.DataFrame) -> None:
-    """The only file that leads from hashed ids back to people; it stays on this machine."""
-    with atomic_path(study.places_path) as path:
-        table = places.assign(image_id=image_ids)[["image_id", *places.columns]]
-        table.sort_values("image_id").to_csv(path, index=False, lineterminator="\n")
-
-
-def _group(rows: pd.DataFrame, thumbnails: np.ndarray, readings: list[str]) -> int:
-    """Name the picture of every row, join the patients who share one, and return the number of near copies.
-
-    Exact copies have the same pixels whatever the file; near copies are found by `duplicates`.
-    """
-    digests, first, code = np.unique(
-        rows["pixels"].to_numpy(), return_index=True, return_inverse=True
-    )
-    pairs = duplicates.near_pairs(thumbnails[first])
-    group = _components(pairs[:, 0], pairs[:, 1], len(digests))
-    rows.insert(
-        2,
-        "picture",
-        digests[pd.Series(np.arange(len(digests))).groupby(group).transform("min")][code],
-    )
-    for reading in readings:
-        people, names = pd.factorize(rows[reading], sort=True)
-        whole = _components(people, len(names) + group[code], len(names) + len(digests))[
-            : len(names)
-        ]
-        smallest = pd.Series(np.arange(len(names))).groupby(whole).transform("min").to_numpy()
-        rows[reading] = np.asarray(names)[smallest][people]
-    return len(digests) - len(np.unique(group))
-
-
-def _components(start: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
-    """The connected component of each node of a graph, int (size,)."""
-    graph = coo_array((np.ones(len(start), dtype=np.int8), (start, end)), shape=(size, size))
-    return connected_components(graph, directed=False)[1]
-
-
-def _conflicts(
-    rows: pd.DataFrame, trusted: Sequence[str]
-) -> tuple[pd.DataFrame, list[dict[str, str]]]:
-    """Quarantine pictures filed under two classes, but for the images whose label the user vouches for."""
-    if unknown := sorted(set(trusted) - set(rows["image_id"])):
-        raise ConfigError(
-            f"ingest.trusted names {unknown[0]!r}, which is no usable image of this study."
-        )
-    vouched = rows["image_id"].isin(trusted)
-    for _, labels in rows[vouched].groupby("pixels")["class_name"]:
-        if labels.nunique() > 1:
-            names = ", ".join(rows.loc[labels.index, "image_id"])
-            raise DataError(
-                f"ingest.trusted vouches for {names}, the same pixels under two classes. Trust one."
-            )
-    conflict = (rows.groupby("picture")["label"].transform("nunique") > 1) & ~vouched
-    quarantined = []
-    for digest in rows.loc[conflict, "picture"].unique():
-        group = rows[rows["picture"] == digest]
-        classes = " and ".join(sorted(group["class_name"].unique()))
-        for name, pixels in group.loc[conflict, ["image_id", "pixels"]].itertuples(index=False):
-            others = group[(group["image_id"] != name)]
-            kind = "same" if (others["pixels"] == pixels).any() else "nearly the same"
-            text = f"label conflict: {kind} picture as {others['image_id'].iloc[0]}, filed under {classes}; decide with"
-            quarantined.append({"image_id": name, "reason": f"{text} ingest.trusted"})
-    return rows[~conflict].reset_index(drop=True), quarantined
-
-
-def _drop_copies(rows: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, list[dict[str, str]]]:
-    """Drop all but the first of each picture; near copies only under `drop_near`.
-
-    A copy on the other published side stays, so that official results are those of the published sides.
-    """
-    if rule == "keep":
-        return rows, []
-    sides = [column for column in rows if str(column).startswith("official_split")]
-    same = rows.groupby(["picture" if rule == "drop_near" else "pixels", *sides])
-    first = same["image_id"].transform("first")
-    surplus = rows["image_id"] != first
-    exact = rows["pixels"] == same["pixels"].transform("first")
-    quarantined = [
-        {"image_id": name, "reason": f"{'exact' if is_exact else 'near'} duplicate of {original}"}
-        for name, original, is_exact in zip(
-            rows.loc[surplus, "image_id"], first[surplus], exact[surplus]
-        )
-    ]
-    return rows[~surplus].reset_index(drop=True), quarantined
-
-
-def _every_class_present(
-    study: Study, counts: Mapping[str, Any], quarantined: list[dict[str, str]]
-) -> None:
-    empty = [name for name, row in counts.items() if row["images"] == 0]
-    if empty:
-        found = ", ".join(f"{name} {row['images']}" for name, row in counts.items())
-        raise DataError(
-            f"{study.raw} holds no image of class {', '.join(empty)} (found: {found}); {len(quarantined)} files were "
-            f"left out{', the first: ' + quarantined[0]['reason'] if quarantined else ''}. A comparison needs every "
-            f"class; check that the folder is complete."
-        )

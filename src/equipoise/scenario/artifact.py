@@ -1,21 +1,82 @@
-"""The model folder of a result: what stands in it, and the network made from it again."""
+"""The model folder of a result: the parts of a served model written, and a network made of them again.
+
+`head.npz` is the head, `backbone.npz` the weights of a fine-tuned backbone, `model.json` everything
+else that a prediction needs. `refit_predictions.parquet` is there after several folds only: what the
+refitted model says about every image, which service must reproduce.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from equipoise.core.config import Study
+from equipoise.core.documents import ServedModel
 from equipoise.core.errors import DataError
-from equipoise.core.files import read_json, write_json
+from equipoise.core.files import write_arrays, write_table
+from equipoise.core.records import CALIBRATED, probability_table
 from equipoise.embed import backbones
+from equipoise.evaluation.calibration import Calibrator
 from equipoise.scenario.head import Head
 from equipoise.scenario.network import with_head
 
-#: Images per call of the backbone while predicting.
-_BATCH = 32
+_HEAD = "head.npz"
+_BACKBONE = "backbone.npz"
+_DESCRIPTION = "model.json"
+_REFIT_PREDICTIONS = "refit_predictions.parquet"
+
+
+@dataclass(frozen=True)
+class ServedParts:
+    """What a served model consists of, beside the backbone's own weights.
+
+    Attributes:
+        head: Logits from features.
+        backbone_weights: Tuned weights in Keras' order; None where the backbone was not trained.
+        calibrator: Probabilities from logits.
+        threshold: Locked operating point; None for more than two classes.
+    """
+
+    head: Head
+    backbone_weights: list[np.ndarray] | None
+    calibrator: Calibrator
+    threshold: float | None
+
+
+def write(folder: Path, parts: ServedParts, description: ServedModel) -> None:
+    """Write the parts of a served model into a model folder."""
+    parts.head.save(folder / _HEAD)
+    # Of an earlier, fine-tuned result: it would be taken for this one's backbone.
+    (folder / _BACKBONE).unlink(missing_ok=True)
+    if parts.backbone_weights is not None:
+        # The numbers in the names keep Keras' order when the names are sorted.
+        named = {f"w{index:04d}": value for index, value in enumerate(parts.backbone_weights)}
+        write_arrays(folder / _BACKBONE, **named)
+    description.write(folder / _DESCRIPTION)
+
+
+def write_refit_predictions(
+    folder: Path,
+    image_ids: Sequence[str] | pd.Series,
+    calibrated: np.ndarray,
+    classes: Sequence[str],
+) -> None:
+    """Write what a refitted model says about every image.
+
+    Args:
+        folder: The model folder.
+        image_ids: (num_images,).
+        calibrated: float64 (num_images, C), calibrated probabilities.
+        classes: C names.
+    """
+    table = probability_table(CALIBRATED, calibrated, classes)
+    table.insert(0, "image_id", image_ids)
+    write_table(folder / _REFIT_PREDICTIONS, table, {})
 
 
 def assemble(study: Study, backbone: str, result: Path) -> Any:
@@ -24,30 +85,37 @@ def assemble(study: Study, backbone: str, result: Path) -> Any:
     Args:
         study: For the backbone's weights.
         backbone: Its name.
-        result: Folder of the result, as `scenario.run` wrote it.
+        result: Folder of the result, as the scenario stage wrote it.
 
     Raises:
         DataError: When the backbone's weights are no longer those the result was made with.
     """
-    description = read_json(result / "model" / "model.json")
-    weights = study.settings.embed.weights_for(backbone)
+    folder = result / "model"
+    description = ServedModel.read(folder / _DESCRIPTION)
     network = backbones.build(
-        backbone, weights, description["image_size_px"], description["pipeline"]
+        backbone,
+        study.settings.embed.weights_for(backbone),
+        description.image_size_px,
+        description.pipeline,
+        study.root,
     )
-    if backbones.weights_digest(network) != description["weights_digest"]:
+    if backbones.weights_digest(network) != description.weights_digest:
         raise DataError(
-            f"The weights of {backbone} have changed since {result} was made. Restore them, or run `dvc repro`."
+            f"The weights of {backbone} have changed since {result} was made. Restore them, or run "
+            f"`dvc repro`."
         )
-    tuned = result / "model" / "backbone.npz"
+    tuned = folder / _BACKBONE
     if tuned.is_file():
         with np.load(tuned, allow_pickle=False) as saved:
             network.set_weights([saved[name] for name in sorted(saved.files)])
-    return with_head(network, Head.load(result / "model" / "head.npz"))
+    return with_head(network, Head.load(folder / _HEAD))
 
 
 def save(study: Study, backbone: str, result: Path, folder: Path) -> Path:
     """Write model.keras and model.json, all that service needs, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    assemble(study, backbone, result).save(folder / "model.keras")
-    write_json(folder / "model.json", read_json(result / "model" / "model.json"))
+    network = assemble(study, backbone, result)
+    network.save(folder / "model.keras")
+    description = ServedModel.read(result / "model" / _DESCRIPTION)
+    description.write(folder / _DESCRIPTION)
     return folder

@@ -1,25 +1,19 @@
-"""Solves linear heads for plans and objectives: many at once for trials, one by one in float64 for final fits.
-
-All heads of a search share one feature matrix $X$; a head is a column of row weights (rows left out weigh 0) with its
-own focusing, offsets and $l_2$. $X$ is rotated once into the eigenbasis of its Gram matrix, where the curvature is
-nearly diagonal, and a batched L-BFGS moves all heads together: one matrix product each way per step. Rows are walked in
-blocks: what lies in memory is one block, the numbers per row and head, and the Gram matrix.
-"""
+"""One linear head: fitted in float64 to a tight gradient, applied, saved and read back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from equipoise.core.errors import TrialFailed
-from equipoise.core.files import atomic_path
-from equipoise.scenario.rows import Rows, Standardiser, blocks
+from equipoise.core.files import write_arrays
+from equipoise.scenario.rows import Features, Rows, Standardiser, blocks
 from equipoise.scenario.solver import Rotated, solve
 from equipoise.strategies.base import Objective
 
+#: Norm of the preconditioned gradient at which a final fit counts as solved.
 FINAL_TOLERANCE = 1e-8
 
 
@@ -39,60 +33,73 @@ class Head:
     intercepts: np.ndarray
     gradient_norm: float
 
-    def logits(self, features: np.ndarray | Rows) -> np.ndarray:
+    def logits(self, features: Features) -> np.ndarray:
         """float64 (num_rows, C) of raw features (num_rows, num_features)."""
         logits = np.empty((len(features), len(self.intercepts)))
         for rows in blocks(len(features)):
-            logits[rows] = (
-                self.standardiser.apply(features[rows]) @ self.coefficients + self.intercepts
-            )
+            standardised = self.standardiser.apply(features[rows])
+            logits[rows] = standardised @ self.coefficients + self.intercepts
         return logits
 
     def save(self, path: Path) -> None:
         """Write an .npz of plain arrays."""
-        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-            fitted: dict[str, Any] = {**vars(self.standardiser), **vars(self)}
-            del fitted["standardiser"]
-            np.savez(handle, **fitted)
+        write_arrays(
+            path,
+            kept=self.standardiser.kept,
+            mean=self.standardiser.mean,
+            scale=self.standardiser.scale,
+            coefficients=self.coefficients,
+            intercepts=self.intercepts,
+            gradient_norm=np.asarray(self.gradient_norm),
+        )
 
     @classmethod
     def load(cls, path: Path) -> Head:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as saved:
-            standardiser = Standardiser(saved["kept"], saved["mean"], saved["scale"])
             return cls(
-                standardiser,
-                saved["coefficients"],
-                saved["intercepts"],
-                float(saved["gradient_norm"]),
+                standardiser=Standardiser(saved["kept"], saved["mean"], saved["scale"]),
+                coefficients=saved["coefficients"],
+                intercepts=saved["intercepts"],
+                gradient_norm=float(saved["gradient_norm"]),
             )
 
 
 def fit(
-    features: np.ndarray | Rows,
+    features: Features,
     labels: np.ndarray,
     draws: np.ndarray,
     objective: Objective,
     l2: float,
     standardiser: Standardiser,
+    scratch_folder: Path | None = None,
 ) -> Head:
-    """Final fit of one head in float64 to a tight gradient.
+    """Fit one head in float64 to a tight gradient.
 
     Args:
         features: float32 (num_rows, num_features), raw; rows may be augmented views.
         labels: int (num_rows,).
-        draws: int (num_rows,), how often the plan draws each row; rows with 0 are left out.
-        objective: Weights, focusing, offsets.
+        draws: float (num_rows,), how often the plan draws each row; rows with 0 are left out.
+        objective: Weights, focusing and offsets.
         l2: Penalty.
         standardiser: Fitted on the unresampled train rows.
+        scratch_folder: Where a copy of many rows lies, see `rows.scratch`.
 
     Raises:
         TrialFailed: When the objective is not a finite number.
     """
     used = np.flatnonzero(draws > 0)
-    rotated = Rotated.of(Rows(features, used, np.float64, standardiser))
-    weights = (draws[used] * objective.weights[labels[used]])[:, None].astype(np.float64)
-    solution = solve(rotated, labels[used], weights, [objective], np.array([l2]), FINAL_TOLERANCE)
+    used_labels = labels[used]
+    rotated = Rotated.of(Rows(features, used, np.float64, standardiser), scratch_folder)
+    row_weights = draws[used] * objective.weights[used_labels]
+    solution = solve(
+        rotated,
+        used_labels,
+        row_weights[:, None].astype(np.float64),
+        [objective],
+        np.array([l2]),
+        FINAL_TOLERANCE,
+    )
     if not np.isfinite(solution.objective[0]):
         raise TrialFailed("The final fit diverged: its objective is not a finite number.")
     coefficients = rotated.basis @ solution.parameters[:-1, :, 0]

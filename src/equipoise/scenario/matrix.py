@@ -1,11 +1,12 @@
-"""What a scenario reads: images, split and features of one study and backbone, checked against each other."""
+"""What a scenario reads: images, split and features, and the rows that a plan draws from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,9 +15,24 @@ from equipoise.core.errors import DataError, TrialFailed
 from equipoise.core.records import Manifest, Splits
 from equipoise.embed.store import FeatureStore
 from equipoise.scenario.rows import Rows, Standardiser, blocks, scratch
-from equipoise.strategies.base import Plan, TrainRows
+from equipoise.strategies.base import Objective, Plan, TrainRows
 
+#: Features, as an array or still on disk.
 Table = TypeVar("Table", bound=np.ndarray | Rows)
+
+
+class WeightedRows(NamedTuple, Generic[Table]):
+    """The rows that J heads are fitted to.
+
+    Attributes:
+        features: (num_all, width): the rows of the matrix, then those that plans mix.
+        labels: int (num_all,).
+        weights: float (num_all, J), what each row weighs for each head; 0 leaves it out.
+    """
+
+    features: Table
+    labels: np.ndarray
+    weights: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,7 @@ class TrainMatrix:
         num_classes: C.
         views: K, augmented views of each minority image.
         positive: Index of the positive class.
+        scratch_folder: Where copies of many rows lie, see `rows.scratch`.
     """
 
     features: np.ndarray | Rows
@@ -42,6 +59,7 @@ class TrainMatrix:
     num_classes: int
     views: int
     positive: int
+    scratch_folder: Path | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -51,72 +69,171 @@ class TrainMatrix:
     @cached_property
     def standardiser(self) -> Standardiser:
         """Fitted on the plain images, once each."""
-        return Standardiser.fit(
-            Rows(self.features, np.arange(len(self.image_labels)), self.features.dtype)
-        )
+        plain = np.arange(len(self.image_labels))
+        return Standardiser.fit(Rows(self.features, plain, self.features.dtype))
+
+    @cached_property
+    def row_of(self) -> np.ndarray:
+        """Row of each view of each image, int (num_images, K + 1); -1 where there is none."""
+        rows = np.full((len(self.image_labels), self.views + 1), -1)
+        rows[self.row, self.view] = np.arange(len(self.row))
+        return rows
 
     def train_rows(self, seed: int, inside: np.ndarray | None = None) -> TrainRows:
-        """What a strategy sees: all images, or those of an inner fold (int (num_inside,)) and nothing of the others."""
-        inside = np.arange(len(self.image_labels)) if inside is None else inside
+        """What a strategy sees of these images.
+
+        Args:
+            seed: Seed of every draw.
+            inside: int (num_inside,), the images of an inner fold, of which alone the strategy
+                learns; all of them when left out.
+        """
+        if inside is None:
+            inside = np.arange(len(self.image_labels))
         return TrainRows(
-            *(self.image_labels[inside], self.num_classes, self.views, seed, self.patients[inside]),
+            labels=self.image_labels[inside],
+            num_classes=self.num_classes,
+            views=self.views,
+            seed=seed,
+            patients=self.patients[inside],
             make_features=lambda: self.standardiser.apply(self.features[inside], np.float32),
         )
 
-    def draws(self, plan: Plan) -> np.ndarray:
-        """How often a plan draws each row, times the weight of the draws, float (num_rows,); mixed draws apart."""
-        place = np.full((len(self.image_labels), self.views + 1), -1)
-        place[self.row, self.view] = np.arange(len(self.row))
+    def every_row(self) -> Plan:
+        """A plan that draws each row once, augmented views included."""
+        return Plan.of(self.row, self.view)
+
+    def require_views(self, plan: Plan) -> None:
+        """Refuse a plan that draws augmented views which are not there.
+
+        Raises:
+            TrialFailed: When it does.
+        """
         plain = plan.mix == 0
-        drawn = place[plan.row[plain], plan.view[plain]]
+        drawn = self.row_of[plan.row[plain], plan.view[plain]]
         if (drawn < 0).any():
             raise TrialFailed(
-                "The plan draws augmented views of an image that has none; set embed.views_of to all."
+                "The plan draws augmented views of an image that has none; "
+                "set embed.views_of to all."
             )
+
+    def draws(self, plan: Plan) -> np.ndarray:
+        """How often a plan draws each row, times the weight of the draws, float (num_rows,).
+
+        Mixed draws are left out: their rows are not in the matrix.
+
+        Raises:
+            TrialFailed: When the plan draws augmented views which are not there.
+        """
+        self.require_views(plan)
+        plain = plan.mix == 0
+        drawn = self.row_of[plan.row[plain], plan.view[plain]]
         return np.bincount(drawn, weights=plan.weight[plain], minlength=len(self.row))
 
-    def with_mixed(
-        self, table: Table, draws: np.ndarray, mixed: Sequence[np.ndarray]
-    ) -> tuple[Table | np.ndarray, np.ndarray, np.ndarray]:
-        """Append the mixed rows of J plans, each different one once; without any everything is left as it is.
+    def weighted(
+        self,
+        plans: Sequence[Plan],
+        objectives: Sequence[Objective],
+        features: Table,
+    ) -> WeightedRows[Table | np.ndarray]:
+        """The rows that J heads are fitted to: draws of the row times the weight of its class.
 
         Args:
-            table: float (num_rows, width), the features or an affine image of them: points of a line stay on it.
+            plans: J plans.
+            objectives: J objectives; of them the weights are read.
+            features: (num_rows, width), the features or an affine image of them: mixed rows lie on
+                the same lines in both.
+
+        Raises:
+            TrialFailed: When a plan draws augmented views which are not there.
+        """
+        draws = np.empty((len(self.row), len(plans)))
+        for head, plan in enumerate(plans):
+            draws[:, head] = self.draws(plan)
+        mixed_draws = [mixed(plan) for plan in plans]
+        table, labels, weights = self.with_mixed(features, draws, mixed_draws)
+        class_weights = np.stack([objective.weights for objective in objectives], axis=1)
+        for block in blocks(len(labels)):
+            weights[block] *= class_weights[labels[block]]
+        return WeightedRows(table, labels, weights)
+
+    def with_mixed(
+        self,
+        features: Table,
+        draws: np.ndarray,
+        mixed_draws: Sequence[np.ndarray],
+    ) -> WeightedRows[Table | np.ndarray]:
+        """Append the mixed rows of J plans, each different one once.
+
+        Without mixed rows the features and the draws are returned as they are, uncopied.
+
+        Args:
+            features: (num_rows, width), the features or an affine image of them.
             draws: float (num_rows, J), as of `draws`.
-            mixed: J times float (num_mixed, 4), as of `mixed`.
+            mixed_draws: J times float (num_mixed, 4), as of `mixed`.
 
         Returns:
-            Rows (num_all, width), their labels int (num_all,) and draws float (num_all, J).
+            All rows, with the draws as their weights.
         """
-        owner, every = (
-            np.repeat(np.arange(len(mixed)), [len(rows) for rows in mixed]),
-            np.concatenate(mixed),
-        )
-        if not len(every):
-            return table, self.labels, draws
-        points, place = np.unique(every[:, :3], axis=0, return_inverse=True)
-        extra = np.zeros((len(points), len(mixed)))
-        np.add.at(extra, (place.ravel(), owner), every[:, 3])
-        row, partner = points[:, :2].astype(int).T
-        whole = scratch((len(table) + len(points), table.shape[1]), table.dtype)
-        for part in blocks(len(table)):
-            whole[part] = table[part]
-        appended = whole[len(table) :]
-        for part in blocks(len(points)):
-            first, mix = table[row[part]], points[part, 2:].astype(table.dtype)
-            appended[part] = first + mix * (table[partner[part]] - first)
+        plan_of = np.repeat(np.arange(len(mixed_draws)), [len(rows) for rows in mixed_draws])
+        every_draw = np.concatenate(mixed_draws)
+        if not len(every_draw):
+            return WeightedRows(features, self.labels, draws)
+        points, point_of = np.unique(every_draw[:, :3], axis=0, return_inverse=True)
+        extra = np.zeros((len(points), len(mixed_draws)))
+        np.add.at(extra, (point_of.ravel(), plan_of), every_draw[:, 3])
+        row = points[:, 0].astype(int)
         labels = np.concatenate([self.labels, self.image_labels[row]])
-        return whole, labels, np.concatenate([draws, extra])
+        return WeightedRows(
+            features=_appended(features, points, self.scratch_folder),
+            labels=labels,
+            weights=np.concatenate([draws, extra]),
+        )
 
 
 def mixed(plan: Plan) -> np.ndarray:
     """The mixed draws of a plan, float (num_mixed, 4): row, partner, mix, weight."""
-    return np.stack([plan.row, plan.partner, plan.mix, plan.weight], axis=1)[plan.mix > 0]
+    draws = np.stack([plan.row, plan.partner, plan.mix, plan.weight], axis=1)
+    return draws[plan.mix > 0]
+
+
+def _appended(
+    features: np.ndarray | Rows, points: np.ndarray, scratch_folder: Path | None
+) -> np.ndarray:
+    """Features with mixed rows below them.
+
+    Args:
+        features: (num_rows, width).
+        points: float (num_points, 3): row, partner, mix.
+        scratch_folder: Where the table lies when it is large.
+    """
+    row = points[:, 0].astype(int)
+    partner = points[:, 1].astype(int)
+    num_rows, width = features.shape
+    shape = (num_rows + len(points), width)
+    table = scratch(shape, features.dtype, scratch_folder)
+    for block in blocks(num_rows):
+        table[block] = features[block]
+    appended = table[num_rows:]
+    for block in blocks(len(points)):
+        first = features[row[block]]
+        second = features[partner[block]]
+        mix = points[block, 2:].astype(features.dtype)
+        appended[block] = first + mix * (second - first)
+    return table
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a scenario reads: a study's images, split and features of one backbone, checked against each other."""
+    """What a scenario reads, checked against each other: a study's images, split and features.
+
+    Attributes:
+        study: Name and settings.
+        backbone: Whose features are read.
+        scenario: Name of the strategy.
+        manifest: One row per image.
+        splits: The part of each image in each round.
+        store: The features.
+    """
 
     study: Study
     backbone: str
@@ -127,19 +244,25 @@ class Inputs:
 
     @classmethod
     def read(cls, study: Study, backbone: str, scenario: str) -> Inputs:
-        """Read the parents and refuse any that was made from another manifest."""
+        """Read what the stages before this one wrote.
+
+        Raises:
+            DataError: When the split or the features were made from another manifest.
+        """
         manifest = Manifest.read(study.manifest_path)
-        split = Splits.read(study.splits_path)
+        splits = Splits.read(study.splits_path)
         store = FeatureStore.open(study.features_path(backbone))
-        for name, parent, verb in (
-            (study.splits_path, split.meta["manifest"], "split"),
-            (study.features_path(backbone), store.meta["manifest"], "embed"),
-        ):
+        parents = {
+            study.splits_path: (splits.meta["manifest"], "split"),
+            study.features_path(backbone): (store.meta["manifest"], "embed"),
+        }
+        for path, (parent, verb) in parents.items():
             if parent != manifest.digest:
                 raise DataError(
-                    f"{name} was made from another manifest than {study.manifest_path}. Run {verb} again."
+                    f"{path} was made from another manifest than {study.manifest_path}. "
+                    f"Run {verb} again."
                 )
-        return cls(study, backbone, scenario, manifest, split, store)
+        return cls(study, backbone, scenario, manifest, splits, store)
 
     @property
     def positive(self) -> int:
@@ -151,35 +274,46 @@ class Inputs:
         return self.manifest.table["label"].to_numpy()[images]
 
     def train_matrix(self, images: np.ndarray, patients: np.ndarray) -> TrainMatrix:
-        """Features of train images, int positions in the manifest, and of the augmented views there are of them."""
-        table = self.manifest.table.iloc[images]
-        digests = table["sha256"].to_numpy()
+        """Features of train images and of the augmented views there are of them.
+
+        Args:
+            images: int (num_images,), positions in the manifest.
+            patients: (num_images,), patient of each.
+        """
         views = self.study.settings.embed.views
-        has_views = np.array([views > 0 and (digest, 1) in self.store.row_of for digest in digests])
+        digests = self._digests(images)
+        has_views = [views > 0 and (digest, 1) in self.store.row_of for digest in digests]
         viewed = np.flatnonzero(has_views)
-        row = np.concatenate([np.arange(len(images)), np.tile(viewed, views)])
-        view = np.concatenate(
-            [np.zeros(len(images), dtype=int), np.repeat(np.arange(1, views + 1), len(viewed))]
-        )
+        plain = np.arange(len(images))
+        row = np.concatenate([plain, np.tile(viewed, views)])
+        view_numbers = np.repeat(np.arange(1, views + 1), len(viewed))
+        view = np.concatenate([np.zeros_like(plain), view_numbers])
+        stored = self.store.rows(digests[row], view)
         return TrainMatrix(
-            features=Rows(
-                self.store.matrix, self.store.rows(digests[row], view), self.store.matrix.dtype
-            ),
+            features=Rows(self.store.matrix, stored, self.store.matrix.dtype),
             row=row,
             view=view,
-            image_labels=table["label"].to_numpy(),
+            image_labels=self.labels(images),
             patients=patients,
             num_classes=len(self.manifest.classes),
             views=views,
             positive=self.positive,
+            scratch_folder=self.study.cache_path,
         )
 
     def rows(self, images: np.ndarray) -> Rows:
-        """Plain features of images, positions in the manifest, float32 (num_images, num_features), still on disk."""
-        digests = self.manifest.table["sha256"].to_numpy()[images]
-        chosen = self.store.rows(digests, np.zeros(len(images), dtype=int))
-        return Rows(self.store.matrix, chosen, self.store.matrix.dtype)
+        """Plain features of images, float32 (num_images, num_features), still on disk.
+
+        Args:
+            images: int (num_images,), positions in the manifest.
+        """
+        plain = np.zeros(len(images), dtype=int)
+        stored = self.store.rows(self._digests(images), plain)
+        return Rows(self.store.matrix, stored, self.store.matrix.dtype)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """What `rows` names, read."""
         return self.rows(images)[:]
+
+    def _digests(self, images: np.ndarray) -> Any:
+        return self.manifest.table["sha256"].to_numpy()[images]

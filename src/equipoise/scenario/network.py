@@ -9,40 +9,65 @@ import numpy as np
 from equipoise.scenario.head import Head
 from equipoise.scenario.rows import Standardiser
 
+_HEAD_LAYER = "logits"
 
-def with_head(network: Any, head: Head) -> Any:
-    """Put a solved head on a backbone: standardisation and coefficients as one dense layer in float64.
+
+def with_head(backbone: Any, head: Head) -> Any:
+    """Put a solved head on a backbone: standardisation and coefficients become one dense layer.
 
     Args:
-        network: keras.Model, pixels -> features.
+        backbone: keras.Model, pixels -> features.
         head: The head.
 
     Returns:
-        keras.Model from pixels to float64 logits (batch, C); the layer "logits" is the head.
+        keras.Model from pixels to float64 logits (batch, C); its layer "logits" is the head.
     """
     import keras
 
-    scale = head.standardiser.scale
-    coefficients = np.zeros((network.output_shape[-1], head.coefficients.shape[1]))
-    coefficients[head.standardiser.kept] = head.coefficients / scale[:, None]
-    shift = (head.standardiser.mean / scale) @ head.coefficients
-    # float64: features of an untrained network vary by 1e-13 of their size, which float32 cannot subtract.
-    dense = keras.layers.Dense(coefficients.shape[1], dtype="float64", name="logits")
-    model = keras.Model(network.input, dense(network.output), name="equipoise")
-    dense.set_weights([coefficients, head.intercepts - shift])
-    return model
+    standardiser = head.standardiser
+    num_features = backbone.output_shape[-1]
+    num_classes = len(head.intercepts)
+    kernel = np.zeros((num_features, num_classes))
+    scale = standardiser.scale
+    kernel[standardiser.kept] = head.coefficients / scale[:, None]
+    relative_mean = standardiser.mean / scale
+    shift = relative_mean @ head.coefficients
+    # float64: features of an untrained network vary by 1e-13 of their size, which float32 cannot
+    # subtract.
+    dense = keras.layers.Dense(num_classes, dtype="float64", name=_HEAD_LAYER)
+    logits = dense(backbone.output)
+    network = keras.Model(backbone.input, logits, name="equipoise")
+    dense.set_weights([kernel, head.intercepts - shift])
+    return network
 
 
-def head_of(whole: Any, standardiser: Standardiser) -> Head:
-    """The tuned dense layer as a head on standardised features."""
-    kernel, bias = whole.get_layer("logits").get_weights()
-    coefficients = kernel[standardiser.kept] * standardiser.scale[:, None]
-    intercepts = bias + (standardiser.mean / standardiser.scale) @ coefficients
-    return Head(standardiser, coefficients, intercepts, 0.0)
+def head_layer(network: Any) -> Any:
+    """The dense layer that `with_head` added."""
+    return network.get_layer(_HEAD_LAYER)
 
 
-def unfreeze(network: Any, prefixes: tuple[str, ...], freeze_batch_norm: bool) -> None:
-    """Leave only layers whose name starts with a prefix trainable, batch normalisation among them only when asked."""
-    for layer in network.layers:
-        frozen = freeze_batch_norm and type(layer).__name__ == "BatchNormalization"
-        layer.trainable = layer.name.startswith(prefixes) and not frozen
+def head_of(network: Any, standardiser: Standardiser) -> Head:
+    """Read the tuned dense layer back as a head on standardised features."""
+    kernel, bias = head_layer(network).get_weights()
+    scale = standardiser.scale
+    used = kernel[standardiser.kept]
+    coefficients = used * scale[:, None]
+    relative_mean = standardiser.mean / scale
+    shift = relative_mean @ coefficients
+    return Head(standardiser, coefficients, bias + shift, gradient_norm=0.0)
+
+
+def unfreeze(backbone: Any, prefixes: tuple[str, ...], freeze_batch_norm: bool) -> None:
+    """Make the layers whose name starts with a prefix trainable, and all others not.
+
+    Args:
+        backbone: keras.Model.
+        prefixes: Beginnings of names; "" is every layer.
+        freeze_batch_norm: Leave batch normalisation frozen among them.
+    """
+    for layer in backbone.layers:
+        chosen = layer.name.startswith(prefixes)
+        kind = type(layer).__name__
+        if freeze_batch_norm and kind == "BatchNormalization":
+            chosen = False
+        layer.trainable = chosen

@@ -2,77 +2,94 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from equipoise.core import images, parallel
-from equipoise.core.errors import DataError
+from equipoise.core import parallel
 from equipoise.core.files import atomic_path, digest_of
 from equipoise.embed import augment
 from equipoise.embed.embedder import PIPELINE, Embedder
 from equipoise.ingest import originals
 from equipoise.scenario.matrix import Inputs
 
-_DECODED = Path("data/cache/decoded")
-
 
 class Pixels:
-    """Images at the backbone's size by position in the manifest, decoded once for all scenarios and seeds.
+    """Images at the backbone's size, by position in the manifest; decoded once for all scenarios and seeds.
 
-    Each picture is one .npy named by the digest of its file, written whole: a killed run goes on, several at a time do
-    no harm, and another study shares it. Kept as uint8 where that loses nothing (the picture has that size already),
-    else as float32, because the served model sees unrounded pixels.
+    Each picture is one .npy named by the digest of its file and written whole. So a killed run goes on
+    where it stopped, several runs at a time do no harm, and studies share their pictures. A picture
+    that has the size already is kept as uint8, which loses nothing. Others are kept as float32, because
+    the served model sees unrounded pixels.
     """
 
     def __init__(self, inputs: Inputs, embedder: Embedder) -> None:
-        self.raw, self.policy = inputs.study.raw, inputs.study.settings.augment
-        self.digests = inputs.manifest.table["sha256"].to_numpy()
-        places = originals.locate(inputs.study, inputs.manifest)
-        self.paths = [places[name] for name in inputs.manifest.table["image_id"]]
-        self.embedder, self.size_px = embedder, embedder.size_px
-        self.folder = _DECODED / digest_of([self.size_px, PIPELINE, embedder.draft_px])[:24]
+        study = inputs.study
+        self.raw = study.raw
+        self.policy = study.settings.augment
+        self.embedder = embedder
+        self.size_px = embedder.size_px
+        table = inputs.manifest.table
+        self.digests = table["sha256"].to_numpy()
+        path_of = originals.locate(study, inputs.manifest)
+        image_ids = table["image_id"]
+        self.paths = [path_of[image_id] for image_id in image_ids]
+        made_by = [self.size_px, PIPELINE, embedder.draft_px]
+        key = digest_of(made_by)[:24]
+        self.folder = study.cache_path / "decoded" / key
 
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
+    def __call__(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
         """float32 (num_images, size_px, size_px, 3), 0..255."""
-        batch = np.empty((len(positions), self.size_px, self.size_px, 3), dtype=np.float32)
+        shape = (len(positions), self.size_px, self.size_px, 3)
+        batch = np.empty(shape, dtype=np.float32)
         for index, position in enumerate(positions):
-            batch[index] = self._read(position)
+            pixels = self._read(position)
+            batch[index] = pixels
         return batch
 
-    def fill(self, positions: np.ndarray) -> None:
+    def fill(self, positions: Iterable[int]) -> None:
         """Decode what is not there yet."""
-        missing = [position for position in positions if not self._file(position).is_file()]
-        shown = parallel.progress(
-            parallel.in_threads(self._decode, missing), "decoding", len(missing), "images"
-        )
+        missing = []
+        for position in positions:
+            file = self._file(position)
+            if not file.is_file():
+                missing.append(position)
+        decoded = parallel.in_threads(self._decode, missing)
+        total = len(missing)
+        shown = parallel.progress(decoded, "decoding", total, "images")
         for _ in shown:
             pass
 
     def parameters(self, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Numbers of the views, float32 (num_images, NUM_PARAMETERS)."""
-        drawn = zip(self.digests[positions], map(int, views))
-        return np.stack([augment.view_parameters(*one, self.policy, self.size_px) for one in drawn])
+        """Numbers that make the views, float32 (num_images, NUM_PARAMETERS)."""
+        drawn = []
+        for position, view in zip(positions, views):
+            digest = self.digests[position]
+            numbers = augment.view_parameters(digest, int(view), self.policy, self.size_px)
+            drawn.append(numbers)
+        return np.stack(drawn)
 
     def _file(self, position: int) -> Path:
-        return self.folder / f"{self.digests[position]}.npy"
+        digest = self.digests[position]
+        return self.folder / f"{digest}.npy"
 
     def _read(self, position: int) -> np.ndarray:
+        file = self._file(position)
         try:
-            return np.load(self._file(position), allow_pickle=False)
+            return np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError):  # not there, or cut short by a full disk
             return self._decode(position)
 
     def _decode(self, position: int) -> np.ndarray:
         path = self.paths[position]
-        content = images.read(self.raw, path)
-        if hashlib.sha256(content).hexdigest() != self.digests[position]:
-            raise DataError(
-                f"{self.raw / path} is not the file that ingest read. Run `equipoise ingest` again."
-            )
+        digest = self.digests[position]
+        content = originals.read_unchanged(self.raw, path, digest)
         pixels = self.embedder.load(content)
         rounded = pixels.astype(np.uint8)
-        with atomic_path(self._file(position)) as temporary, open(temporary, "wb") as handle:
-            np.save(handle, rounded if (rounded == pixels).all() else pixels, allow_pickle=False)
+        loses_nothing = (rounded == pixels).all()
+        kept = rounded if loses_nothing else pixels
+        file = self._file(position)
+        with atomic_path(file) as temporary, open(temporary, "wb") as handle:
+            np.save(handle, kept, allow_pickle=False)
         return pixels

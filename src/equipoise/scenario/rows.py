@@ -11,42 +11,55 @@ import numpy as np
 
 from equipoise.core.errors import TrialFailed
 
-#: Features or rows converted to float64 at a time.
-_BLOCK = 256
+#: Rows that lie in memory at a time. Copies of more rows lie in unnamed files, which the system pages.
+BLOCK_ROWS = 8192
+
+#: Features, or rows, that are converted to float64 at a time.
+CONVERSION_BLOCK = 256
+
+#: A feature whose spread is below this share of the median spread is dead.
+_DEAD_SPREAD_FRACTION = 1e-4
 
 
-#: Rows in memory at a time. Copies of more lie in files without a name, which the system pages.
-_BLOCK_ROWS = 8192
+def blocks(num_rows: int) -> list[slice]:
+    """Slices that cover the rows in order; each is small enough to lie in memory."""
+    slices = []
+    for start in range(0, num_rows, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, num_rows)
+        slices.append(slice(start, stop))
+    return slices
 
 
-_SCRATCH = Path("data/cache")
+def scratch(shape: tuple[int, int], dtype: Any, folder: Path | None = None) -> np.ndarray:
+    """Make an empty matrix: in memory when it is one block of rows, else in an unnamed file.
 
+    Args:
+        shape: (num_rows, width).
+        dtype: Of the matrix.
+        folder: Where the file lies, made if needed. Left out, it is the system's temporary folder,
+            which on some machines is memory itself.
 
-def blocks(rows: int) -> list[slice]:
-    """Slices that cover that many rows, each of what may lie in memory."""
-    return [slice(start, min(start + _BLOCK_ROWS, rows)) for start in range(0, rows, _BLOCK_ROWS)]
-
-
-def scratch(shape: tuple[int, int], dtype: Any) -> np.ndarray:
-    """An empty matrix: in memory when it is one block, else in a file that goes with the last who holds it."""
-    if shape[0] <= _BLOCK_ROWS:
+    Returns:
+        The matrix. Its file is gone when nothing refers to the matrix any more.
+    """
+    if shape[0] <= BLOCK_ROWS:
         return np.empty(shape, dtype)
-    _SCRATCH.mkdir(
-        parents=True, exist_ok=True
-    )  # not the system's temporary folder, which may itself be memory
-    with tempfile.TemporaryFile(dir=_SCRATCH) as file:
-        return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        mapped = np.memmap(file, dtype, "w+", shape=shape)
+    return np.asarray(mapped)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Chosen rows of a matrix, read, and standardised if wanted, only where they are indexed.
+    """Chosen rows of a matrix. They are read, and standardised, only where they are indexed.
 
     Attributes:
         matrix: (any, num_features), as a rule a memory map.
-        chosen: int (num_rows,).
-        standardiser: Applied to what is read; None reads raw features.
+        chosen: int (num_rows,), rows of the matrix.
         dtype: Of what is read.
+        standardiser: Applied to what is read; None reads raw features.
     """
 
     matrix: np.ndarray | Rows
@@ -57,24 +70,30 @@ class Rows:
     @property
     def shape(self) -> tuple[int, int]:
         """(num_rows, num_features)."""
-        return len(self.chosen), self.matrix.shape[1] if self.standardiser is None else len(
-            self.standardiser.kept
-        )
+        if self.standardiser is None:
+            return len(self.chosen), self.matrix.shape[1]
+        return len(self.chosen), len(self.standardiser.kept)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        found = self.matrix[self.chosen[rows]]
-        return found if self.standardiser is None else self.standardiser.apply(found, self.dtype)
+        raw = self.matrix[self.chosen[rows]]
+        if self.standardiser is None:
+            return raw
+        return self.standardiser.apply(raw, self.dtype)
+
+
+#: Features in memory, or chosen rows of a file.
+Features = np.ndarray | Rows
 
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Zero mean and unit spread per feature, fitted on unresampled train rows; dead features are left out.
+    """Gives each feature zero mean and unit spread, as measured on unresampled train rows.
 
     Attributes:
-        kept: int (num_kept,), the features used.
+        kept: int (num_kept,), the features that are used; dead ones are left out.
         mean: float64 (num_kept,).
         scale: float64 (num_kept,), standard deviations.
     """
@@ -84,46 +103,68 @@ class Standardiser:
     scale: np.ndarray
 
     @classmethod
-    def fit(cls, features: np.ndarray | Rows) -> Standardiser:
-        """Fit on float (num_rows, num_features).
+    def fit(cls, features: Features) -> Standardiser:
+        """Measure mean and spread of float (num_rows, num_features).
 
-        A feature is dead when its spread is below 1e-4 of the median spread, or below float32's resolution at its mean:
-        262 of 1,920 features of an untrained DenseNet201 are constant.
+        A feature is dead when its spread is below 1e-4 of the median spread, or below float32's
+        resolution at its mean. 262 of 1,920 features of an untrained DenseNet201 are constant.
+
+        Raises:
+            TrialFailed: When every feature is dead.
         """
-        mean = _column_totals(features) / len(features)
-        spread = np.sqrt(_column_totals(features, mean) / len(features))
-        alive = spread[spread > 0]
-        floor = 1e-4 * np.median(alive) if alive.size else np.inf
-        kept = np.flatnonzero(spread > np.maximum(floor, np.finfo(np.float32).eps * np.abs(mean)))
+        num_rows = len(features)
+        mean = _column_totals(features) / num_rows
+        spread = np.sqrt(_column_totals(features, mean) / num_rows)
+        varying = spread[spread > 0]
+        least_spread = np.inf
+        if varying.size:
+            least_spread = _DEAD_SPREAD_FRACTION * np.median(varying)
+        resolution = np.finfo(np.float32).eps * np.abs(mean)
+        is_alive = spread > np.maximum(least_spread, resolution)
+        kept = np.flatnonzero(is_alive)
         if kept.size == 0:
             raise TrialFailed(
-                "Every feature is the same for all train images, so nothing can be learned. Check weights and images."
+                "Every feature is the same for all train images, so nothing can be learned. "
+                "Check weights and images."
             )
         return cls(kept, mean[kept], spread[kept])
 
-    def apply(self, features: np.ndarray | Rows, dtype: Any = np.float64) -> np.ndarray:
-        """Standardise float (num_rows, num_features) to (num_rows, num_kept)."""
-        # In float64 whatever comes out: features of an untrained network vary by 1e-13 of their size.
-        # Column by column, as numpy lays out chosen columns: products of the other layout round differently.
-        standardised = np.empty((len(features), len(self.kept)), dtype, order="F")
-        for start in range(0, len(features), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            standardised[rows] = (features[rows][:, self.kept] - self.mean) / self.scale
+    def apply(self, features: Features, dtype: Any = np.float64) -> np.ndarray:
+        """Standardise float (num_rows, num_features) to `dtype` (num_rows, num_kept)."""
+        # Column by column, as numpy lays out chosen columns: products of the other layout round
+        # differently.
+        num_rows = len(features)
+        shape = (num_rows, len(self.kept))
+        standardised = np.empty(shape, dtype, order="F")
+        for start in range(0, num_rows, CONVERSION_BLOCK):
+            rows = slice(start, start + CONVERSION_BLOCK)
+            raw = features[rows][:, self.kept]
+            # float64 whatever `dtype` is: features of an untrained network vary by 1e-13 of their
+            # size, which float32 cannot subtract.
+            standardised[rows] = (raw - self.mean) / self.scale
         return standardised
 
 
-def _column_totals(features: np.ndarray | Rows, mean: np.ndarray | None = None) -> np.ndarray:
-    """Sum of each feature, or of its squared distance to its mean, in float64: (num_features,)."""
+def _column_totals(features: Features, mean: np.ndarray | None = None) -> np.ndarray:
+    """Sum each feature, or with a mean its squared distance to it: float64 (num_features,)."""
     totals = np.zeros(features.shape[1])
-    pieces = np.array_split(
-        np.arange(len(totals)), -(-len(totals) // _BLOCK)
-    )  # never one column: it sums differently
+    column_groups = _column_groups(len(totals))
     for rows in blocks(len(features)):
         part = features[rows]
-        for piece in pieces:
-            columns = slice(piece[0], piece[-1] + 1)
+        for columns in column_groups:
             values = part[:, columns].astype(np.float64)
-            totals[columns] += (values if mean is None else (values - mean[columns]) ** 2).sum(
-                axis=0
-            )
+            if mean is not None:
+                values = (values - mean[columns]) ** 2
+            totals[columns] += values.sum(axis=0)
     return totals
+
+
+def _column_groups(num_columns: int) -> list[slice]:
+    """Slices of about equal size that cover the columns; numpy sums a single column differently."""
+    num_groups = -(-num_columns // CONVERSION_BLOCK)
+    columns = np.arange(num_columns)
+    groups = []
+    for group in np.array_split(columns, num_groups):
+        stop = group[-1] + 1
+        groups.append(slice(group[0], stop))
+    return groups

@@ -1,28 +1,37 @@
-"""Many linear heads at once: a shared rotation and limited-memory quasi-Newton steps."""
+"""Many linear heads at once: one rotation of the features, one objective for all of them.
+
+All heads of a search share one feature matrix $X$. A head is a column of row weights (rows that are
+left out weigh 0) with its own focusing, offsets and $l_2$. $X$ is rotated once into the eigenbasis of
+its Gram matrix, where the curvature is nearly diagonal. A batched L-BFGS then moves all heads
+together, with one matrix product each way per step. Rows are walked in blocks, so memory holds one
+block, the numbers per row and head, and the Gram matrix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh
 
-from equipoise.scenario.rows import Rows, blocks, scratch
+from equipoise.scenario import lbfgs
+from equipoise.scenario.lbfgs import Evaluated
+from equipoise.scenario.loss import focal
+from equipoise.scenario.rows import Features, blocks, scratch
 from equipoise.strategies.base import Objective
 
-#: Typical p(1-p) of a fitted model: scales the diagonal preconditioner. Any positive value gives the same optimum.
+#: Norm of the preconditioned gradient at which a head counts as solved while searching.
+SEARCH_TOLERANCE = 1e-4
+
+#: Typical p(1-p) of a fitted model: scales the preconditioner. Any positive value gives the same
+#: optimum.
 _CURVATURE = 0.15
 
-
-_MEMORY = 10
-
-
-_MAX_ITERATIONS = 500
-
-
-#: Gradient norms (preconditioned) at which a head is solved: searching, and final fits.
-SEARCH_TOLERANCE = 1e-4
+#: Directions whose eigenvalue is below this share of the largest one are left out.
+_RANK_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -40,30 +49,61 @@ class Rotated:
     spectrum: np.ndarray
 
     @classmethod
-    def of(cls, standardised: np.ndarray | Rows) -> Rotated:
-        """Rotate (num_rows, num_features); the smaller of the two Gram matrices is decomposed."""
-        count, width = standardised.shape
-        if count >= width:
-            gram = sum(_gram(standardised[rows]) for rows in blocks(count)) / count
-            # Any orthonormal basis gives the same optimum, so a search needs no float64 here: 3 times as fast.
-            single = gram.dtype == np.float32
-            values, basis = eigh(gram, overwrite_a=True, driver="evd" if single else None)
-            values = np.maximum(values, np.finfo(np.float32).eps * values[-1]) if single else values
+    def of(cls, standardised: Features, scratch_folder: Path | None = None) -> Rotated:
+        """Rotate a standardised matrix.
+
+        Args:
+            standardised: float32 or float64 (num_rows, num_features).
+            scratch_folder: Where a rotated matrix of many rows lies, see `rows.scratch`.
+        """
+        num_rows, num_features = standardised.shape
+        dtype = standardised.dtype
+        if num_rows >= num_features:
+            spectrum, basis = _eigenbasis_of_features(standardised)
         else:
-            whole = standardised[:]
-            values, left = eigh((whole @ whole.T).astype(np.float64) / count, overwrite_a=True)
-            basis = whole.T @ (left / np.sqrt(np.maximum(values, np.finfo(float).tiny) * count))
-        kept = values > 1e-10 * values[-1]
-        basis = basis[:, kept].astype(standardised.dtype)
-        matrix = scratch((count, basis.shape[1] + 1), standardised.dtype)
-        matrix[:, -1] = 1
-        for rows in blocks(count):
-            matrix[rows, :-1] = standardised[rows] @ basis
-        return cls(matrix, basis, values[kept])
+            spectrum, basis = _eigenbasis_of_rows(standardised[:])
+        least = _RANK_TOLERANCE * spectrum[-1]
+        kept = spectrum > least
+        spectrum = spectrum[kept]
+        basis = basis[:, kept].astype(dtype)
+        rank = len(spectrum)
+        matrix = scratch((num_rows, rank + 1), dtype, scratch_folder)
+        matrix[:, rank] = 1
+        for rows in blocks(num_rows):
+            part = standardised[rows]
+            matrix[rows, :rank] = part @ basis
+        return cls(matrix, basis, spectrum)
 
 
-def _gram(part: np.ndarray) -> np.ndarray:
-    return part.T @ part
+def _eigenbasis_of_features(standardised: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending eigenvalues and eigenvectors of $X^T X / n$; for at least as many rows as features."""
+    num_rows = len(standardised)
+    total: Any = 0
+    for rows in blocks(num_rows):
+        part = standardised[rows]
+        total = total + part.T @ part
+    gram = total / num_rows
+    if gram.dtype != np.float32:
+        return eigh(gram, overwrite_a=True)
+    # Any orthonormal basis gives the same optimum, so a search needs no float64 here: 3 times as
+    # fast.
+    eigenvalues, basis = eigh(gram, overwrite_a=True, driver="evd")
+    resolution = np.finfo(np.float32).eps
+    least = resolution * eigenvalues[-1]
+    return np.maximum(eigenvalues, least), basis
+
+
+def _eigenbasis_of_rows(standardised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same by way of the smaller $X X^T / n$; for fewer rows than features."""
+    num_rows = len(standardised)
+    products = standardised @ standardised.T
+    gram = products.astype(np.float64) / num_rows
+    eigenvalues, left_vectors = eigh(gram, overwrite_a=True)
+    tiny = np.finfo(float).tiny
+    positive = np.maximum(eigenvalues, tiny)
+    singular_values = np.sqrt(positive * num_rows)
+    scaled_vectors = left_vectors / singular_values
+    return eigenvalues, standardised.T @ scaled_vectors
 
 
 @dataclass(frozen=True)
@@ -72,7 +112,7 @@ class Solution:
 
     Attributes:
         parameters: (rank + 1, K, J), the last row is the intercept; K is 1 for two classes, else C.
-        gradient_norm: (J,).
+        gradient_norm: (J,), norm of the preconditioned gradient where the head stopped.
         objective: (J,), the value reached.
     """
 
@@ -89,91 +129,40 @@ def solve(
     l2: np.ndarray,
     tolerance: float,
 ) -> Solution:
-    r"""Minimise $L = \sum_i w_i (1-p_{y_i})^\gamma (-\log p_{y_i}) / \sum_i w_i + l_2 \lVert W \rVert^2 / 2$, J heads.
+    r"""Minimise the loss of J heads.
 
-    For two classes $W$ is one column (the logit of class 1), as in scikit-learn: its `C` is $1 / (l_2 \sum_i w_i)$
-    where its `sample_weight` is $w$. The intercept is not penalised.
+    $L = \sum_i w_i (1-p_{y_i})^\gamma (-\log p_{y_i}) / \sum_i w_i + l_2 \lVert W \rVert^2 / 2$
+
+    For two classes $W$ is one column (the logit of class 1), as in scikit-learn: its `C` is
+    $1 / (l_2 \sum_i w_i)$ where its `sample_weight` is $w$. The intercept is not penalised.
 
     Args:
         rotated: The rows, shared by all heads.
         labels: int (num_rows,).
-        row_weights: float (num_rows, J), >= 0, any scale: draws of the row times the weight of its class.
-        objectives: J objectives; of them focusing and offsets are read, the weights are in `row_weights`.
+        row_weights: float (num_rows, J), >= 0, any scale: draws of the row times the weight of its
+            class.
+        objectives: J objectives. Focusing and offsets are read; the weights are in `row_weights`.
         l2: float (J,), penalties > 0, no unit (features have unit spread).
         tolerance: Norm of the preconditioned gradient to stop at.
     """
-    problem, heads = (
-        _Problem(rotated, labels, row_weights, objectives, l2),
-        np.arange(row_weights.shape[1]),
+    problem = Problem(rotated, labels, row_weights, objectives, l2)
+    start = problem.start()
+    minimum = lbfgs.minimise(problem.evaluate, start, tolerance)
+    scale = problem.scale[:, None, :]
+    return Solution(
+        parameters=minimum.point * scale,
+        gradient_norm=minimum.gradient_norm,
+        objective=minimum.value,
     )
-    point = np.zeros((rotated.matrix.shape[1], problem.columns, len(heads)), dtype=problem.dtype)
-    solution = Solution(point.copy(), np.zeros(len(heads)), np.zeros(len(heads)))
-    value, gradient = problem.evaluate(point, heads)
-    steps: list[np.ndarray] = []
-    changes: list[np.ndarray] = []
-    stalled = np.zeros(len(heads), dtype=bool)
-    for iteration in range(_MAX_ITERATIONS + 1):
-        norm = np.sqrt(_dot(gradient, gradient))
-        done = (norm <= tolerance) | stalled | ~np.isfinite(value) | (iteration == _MAX_ITERATIONS)
-        # Dropping columns copies the history: worth it only when a good part of the batch is finished.
-        if done.all() or done.mean() > 0.25:
-            own = heads[done]
-            solution.parameters[..., own] = point[..., done] * problem.scale[:, None, own]
-            solution.gradient_norm[own], solution.objective[own] = norm[done], value[done]
-            if done.all():
-                break
-            heads, point, gradient, value = (
-                heads[~done],
-                point[..., ~done],
-                gradient[..., ~done],
-                value[~done],
-            )
-            steps = [step[..., ~done] for step in steps]
-            changes = [change[..., ~done] for change in changes]
-            stalled, done = stalled[~done], done[~done]
-        direction = _two_loop(gradient, steps, changes)
-        slope = _dot(gradient, direction)
-        uphill = ~(slope < 0)
-        direction[..., uphill] = -gradient[..., uphill]
-        slope[uphill] = -_dot(gradient, gradient)[uphill]
-        direction[..., done] = 0
-        length = np.ones(len(heads), dtype=problem.dtype)
-        if not steps:
-            length = np.minimum(
-                1, 1 / np.maximum(np.sqrt(_dot(direction, direction)), 1e-30)
-            ).astype(problem.dtype)
-        # Each head's step is halved until its objective falls enough, with room for rounding noise in the objective.
-        moved, new_value, new_gradient = point.copy(), value.copy(), gradient.copy()
-        noise = 10 * np.finfo(problem.dtype).eps * np.abs(value)
-        pending = np.flatnonzero(~done)
-        for _ in range(30):
-            trial = point[..., pending] + length[pending] * direction[..., pending]
-            trial_value, trial_gradient = problem.evaluate(trial, heads[pending])
-            fell = (
-                trial_value
-                <= value[pending] + 1e-4 * length[pending] * slope[pending] + noise[pending]
-            )
-            chosen = pending[fell]
-            moved[..., chosen] = trial[..., fell]
-            new_value[chosen], new_gradient[..., chosen] = (
-                trial_value[fell],
-                trial_gradient[..., fell],
-            )
-            pending = pending[~fell]
-            if not len(pending):
-                break
-            length[pending] *= 0.5
-        stalled[pending] = True
-        steps, changes = (
-            [*steps, moved - point][-_MEMORY:],
-            [*changes, new_gradient - gradient][-_MEMORY:],
-        )
-        point, value, gradient = moved, new_value, new_gradient
-    return solution
 
 
-class _Problem:
-    """Objective and gradient of J heads in preconditioned coordinates."""
+class Problem:
+    """Objective and gradient of J heads in preconditioned coordinates.
+
+    Attributes:
+        columns: K, columns of coefficients: 1 for two classes, else C.
+        scale: (rank + 1, J); plain parameters are preconditioned ones times this.
+    """
 
     def __init__(
         self,
@@ -183,112 +172,137 @@ class _Problem:
         objectives: Sequence[Objective],
         l2: np.ndarray,
     ) -> None:
-        self.matrix, self.dtype = rotated.matrix, rotated.matrix.dtype
-        classes = len(objectives[0].weights)
-        self.columns = 1 if classes == 2 else classes
-        self.blocks = blocks(len(self.matrix))
-        self.weights, totals = np.empty(weights.shape, self.dtype), weights.sum(axis=0)
-        for rows in self.blocks:
-            self.weights[rows] = weights[rows] / totals
-        self.focusing = np.array([objective.focusing for objective in objectives], dtype=self.dtype)
-        self.offsets = np.array([objective.offsets for objective in objectives], dtype=self.dtype).T
-        self.l2 = l2.astype(self.dtype)
-        self.penalised = np.append(np.ones(len(rotated.spectrum)), 0.0).astype(self.dtype)[
-            :, None, None
-        ]
-        curvature = np.append(rotated.spectrum, 1.0)[:, None]
-        self.scale = (1 / np.sqrt(_CURVATURE * curvature + self.penalised[:, 0] * l2)).astype(
-            self.dtype
-        )
+        dtype = rotated.matrix.dtype
+        num_classes = len(objectives[0].weights)
+        self.matrix = rotated.matrix
+        self.dtype = dtype
+        self.columns = 1 if num_classes == 2 else num_classes
         self.labels = labels
-        self.sign = np.where(labels == 1, 1, -1).astype(self.dtype)[:, None]
+        sign = np.where(labels == 1, 1, -1)
+        self.sign = sign.astype(dtype)[:, None]
+        self.weights = _shares(weights, dtype)
+        self.l2 = l2.astype(dtype)
+        focusing = [objective.focusing for objective in objectives]
+        self.focusing = np.array(focusing, dtype)
+        offsets = [objective.offsets for objective in objectives]
+        self.offsets = np.array(offsets, dtype).T
+        # 1 for a coefficient, 0 for the intercept.
+        _, num_parameters = rotated.matrix.shape
+        penalised = np.ones(num_parameters, dtype)
+        penalised[-1] = 0
+        self.penalised = penalised[:, None, None]
+        scale = _preconditioner(rotated.spectrum, penalised, l2)
+        self.scale = scale.astype(dtype)
 
-    def evaluate(self, scaled: np.ndarray, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values (j,) and gradients (rank + 1, K, j) of the chosen heads at preconditioned parameters."""
-        scale, l2 = self.scale[:, None, heads], self.l2[heads]
+    def start(self) -> np.ndarray:
+        """All parameters 0, (rank + 1, K, J)."""
+        num_parameters, num_heads = self.scale.shape
+        shape = (num_parameters, self.columns, num_heads)
+        return np.zeros(shape, self.dtype)
+
+    def evaluate(self, scaled: np.ndarray, heads: np.ndarray) -> Evaluated:
+        """Value and gradient of some heads.
+
+        Args:
+            scaled: (rank + 1, K, j), preconditioned parameters.
+            heads: int (j,), which of the J heads they are of.
+
+        Returns:
+            Values float64 (j,), and gradients (rank + 1, K, j) in preconditioned coordinates.
+        """
+        scale = self.scale[:, None, heads]
+        l2 = self.l2[heads]
         parameters = scaled * scale
-        flat = parameters.reshape(len(parameters), -1)
-        total, gradient = np.zeros(len(heads)), np.zeros_like(flat)
-        for rows in self.blocks:
-            part = self.matrix[rows]
-            scores = (part @ flat).reshape(len(part), self.columns, len(heads))
-            loss, slope = (self._binary if self.columns == 1 else self._softmax)(
-                scores, rows, heads
-            )
-            total += loss
-            gradient += part.T @ slope.reshape(len(part), -1)
-        shrunk = self.penalised * parameters
-        value = total + 0.5 * l2 * _dot(shrunk, shrunk)
-        return value, (gradient.reshape(parameters.shape) + l2 * shrunk) * scale
+        mean_loss = self._mean_loss(parameters, heads)
+        coefficients = self.penalised * parameters
+        squares = np.einsum("akj,akj->j", coefficients, coefficients)
+        value = mean_loss.value + 0.5 * l2 * squares
+        gradient = mean_loss.gradient + l2 * coefficients
+        return Evaluated(value, gradient * scale)
 
-    def _binary(
-        self, scores: np.ndarray, rows: slice, heads: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _mean_loss(self, parameters: np.ndarray, heads: np.ndarray) -> Evaluated:
+        """Weighted mean loss and its gradient in plain parameters (rank + 1, K, j)."""
+        num_heads = len(heads)
+        flat = parameters.reshape(len(parameters), -1)
+        value = np.zeros(num_heads)
+        gradient = np.zeros_like(flat)
+        block_loss = self._two_class_loss if self.columns == 1 else self._multi_class_loss
+        for rows in blocks(len(self.matrix)):
+            part = self.matrix[rows]
+            num_rows = len(part)
+            scores = part @ flat
+            scores = scores.reshape(num_rows, self.columns, num_heads)
+            loss = block_loss(scores, rows, heads)
+            value += loss.value
+            score_gradient = loss.gradient.reshape(num_rows, -1)
+            gradient += part.T @ score_gradient
+        return Evaluated(value, gradient.reshape(parameters.shape))
+
+    def _two_class_loss(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> Evaluated:
+        """Weighted loss of a block of rows, and its gradient in their scores (num_rows, 1, j)."""
+        weights = self.weights[rows][:, heads]
         sign = self.sign[rows]
-        margin = sign * (scores[:, 0] + (self.offsets[1] - self.offsets[0])[heads])
+        offset = self.offsets[1] - self.offsets[0]
+        shifted = scores[:, 0] + offset[heads]
+        margin = sign * shifted
+        # The exponent is never positive: nothing overflows.
         small = np.exp(-np.abs(margin))
         log_prob = np.minimum(margin, 0) - np.log1p(small)
-        wrong = np.where(margin >= 0, small, 1) / (1 + small)  # 1 - p of the true class
-        loss, slope = _focal(log_prob, 1 - wrong, wrong, self.focusing[heads])
-        weights = self.weights[rows][:, heads]
-        return _column_sums(weights, loss), (weights * sign * wrong * slope)[:, None, :]
+        wrong = np.where(margin >= 0, small, 1)
+        wrong = wrong / (1 + small)
+        prob = 1 - wrong
+        focusing = self.focusing[heads]
+        loss, slope = focal(log_prob, prob, wrong, focusing)
+        gradient = weights * sign * wrong * slope
+        return Evaluated(_weighted_sums(weights, loss), gradient[:, None, :])
 
-    def _softmax(
-        self, scores: np.ndarray, rows: slice, heads: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        logits = scores + self.offsets[:, heads]
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    def _multi_class_loss(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> Evaluated:
+        """Weighted loss of a block of rows, and its gradient in their scores (num_rows, C, j)."""
+        weights = self.weights[rows][:, heads]
+        offsets = self.offsets[:, heads]
+        log_probs = _log_softmax(scores + offsets)
         probs = np.exp(log_probs)
-        own = np.arange(len(scores)), self.labels[rows]
-        log_prob = log_probs[own]
-        wrong = 1 - probs[own]
-        loss, slope = _focal(log_prob, probs[own], wrong, self.focusing[heads])
-        toward = -probs
-        toward[own] += 1
-        weights = self.weights[rows][:, heads]
-        return _column_sums(weights, loss), (weights * slope)[:, None, :] * toward
+        numbers = np.arange(len(scores))
+        true_class = (numbers, self.labels[rows])
+        log_prob = log_probs[true_class]
+        prob = probs[true_class]
+        wrong = 1 - prob
+        focusing = self.focusing[heads]
+        loss, slope = focal(log_prob, prob, wrong, focusing)
+        log_prob_gradient = -probs
+        log_prob_gradient[true_class] += 1
+        weighted_slope = weights * slope
+        gradient = weighted_slope[:, None, :] * log_prob_gradient
+        return Evaluated(_weighted_sums(weights, loss), gradient)
 
 
-def _focal(
-    log_prob: np.ndarray, prob: np.ndarray, wrong: np.ndarray, focusing: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    r"""$-(1-p)^\gamma \log p$ and its slope in $\log p$: $\gamma (1-p)^{\gamma-1} p \log p - (1-p)^\gamma$."""
-    if not focusing.any():
-        return -log_prob, np.full_like(log_prob, -1)
-    safe = np.maximum(wrong, np.finfo(wrong.dtype).tiny)
-    power = safe**focusing
-    return -power * log_prob, focusing * power / safe * prob * log_prob - power
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities over axis 1, (num_rows, C, j)."""
+    highest = logits.max(axis=1, keepdims=True)
+    shifted = logits - highest
+    exponentials = np.exp(shifted)
+    total = exponentials.sum(axis=1, keepdims=True)
+    return shifted - np.log(total)
 
 
-def _column_sums(weights: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    # Summed in float64: the noise of a float32 sum made line searches fail close to the solution.
+def _shares(weights: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Row weights (num_rows, J) of which each column sums to 1, so that the loss is a mean."""
+    shares = np.empty(weights.shape, dtype)
+    totals = weights.sum(axis=0)
+    for rows in blocks(len(weights)):
+        shares[rows] = weights[rows] / totals
+    return shares
+
+
+def _preconditioner(spectrum: np.ndarray, penalised: np.ndarray, l2: np.ndarray) -> np.ndarray:
+    """One over the square root of the typical curvature in each direction: (rank + 1, J)."""
+    with_intercept = np.append(spectrum, 1.0)
+    loss_curvature = _CURVATURE * with_intercept[:, None]
+    penalty_curvature = penalised[:, None] * l2
+    return 1 / np.sqrt(loss_curvature + penalty_curvature)
+
+
+def _weighted_sums(weights: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Sum of weight times loss per head, float64 (j,)."""
+    # In float64: the noise of a float32 sum made line searches fail close to the solution.
     return np.einsum("nj,nj->j", weights, loss, dtype=np.float64)
-
-
-def _two_loop(
-    gradient: np.ndarray, steps: list[np.ndarray], changes: list[np.ndarray]
-) -> np.ndarray:
-    """The L-BFGS direction of every head (Nocedal & Wright, algorithm 7.4); pairs without curvature are passed over."""
-    direction = -gradient
-    curvatures = [_dot(step, change) for step, change in zip(steps, changes)]
-    inverse = [
-        np.divide(1, c, out=np.zeros_like(c), where=c > np.finfo(c.dtype).tiny) for c in curvatures
-    ]
-    alphas = []
-    for step, change, weight in zip(reversed(steps), reversed(changes), reversed(inverse)):
-        alpha = weight * _dot(step, direction)
-        direction -= alpha * change
-        alphas.append(alpha)
-    if steps:
-        squares = _dot(changes[-1], changes[-1])
-        usable = (inverse[-1] > 0) & (squares > 0)
-        direction *= np.divide(curvatures[-1], squares, out=np.ones_like(squares), where=usable)
-    for step, change, weight, alpha in zip(steps, changes, inverse, reversed(alphas)):
-        direction += (alpha - weight * _dot(change, direction)) * step
-    return direction
-
-
-def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Inner product per head: (rank + 1, K, J) twice -> (J,)."""
-    return np.einsum("akj,akj->j", left, right)

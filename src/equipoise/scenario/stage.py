@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,40 +12,81 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from equipoise.core import parallel
-from equipoise.core.config import SCENARIO_SECTIONS, Study
+from equipoise.core.config import Study
+from equipoise.core.documents import (
+    Calibration,
+    Choices,
+    RoundChoice,
+    ScenarioSummary,
+    ServedModel,
+)
 from equipoise.core.errors import ConfigError
-from equipoise.core.files import atomic_path, digest_of, write_json, write_table
-from equipoise.core.records import PARTS, Predictions, class_table, minority_labels
-from equipoise.evaluation import calibration, intervals, metrics, openings
+from equipoise.core.files import digest_of, write_table
+from equipoise.core.records import (
+    CALIBRATED,
+    RAW,
+    Predictions,
+    probability_table,
+)
+from equipoise.evaluation import calibration, metrics
 from equipoise.evaluation.calibration import Calibrator
-from equipoise.scenario import head, tuning
-from equipoise.scenario.matrix import Inputs, mixed
+from equipoise.scenario import artifact, finetune, head, tuning
+from equipoise.scenario.artifact import ServedParts
+from equipoise.scenario.matrix import Inputs, TrainMatrix, mixed
+from equipoise.scenario.searches import SearchStore
+from equipoise.scenario.summary import summarise
 from equipoise.split import checks
-from equipoise.strategies import base
 from equipoise.strategies import base as strategies
-from equipoise.strategies.base import Plan
+from equipoise.strategies.base import Plan, Strategy
 
 #: Stands for the round of the refit on all rows after k-fold, in seeds.
 _REFIT = 2**31
 
+#: Beginning of the seed of the inner folds; other draws of a study begin with other numbers.
+_INNER_FOLDS = 4
 
-#: With one BLAS thread rounding does not depend on the number of cores or workers, and these sizes lose no time by it.
+_EVIDENCE_OF_ONE_MODEL = "exactly the model that made predictions.parquet for the first seed"
+_EVIDENCE_OF_REFIT = "out-of-fold predictions of the folds; this model is a refit on all rows"
+
+#: With one BLAS thread rounding does not depend on the number of cores or workers, and these sizes
+#: lose no time by it.
 _ONE_THREAD = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A chosen and fitted model with everything that led to it."""
+class RoundKey:
+    """Names one fit: a repeat and a fold of the split, and a seed of the training."""
 
-    choice: tuning.Choice
-    plan: Plan
-    plan_counts: np.ndarray
-    images: np.ndarray
-    head: head.Head
+    repeat: int
+    fold: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What one repeat, fold and seed gives; travels between processes.
+
+    Attributes:
+        key: Which round it is.
+        predictions: Rows of val and test, in the columns of predictions.parquet.
+        logits: float64 (num_rows, C), in the order of `predictions`.
+        plan: The rows trained on, in the columns of plan.parquet.
+        trials: Every trial of the search, in the columns of trials.parquet.
+        choice: What was chosen: an entry of best.json.
+        served: The model of this round.
+    """
+
+    key: RoundKey
+    predictions: pd.DataFrame
+    logits: np.ndarray
+    plan: pd.DataFrame
+    trials: pd.DataFrame
+    choice: RoundChoice
+    served: ServedParts
 
 
 @_ONE_THREAD
-def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) -> dict[str, Any]:
+def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) -> ScenarioSummary:
     """Run one scenario and write its predictions, metrics, choices, trials, plan and servable model.
 
     Args:
@@ -54,348 +96,512 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
         folder: Where to write; the study's result folder when left out.
 
     Returns:
-        The contents of metrics.json.
+        What stands in metrics.json.
+
+    Raises:
+        ConfigError: For an unknown strategy or metric, and for fine-tuning with several folds.
+        DataError: When the parents were not made from the same manifest.
+        LeakageError: When the split, or a plan, puts a patient on two sides.
     """
-    for name in (scenario, *study.scenario_settings):
-        strategies.load_strategy(name)
+    _refuse_unknown_strategies([scenario, *study.scenario_settings])
     inputs = Inputs.read(study, backbone, scenario)
-    found = checks.run(inputs.splits, inputs.manifest)
-    for name in (study.settings.tune.objective, study.settings.compare.primary):
-        metrics.load_metric(name, len(inputs.manifest.classes))
-    if study.settings.train.mode == "finetune" and inputs.splits.folds > 1:
-        raise ConfigError(
-            "train.mode: finetune with several folds has no single model to serve: the refit on all rows is a "
-            "probe. Use holdout or one published split, or train.mode: probe."
-        )
+    answers = checks.check_split(inputs.splits, inputs.manifest)
+    _refuse_unusable_settings(inputs)
     folder = folder or study.result_path(backbone, scenario)
-    jobs = [
-        (study, backbone, scenario, repeat, fold, seed)
-        for repeat, fold in inputs.splits.rounds()
-        for seed in study.settings.train.seeds
-    ]
-    # Rounds that another machine searches are left for the end; most are read back by then.
-    rounds: list[dict[str, Any]] = [{}] * len(jobs)
-    for wait in (False, True):
-        left = [index for index, made in enumerate(rounds) if not made]
-        calls = [(*jobs[index], wait) for index in left]
-        done = parallel.run_jobs(
-            _round, calls, f"{scenario} on {study.name}, {backbone}", study.engine
-        )
-        for index, made in zip(left, done):
-            rounds[index] = made
-    meta: dict[str, Any] = {"study": study.name, "backbone": backbone, "scenario": scenario}
-    meta |= {
-        "classes": list(inputs.manifest.classes),
-        "positive_class": inputs.manifest.positive_class,
-    }
-    predictions = Predictions(
-        pd.concat([item["predictions"] for item in rounds], ignore_index=True), meta
-    )
+    rounds = _run_rounds(inputs)
+    meta = _meta(inputs)
+    predictions = Predictions(_stacked([item.predictions for item in rounds]), meta)
     predictions = predictions.write(folder / "predictions.parquet")
-    write_table(
-        folder / "trials.parquet",
-        pd.concat([item["trials"] for item in rounds], ignore_index=True),
-        meta,
-    )
-    plan = pd.concat([item["plan"] for item in rounds], ignore_index=True)
+    trials = _stacked([item.trials for item in rounds])
+    write_table(folder / "trials.parquet", trials, meta)
+    plan = _stacked([item.plan for item in rounds])
     write_table(folder / "plan.parquet", plan, meta)
-    planned = checks.written_plan_within_train(plan, inputs.splits)
-    found = [planned if check.code == planned.code else check for check in found]
-    choices = [item["choice"] for item in rounds]
-    write_json(folder / "best.json", choices)
-    _write_served(inputs, rounds, folder / "model")
-    summary = _summary(inputs, predictions, choices, plan, found, meta)
-    openings.note(summary["digests"]["test"], summary["result_digest"])
-    write_json(folder / "metrics.json", summary)
+    plan_answer = checks.written_plan_within_train(plan, inputs.splits)
+    answers = _with_answer(answers, plan_answer)
+    choices = Choices([item.choice for item in rounds])
+    choices.write(folder / "best.json")
+    _write_model(inputs, rounds, folder / "model")
+    summary = summarise(inputs, predictions, choices, plan, answers)
+    summary.write(folder / "metrics.json")
     return summary
 
 
-@_ONE_THREAD
-def _round(
-    study: Study, backbone: str, scenario: str, repeat: int, fold: int, seed: int, wait: bool
-) -> dict[str, Any]:
-    """One repeat, fold and seed; importable, so that it can run in another process. Empty: another one searches it."""
-    inputs = Inputs.read(study, backbone, scenario)
-    rows = inputs.splits.round(repeat, fold)
-    position = pd.Series(
-        np.arange(len(inputs.manifest.table)), index=inputs.manifest.table["image_id"]
-    )
-    images, patients = position.loc[rows["image_id"]].to_numpy(), rows["patient_id"].to_numpy()
-    part = rows["part"].to_numpy()
-    train, val = part == "train", part == "val"
-    try:
-        fitted = _choose_and_fit(inputs, images[train], patients[train], seed, [repeat, fold], wait)
-    except tuning.Busy:
-        return {}
-    shown = rows[~train].reset_index(drop=True)
-    if study.settings.train.mode == "finetune":
-        from equipoise.scenario import finetune
+def _refuse_unknown_strategies(names: Iterable[str]) -> None:
+    for name in names:
+        strategies.load_strategy(name)
 
-        logits, served, weights, kept_step = finetune.run(
-            inputs, fitted.choice.settings, images[train], patients[train], images[~train], seed
+
+def _refuse_unusable_settings(inputs: Inputs) -> None:
+    """Raise ConfigError for a metric that these data do not have, or a mode without a model to serve."""
+    settings = inputs.study.settings
+    num_classes = len(inputs.manifest.classes)
+    metrics.load_metric(settings.tune.objective, num_classes)
+    metrics.load_metric(settings.compare.primary, num_classes)
+    several_folds = inputs.splits.folds > 1
+    if several_folds and settings.train.mode == "finetune":
+        raise ConfigError(
+            "train.mode: finetune with several folds has no single model to serve: the refit on all "
+            "rows is a probe. Use holdout or one published split, or train.mode: probe."
         )
-    else:
-        logits, served, weights, kept_step = (
-            fitted.head.logits(inputs.rows(images[~train])),
-            fitted.head,
-            None,
-            None,
-        )
-    labels = inputs.labels(images[~train])
-    on_val = val[~train]
-    calibrator, threshold = _calibrate(
-        inputs, logits[on_val], labels[on_val], shown["patient_id"].to_numpy()[on_val]
+
+
+def _run_rounds(inputs: Inputs) -> list[RoundResult]:
+    """Every repeat, fold and seed, side by side where the engine has several workers."""
+    study = inputs.study
+    jobs = []
+    for repeat, fold in inputs.splits.rounds():
+        for seed in study.settings.train.seeds:
+            key = RoundKey(repeat, fold, seed)
+            jobs.append((study, inputs.backbone, inputs.scenario, key))
+    description = f"{inputs.scenario} on {study.name}, {inputs.backbone}"
+    return parallel.run_jobs(run_round, jobs, description, study.engine, root=study.root)
+
+
+def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True)
+
+
+def _meta(inputs: Inputs) -> dict[str, Any]:
+    """What stands in the metadata of every table of a result."""
+    return {
+        "study": inputs.study.name,
+        "backbone": inputs.backbone,
+        "scenario": inputs.scenario,
+        "classes": list(inputs.manifest.classes),
+        "positive_class": inputs.manifest.positive_class,
+    }
+
+
+def _with_answer(answers: Sequence[checks.Check], new: checks.Check) -> list[checks.Check]:
+    """The answers with a new one in place of the one that has its code."""
+    replaced = []
+    for answer in answers:
+        same = answer.code == new.code
+        replaced.append(new if same else answer)
+    return replaced
+
+
+# --- one round ------------------------------------------------------------------------------------
+
+
+@_ONE_THREAD
+def run_round(study: Study, backbone: str, scenario: str, key: RoundKey) -> RoundResult:
+    """Choose, fit and calibrate on the train and val rows of one round, and predict val and test.
+
+    It reads its inputs itself and can be imported, so that it can run in another process.
+    """
+    inputs = Inputs.read(study, backbone, scenario)
+    rows = _divide(inputs, key)
+    fitted = choose_and_fit(inputs, rows.train)
+    model = _final_model(inputs, fitted, rows, key.seed)
+    served = _calibrated(inputs, model, rows.predicted)
+    classes = inputs.manifest.classes
+    trials = fitted.choice.trials
+    return RoundResult(
+        key=key,
+        predictions=_prediction_table(key, rows.predicted, classes, model.logits, served),
+        logits=model.logits,
+        plan=_plan_table(inputs, fitted, key),
+        trials=trials.assign(repeat=key.repeat, fold=key.fold, seed=key.seed),
+        choice=_round_choice(inputs, fitted, key, served, model.kept_step),
+        served=served,
     )
-    frame = pd.DataFrame(
+
+
+@dataclass(frozen=True)
+class TrainSide:
+    """The images that a search and a fit may see, and the seeds of what is drawn from them.
+
+    Attributes:
+        images: int (num_images,), positions in the manifest.
+        patients: (num_images,), patient of each image.
+        seed: Of plans and of the search.
+        fold_seed: Of the inner folds; the same for every scenario and every training seed.
+        round_name: What the round is called among the searches, for example `fold 0`.
+    """
+
+    images: np.ndarray
+    patients: np.ndarray
+    seed: int
+    fold_seed: list[int]
+    round_name: str
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Inputs,
+        images: np.ndarray,
+        patients: np.ndarray,
+        seed: int,
+        round_seed: list[int],
+    ) -> TrainSide:
+        """The train side of one round, with seeds made of the training seed and the round."""
+        split_seed = inputs.study.settings.split.seed
+        return cls(
+            images=images,
+            patients=patients,
+            seed=search_seed(seed, round_seed),
+            fold_seed=[split_seed, _INNER_FOLDS, *round_seed],
+            round_name=_round_name(inputs, seed, round_seed),
+        )
+
+
+def _round_name(inputs: Inputs, seed: int, round_seed: list[int]) -> str:
+    """Name of a round in the journal of searches; repeats and seeds are told where there are several."""
+    if round_seed == [_REFIT]:
+        name = "refit"
+    else:
+        repeat, fold = round_seed
+        has_repeats = inputs.splits.table["repeat"].nunique() > 1
+        name = f"repeat {repeat}, fold {fold}" if has_repeats else f"fold {fold}"
+    if len(inputs.study.settings.train.seeds) > 1:
+        name += f", seed {seed}"
+    return name
+
+
+def search_seed(seed: int, round_seed: list[int]) -> int:
+    """Seed of plans and search of one round, from the training seed and the numbers of the round."""
+    sequence = np.random.SeedSequence([seed, *round_seed])
+    state = sequence.generate_state(1)
+    return int(state[0])
+
+
+@dataclass(frozen=True)
+class _RoundRows:
+    """The images of one round, divided.
+
+    Attributes:
+        train: What may be learned from.
+        images: int (num_predicted,), images of val and test as positions in the manifest.
+        predicted: Their rows: image_id, patient_id, part, label and overlap.
+    """
+
+    train: TrainSide
+    images: np.ndarray
+    predicted: pd.DataFrame
+
+
+def _divide(inputs: Inputs, key: RoundKey) -> _RoundRows:
+    rows = inputs.splits.round(key.repeat, key.fold)
+    images = _positions(inputs, rows["image_id"])
+    pictures = inputs.manifest.table["picture"].to_numpy()
+    overlap = checks.overlapping(rows, pictures[images])
+    rows = rows.assign(label=inputs.labels(images), overlap=overlap)
+    is_train = (rows["part"] == "train").to_numpy()
+    patients = rows["patient_id"].to_numpy()
+    train = TrainSide.of(
+        inputs,
+        images=images[is_train],
+        patients=patients[is_train],
+        seed=key.seed,
+        round_seed=[key.repeat, key.fold],
+    )
+    predicted = rows[~is_train].reset_index(drop=True)
+    return _RoundRows(train, images[~is_train], predicted)
+
+
+def _positions(inputs: Inputs, image_ids: pd.Series) -> np.ndarray:
+    """Rows of the manifest that hold the images, int (num_images,)."""
+    known_ids = inputs.manifest.table["image_id"]
+    numbers = np.arange(len(known_ids))
+    position_of = pd.Series(numbers, index=known_ids)
+    return position_of.loc[image_ids].to_numpy()
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The final model of a round, before its calibrator.
+
+    Attributes:
+        logits: float64 (num_predicted, C), what it says about val and test.
+        head: Its head.
+        backbone_weights: Tuned weights of the backbone; None for a probe.
+        kept_step: Step of the fine-tuning that the weights are of; None for a probe.
+    """
+
+    logits: np.ndarray
+    head: head.Head
+    backbone_weights: list[np.ndarray] | None = None
+    kept_step: int | None = None
+
+
+def _final_model(inputs: Inputs, fitted: Fitted, rows: _RoundRows, seed: int) -> _Model:
+    """The fitted head as it is, or fine-tuned together with the backbone."""
+    if inputs.study.settings.train.mode != "finetune":
+        features = inputs.rows(rows.images)
+        return _Model(fitted.head.logits(features), fitted.head)
+    train = rows.train
+    chosen = fitted.choice.settings
+    task = finetune.Task.of(inputs, chosen, train.images, train.patients, seed)
+    tuned = finetune.fine_tune(inputs, task, rows.images)
+    return _Model(tuned.logits, tuned.head, tuned.weights, tuned.kept_step)
+
+
+def _calibrated(inputs: Inputs, model: _Model, predicted: pd.DataFrame) -> ServedParts:
+    """The model with calibrator and threshold, both fitted on the rows of val."""
+    on_val = (predicted["part"] == "val").to_numpy()
+    val = predicted[on_val]
+    logits = model.logits[on_val]
+    calibrator = _fit_calibrator(inputs, logits, val)
+    threshold = _lock_threshold(inputs, calibrator, logits, val)
+    return ServedParts(model.head, model.backbone_weights, calibrator, threshold)
+
+
+def _fit_calibrator(inputs: Inputs, logits: np.ndarray, rows: pd.DataFrame) -> Calibrator:
+    min_patients = inputs.study.settings.calibrate.min_patients
+    labels = rows["label"].to_numpy()
+    patients = rows["patient_id"].to_numpy()
+    return Calibrator.fit(logits, labels, patients, min_patients)
+
+
+def _lock_threshold(
+    inputs: Inputs, calibrator: Calibrator, logits: np.ndarray, rows: pd.DataFrame
+) -> float | None:
+    """The operating point on calibrated probabilities; None for more than two classes."""
+    if logits.shape[1] > 2:
+        return None
+    settings = inputs.study.settings
+    positive = inputs.positive
+    prob = calibrator.apply(logits)[:, positive]
+    is_positive = rows["label"].to_numpy() == positive
+    floor = settings.tune.sensitivity_floor
+    return calibration.lock_threshold(prob, is_positive, settings.threshold, floor)
+
+
+def _prediction_table(
+    key: RoundKey,
+    predicted: pd.DataFrame,
+    classes: Sequence[str],
+    logits: np.ndarray,
+    served: ServedParts,
+) -> pd.DataFrame:
+    """Rows of predictions.parquet."""
+    threshold = np.nan if served.threshold is None else served.threshold
+    rows = pd.DataFrame(
         {
-            **{name: shown[name] for name in ("image_id", "patient_id")},
-            **{
-                "repeat": repeat,
-                "fold": fold,
-                "seed": seed,
-                "part": shown["part"],
-                "label": labels,
-            },
-            "overlap": checks.overlapping(
-                rows, inputs.manifest.table["picture"].to_numpy()[images]
-            )[~train],
-            "threshold": np.nan if threshold is None else threshold,
+            "image_id": predicted["image_id"],
+            "patient_id": predicted["patient_id"],
+            "repeat": key.repeat,
+            "fold": key.fold,
+            "seed": key.seed,
+            "part": predicted["part"],
+            "label": predicted["label"],
+            "overlap": predicted["overlap"],
+            "threshold": threshold,
         }
     )
-    for kind, values in (
-        ("prob", metrics.softmax(logits)),
-        ("calibrated", calibrator.apply(logits)),
-    ):
-        for index, name in enumerate(inputs.manifest.classes):
-            frame[f"{kind}_{name}"] = values[:, index]
-    round_key = {"repeat": repeat, "fold": fold, "seed": seed}
-    drawn, names = fitted.plan, inputs.manifest.table["image_id"].to_numpy()[fitted.images]
-    plan = pd.DataFrame({"image_id": names[drawn.row], "view": drawn.view, **round_key})
-    plan = plan.assign(partner_id=names[drawn.partner], mix=drawn.mix, weight=drawn.weight)
-    choice = {
-        **round_key,
-        "settings": fitted.choice.settings,
-        **fitted.choice.summary,
-        "train_counts": np.bincount(
-            inputs.labels(images[train]), minlength=len(inputs.manifest.classes)
-        ),
-        "plan_counts": fitted.plan_counts,
-        "gradient_norm": fitted.head.gradient_norm,
-        **({} if kept_step is None else {"kept_step": kept_step}),
-        "calibrator": calibrator.as_dict(),
-        "threshold": threshold,
-    }
-    return {
-        **{
-            "predictions": frame,
-            "logits": logits,
-            "plan": plan,
-            "trials": fitted.choice.trials.assign(**round_key),
-        },
-        **{
-            "choice": choice,
-            "head": served,
-            "weights": weights,
-            "calibrator": calibrator,
-            "threshold": threshold,
-        },
-    }
+    raw = metrics.softmax(logits)
+    calibrated = served.calibrator.apply(logits)
+    raw_columns = probability_table(RAW, raw, classes)
+    calibrated_columns = probability_table(CALIBRATED, calibrated, classes)
+    return pd.concat([rows, raw_columns, calibrated_columns], axis=1)
 
 
-def _choose_and_fit(
-    inputs: Inputs,
-    images: np.ndarray,
-    patients: np.ndarray,
-    seed: int,
-    round_seed: list[int],
-    wait: bool = True,
-) -> Fitted:
-    """Tune on train images, then plan and fit the head with what was chosen."""
-    settings = inputs.study.settings
-    matrix = inputs.train_matrix(images, patients)
+def _plan_table(inputs: Inputs, fitted: Fitted, key: RoundKey) -> pd.DataFrame:
+    """Rows of plan.parquet."""
+    plan = fitted.plan
+    image_ids = inputs.manifest.table["image_id"].to_numpy()
+    image_ids = image_ids[fitted.images]
+    return pd.DataFrame(
+        {
+            "image_id": image_ids[plan.row],
+            "view": plan.view,
+            "repeat": key.repeat,
+            "fold": key.fold,
+            "seed": key.seed,
+            "partner_id": image_ids[plan.partner],
+            "mix": plan.mix,
+            "weight": plan.weight,
+        }
+    )
+
+
+def _round_choice(
+    inputs: Inputs, fitted: Fitted, key: RoundKey, served: ServedParts, kept_step: int | None
+) -> RoundChoice:
+    """An entry of best.json."""
+    labels = inputs.labels(fitted.images)
+    num_classes = len(inputs.manifest.classes)
+    train_counts = np.bincount(labels, minlength=num_classes)
+    choice = RoundChoice(
+        repeat=key.repeat,
+        fold=key.fold,
+        seed=key.seed,
+        settings=fitted.choice.settings,
+        **fitted.choice.summary.as_dict(),
+        train_counts=train_counts.tolist(),
+        plan_counts=fitted.plan_counts.tolist(),
+        gradient_norm=fitted.head.gradient_norm,
+        calibrator=_calibration(served.calibrator),
+        threshold=served.threshold,
+    )
+    if kept_step is None:
+        return choice
+    return choice.model_copy(update={"kept_step": kept_step})
+
+
+def _calibration(calibrator: Calibrator) -> Calibration:
+    biases = calibrator.biases.tolist()
+    return Calibration(slope=calibrator.slope, biases=biases, reason=calibrator.reason)
+
+
+# --- search and fit -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A chosen and fitted head with everything that led to it.
+
+    Attributes:
+        choice: What the search chose.
+        plan: The draws trained on; its rows are places in `images`.
+        plan_counts: int (C,), draws per class.
+        images: int (num_images,), train images as positions in the manifest.
+        head: Fitted on the plan.
+    """
+
+    choice: tuning.Choice
+    plan: Plan
+    plan_counts: np.ndarray
+    images: np.ndarray
+    head: head.Head
+
+
+def choose_and_fit(inputs: Inputs, train: TrainSide) -> Fitted:
+    """Search on train images, then plan and fit the head with what was chosen."""
     strategy = strategies.load_strategy(inputs.scenario)
-    if strategy.PROBE_ONLY and "finetune" in (settings.train.mode, settings.tune.mode):
+    _refuse_fine_tuning_of_a_probe(inputs, strategy)
+    matrix = inputs.train_matrix(train.images, train.patients)
+    choice = search_train_rows(inputs, strategy, matrix, train)
+    chosen = strategy.of(choice.settings)
+    rows = matrix.train_rows(train.seed)
+    plan = chosen.plan(rows)
+    strategies.plan_within_train(plan, len(train.images))
+    plan_counts = plan.counts(matrix.image_labels, matrix.num_classes)
+    draws = matrix.draws(plan)[:, None]
+    features, labels, draws = matrix.with_mixed(matrix.features, draws, [mixed(plan)])
+    solved = head.fit(
+        features,
+        labels,
+        draws[:, 0],
+        objective=chosen.objective(plan_counts),
+        l2=choice.settings["l2"],
+        standardiser=matrix.standardiser,
+        scratch_folder=inputs.study.cache_path,
+    )
+    return Fitted(choice, plan, plan_counts, train.images, solved)
+
+
+def _refuse_fine_tuning_of_a_probe(inputs: Inputs, strategy: type[Strategy]) -> None:
+    settings = inputs.study.settings
+    modes = (settings.train.mode, settings.tune.mode)
+    if strategy.PROBE_ONLY and "finetune" in modes:
         raise ConfigError(
             f"Scenario '{inputs.scenario}' {strategy.PROBE_ONLY}, so it cannot be fine-tuned; "
             f"set train.mode and tune.mode to probe."
         )
-    fixed = inputs.study.scenario_settings.get(inputs.scenario, {})
-    fold_seed = [settings.split.seed, 4, *round_seed]
-    data = digest_of([inputs.manifest.digest, inputs.splits.digest, inputs.store.digest, images])
-    own, trainer = _seed(seed, round_seed), None
-    if settings.tune.mode == "finetune":
-        from equipoise.scenario import finetune
 
-        trainer = finetune.Trials(inputs, images, patients, own)
-        data = digest_of(
-            [data, settings.sections("finetune", "augment", "embed"), settings.split.seed]
-        )
-    choice = tuning.tune(
-        matrix, strategy, fixed, settings.tune, own, fold_seed, data, trainer, wait
+
+def search_train_rows(
+    inputs: Inputs, strategy: type[Strategy], matrix: TrainMatrix, train: TrainSide
+) -> tuning.Choice:
+    """Search the strategy's settings and the penalty inside train; finished batches are read back."""
+    study = inputs.study
+    store = SearchStore(
+        batches=study.cache_path / "searches",
+        journal=study.root / "data/searches.log",
+        name=f"{study.name}/{inputs.backbone}/{inputs.scenario}/{train.round_name}",
+        data_digest=_train_digest(inputs, train.images),
     )
-    built = strategy.of(choice.settings)
-    plan = built.plan(matrix.train_rows(own))
-    base.plan_within_train(plan, len(images))
-    counts = plan.counts(matrix.image_labels, matrix.num_classes)
-    features, labels, draws = matrix.with_mixed(
-        matrix.features, matrix.draws(plan)[:, None], [mixed(plan)]
+    return tuning.tune(
+        matrix,
+        strategy,
+        fixed=study.scenario_settings.get(inputs.scenario, {}),
+        settings=study.settings.tune,
+        seed=train.seed,
+        fold_seed=train.fold_seed,
+        store=store,
+        trainer=_trainer(inputs, train),
     )
-    l2 = choice.settings["l2"]
-    solved = head.fit(
-        features, labels, draws[:, 0], built.objective(counts), l2, matrix.standardiser
-    )
-    return Fitted(choice, plan, counts, images, solved)
 
 
-def _seed(seed: int, round_seed: list[int]) -> int:
-    return int(np.random.SeedSequence([seed, *round_seed]).generate_state(1)[0])
-
-
-def _calibrate(
-    inputs: Inputs, logits: np.ndarray, labels: np.ndarray, patients: np.ndarray
-) -> tuple[Calibrator, float | None]:
+def _train_digest(inputs: Inputs, images: np.ndarray) -> str:
+    """Names everything that a search reads beside its own settings."""
+    parents = [inputs.manifest.digest, inputs.splits.digest, inputs.store.digest]
+    rows = digest_of([*parents, images])
     settings = inputs.study.settings
-    calibrator = Calibrator.fit(logits, labels, patients, settings.calibrate.min_patients)
-    if logits.shape[1] > 2:
-        return calibrator, None
-    prob, truth = calibrator.apply(logits)[:, inputs.positive], labels == inputs.positive
-    floor = settings.tune.sensitivity_floor
-    return calibrator, calibration.lock_threshold(prob, truth, settings.threshold, floor)
+    if settings.tune.mode != "finetune":
+        return rows
+    training = settings.sections("finetune", "augment", "embed")
+    return digest_of([rows, training, settings.split.seed])
 
 
-def _write_served(inputs: Inputs, rounds: list[dict[str, Any]], folder: Path) -> None:
-    """Write the model that would be registered: of the first seed, or after several folds a refit on all rows."""
-    seed = inputs.study.settings.train.seeds[0]
-    mine = [
-        item for item in rounds if item["choice"]["seed"] == seed and item["choice"]["repeat"] == 0
-    ]
-    served, calibrator, threshold, weights = (
-        mine[0][name] for name in ("head", "calibrator", "threshold", "weights")
-    )
-    evidence = "exactly the model that made predictions.parquet for the first seed"
-    if inputs.splits.folds > 1:
-        out = pd.concat([item["predictions"].assign(logits=list(item["logits"])) for item in mine])
-        pooled = out[out["part"] == "test"]
-        everything = np.arange(len(inputs.manifest.table))
-        position = inputs.splits.round(0, 0).set_index("image_id")["patient_id"]
-        group = position.loc[inputs.manifest.table["image_id"]].to_numpy()
-        fitted = _choose_and_fit(inputs, everything, group, seed, [_REFIT])
-        served, evidence = (
-            fitted.head,
-            "out-of-fold predictions of the folds; this model is a refit on all rows",
-        )
-        calibrator, threshold = _calibrate(
-            inputs,
-            np.stack(pooled["logits"]),
-            pooled["label"].to_numpy(),
-            pooled["patient_id"].to_numpy(),
-        )
-        # No stored prediction is of the refit: these are what service must reproduce.
-        values = calibrator.apply(served.logits(inputs.rows(everything)))
-        columns = {
-            f"calibrated_{name}": values[:, index]
-            for index, name in enumerate(inputs.manifest.classes)
-        }
-        refit = pd.DataFrame({"image_id": inputs.manifest.table["image_id"], **columns})
-        write_table(folder / "refit_predictions.parquet", refit, {})
-    served.save(folder / "head.npz")
-    if weights is not None:
-        with atomic_path(folder / "backbone.npz") as path, open(path, "wb") as handle:
-            np.savez(handle, **{f"w{index:04d}": value for index, value in enumerate(weights)})
-    meta = inputs.store.meta
-    description = {
-        **{
-            name: meta[name]
-            for name in ("backbone", "weights", "weights_digest", "image_size_px", "pipeline")
-        },
-        "classes": list(inputs.manifest.classes),
-        "positive_class": inputs.manifest.positive_class,
-        "calibrator": calibrator.as_dict(),
-        "threshold": threshold,
-        "evidence": evidence,
-    }
-    write_json(folder / "model.json", description)
+def _trainer(inputs: Inputs, train: TrainSide) -> finetune.Trials | None:
+    """Trains the trials end to end where `tune.mode` says so; None solves heads on the features."""
+    if inputs.study.settings.tune.mode != "finetune":
+        return None
+    return finetune.Trials(inputs, train.images, train.patients, train.seed)
 
 
-def _summary(
-    inputs: Inputs,
-    predictions: Predictions,
-    choices: list[dict[str, Any]],
-    plan: pd.DataFrame,
-    found: list[checks.Check],
-    meta: dict[str, Any],
-) -> dict[str, Any]:
-    settings = inputs.study.settings
-    floor = settings.tune.sensitivity_floor
-    counts = inputs.manifest.counts()
-    evaluation = intervals.evaluate(predictions, settings.compare, floor)
-    test = predictions.part("test").table.drop_duplicates("image_id")
-    scores = [choice["score"] for choice in choices]  # None where a round had no search
-    summary: dict[str, Any] = {
-        **meta,
-        "mode": settings.train.mode,
-        "weights": inputs.store.meta["weights"],
-        "passes": inputs.store.meta.get("passes"),  # of the backbone, whatever came after them
-        "majority_class": inputs.manifest.classes[int(counts.argmax())],
-        "minority_classes": [inputs.manifest.classes[label] for label in minority_labels(counts)],
-        "test": class_table(test["label"].to_numpy(), test["patient_id"], inputs.manifest.classes),
-        "rows": {"test": len(test), "patients": int(test["patient_id"].nunique())},
-        "inner_score": None if None in scores else float(np.mean(scores)),
-        "metrics": evaluation.table(),
-        "distribution": _distribution(inputs, plan),
-        "non_overlapping": None,
-        "seed_has_effect": _seed_matters(predictions),
-        "checks": [check.as_dict() for check in found],
-        "digests": {
-            **{name: getattr(inputs, name).digest for name in ("manifest", "splits")},
-            **{
-                "features": inputs.store.digest,
-                "predictions": predictions.digest,
-                "test": predictions.test_digest(),
-            },
-        },
-        "settings": {
-            **settings.sections("split", "embed", "augment", *SCENARIO_SECTIONS),
-            "scenario": inputs.study.scenario_settings.get(inputs.scenario, {}),
-        },
-    }
-    if test["overlap"].any():
-        kept = Predictions(
-            predictions.table[~predictions.table["overlap"]].reset_index(drop=True), meta
-        )
-        rest = kept.part("test").table.drop_duplicates("image_id")
-        whole = rest["label"].nunique() == len(predictions.classes)
-        summary["non_overlapping"] = {
-            "rows": {"test": len(rest), "patients": int(rest["patient_id"].nunique())},
-            # Without the shared patients a class may be gone; then there is nothing to measure.
-            "metrics": intervals.evaluate(kept, settings.compare, floor).table() if whole else None,
-        }
-    summary["result_digest"] = digest_of([summary["digests"], summary["settings"], choices, meta])
-    return summary
+# --- the model that would be registered -----------------------------------------------------------
 
 
-def _distribution(inputs: Inputs, plan: pd.DataFrame) -> dict[str, Any]:
-    """Images, patients and imbalance before the split, in each part of the first round, and in its plan."""
-    rows = inputs.splits.round(0, 0).merge(
-        inputs.manifest.table[["image_id", "label"]], on="image_id"
-    )
-    first = plan[
-        (plan["repeat"] == 0) & (plan["fold"] == 0) & (plan["seed"] == plan["seed"].iloc[0])
-    ]
-    drawn = first[["image_id"]].merge(rows, on="image_id")
-    stages = {"all": rows, **{part: rows[rows["part"] == part] for part in PARTS}, "plan": drawn}
-    return {
-        stage: class_table(table["label"].to_numpy(), table["patient_id"], inputs.manifest.classes)
-        for stage, table in stages.items()
-    }
+def _write_model(inputs: Inputs, rounds: Sequence[RoundResult], folder: Path) -> None:
+    """Write the model folder: the model of the first seed, or after several folds a refit on all rows."""
+    first_seed = inputs.study.settings.train.seeds[0]
+    of_first_seed = [item for item in rounds if item.key.seed == first_seed]
+    first_rounds = [item for item in of_first_seed if item.key.repeat == 0]
+    if inputs.splits.folds == 1:
+        served = first_rounds[0].served
+        evidence = _EVIDENCE_OF_ONE_MODEL
+    else:
+        served = _refit_on_all_rows(inputs, first_rounds, first_seed)
+        evidence = _EVIDENCE_OF_REFIT
+        _write_refit_predictions(inputs, served, folder)
+    description = _description(inputs, served, evidence)
+    artifact.write(folder, served, description)
 
 
-def _seed_matters(predictions: Predictions) -> bool | None:
-    """Whether any probability differs between seeds; None when there is one seed."""
-    columns = [f"prob_{name}" for name in predictions.classes]
-    groups = [rows[columns].to_numpy() for _, rows in predictions.table.groupby("seed", sort=True)]
-    return (
-        None
-        if len(groups) < 2
-        else any(not np.array_equal(groups[0], other) for other in groups[1:])
+def _refit_on_all_rows(inputs: Inputs, rounds: Sequence[RoundResult], seed: int) -> ServedParts:
+    """Search and fit on every image; calibrator and threshold come from pooled out-of-fold logits."""
+    image_ids = inputs.manifest.table["image_id"]
+    images = np.arange(len(image_ids))
+    groups = inputs.splits.round(0, 0).set_index("image_id")
+    patients = groups.loc[image_ids, "patient_id"].to_numpy()
+    train = TrainSide.of(inputs, images, patients, seed, round_seed=[_REFIT])
+    fitted = choose_and_fit(inputs, train)
+    predictions = _stacked([item.predictions for item in rounds])
+    logits = np.concatenate([item.logits for item in rounds])
+    on_test = (predictions["part"] == "test").to_numpy()
+    test = predictions[on_test]
+    test_logits = logits[on_test]
+    calibrator = _fit_calibrator(inputs, test_logits, test)
+    threshold = _lock_threshold(inputs, calibrator, test_logits, test)
+    return ServedParts(fitted.head, None, calibrator, threshold)
+
+
+def _write_refit_predictions(inputs: Inputs, served: ServedParts, folder: Path) -> None:
+    """Write what service must reproduce: no other stored prediction is of the refit."""
+    manifest = inputs.manifest
+    image_ids = manifest.table["image_id"]
+    features = inputs.rows(np.arange(len(image_ids)))
+    logits = served.head.logits(features)
+    calibrated = served.calibrator.apply(logits)
+    artifact.write_refit_predictions(folder, image_ids, calibrated, manifest.classes)
+
+
+def _description(inputs: Inputs, served: ServedParts, evidence: str) -> ServedModel:
+    """What stands in model.json."""
+    features = inputs.store.meta
+    return ServedModel(
+        backbone=features["backbone"],
+        weights=features["weights"],
+        weights_digest=features["weights_digest"],
+        image_size_px=features["image_size_px"],
+        pipeline=features["pipeline"],
+        classes=list(inputs.manifest.classes),
+        positive_class=inputs.manifest.positive_class,
+        calibrator=_calibration(served.calibrator),
+        threshold=served.threshold,
+        evidence=evidence,
     )

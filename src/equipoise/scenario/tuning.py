@@ -1,50 +1,106 @@
-"""The search: Optuna over a strategy's settings and the penalty, inside train only. The only Optuna importer."""
+"""The search: Optuna over a strategy's parameters and the penalty, inside train only."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import importlib.metadata
-import sqlite3
-import sys
-import threading
-import time
-import warnings
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import optuna
 import pandas as pd
+from optuna.trial import TrialState
 
-from equipoise.core import parallel
+from equipoise.core import environment, parallel
 from equipoise.core.config import Tune
-from equipoise.core.environment import environment
-from equipoise.core.errors import DataError, TrialFailed
-from equipoise.core.files import digest_of, file_digest
-from equipoise.evaluation import intervals, metrics
+from equipoise.core.errors import TrialFailed
+from equipoise.core.files import digest_of
 from equipoise.scenario import rows as rows_
 from equipoise.scenario import solver
-from equipoise.scenario.matrix import TrainMatrix, mixed
+from equipoise.scenario.matrix import TrainMatrix
+from equipoise.scenario.searches import Outcome, Report, SearchStore, read_batch, write_batch
+from equipoise.scenario.trials import Gain, Scorer, Trial, trial_table
 from equipoise.split import strata
-from equipoise.strategies.base import Objective, Plan, Strategy, plan_within_train
+from equipoise.strategies import base
+from equipoise.strategies.base import Objective, Parameter, Plan, Strategy, TrainRows
 
-#: Where searches are kept unless a database is named; outside DVC's outputs, which are deleted before each run.
-STORE = Path("data/cache/optuna")
-#: A database instead, with its password; goes before `tune.storage`.
-STORAGE_VARIABLE = "EQUIPOISE_OPTUNA_STORAGE"
-#: In a database: how often a process says that it lives, after which silence another one takes its search over, and how
-#: often those that wait look.
-_HEARTBEAT_SECONDS, _GRACE_SECONDS, _POLL_SECONDS = 10, 60, 1.0
-#: Resamples times images that are scored at a time.
-_CELLS = 2**22
+#: What ends a trial and not the search.
+_TRIAL_ERRORS = (TrialFailed, ValueError, FloatingPointError)
+
+#: Packages that the numbers of a search come from.
+_PACKAGES = ("imbalanced-learn", "numpy", "optuna", "scikit-learn", "scipy")
+
+#: Those that training end to end adds.
+_TRAINING_PACKAGES = ("keras", "tensorflow")
+
+#: Keys that best.json has only where they apply.
+_OPTIONAL = (
+    "trial",
+    "pruned_trials",
+    "steps",
+    "steps_saved",
+    "slice_images",
+    "slice_patients",
+)
+
+#: Solves a batch of heads: `solver.solve`, or what stands for it.
+Solve = Callable[..., solver.Solution]
 
 
-class Busy(Exception):
-    """Another process works on this search."""
+@dataclass(frozen=True, kw_only=True)
+class SearchSummary:
+    """The scores behind a choice, in the order of best.json.
+
+    Attributes:
+        score: Score of the chosen trial; None where nothing was searched.
+        best_score: Best score of the search; None where nothing was searched.
+        published_score: Best score of the published settings; None where there is none.
+        gain: By how much the best trial beats the published settings.
+        gain_se: Paired standard error of the gain over patients; None where there was no gain.
+        objective: Name of the metric.
+        identified: Whether the data tell the chosen settings from the published ones.
+        feasible: Whether the chosen trial meets the constraint.
+        reason: Why nothing was searched; empty where it was.
+        trials: Number of trials.
+        failed_trials: How many of them failed.
+        inner_folds: Folds behind each score.
+        trial: Number of the chosen trial; None where nothing was searched.
+        pruned_trials: Trials stopped early; this and the rest None unless they were trained.
+        steps: Optimiser steps taken.
+        steps_saved: Steps that pruned trials did not take.
+        slice_images: Images of the slice that scores.
+        slice_patients: Patients of it.
+    """
+
+    score: float | None = None
+    best_score: float | None = None
+    published_score: float | None = None
+    gain: float = 0.0
+    gain_se: float | None = None
+    objective: str
+    identified: bool = False
+    feasible: bool = True
+    reason: str = ""
+    trials: int = 0
+    failed_trials: int = 0
+    inner_folds: int
+    trial: int | None = None
+    pruned_trials: int | None = None
+    steps: int | None = None
+    steps_saved: int | None = None
+    slice_images: int | None = None
+    slice_patients: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, without what does not apply."""
+        described = asdict(self)
+        for name in _OPTIONAL:
+            if described[name] is None:
+                del described[name]
+        return described
 
 
 @dataclass(frozen=True)
@@ -53,20 +109,43 @@ class Choice:
 
     Attributes:
         settings: The strategy's settings and `l2`.
-        summary: Scores behind it, as kept in best.json.
+        summary: Scores behind it.
         trials: One row per trial.
     """
 
     settings: dict[str, Any]
-    summary: dict[str, Any]
+    summary: SearchSummary
     trials: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which trial is kept, and what it was measured against.
+
+    Attributes:
+        chosen: The trial that is kept.
+        best: The best trial of the search.
+        published: The best trial with published settings; None where all of these failed.
+        gain: By how much the best beats the published one; None where that was not measured.
+    """
+
+    chosen: Trial
+    best: Trial
+    published: Trial | None
+    gain: Gain | None = None
+
+    @property
+    def identified(self) -> bool:
+        """Whether the data tell the chosen settings from the published ones."""
+        return self.chosen is not self.published
 
 
 class Trainer(Protocol):
     """Trains trials end to end, for `tune.mode: finetune`.
 
     Attributes:
-        held: int (num_held,), train images of the slice set aside, the same for every trial and scenario.
+        held: int (num_held,), train images of the slice set aside, the same for every trial and
+            scenario.
         steps: Optimiser steps of a trial that is not pruned.
     """
 
@@ -74,22 +153,7 @@ class Trainer(Protocol):
     steps: int
 
     def evaluations(self, settings: Mapping[str, Any]) -> Generator[tuple[int, np.ndarray]]:
-        """Yield (step, logits of the slice if training ended there); closed early, the trial is pruned."""
-
-
-@dataclass(frozen=True)
-class _Trial:
-    number: int
-    settings: dict[str, Any]
-    score: float
-    violation: float
-    probabilities: np.ndarray | None
-    error: str
-    logits: np.ndarray | None = (
-        None  # (num_images, K) of the images that score: all that the rest is made from
-    )
-    steps: int | None = None  # taken by a trial that was trained end to end
-    pruned: bool = False
+        """Yield (step, logits of the slice if training ended there); closed early, it is pruned."""
 
 
 def tune(
@@ -99,16 +163,14 @@ def tune(
     settings: Tune,
     seed: int,
     fold_seed: list[int],
-    data_digest: str = "",
+    store: SearchStore | None = None,
     trainer: Trainer | None = None,
-    wait: bool = True,
+    solve: Solve = solver.solve,
 ) -> Choice:
-    """Search a strategy's settings and the penalty on pooled out-of-fold predictions of patient-grouped inner folds.
+    """Search a strategy's settings and the penalty by patient-grouped cross-validation in train.
 
-    With a trainer, every trial is trained end to end instead and scored on the one slice of train that it sets aside.
-
-    The published settings are tried first and kept unless the best trial beats the best of them by one paired standard
-    error (patient bootstrap): otherwise these data do not identify the parameter, and noise would choose it.
+    With a trainer, every trial is trained end to end instead and scored on the one slice of train
+    that it sets aside.
 
     Args:
         matrix: Train rows, nothing else.
@@ -117,584 +179,474 @@ def tune(
         settings: The `tune` section.
         seed: Re-draws plans and the search.
         fold_seed: Seed of the inner folds, the same for every scenario.
-        data_digest: Names the train rows, so that finished trials are kept and read back; empty keeps nothing.
-        trainer: Trains the trials, one after the other; None solves heads on the features, in batches.
-        wait: For another process that works on this search, in a database that they share.
+        store: Where batches are kept and read back; None keeps nothing.
+        trainer: Trains the trials, one after the other; None solves heads on the features, in
+            batches.
+        solve: Solves a batch of heads.
 
     Raises:
-        Busy: When there is one and `wait` is False.
-        DataError: When the store that should keep the search cannot be read or written.
+        DataError: When the store cannot be written.
         TrialFailed: When every trial failed, with the last cause.
     """
-    published = strategy.published(matrix.views, fixed)
-    rows = pd.DataFrame({"patient": matrix.patients, "label": matrix.image_labels})
-    folds = min(settings.inner_folds, int(strata.patients_per_class(rows).min()))
-    summary: dict[str, Any] = {
-        **{
-            "score": None,
-            "best_score": None,
-            "published_score": None,
-            "gain": 0.0,
-            "gain_se": None,
-        },
-        **{"objective": settings.objective, "identified": False, "feasible": True, "reason": ""},
-    }
-    if folds < 2:
-        reason = (
-            "a class has fewer than 2 train patients, so nothing was searched: published settings"
-        )
-        summary |= {"trials": 0, "failed_trials": 0, "inner_folds": folds, "reason": reason}
-        return Choice({**published, "l2": settings.l2_first[0]}, summary, pd.DataFrame())
-    fold_of = strata.assign_folds(rows, folds, fold_seed)
-    search = (_Search if trainer is None else _TrainedSearch)(
-        matrix, strategy, published, dict(fixed), settings, seed, fold_of, trainer
+    images = pd.DataFrame({"patient": matrix.patients, "label": matrix.image_labels})
+    rarest = int(strata.patients_per_class(images).min())
+    num_folds = min(settings.inner_folds, rarest)
+    if num_folds < 2:
+        return _without_search(strategy.published(matrix.views, fixed), settings, num_folds)
+    fold_of = strata.assign_folds(images, num_folds, fold_seed)
+    search: Search
+    if trainer is None:
+        search = Search(matrix, strategy, fixed, settings, seed, fold_of, solve)
+    else:
+        search = TrainedSearch(matrix, strategy, fixed, settings, seed, fold_of, trainer=trainer)
+    trials = search.run(store)
+    decision = decide(trials, search.scorer)
+    return Choice(
+        settings=decision.chosen.settings,
+        summary=search.summary(trials, decision),
+        trials=trial_table(trials),
     )
-    try:
-        trials = search.run(search.kept(data_digest) if data_digest else None, wait)
-    except optuna.exceptions.StorageInternalError as error:
-        advice = "The database was lost. Finished trials are kept: when it is back, the same command goes on."
-        raise _unreachable(error.__cause__ or error, search.address, advice) from None
-    complete = [trial for trial in trials if trial.probabilities is not None and not trial.pruned]
+
+
+def decide(trials: Sequence[Trial], scorer: Scorer) -> Decision:
+    """Keep the published settings unless the best trial beats them by one standard error.
+
+    The standard error is paired and over patients (bootstrap). Below it these data do not identify
+    the parameter, and noise would choose it.
+
+    Raises:
+        TrialFailed: When no trial is complete.
+    """
+    complete = [trial for trial in trials if trial.state == "complete"]
     if not complete:
         raise TrialFailed(f"All {len(trials)} trials failed. The last one: {trials[-1].error}")
-    first = [trial for trial in complete if trial.number < len(settings.l2_first)]
-    best = search.best(complete)
-    kept = search.best(first) if first else best
-    summary["published_score"] = kept.score if first else None
-    if best is not kept:
-        gain, spread = search.gain(best, kept)
-        summary |= {"gain": gain, "gain_se": spread}
-        if gain > spread or kept.violation > max(best.violation, 0):
-            kept = best
-    summary |= {
-        "score": kept.score,
-        "best_score": best.score,
-        "identified": kept is best and kept.number >= len(settings.l2_first),
-        "feasible": kept.violation <= 0,
-        "trials": len(trials),
-        "failed_trials": sum(trial.probabilities is None for trial in trials),
-        "inner_folds": folds if trainer is None else 1,
-        "trial": kept.number,
-        **search.effort(trials),
-    }
-    return Choice(kept.settings, summary, _trial_table(trials))
+    best = scorer.best(complete)
+    num_published = len(scorer.settings.l2_first)
+    first = [trial for trial in complete if trial.number < num_published]
+    if not first:
+        return Decision(chosen=best, best=best, published=None)
+    published = scorer.best(first)
+    if best is published:
+        return Decision(chosen=published, best=best, published=published)
+    gain = scorer.gain(best, published)
+    is_clear = gain.value > gain.standard_error
+    is_more_feasible = published.violation > max(best.violation, 0)
+    chosen = best if is_clear or is_more_feasible else published
+    return Decision(chosen, best, published, gain)
+
+
+def _without_search(published: dict[str, Any], settings: Tune, num_folds: int) -> Choice:
+    """The published settings, for want of patients to search with."""
+    summary = SearchSummary(
+        objective=settings.objective,
+        inner_folds=num_folds,
+        reason="a class has fewer than 2 train patients, so nothing was searched: "
+        "published settings",
+    )
+    return Choice({**published, "l2": settings.l2_first[0]}, summary, pd.DataFrame())
+
+
+class Fold(NamedTuple):
+    """An inner fold.
+
+    Attributes:
+        inside: int (num_inside,), train images outside the fold, which train.
+        held: int (num_held,), those in it, which score.
+        rows: What a strategy sees: the images `inside` and nothing of the others.
+    """
+
+    inside: np.ndarray
+    held: np.ndarray
+    rows: TrainRows
 
 
 @dataclass
-class _Search:
+class Search:
+    """The trials of one strategy on one set of train rows.
+
+    Each candidate is solved once for every inner fold and scored on the out-of-fold rows of all.
+
+    Attributes:
+        matrix: Train rows.
+        strategy: Class of the strategy.
+        fixed: Settings that are not searched.
+        settings: The `tune` section.
+        seed: Of the plans and of the suggestions.
+        fold_of: int (num_images,), inner fold of each train image.
+        solve: Solves a batch of heads.
+    """
+
     matrix: TrainMatrix
     strategy: type[Strategy]
-    published: dict[str, Any]
-    fixed: dict[str, Any]
+    fixed: Mapping[str, Any]
     settings: Tune
     seed: int
     fold_of: np.ndarray
-    trainer: Trainer | None = None
+    solve: Solve = solver.solve
 
     def __post_init__(self) -> None:
-        self.address = environment(STORAGE_VARIABLE) or self.settings.storage
-        self.labels, self.patients = (
-            self.matrix.image_labels,
-            self.matrix.patients,
-        )  # of the images that score
-        self.metric = metrics.load_metric(self.settings.objective)
-        self.sign = 1 if self.metric.better == "higher" else -1
-        insides = [np.flatnonzero(self.fold_of != fold) for fold in np.unique(self.fold_of)]
-        self.inner = [(inside, self.matrix.train_rows(self.seed, inside)) for inside in insides]
+        self.published = self.strategy.published(self.matrix.views, self.fixed)
+        self.parameters = self.strategy.parameters() | {"l2": _penalty(self.settings)}
 
     @cached_property
-    def rotated(self) -> solver.Rotated:
-        """Shared by all heads: mean and spread of a feature do not depend on labels, plans or folds of train."""
-        rows = np.arange(len(self.matrix.row))
-        return solver.Rotated.of(
-            rows_.Rows(self.matrix.features, rows, np.float32, self.matrix.standardiser)
+    def scorer(self) -> Scorer:
+        """Scores the trials, here on every train image."""
+        return self._scorer_of(np.arange(len(self.matrix.image_labels)))
+
+    def _scorer_of(self, images: np.ndarray) -> Scorer:
+        return Scorer(
+            labels=self.matrix.image_labels[images],
+            patients=self.matrix.patients[images],
+            num_classes=self.matrix.num_classes,
+            positive=self.matrix.positive,
+            settings=self.settings,
+            seed=self.seed,
         )
 
-    def kept(self, data_digest: str) -> optuna.Study:
-        """What the store holds of this search; other data, settings, space, code or versions are another search."""
-        new = self._new_study()
-        self._suggest(asked := new.ask())
-        kinds = (
-            *self.strategy.__mro__[:-1],
-            solver.Rotated,
-            metrics.Metric,
-            Plan,
-            TrainMatrix,
-            _Search,
-        )
-        kinds += (type(self.trainer),) if self.trainer else ()
-        files = {str(sys.modules[kind.__module__].__file__) for kind in kinds}
-        parts = [
-            *(
-                data_digest,
-                self.fold_of,
-                self.seed,
-                self.published,
-                self.fixed,
-                kinds[0].__qualname__,
-            ),
-            *(
-                str(sorted(asked.distributions.items())),
-                self.settings.model_dump(exclude={"trials"}),
-            ),
-            *sorted(file_digest(Path(name)) for name in files),
-            *(
-                importlib.metadata.version(name)
-                for name in ("imbalanced-learn", "numpy", "optuna", "scipy")
-            ),
-            importlib.metadata.version("keras") if self.trainer else "",
-        ]
-        name = f"{self.strategy.__module__.rsplit('.', 1)[-1]}-{digest_of(parts)[:32]}"
-        return _open_store(name, self.address, new.direction)
+    @property
+    def batch_size(self) -> int:
+        """Trials that are asked for, solved and told together."""
+        return self.settings.batch_trials
 
-    def run(self, kept: optuna.Study | None, wait: bool = True) -> list[_Trial]:
-        """All trials in order. Those of a batch that the store holds whole are read back, the others searched.
+    def run(self, store: SearchStore | None = None) -> list[Trial]:
+        """Make all trials, in order. Batches that the store holds are read back, not solved.
 
-        A batch is asked for and solved as one, from a seed made of its place, so that a search which was killed and
-        goes on, or which several processes work on in turn, gives the same numbers to the last bit.
+        A batch follows from its place and from the trials before it. So a search that was killed
+        and goes on gives the same numbers to the last bit, and so do two processes at once.
         """
         study = self._new_study()
-        found = _by_place(kept)
-        done: list[_Trial] = []
-        size = 1 if self.trainer else self.settings.batch_trials
-        batches = range(0, self.settings.trials, size)
-        with contextlib.ExitStack() as turn:
-            mine = kept is None
-            for start in parallel.progress(batches, "searching", len(batches), "batches of trials"):
-                count = min(size, self.settings.trials - start)
-                places = [(number, count) for number in range(start, start + count)]
-                if not mine and not found.keys() >= {*places}:
-                    turn.enter_context(_turn(kept, wait))
-                    mine, found = True, _by_place(kept)
-                if found.keys() >= {*places}:
-                    study.add_trials(found[place] for place in places)
-                    done += [self._recalled(place[0], found[place].user_attrs) for place in places]
-                else:
-                    done += self._batch(study, start, count, kept, found)
-        return done
+        key = "" if store is None else self.key(store.data_digest)
+        trials: list[Trial] = []
+        starts = range(0, self.settings.trials, self.batch_size)
+        for start in parallel.progress(starts, "searching", len(starts), "batches of trials"):
+            asked = self._ask(study, start)
+            candidates = [self._suggest(trial) for trial in asked]
+            if store is None:
+                outcomes = self._evaluate(candidates, asked)
+            else:
+                path = store.batch_path(key, start, candidates)
+                outcomes = self._recalled(path, candidates, asked)
+            batch = self._judged(candidates, outcomes, start)
+            for asked_trial, trial in zip(asked, batch):
+                self._tell(study, asked_trial, trial)
+            trials += batch
+        if store is not None:
+            content = digest_of([key, self.settings.trials])
+            store.publish(study, self.settings.objective, content, hidden=self.fixed)
+        return trials
+
+    def score(self, candidates: Sequence[dict[str, Any]]) -> list[Trial]:
+        """Solve candidates as one batch and score them; each holds the settings and `l2`."""
+        return self._judged(candidates, self._solved(candidates))
+
+    def key(self, data_digest: str) -> str:
+        """Names this search. Other data, settings, code or packages are another search."""
+        return digest_of(
+            {
+                "data": data_digest,
+                "folds": self.fold_of,
+                "seed": self.seed,
+                "strategy": [self.strategy.name(), self.strategy.__qualname__],
+                "parameters": {name: asdict(item) for name, item in self.parameters.items()},
+                "published": self.published,
+                "fixed": self.fixed,
+                "tune": self.settings.model_dump(exclude={"trials"}),
+                "code": environment.code_digest(*self.code()),
+                "packages": environment.versions_of(*self.packages()),
+            }
+        )
+
+    def code(self) -> tuple[str, ...]:
+        """Folders and files of the package that the numbers come from.
+
+        Of the strategies only the files that this one is made of: editing one remedy must not
+        forget the searches of another.
+        """
+        return "scenario", "evaluation", "split", *strategy_files(self.strategy)
+
+    def packages(self) -> tuple[str, ...]:
+        """Packages that the numbers come from."""
+        return _PACKAGES
+
+    def summary(self, trials: Sequence[Trial], decision: Decision) -> SearchSummary:
+        """The scores behind a decision."""
+        published = decision.published
+        summary = SearchSummary(
+            score=decision.chosen.score,
+            best_score=decision.best.score,
+            published_score=None if published is None else published.score,
+            objective=self.settings.objective,
+            identified=decision.identified,
+            feasible=decision.chosen.violation <= 0,
+            trials=len(trials),
+            failed_trials=sum(trial.failed for trial in trials),
+            inner_folds=len(np.unique(self.fold_of)),
+            trial=decision.chosen.number,
+        )
+        gain = decision.gain
+        if gain is None:
+            return summary
+        return replace(summary, gain=gain.value, gain_se=gain.standard_error)
+
+    # --- asking, remembering, telling -------------------------------------------------------------
 
     def _new_study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.filterwarnings(
-            "ignore", category=optuna.exceptions.ExperimentalWarning
-        )  # of its heartbeat
-        # Twenty trials of five evaluations are too few for Hyperband: each of its brackets wants more than ten trials.
-        # The published settings are never pruned: what is kept is measured against them. Nor is a trial before its
-        # first step: its weights are still those of the probe.
+        # Twenty trials of five evaluations are too few for Hyperband: each of its brackets wants
+        # more than ten trials. The published settings are never pruned: what is kept is measured
+        # against them. Nor is a trial before its first step: its weights are those of the probe.
         pruner = optuna.pruners.MedianPruner(
             n_startup_trials=len(self.settings.l2_first), n_warmup_steps=1
         )
-        study = optuna.create_study(
-            direction="maximize" if self.sign > 0 else "minimize", pruner=pruner
-        )
-        study.set_user_attr("views", self.matrix.views)
-        return study
+        direction = "maximize" if self.scorer.maximises else "minimize"
+        return optuna.create_study(direction=direction, pruner=pruner)
 
-    def _batch(
-        self,
-        study: optuna.Study,
-        start: int,
-        count: int,
-        kept: optuna.Study | None,
-        found: Mapping[Any, Any],
-    ) -> list[_Trial]:
-        """Ask, solve and tell a batch, and only then keep its trials: the store never holds one that still runs."""
-        # A new seed for every batch: with the same one, a search that goes on would suggest its first trials again.
-        seed = (
-            np.random.SeedSequence([self.seed, start]).generate_state(1)[0]
-            if start
-            else self.seed % 2**32
-        )
-        study.sampler = optuna.samplers.TPESampler(seed=int(seed))
-        tuned = {name: value for name, value in self.published.items() if name not in self.fixed}
-        for l2 in self.settings.l2_first[start : start + count]:
-            study.enqueue_trial({**tuned, "l2": l2})
-        asked = [study.ask() for _ in range(count)]
-        results = self._solve([self._suggest(trial) for trial in asked], start, asked)
-        for trial, result in zip(asked, results):
-            if result.pruned or result.probabilities is None:
-                ended = (
-                    optuna.trial.TrialState.PRUNED
-                    if result.pruned
-                    else optuna.trial.TrialState.FAIL
-                )
-                told = study.tell(trial, state=ended)
-            else:
-                if self.settings.constraint:
-                    trial.set_constraint(self.settings.constraint.metric, result.violation)
-                told = study.tell(trial, result.score)
-            if kept and (result.number, count) not in found:
-                told.user_attrs = {
-                    "place": [result.number, count],
-                    "settings": result.settings,
-                    "error": result.error,
-                }
-                told.user_attrs |= (
-                    {} if result.steps is None else {"steps": result.steps, "pruned": result.pruned}
-                )
-                if (logits := result.logits) is not None:
-                    text = base64.b64encode(logits.tobytes()).decode()
-                    told.set_user_attr("logits", [logits.dtype.str, logits.shape, text])
-                kept.add_trial(told)
-        return results
+    def _ask(self, study: optuna.Study, start: int) -> list[optuna.Trial]:
+        """The next batch of trials; before all others the published settings, once per penalty."""
+        study.sampler = optuna.samplers.TPESampler(seed=self._batch_seed(start))
+        end = min(start + self.batch_size, self.settings.trials)
+        for l2 in self.settings.l2_first[start:end]:
+            first = {**self.published, "l2": l2}
+            for name in self.fixed:
+                del first[name]
+            study.enqueue_trial(first)
+        return [study.ask() for _ in range(start, end)]
 
-    def _recalled(self, number: int, kept: Mapping[str, Any]) -> _Trial:
-        if "logits" not in kept:
-            found = self._judged(number, kept["settings"], None, kept["error"])
-        else:
-            kind, shape, text = kept["logits"]
-            logits = np.frombuffer(base64.b64decode(text), kind).reshape(shape)
-            found = self._judged(number, kept["settings"], logits, "")
-        return replace(found, steps=kept.get("steps"), pruned=kept.get("pruned", False))
-
-    def effort(self, trials: list[_Trial]) -> dict[str, Any]:
-        """What is told of the search beside its scores."""
-        return {}
+    def _batch_seed(self, start: int) -> int:
+        """A seed for every batch: with the same one each would suggest the values of the first."""
+        if start == 0:
+            return self.seed % 2**32
+        return int(np.random.SeedSequence([self.seed, start]).generate_state(1)[0])
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        found = {**self.published, **self.strategy.search_space(trial), **self.fixed}
-        return {
-            **found,
-            "l2": trial.suggest_float("l2", self.settings.l2_low, self.settings.l2_high, log=True),
-        }
+        """The settings that a trial tries, in the order of the strategy's file, `l2` last."""
+        settings = {}
+        for name, parameter in self.parameters.items():
+            # A fixed one is suggested too, and the value left unused: the others are drawn after
+            # it as they would be if nothing were fixed.
+            settings[name] = suggest(trial, name, parameter, self.matrix.views)
+        settings.update(self.fixed)
+        return settings
 
-    def _solve(self, candidates: list[dict[str, Any]], start: int, _: Any = ()) -> list[_Trial]:
-        """Solve every candidate on every inner fold as one batch, and score the pooled out-of-fold rows."""
-        matrix, folds = self.matrix, np.unique(self.fold_of)
-        draws = np.ones((len(matrix.row), len(candidates) * len(folds)))
-        mixes: list[np.ndarray] = []
-        objectives: list[Objective] = []
-        failures = {}
-        for index, candidate in enumerate(candidates):
-            strategy = self.strategy.of(candidate)
-            for inside, rows in self.inner:
-                try:
-                    plan = strategy.plan(rows)
-                    plan_within_train(plan, len(inside))
-                    objective = strategy.objective(plan.counts(rows.labels, matrix.num_classes))
-                    plan = plan.within(inside)
-                    draws[:, len(objectives)] = matrix.draws(plan)
-                    mixes.append(mixed(plan))
-                    objectives.append(objective)
-                except (TrialFailed, ValueError, FloatingPointError) as error:
-                    failures[index] = str(error)
-                    mixes.append(mixed(Plan.of([])))
-                    objectives.append(Objective.neutral(matrix.num_classes))
-        l2 = np.repeat([candidate["l2"] for candidate in candidates], len(folds))
-        table, labels, weights = matrix.with_mixed(self.rotated.matrix, draws, mixes)
-        per_class = np.stack([objective.weights for objective in objectives], axis=1)
-        for block in rows_.blocks(len(labels)):
-            weights[block] *= per_class[labels[block]]
-        solution = solver.solve(
-            replace(self.rotated, matrix=table),
-            labels,
-            weights,
-            objectives,
-            l2,
-            solver.SEARCH_TOLERANCE,
-        )
-        results = []
-        for index, candidate in enumerate(candidates):
-            own = slice(index * len(folds), (index + 1) * len(folds))
-            logits: np.ndarray | None = None
-            if index not in failures and not np.isfinite(solution.objective[own]).all():
-                failures[index] = "the loss became NaN or infinite"
-            if index not in failures:
-                logits = np.empty(
-                    (len(self.labels), solution.parameters.shape[1]), self.rotated.matrix.dtype
-                )
-                for fold, parameters in zip(
-                    folds, np.moveaxis(solution.parameters[..., own], -1, 0)
-                ):
-                    held = np.flatnonzero(self.fold_of == fold)
-                    for block in rows_.blocks(len(held)):
-                        logits[held[block]] = self.rotated.matrix[held[block]] @ parameters
-            results.append(self._judged(start + index, candidate, logits, failures.get(index, "")))
-        return results
+    def _recalled(
+        self, path: Path, candidates: Sequence[dict[str, Any]], asked: Sequence[optuna.Trial]
+    ) -> Sequence[Outcome]:
+        """The outcomes of a batch as they were kept, or made and kept now."""
+        kept = read_batch(path, len(candidates), len(self.scorer.labels))
+        if kept is None:
+            outcomes = self._evaluate(candidates, asked)
+            write_batch(path, outcomes)
+            return outcomes
+        for trial, outcome in zip(asked, kept):
+            for report in outcome.reports:
+                trial.report(report.score, report.step)
+        return kept
+
+    def _evaluate(
+        self, candidates: Sequence[dict[str, Any]], asked: Sequence[optuna.Trial]
+    ) -> Sequence[Outcome]:
+        """What a batch comes to; `asked` hears of scores that trials have on their way."""
+        return self._solved(candidates)
 
     def _judged(
-        self, number: int, candidate: dict[str, Any], logits: np.ndarray | None, failure: str
-    ) -> _Trial:
-        if logits is None:
-            return _Trial(number, candidate, float("nan"), 0.0, None, failure)
-        images = len(logits)
-        first_column = self.matrix.num_classes - logits.shape[1]  # for two classes logit 0 is zero
-        probabilities = metrics.softmax(
-            np.pad(logits.astype(np.float64), ((0, 0), (first_column, 0)))
+        self, candidates: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], start: int = 0
+    ) -> list[Trial]:
+        trials = []
+        for number, (candidate, outcome) in enumerate(zip(candidates, outcomes), start=start):
+            trials.append(self.scorer.judge(number, candidate, outcome))
+        return trials
+
+    def _tell(self, study: optuna.Study, asked: optuna.Trial, trial: Trial) -> None:
+        if trial.error:
+            asked.set_user_attr("error", trial.error)
+        if trial.pruned:
+            study.tell(asked, state=TrialState.PRUNED)
+            return
+        if trial.failed:
+            study.tell(asked, state=TrialState.FAIL)
+            return
+        if self.settings.constraint:
+            asked.set_constraint(self.settings.constraint.metric, trial.violation)
+        study.tell(asked, trial.score)
+
+    # --- one batch of heads -----------------------------------------------------------------------
+
+    @cached_property
+    def folds(self) -> list[Fold]:
+        """The inner folds."""
+        folds = []
+        for fold in np.unique(self.fold_of):
+            inside = np.flatnonzero(self.fold_of != fold)
+            held = np.flatnonzero(self.fold_of == fold)
+            folds.append(Fold(inside, held, self.matrix.train_rows(self.seed, inside)))
+        return folds
+
+    @cached_property
+    def rotated(self) -> solver.Rotated:
+        """Shared by all heads: mean and spread of a feature depend on no label, plan or fold."""
+        every_row = np.arange(len(self.matrix.row))
+        standardiser = self.matrix.standardiser
+        standardised = rows_.Rows(self.matrix.features, every_row, np.float32, standardiser)
+        return solver.Rotated.of(standardised, self.matrix.scratch_folder)
+
+    def _solved(self, candidates: Sequence[dict[str, Any]]) -> list[Outcome]:
+        """Solve every candidate on every inner fold, all heads as one batch."""
+        plans: list[Plan] = []
+        objectives: list[Objective] = []
+        errors = [""] * len(candidates)
+        for index, candidate in enumerate(candidates):
+            strategy = self.strategy.of(candidate)
+            for fold in self.folds:
+                try:
+                    plan, objective = self._planned(strategy, fold)
+                except _TRIAL_ERRORS as error:
+                    errors[index] = str(error)
+                    # A head that nobody reads keeps the place, so that the others stay in theirs.
+                    plan = self.matrix.every_row()
+                    objective = Objective.neutral(self.matrix.num_classes)
+                plans.append(plan)
+                objectives.append(objective)
+        weighted = self.matrix.weighted(plans, objectives, self.rotated.matrix)
+        solution = self.solve(
+            replace(self.rotated, matrix=weighted.features),
+            weighted.labels,
+            weighted.weights,
+            objectives,
+            np.repeat([candidate["l2"] for candidate in candidates], len(self.folds)),
+            solver.SEARCH_TOLERANCE,
         )
-        score = float(self._measure(self.metric, probabilities, np.ones((1, images)))[0])
-        violation = 0.0
-        if constraint := self.settings.constraint:
-            measured = self._measure(
-                metrics.load_metric(constraint.metric), probabilities, np.ones((1, images))
-            )
-            violation = constraint.at_least - float(measured[0])
-        if not np.isfinite(score):
-            failure = f"{self.settings.objective} is not a number"
-            return _Trial(number, candidate, score, violation, None, failure, logits)
-        return _Trial(number, candidate, score, violation, probabilities, "", logits)
+        return [self._outcome(solution, index, error) for index, error in enumerate(errors)]
 
-    def _measure(
-        self, metric: metrics.Metric, probabilities: np.ndarray, weights: np.ndarray
-    ) -> np.ndarray:
-        positive, floor = self.matrix.positive, self.settings.sensitivity_floor
-        decisions = metrics.decide(probabilities, positive)
-        return metric.function(
-            metrics.Sample(self.labels, probabilities, decisions, positive, weights, floor)
-        )
+    def _planned(self, strategy: Strategy, fold: Fold) -> tuple[Plan, Objective]:
+        """What a strategy trains on outside one inner fold, and by which objective.
 
-    def gain(self, best: _Trial, kept: _Trial) -> tuple[float, float]:
-        """By how much `best` beats `kept`, and the paired standard error of that over patients."""
-        patients, drawn = intervals.patient_resamples(
-            self.patients, self.labels, self.settings.gain_resamples, self.seed
-        )
-        place = np.searchsorted(patients, self.patients)
-        parts = np.array_split(drawn[1:], -(-len(drawn) * len(place) // _CELLS))
-        values = [
-            np.concatenate(
-                [
-                    self._measure(self.metric, trial.probabilities, part[:, place])  # type: ignore[arg-type]
-                    for part in parts
-                ]
-            )
-            for trial in (best, kept)
-        ]
-        error = float(np.nanstd(values[0] - values[1], ddof=1))
-        return self.sign * (best.score - kept.score), error
+        Raises:
+            TrialFailed: When it cannot, or draws augmented views which are not there.
+        """
+        plan = strategy.plan(fold.rows)
+        base.plan_within_train(plan, len(fold.inside))
+        counts = plan.counts(fold.rows.labels, self.matrix.num_classes)
+        objective = strategy.objective(counts)
+        plan = plan.within(fold.inside)
+        self.matrix.require_views(plan)
+        return plan, objective
 
-    def best(self, trials: list[_Trial]) -> _Trial:
-        """The best feasible trial; without one, the smallest violation. Ties go to the earlier trial."""
-        return min(
-            trials,
-            key=lambda trial: (max(trial.violation, 0.0), -self.sign * trial.score, trial.number),
-        )
+    def _outcome(self, solution: solver.Solution, index: int, error: str) -> Outcome:
+        """The out-of-fold logits of one candidate, or why there are none."""
+        if error:
+            return Outcome(None, error)
+        first_head = index * len(self.folds)
+        heads = range(first_head, first_head + len(self.folds))
+        if not np.isfinite(solution.objective[heads]).all():
+            return Outcome(None, "the loss became NaN or infinite")
+        columns = solution.parameters.shape[1]
+        table = self.rotated.matrix
+        logits = np.empty((len(self.fold_of), columns), table.dtype)
+        for head, fold in zip(heads, self.folds):
+            parameters = solution.parameters[..., head]
+            for block in rows_.blocks(len(fold.held)):
+                images = fold.held[block]
+                logits[images] = table[images] @ parameters
+        return Outcome(logits)
 
 
-class _TrainedSearch(_Search):
-    """Every trial is trained end to end and scored on the slice; what is worse than the median of its step is pruned.
+@dataclass
+class TrainedSearch(Search):
+    """Every trial is trained end to end, and pruned where it is worse than the median of its step.
 
-    There is one slice instead of inner folds, so the paired standard error of a gain is that of its patients alone.
+    Trials are scored on one slice of train instead of inner folds, so the paired standard error of
+    a gain is that of the patients of the slice alone.
+
+    Attributes:
+        trainer: Trains the trials.
     """
 
-    trainer: Trainer
+    trainer: Trainer = field(kw_only=True)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.labels, self.patients = (
-            self.labels[self.trainer.held],
-            self.patients[self.trainer.held],
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Scores the trials on the slice that the trainer sets aside."""
+        return self._scorer_of(self.trainer.held)
+
+    @property
+    def batch_size(self) -> int:
+        """One: whether a trial is pruned depends on all that were before."""
+        return 1
+
+    def code(self) -> tuple[str, ...]:
+        """Also the code of the pictures and the network."""
+        return *super().code(), "embed"
+
+    def packages(self) -> tuple[str, ...]:
+        """Also those that train."""
+        return _PACKAGES + _TRAINING_PACKAGES
+
+    def summary(self, trials: Sequence[Trial], decision: Decision) -> SearchSummary:
+        """The scores behind a decision, and the optimiser steps that they cost."""
+        pruned = [trial for trial in trials if trial.pruned]
+        return replace(
+            super().summary(trials, decision),
+            inner_folds=1,
+            pruned_trials=len(pruned),
+            steps=sum(trial.steps or 0 for trial in trials),
+            steps_saved=sum(self.trainer.steps - (trial.steps or 0) for trial in pruned),
+            slice_images=len(self.scorer.labels),
+            slice_patients=len(np.unique(self.scorer.patients)),
         )
 
-    def _solve(self, candidates: list[dict[str, Any]], start: int, asked: Any = ()) -> list[_Trial]:
-        (trial,), (candidate,) = asked, candidates
-        step, result = 0, self._judged(start, candidate, None, "")
+    def _evaluate(
+        self, candidates: Sequence[dict[str, Any]], asked: Sequence[optuna.Trial]
+    ) -> Sequence[Outcome]:
+        return [self._trained(candidate, trial) for candidate, trial in zip(candidates, asked)]
+
+    def _trained(self, candidate: dict[str, Any], asked: optuna.Trial) -> Outcome:
+        """Train one trial, report its score at every evaluation, and stop it where that is poor."""
+        outcome = Outcome(None, steps=0)
         try:
             with contextlib.closing(self.trainer.evaluations(candidate)) as evaluations:
                 for step, logits in evaluations:
-                    result = self._judged(start, candidate, logits, "")
-                    trial.report(result.score, step)
+                    score = self.scorer.judge(asked.number, candidate, Outcome(logits)).score
+                    asked.report(score, step)
+                    reports = (*outcome.reports, Report(step, score))
+                    outcome = Outcome(logits, reports=reports, steps=step)
                     # A trial that is through is never pruned: it costs nothing any more.
-                    if step < self.trainer.steps and trial.should_prune():
-                        return [replace(result, steps=step, pruned=True)]
-        except (TrialFailed, ValueError, FloatingPointError) as error:
-            result = self._judged(start, candidate, None, str(error))
-        return [replace(result, steps=step)]
-
-    def effort(self, trials: list[_Trial]) -> dict[str, Any]:
-        """Pruned trials, and the optimiser steps taken and saved."""
-        steps = sum(trial.steps or 0 for trial in trials)
-        saved = sum(self.trainer.steps - (trial.steps or 0) for trial in trials if trial.pruned)
-        held = {"slice_images": len(self.labels), "slice_patients": len(np.unique(self.patients))}
-        return {
-            "pruned_trials": sum(trial.pruned for trial in trials),
-            "steps": steps,
-            "steps_saved": saved,
-            **held,
-        }
+                    if step < self.trainer.steps and asked.should_prune():
+                        return replace(outcome, pruned=True)
+        except _TRIAL_ERRORS as error:
+            return replace(outcome, logits=None, error=str(error))
+        return outcome
 
 
-def _trial_table(trials: list[_Trial]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "trial": trial.number,
-            "state": "failed"
-            if trial.probabilities is None
-            else "pruned"
-            if trial.pruned
-            else "complete",
-            "score": trial.score,
-            "violation": trial.violation,
-            "error": trial.error,
-            **({} if trial.steps is None else {"steps": trial.steps}),
-            **trial.settings,
-        }
-        for trial in trials
-    )
-
-
-def importances(trials: pd.DataFrame, maximise: bool) -> dict[str, float]:
-    """Share of each searched setting in what sets good trials apart (PED-ANOVA), mean over rounds, largest first.
+def suggest(trial: optuna.Trial, name: str, parameter: Parameter, views: int) -> float:
+    """A value of a parameter from an Optuna trial.
 
     Args:
-        trials: Of trials.parquet: `state`, `score`, the settings, `repeat`, `fold`, `seed`.
-        maximise: Whether a higher score is better.
-
-    Returns:
-        Name -> 0..1; empty with fewer than ten complete trials in every round.
-
-    Reference: Watanabe et al. 2023, https://arxiv.org/abs/2304.10255
+        trial: What asks.
+        name: Name of the parameter.
+        parameter: Its range.
+        views: Augmented views there are, the upper end of some parameters.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    fixed = {"trial", "state", "score", "violation", "error", "repeat", "fold", "seed"}
-    complete, found = trials[trials["state"] == "complete"], []
-    for _, rows in complete.groupby(["repeat", "fold", "seed"], sort=True):
-        values = rows.drop(columns=[*fixed & {*rows}]).select_dtypes("number")
-        values = values.loc[:, values.nunique() > 1]
-        if len(rows) < 10 or values.empty or rows["score"].nunique() < 2:
-            continue
-        study = optuna.create_study(direction="maximize" if maximise else "minimize")
-        kinds = {
-            name: optuna.distributions.FloatDistribution(
-                float(own.min()), float(own.max()), log=name == "l2"
-            )
-            for name, own in values.items()
-        }
-        for score, row in zip(rows["score"], values.to_dict("records")):
-            study.add_trial(
-                optuna.create_trial(params=row, distributions=kinds, value=float(score))
-            )
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        found.append(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    return (
-        pd.DataFrame(found).mean().sort_values(ascending=False, kind="stable").to_dict()
-        if found
-        else {}
+    high = parameter.highest(views)
+    if parameter.is_integer:
+        return trial.suggest_int(name, parameter.low, high)
+    return trial.suggest_float(name, parameter.low, high, log=parameter.log)
+
+
+def strategy_files(strategy: type[Strategy]) -> list[str]:
+    """Files of the package that a strategy is made of, and those that all strategies share."""
+    files = {"strategies/base.py", "strategies/_samplers.py"}
+    for kind in strategy.__mro__:
+        package, _, module = kind.__module__.rpartition(".")
+        if package == base.__package__:
+            files.add(f"strategies/{module}.py")
+    return sorted(files)
+
+
+def _penalty(settings: Tune) -> Parameter:
+    """The strength of the penalty, which every scenario searches alike."""
+    return Parameter(
+        published=settings.l2_first[0],
+        low=settings.l2_low,
+        high=settings.l2_high,
+        log=True,
     )
-
-
-class _Lock:
-    """A lock that the system lifts when its holder dies; Optuna's own is a file that outlives a kill by 30 seconds."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = sqlite3.connect(path, timeout=600, isolation_level=None)
-
-    def acquire(self) -> bool:
-        self._file.execute("BEGIN EXCLUSIVE")
-        return True
-
-    def release(self, *_: Any) -> None:
-        self._file.execute("ROLLBACK")
-
-    __enter__, __exit__ = acquire, release
-
-
-def _open_store(name: str, address: str | None, direction: Any) -> optuna.Study:
-    """The study of that name, new or as it was left, in a database or in a journal of its own."""
-    STORE.mkdir(parents=True, exist_ok=True)
-    path = STORE / f"{name}.log"
-    lock = _Lock(STORE / f"{'database' if address else name}.lock")
-    try:
-        with lock:  # else two processes make the same tables at once, or one cuts off what the other is writing
-            if address:
-                seconds = {"heartbeat_interval": _HEARTBEAT_SECONDS, "grace_period": _GRACE_SECONDS}
-                ping = {
-                    "pool_pre_ping": "sqlite" not in address
-                }  # a server may have closed what lay idle
-                storage = optuna.storages.RDBStorage(address, engine_kwargs=ping, **seconds)
-            else:
-                with open(
-                    path, "ab+"
-                ) as journal:  # the next line would be glued to half a line that a kill left
-                    journal.seek(0)
-                    journal.truncate(journal.read().rfind(b"\n") + 1)
-                backend = optuna.storages.journal.JournalFileBackend(str(path), lock)
-                storage = optuna.storages.JournalStorage(backend)
-        return optuna.create_study(
-            storage=storage, study_name=name, direction=direction, load_if_exists=True
-        )
-    except (
-        Exception
-    ) as error:  # SQLAlchemy, drivers and Optuna raise what they like, with the address in it
-        advice = (
-            f"Correct tune.storage or {STORAGE_VARIABLE}."
-            if address
-            else f"Delete {path}: it is searched again."
-        )
-        raise _unreachable(error, address, advice) from None
-
-
-def _unreachable(error: BaseException, address: str | None, advice: str) -> DataError:
-    cause = str(error).split("\n")[0].replace(str(address), "the address")
-    return DataError(
-        f"The search cannot be kept or read ({type(error).__name__}: {cause}). {advice}"
-    )
-
-
-def _by_place(kept: optuna.Study | None) -> dict[tuple[int, int], optuna.trial.FrozenTrial]:
-    """What a store holds: (number of the trial, size of its batch) -> trial."""
-    trials = kept.get_trials() if kept else []
-    return {
-        tuple(trial.user_attrs["place"]): trial for trial in trials if "place" in trial.user_attrs
-    }
-
-
-@contextlib.contextmanager
-def _turn(kept: optuna.Study, wait: bool) -> Iterator[None]:
-    """Hold a search that several machines share in a database, as long as its trials are made.
-
-    Each batch follows from those before it, so one process works on a search and the others on other searches, or
-    wait. Who does is a running trial of a study beside it, kept alive by Optuna's heartbeat; of two the earlier one.
-    """
-    if isinstance(kept._storage, optuna.storages.JournalStorage):  # of one machine
-        yield
-        return
-    storage: Any = kept._storage._backend  # without the cache, which knows no deletion
-    name, mine, seen = f"{kept.study_name}-turn", None, set()
-    while mine is None:
-        with contextlib.suppress(
-            KeyError, IndexError
-        ):  # another one ended its turn between two of these lines
-            turns = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-            optuna.storages.fail_stale_trials(turns)
-            new = None if _running(turns) else storage.create_new_trial(turns._study_id)
-            first = _running(turns)[0]
-            if first not in seen:
-                storage.record_heartbeat(
-                    first
-                )  # another one may have been killed before its own first
-                if wait and new is None:
-                    print(
-                        f"Another process searches {kept.study_name}; waiting for its trials.",
-                        file=sys.stderr,
-                    )
-            seen.add(first)
-            if new == first:
-                mine = new
-                break
-            if new is not None:
-                storage.set_trial_state_values(new, optuna.trial.TrialState.FAIL)
-            if not wait:
-                raise Busy(kept.study_name)
-        time.sleep(_POLL_SECONDS)
-    ended = threading.Event()
-
-    def live() -> None:
-        while not ended.wait(_HEARTBEAT_SECONDS):
-            with contextlib.suppress(
-                Exception
-            ):  # the search itself will find that the database is gone
-                storage.record_heartbeat(mine)
-
-    threading.Thread(target=live, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-        with contextlib.suppress(Exception):
-            optuna.delete_study(study_name=name, storage=storage)
-
-
-def _running(turns: optuna.Study) -> list[int]:
-    return [
-        trial._trial_id for trial in turns.get_trials(False, (optuna.trial.TrialState.RUNNING,))
-    ]

@@ -1,9 +1,10 @@
-"""The log of decisions about a champion, kept in MLflow: a run per decision, each naming the ones it follows.
+"""The log of decisions about a champion: a run of MLflow each, naming the decisions it follows.
 
-A decision is written before it is carried out and closed afterwards, so that a kill in between leaves a trace which the
-next call completes or undoes. It is one tag, plain JSON, and so one write. Its seal is a digest of what was decided and
-what came of it; whoever follows it repeats the seal, and the registered model repeats the newest one. This shows edits
-and gaps; it does not stop someone who may write everything.
+A decision is written before it is carried out and closed afterwards. So a kill in between leaves a
+trace, which the next call completes or undoes. A decision is one tag of plain JSON, and so one
+write. Its seal is a digest of what was decided and what came of it. Whoever follows a decision
+repeats its seal, and the registered model repeats the newest one. This shows edits and gaps; it
+does not stop someone who may write everything.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import getpass
 import json
 import os
 import socket
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,17 +21,41 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from mlflow.entities import RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pydantic import ConfigDict, Field
 
+from equipoise.core.documents import Part
 from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of
+from equipoise.core.text import aligned, first_line
 from equipoise.service import tracking
 
 CHALLENGER = "challenger"
+CHAMPION = "champion"
+PREVIOUS = "previous-champion"
+#: The MLflow experiment that holds the log.
+EXPERIMENT = "equipoise-registry"
+#: A decision of another machine that stands open for longer than this was killed there.
+STALE_SECONDS = 120
+#: Tags of the run of a decision.
+_MODEL = "equipoise.model"
+_DECISION = "equipoise.decision"
+_OUTCOME = "equipoise.outcome"
+_SEAL = "equipoise.seal"
+#: Tag of the registered model: run and seal of the newest closed decision.
+_NEWEST = "equipoise.last_decision"
+#: MLflow cuts a tag at 8,000 characters.
+_DECISION_CHARACTERS = 7500
+_NOTE_CHARACTERS = 500
+_RUNS_PER_PAGE = 500
+#: What MLflow answers when something is not there; the second is for a model without this alias.
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+#: Kinds of decisions that move the champion.
+_MOVES = ("promote", "rollback")
 
 
 def model_name(study: str) -> str:
@@ -39,28 +63,69 @@ def model_name(study: str) -> str:
     return f"equipoise-{study}"
 
 
-EXPERIMENT = "equipoise-registry"
+# --- what a decision is ---------------------------------------------------------------------------
 
 
-CHAMPION, PREVIOUS = "champion", "previous-champion"
+class GateRecord(Part):
+    """The verdict of one gate, as a decision keeps it; see `gates.Verdict`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    verdict: str
+    number: int | float | None
+    bound: str
+    detail: str
+    forceable: bool
+    name: str
 
 
-#: A decision of another machine that stands open for longer than this was killed there.
-STALE_SECONDS = 120
+class Decision(Part):
+    """What was decided: the fields are the keys of the JSON, in their order.
+
+    Attributes:
+        number: Counts the decisions about a model, from 1.
+        model: Name of the registered model.
+        kind: promote, rollback or refuse.
+        from_version: Number of the champion before; None where there was none. Its key is "from".
+        to_version: Number of the version that was decided about. Its key is "to".
+        reason: As the user gave it.
+        forced: Whether gates had failed.
+        gates: The verdicts; a rollback asks no gate.
+        digests: Of the result, its test rows and split, and the git commit.
+        bounds: The section `promote` of the settings.
+        who: user@host.
+        at: Time in UTC.
+        follows: Run id and seal of every decision that stood at the end of the log.
+    """
+
+    # Keys of a later version stay, because the seal is of all of them.
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    number: int = 0
+    model: str = ""
+    kind: str = "unknown"
+    from_version: str | None = Field(
+        default=None, validation_alias="from", serialization_alias="from"
+    )
+    to_version: str | None = Field(default=None, validation_alias="to", serialization_alias="to")
+    reason: str | None = None
+    forced: bool = False
+    gates: list[GateRecord] = Field(default_factory=list)
+    digests: dict[str, str] = Field(default_factory=dict)
+    bounds: dict[str, Any] = Field(default_factory=dict)
+    who: str = ""
+    at: str = ""
+    follows: list[list[str]] = Field(default_factory=list)
 
 
-_DECISION, _OUTCOME, _SEAL, _NEWEST = (
-    f"equipoise.{name}" for name in ("decision", "outcome", "seal", "last_decision")
-)
+class Outcome(Part):
+    """What came of a decision: done, refused, undone or overtaken; by whom, when, and a note."""
 
-
-_ABSENT = (
-    "RESOURCE_DOES_NOT_EXIST",
-    "INVALID_PARAMETER_VALUE",
-)  # the second: a model without this alias
-
-
-_MOVES = ("promote", "rollback")
+    state: str = "unknown"
+    by: str = ""
+    at: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,41 +135,61 @@ class Entry:
     Attributes:
         run_id: Of its run.
         status: Of its run, in MLflow's words; DELETED when it can still be restored.
-        decision: number, kind, from, to, who, at, reason, forced, gates, digests, follows.
-        outcome: state (done, refused, undone, overtaken), by, at, note; None while it is unfinished.
-        seal: Digest of the two, as written in the run.
+        decision: What was decided. Somebody may have edited it, so its types are not certain.
+        outcome: What came of it; None while it is unfinished.
+        seal: As written in the run.
+        computed_seal: The seal that the content of the run gives now; another one than `seal` after
+            an edit.
+        open_seal: The seal that the decision had before it was closed.
     """
 
     run_id: str
     status: str
-    decision: dict[str, Any]
-    outcome: dict[str, Any] | None
+    decision: Decision
+    outcome: Outcome | None
     seal: str
+    computed_seal: str
+    open_seal: str
 
     @property
     def state(self) -> str:
         """What came of it."""
-        return self.outcome["state"] if self.outcome else "unfinished"
+        return self.outcome.state if self.outcome else "unfinished"
 
     @property
-    def seals(self) -> tuple[str, str]:
-        """The seal it had before it was closed, and the one that its content gives now."""
-        return digest_of([self.decision, None]), digest_of([self.decision, self.outcome])
+    def edited(self) -> bool:
+        """Whether its content no longer gives its seal."""
+        return self.seal != self.computed_seal
+
+    @property
+    def deleted(self) -> bool:
+        """Whether its run is deleted; MLflow can still restore it."""
+        return self.status == "DELETED"
 
     @property
     def open(self) -> bool:
-        """Whether a killed call left something of it undone; an edited or deleted decision is left as it is."""
-        running = self.outcome is None or self.status == "RUNNING"
-        return running and self.status != "DELETED" and self.seal == self.seals[1]
+        """Whether a killed call left something of it undone.
+
+        An edited or deleted decision is left as it is.
+        """
+        unfinished = self.outcome is None or self.status == "RUNNING"
+        return unfinished and not self.deleted and not self.edited
 
     @property
     def moved(self) -> bool:
         """Whether it moved the champion."""
-        return self.decision.get("kind") in _MOVES and self.state == "done"
+        return self.decision.kind in _MOVES and self.state == "done"
 
     def __str__(self) -> str:
-        text = f"decision {self.decision.get('number')} ({self.decision.get('kind')}, run {self.run_id[:8]})"
-        return text + (", deleted" if self.status == "DELETED" else "")
+        name = f"decision {self.decision.number} ({self.decision.kind}, run {self.run_id[:8]})"
+        return f"{name}, deleted" if self.deleted else name
+
+
+def _seal_of(decision: Any, outcome: Any) -> str:
+    return digest_of([decision, outcome])
+
+
+# --- aliases and versions -------------------------------------------------------------------------
 
 
 def who() -> str:
@@ -116,29 +201,30 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _look(lookup: Callable[..., Any], *words: str) -> Any:
-    try:
-        return lookup(*words)
-    except MlflowException as error:
-        if error.error_code in _ABSENT:
-            return None
-        raise
-
-
 def by_alias(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     """The version an alias points to, or None."""
-    return _look(store.get_model_version_by_alias, name, alias)
+    return _look_up(store.get_model_version_by_alias, name, alias)
 
 
 def version_of(store: MlflowClient, name: str, version: str) -> ModelVersion | None:
     """A version by its number, or None."""
-    return _look(store.get_model_version, name, version)
+    return _look_up(store.get_model_version, name, version)
 
 
 def pointed_at(store: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:
     """Number of the version an alias points to, or None."""
-    found = by_alias(store, name, alias)
-    return str(found.version) if found else None
+    version = by_alias(store, name, alias)
+    return str(version.version) if version else None
+
+
+def _look_up(ask: Callable[..., Any], *words: str) -> Any:
+    """The answer of the registry, or None for what is not there."""
+    try:
+        return ask(*words)
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            return None
+        raise
 
 
 @contextmanager
@@ -148,12 +234,11 @@ def locked(name: str) -> Iterator[None]:
     Raises:
         PromotionRefused: When another process holds it.
     """
-    address = mlflow.get_registry_uri()
-    if address.startswith("sqlite:///"):
-        address = str(Path(address.removeprefix("sqlite:///")).resolve())
-    path = Path(tempfile.gettempdir()) / f"equipoise-{digest_of([address, name])[:16]}.lock"
+    registry = mlflow.get_registry_uri()
+    if registry.startswith("sqlite:///"):
+        registry = str(Path(registry.removeprefix("sqlite:///")).resolve())
     try:
-        lock = FileLock(path, timeout=0, mode=0o666).acquire()
+        lock = tracking.machine_lock([registry, name], timeout_seconds=0).acquire()
     except Timeout as error:
         raise PromotionRefused(
             f"Another decision about {name} is being made on this machine; nothing was done. Wait for it and look at "
@@ -161,6 +246,9 @@ def locked(name: str) -> Iterator[None]:
         ) from error
     with lock:
         yield
+
+
+# --- reading --------------------------------------------------------------------------------------
 
 
 def read(store: MlflowClient, name: str) -> list[Entry]:
@@ -173,131 +261,238 @@ def read(store: MlflowClient, name: str) -> list[Entry]:
             f"The experiment {EXPERIMENT}, which holds the log, is deleted. Restore it: "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`."
         )
-    found: list[Entry] = []
+    runs = _runs_of(store, experiment.experiment_id, name)
+    return sorted((_entry(run) for run in runs), key=_place_in_log)
+
+
+def _runs_of(store: MlflowClient, experiment: str, name: str) -> Iterator[Any]:
+    """Every run of a model in the log, page by page, deleted ones included."""
+    clause = f"tags.`{_MODEL}` = '{name}'"
     token = None
-    while token != "":
-        clause = f"tags.`equipoise.model` = '{name}'"
+    while True:
         page = store.search_runs(
-            [experiment.experiment_id], clause, ViewType.ALL, 500, page_token=token
+            [experiment], clause, ViewType.ALL, _RUNS_PER_PAGE, page_token=token
         )
-        found += [_entry(run) for run in page]
-        token = page.token or ""
-    return sorted(
-        found,
-        key=lambda entry: (
-            entry.decision.get("number", 0),
-            entry.decision.get("at", ""),
-            entry.run_id,
-        ),
-    )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _place_in_log(entry: Entry) -> tuple[int, str, str]:
+    return entry.decision.number, entry.decision.at, entry.run_id
 
 
 def _entry(run: Any) -> Entry:
     tags = run.data.tags
-
-    def parsed(name: str) -> dict[str, Any] | None:
-        try:
-            value = json.loads(tags.get(name, "null"))
-        except ValueError:
-            return None
-        return value if isinstance(value, dict) else None
-
-    status = "DELETED" if run.info.lifecycle_stage == "deleted" else run.info.status
+    decision = _json_object(tags.get(_DECISION)) or {}
+    outcome = _json_object(tags.get(_OUTCOME))
+    deleted = run.info.lifecycle_stage == "deleted"
     return Entry(
-        run.info.run_id, status, parsed(_DECISION) or {}, parsed(_OUTCOME), tags.get(_SEAL, "")
+        run_id=run.info.run_id,
+        status="DELETED" if deleted else run.info.status,
+        decision=_as_decision(decision),
+        outcome=Outcome.model_construct(**outcome) if outcome else None,
+        seal=tags.get(_SEAL, ""),
+        computed_seal=_seal_of(decision, outcome),
+        open_seal=_seal_of(decision, None),
     )
 
 
-def champion(entries: list[Entry]) -> str | None:
+def _json_object(text: str | None) -> dict[str, Any] | None:
+    """The object that a tag holds; None for a tag that is missing or holds something else."""
+    try:
+        value = json.loads(text or "null")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _as_decision(content: dict[str, Any]) -> Decision:
+    """A decision without a check of its types, so that `verify` can show one that was edited."""
+    values = dict(content)
+    gates = values.get("gates")
+    if isinstance(gates, list):
+        records = [GateRecord.model_construct(**gate) for gate in gates if isinstance(gate, dict)]
+        values["gates"] = records
+    return Decision.model_construct(**values)
+
+
+def champion(entries: Sequence[Entry]) -> str | None:
     """The champion as the log left it."""
-    return next((entry.decision["to"] for entry in reversed(entries) if entry.moved), None)
+    for entry in reversed(entries):
+        if entry.moved:
+            return entry.decision.to_version
+    return None
+
+
+def previous(store: MlflowClient, name: str, entries: Sequence[Entry]) -> ModelVersion | None:
+    """The version to go back to: the newest former champion of the log that still exists."""
+    current = pointed_at(store, name)
+    for entry in reversed(entries):
+        if not entry.moved:
+            continue
+        for number in (entry.decision.to_version, entry.decision.from_version):
+            if not number or number == current:
+                continue
+            version = version_of(store, name, number)
+            if version:
+                return version
+    return by_alias(store, name, PREVIOUS)  # of a registry from before there was a log
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def no_step(name: str) -> None:
+    """Do nothing between two writes; a test puts a kill in its place."""
 
 
 def write(
-    store: MlflowClient, name: str, decision: Mapping[str, Any], state: str | None = None
+    store: MlflowClient, name: str, decision: Decision, root: Path, state: str | None = None
 ) -> Entry:
-    """Write a decision after all that stand at the end of the log; with a state it is closed at once."""
-    entries = read(store, name)
-    followed = {run_id for entry in entries for run_id, _ in entry.decision.get("follows", [])}
-    ends = [entry for entry in entries if entry.run_id not in followed]
-    number = 1 + max((entry.decision.get("number", 0) for entry in entries), default=0)
-    whole = {"number": number, "model": name, **decision, "who": who(), "at": _now()}
-    whole["follows"] = [[entry.run_id, entry.seal] for entry in ends]
-    if (length := len(json.dumps(whole))) > 7500:  # MLflow cuts a tag at 8,000 characters
+    """Write a decision at the end of the log; with a state it is closed at once.
+
+    Args:
+        store: The tracking store.
+        name: Of the registered model.
+        decision: What was decided; number, model, who, at and follows are filled in here.
+        root: Folder that holds params.yaml.
+        state: What came of it; None while it has still to be carried out.
+    """
+    filled = _filled(decision, name, read(store, name))
+    text = json.dumps(filled.as_dict())
+    if len(text) > _DECISION_CHARACTERS:
         raise DataError(
-            f"The decision takes {length} characters, a tag holds 8,000. Give a shorter reason."
+            f"The decision takes {len(text)} characters, a tag holds 8,000. Give a shorter reason."
         )
     outcome = _outcome(state) if state else None
-    entry = Entry("", "RUNNING", whole, outcome, digest_of([whole, outcome]))
-    tags = {"equipoise.model": name, _DECISION: json.dumps(whole), _SEAL: entry.seal}
-    tags |= {_OUTCOME: json.dumps(outcome)} if outcome else {}
-    label = f"{name}: {whole['kind']} {whole['from']} -> {whole['to']}"
-    run = store.create_run(tracking.experiment_id(store, EXPERIMENT), run_name=label, tags=tags)
-    entry = replace(entry, run_id=run.info.run_id)
+    seal = _seal_of(filled.as_dict(), outcome.as_dict() if outcome else None)
+    tags = {_MODEL: name, _DECISION: text, _SEAL: seal}
+    if outcome:
+        tags[_OUTCOME] = json.dumps(outcome.as_dict())
+    label = f"{name}: {filled.kind} {filled.from_version} -> {filled.to_version}"
+    experiment = tracking.experiment_id(store, EXPERIMENT, root)
+    run = store.create_run(experiment, run_name=label, tags=tags)
+    entry = Entry(
+        run_id=run.info.run_id,
+        status="RUNNING",
+        decision=filled,
+        outcome=outcome,
+        seal=seal,
+        computed_seal=seal,
+        open_seal=_seal_of(filled.as_dict(), None),
+    )
     if outcome:
         _end(store, entry)
     return entry
 
 
-def close(store: MlflowClient, entry: Entry, state: str, note: str = "") -> Entry:
-    """Write what came of a decision."""
-    outcome = _outcome(state, note)
-    closed = replace(entry, outcome=outcome, seal=digest_of([entry.decision, outcome]))
-    store.log_batch(
-        entry.run_id, tags=[RunTag(_OUTCOME, json.dumps(outcome)), RunTag(_SEAL, closed.seal)]
+def _filled(decision: Decision, name: str, entries: Sequence[Entry]) -> Decision:
+    """A decision with its number, its author and what it follows."""
+    numbers = [entry.decision.number for entry in entries]
+    followed = {run_id for entry in entries for run_id, _ in entry.decision.follows}
+    ends = [entry for entry in entries if entry.run_id not in followed]
+    return decision.model_copy(
+        update={
+            "number": 1 + max(numbers, default=0),
+            "model": name,
+            "who": who(),
+            "at": _now(),
+            "follows": [[entry.run_id, entry.seal] for entry in ends],
+        }
     )
-    _step("closed")
+
+
+def close(
+    store: MlflowClient,
+    entry: Entry,
+    state: str,
+    note: str = "",
+    step: Callable[[str], None] = no_step,
+) -> Entry:
+    """Write what came of a decision; `step` is called after the outcome is written."""
+    outcome = _outcome(state, note)
+    seal = _seal_of(entry.decision.as_dict(), outcome.as_dict())
+    written = RunTag(_OUTCOME, json.dumps(outcome.as_dict()))
+    store.log_batch(entry.run_id, tags=[written, RunTag(_SEAL, seal)])
+    closed = replace(entry, outcome=outcome, seal=seal, computed_seal=seal)
+    step("closed")
     _end(store, closed)
     return closed
 
 
-def _outcome(state: str, note: str = "") -> dict[str, Any]:
-    return {"state": state, "by": who(), "at": _now(), "note": note[:500]}
+def _outcome(state: str, note: str = "") -> Outcome:
+    return Outcome(state=state, by=who(), at=_now(), note=note[:_NOTE_CHARACTERS])
 
 
 def _end(store: MlflowClient, entry: Entry) -> None:
-    store.set_registered_model_tag(entry.decision["model"], _NEWEST, f"{entry.run_id} {entry.seal}")
-    store.set_terminated(
-        entry.run_id, "FINISHED" if entry.state in ("done", "refused") else "KILLED"
-    )
+    """Let the registered model repeat the seal, and end the run."""
+    newest = f"{entry.run_id} {entry.seal}"
+    store.set_registered_model_tag(entry.decision.model, _NEWEST, newest)
+    status = "FINISHED" if entry.state in ("done", "refused") else "KILLED"
+    store.set_terminated(entry.run_id, status)
 
 
-def move(store: MlflowClient, name: str, decision: Mapping[str, Any]) -> Entry:
+def move(
+    store: MlflowClient,
+    name: str,
+    decision: Decision,
+    root: Path,
+    step: Callable[[str], None] = no_step,
+) -> Entry:
     """Carry out a decision: write it, move the alias, close it.
+
+    Args:
+        store: The tracking store.
+        name: Of the registered model.
+        decision: See `write`.
+        root: Folder that holds params.yaml.
+        step: Called between two writes with the name of what was done: start, intended, champion,
+            previous, closed.
 
     Raises:
         PromotionRefused: When another machine decided meanwhile.
         MlflowException: When the registry does not let this user; the decision is settled first.
     """
-    _step("start")
-    entry = write(store, name, decision)
-    _step("intended")
-    # Of two that write side by side the later one reads after both writes, so at least one of them notices.
-    others = [other for other in read(store, name) if other.open and other.run_id != entry.run_id]
-    if others or pointed_at(store, name) != entry.decision["from"]:
-        why = (
-            f"{others[-1]} of {others[-1].decision['who']} is under way"
-            if others
-            else "the alias moved meanwhile"
-        )
-        close(store, entry, "overtaken", why)
+    step("start")
+    entry = write(store, name, decision, root)
+    step("intended")
+    obstacle = _obstacle(store, name, entry)
+    if obstacle:
+        close(store, entry, "overtaken", obstacle)
         raise PromotionRefused(
-            f"{why}, so {entry} moved nothing. Look at `equipoise audit` and decide again."
+            f"{obstacle}, so {entry} moved nothing. Look at `equipoise audit` and decide again."
         )
     try:
-        store.set_registered_model_alias(name, CHAMPION, entry.decision["to"])
-        _step("champion")
+        store.set_registered_model_alias(name, CHAMPION, entry.decision.to_version)
+        step("champion")
         _keep_way_back(store, name, entry)
-        _step("previous")
-        return close(store, entry, "done")
+        step("previous")
+        return close(store, entry, "done", step=step)
     except MlflowException as error:
-        _settle(store, name, entry, f"the registry said: {str(error).splitlines()[0]}")
+        _settle(store, name, entry, f"the registry said: {first_line(error)}")
         raise
 
 
+def _obstacle(store: MlflowClient, name: str, entry: Entry) -> str | None:
+    """Why a decision that was just written must not be carried out, in words; None when it may.
+
+    Of two that write side by side the later one reads after both writes, so at least one of them
+    notices.
+    """
+    others = [other for other in read(store, name) if other.open and other.run_id != entry.run_id]
+    if others:
+        return f"{others[-1]} of {others[-1].decision.who} is under way"
+    if pointed_at(store, name) != entry.decision.from_version:
+        return "the alias moved meanwhile"
+    return None
+
+
 def _keep_way_back(store: MlflowClient, name: str, entry: Entry) -> None:
-    if entry.decision["from"] and entry.decision["from"] != entry.decision["to"]:
-        store.set_registered_model_alias(name, PREVIOUS, entry.decision["from"])
+    before = entry.decision.from_version
+    if before and before != entry.decision.to_version:
+        store.set_registered_model_alias(name, PREVIOUS, before)
 
 
 def settle(store: MlflowClient, name: str, say: Callable[[str], None]) -> None:
@@ -309,22 +504,26 @@ def settle(store: MlflowClient, name: str, say: Callable[[str], None]) -> None:
     for entry in read(store, name):
         if not entry.open:
             continue
-        age = (datetime.now(UTC) - datetime.fromisoformat(entry.decision["at"])).total_seconds()
-        host = entry.decision["who"].rpartition("@")[2]
-        if host != socket.gethostname() and age < STALE_SECONDS:
+        began = datetime.fromisoformat(entry.decision.at)
+        age_seconds = (datetime.now(UTC) - began).total_seconds()
+        host = entry.decision.who.rpartition("@")[2]
+        if host != socket.gethostname() and age_seconds < STALE_SECONDS:
             raise PromotionRefused(
-                f"{entry} of {entry.decision['who']} is being carried out since {age:.0f} s; nothing was done. Wait: "
-                f"after {STALE_SECONDS} s it counts as killed, and the next call settles it."
+                f"{entry} of {entry.decision.who} is being carried out since {age_seconds:.0f} s; nothing was done. "
+                f"Wait: after {STALE_SECONDS} s it counts as killed, and the next call settles it."
             )
         say(_settle(store, name, entry, "it was killed"))
 
 
 def _settle(store: MlflowClient, name: str, entry: Entry, why: str) -> str:
-    """The alias says how far it came: at the new version the decision is completed, else it counts as undone."""
+    """Complete or undo a decision, and say which.
+
+    The alias says how far it came: at the new version it is completed, else it counts as undone.
+    """
     if entry.outcome:
         became = "closed"
         _end(store, entry)
-    elif pointed_at(store, name) == entry.decision["to"]:
+    elif pointed_at(store, name) == entry.decision.to_version:
         became = "completed"
         _keep_way_back(store, name, entry)
         close(store, entry, "done", f"settled: {why}")
@@ -334,91 +533,116 @@ def _settle(store: MlflowClient, name: str, entry: Entry, why: str) -> str:
     return f"{entry} was left unfinished; it is now {became}"
 
 
-def previous(store: MlflowClient, name: str, entries: list[Entry]) -> ModelVersion | None:
-    """The version to go back to: the newest champion of the log that is not it now and still exists."""
-    current = pointed_at(store, name)
-    for entry in reversed([entry for entry in entries if entry.moved]):
-        for number in (entry.decision["to"], entry.decision["from"]):
-            found = version_of(store, name, number) if number and number != current else None
-            if found:
-                return found
-    return by_alias(store, name, PREVIOUS)  # of a registry from before there was a log
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# --- checking -------------------------------------------------------------------------------------
 
 
 def verify(store: MlflowClient, name: str) -> list[str]:
     """What is wrong with the log, or between the log and the alias; nothing is changed.
 
     Returns:
-        A sentence per finding: gaps, edits, decisions left unfinished, an alias moved or lost behind the log's back.
+        A sentence per finding: gaps, edits, decisions left unfinished, an alias moved or lost
+        behind the log's back.
     """
     entries = read(store, name)
     known = {entry.run_id: entry for entry in entries}
-    found = []
+    sentences: list[str] = []
     for entry in entries:
-        if entry.seal != entry.seals[1]:
-            found.append(f"{entry} was edited: its content does not give its seal.")
-        if entry.status == "DELETED":
-            found.append(f"{entry} leaves a gap: `mlflow runs restore --run-id {entry.run_id}`.")
-        if entry.open or entry.outcome is None:
-            found.append(f"{entry} is unfinished; the next promote or rollback settles it.")
-        for run_id, seal in entry.decision.get("follows", []):
-            if run_id not in known:
-                found.append(f"{entry} follows run {run_id[:8]}, which is missing: a gap.")
-            elif seal not in (known[run_id].seal, known[run_id].seals[0]):
-                found.append(f"{known[run_id]} was edited after {entry} had followed it.")
-    model = _look(store.get_registered_model, name)
-    run_id, _, seal = (model.tags.get(_NEWEST, "") if model else "").partition(" ")
-    if run_id and run_id not in known:
-        found.append(
-            f"The model names run {run_id[:8]} as its newest decision, which is missing: a gap."
-        )
-    elif run_id and known[run_id].seal != seal:
-        found.append(f"{known[run_id]} was edited after it had been closed.")
-    return found + misplaced(store, name, entries)
+        sentences += _problems_of(entry)
+        sentences += _broken_links(entry, known)
+    sentences += _wrong_end(store, name, known)
+    return sentences + misplaced(store, name, entries)
 
 
-def misplaced(store: MlflowClient, name: str, entries: list[Entry]) -> list[str]:
-    """Whether the alias stands where the log left it, and its version is still there."""
-    expected, actual = champion(entries), pointed_at(store, name)
-    if actual in (
-        expected,
-        *(entry.decision.get("to") for entry in entries if entry.state == "unfinished"),
-    ):
+def _problems_of(entry: Entry) -> Iterator[str]:
+    """What one decision says of itself."""
+    if entry.edited:
+        yield f"{entry} was edited: its content does not give its seal."
+    if entry.deleted:
+        yield f"{entry} leaves a gap: `mlflow runs restore --run-id {entry.run_id}`."
+    if entry.open or entry.outcome is None:
+        yield f"{entry} is unfinished; the next promote or rollback settles it."
+
+
+def _broken_links(entry: Entry, known: dict[str, Entry]) -> Iterator[str]:
+    """Decisions that one follows and that are gone, or have another seal than they had then."""
+    for run_id, seal in entry.decision.follows:
+        before = known.get(run_id)
+        if before is None:
+            yield f"{entry} follows run {run_id[:8]}, which is missing: a gap."
+        elif seal not in (before.seal, before.open_seal):
+            yield f"{before} was edited after {entry} had followed it."
+
+
+def _wrong_end(store: MlflowClient, name: str, known: dict[str, Entry]) -> Iterator[str]:
+    """Whether the registered model names another newest decision than the log holds."""
+    model = _look_up(store.get_registered_model, name)
+    newest = model.tags.get(_NEWEST, "") if model else ""
+    run_id, _, seal = newest.partition(" ")
+    if not run_id:
+        return
+    if run_id not in known:
+        yield f"The model names run {run_id[:8]} as its newest decision, which is missing: a gap."
+    elif known[run_id].seal != seal:
+        yield f"{known[run_id]} was edited after it had been closed."
+
+
+def misplaced(store: MlflowClient, name: str, entries: Sequence[Entry]) -> list[str]:
+    """A sentence when the alias does not stand where the log left it; nothing when it does."""
+    expected = champion(entries)
+    actual = pointed_at(store, name)
+    under_way = [entry.decision.to_version for entry in entries if entry.state == "unfinished"]
+    if actual == expected or actual in under_way:
         return []
     where = f"points at version {actual}" if actual else "is gone"
+    if expected is None:
+        left = "the log knows of no champion"
+    else:
+        left = f"the log left it at version {expected}"
+        if version_of(store, name, expected) is None:
+            left += ", which is deleted"
     study = name.removeprefix("equipoise-")
-    left = f"the log left it at version {expected}" if expected else "the log knows of no champion"
-    left += ", which is deleted" if expected and version_of(store, name, expected) is None else ""
     return [
         f"The alias {CHAMPION} of {name} {where}, {left}: it was moved or lost behind the log's back. Next: `equipoise "
         f"rollback --study {study} --reason TEXT` returns to the newest champion of the log that still exists."
     ]
 
 
-def history_text(name: str, entries: list[Entry]) -> str:
-    """The decisions as lines of text, oldest first."""
+# --- showing --------------------------------------------------------------------------------------
+
+
+def history_text(name: str, entries: Sequence[Entry]) -> str:
+    """The decisions as lines of text, oldest first; below each one its failed gates and reason."""
     lines = [f"{name}: {len(entries)} decisions in the experiment {EXPERIMENT}"]
-    for entry in entries:
-        decision, outcome = entry.decision, entry.outcome or {}
-        way = f"{decision.get('from') or '-'} -> {decision.get('to')}"
-        forced = " (forced)" if decision.get("forced") else ""
-        lines.append(
-            f"{decision.get('number', '?'):>4}  {decision.get('at')}  {decision.get('kind'):<8}  {way:<8}  "
-            f"{entry.state}{forced}  {decision.get('who')}  run {entry.run_id[:8]}"
-        )
-        failed = [gate for gate in decision.get("gates", []) if gate["verdict"] == "failed"]
-        lines += [
-            f"        {gate['code']} {gate['name']}: {gate['detail'] or gate['number']}"
-            for gate in failed
-        ]
-        lines += [f"        reason: {decision['reason']}"] if decision.get("reason") else []
-        lines += [f"        {outcome['note']} ({outcome['by']})"] if outcome.get("note") else []
+    table = aligned([_columns(entry) for entry in entries])
+    for entry, line in zip(entries, table.splitlines()):
+        lines.append(line)
+        lines += [f"        {remark}" for remark in _remarks(entry)]
     return "\n".join(lines)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _columns(entry: Entry) -> list[str]:
+    decision = entry.decision
+    forced = " (forced)" if decision.forced else ""
+    return [
+        f"{decision.number or '?':>4}",
+        str(decision.at),
+        str(decision.kind),
+        f"{decision.from_version or '-'} -> {decision.to_version}",
+        f"{entry.state}{forced}",
+        str(decision.who),
+        f"run {entry.run_id[:8]}",
+    ]
 
 
-def _step(name: str) -> None:
-    """Between two writes; tests put a kill here."""
+def _remarks(entry: Entry) -> Iterator[str]:
+    for gate in entry.decision.gates:
+        if gate.verdict == "failed":
+            yield f"{gate.code} {gate.name}: {gate.detail or gate.number}"
+    if entry.decision.reason:
+        yield f"reason: {entry.decision.reason}"
+    if entry.outcome and entry.outcome.note:
+        yield f"{entry.outcome.note} ({entry.outcome.by})"

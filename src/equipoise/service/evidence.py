@@ -2,97 +2,149 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pydantic import ValidationError
 
-from equipoise.core import images
 from equipoise.core.config import Study
+from equipoise.core.documents import Part
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.core.files import read_table, write_table
-from equipoise.core.records import Manifest, Predictions, Splits
+from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.core.text import first_line
 from equipoise.ingest import originals
 from equipoise.service import tracking
+from equipoise.service.predictor import ANSWERED_CALIBRATED
 
 #: Served probabilities may differ from the stored ones by this much: rounding, never another model.
 TOLERANCE = 1e-5
-
-
+#: Beginning of the columns of `Evidence.images` with what the served model answers (calibrated).
+SERVED = "served"
+#: How many images are predicted again to see whether a model reproduces its evidence.
 _CHECKED_IMAGES = 16
+#: Images per call of a model that scores rows again.
+_BATCH_IMAGES = 32
 
 
-_BATCH = 32
+class Origin(Part):
+    """Where evidence comes from: the metadata of images.parquet.
+
+    Attributes:
+        digests: Of what the result was made from.
+        several: Whether there were several folds; a refit on all rows is then served.
+        group_by: The column by which rows were kept together.
+        pseudonym_key: Name of the key that hashed the ids; None for plain ids.
+        example: What the model answers for its input example; absent where it was never asked.
+    """
+
+    digests: dict[str, str]
+    several: bool
+    group_by: str | None
+    pseudonym_key: str | None
+    example: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a version carries: test predictions of the served model, and a row per image of its study.
+    """What a version carries: test predictions of its model, and a row per image of its study.
 
     Attributes:
         version: Its number.
         predictions: Test rows of the served seed (k-fold: out of fold).
-        images: image_id, patient_id, sha256, picture, fitted (in its train or val), and served_<class> where stored.
-        meta: digests, several (folds), group_by, pseudonym_key, example (what it says of the input example).
+        images: image_id, patient_id, sha256, picture, fitted (in its train or val), and
+            served_<class> where stored.
+        origin: What the two were made from.
     """
 
     version: str
     predictions: Predictions
     images: pd.DataFrame
-    meta: dict[str, Any]
+    origin: Origin
 
 
-def load(uri: str) -> Any:
-    """Load a registered model; a missing one is a ConfigError, a lost server a StoreError."""
-    import mlflow
+def load(uri: str, root: Path) -> Any:
+    """Load a registered model.
 
-    tracking.client()
+    Args:
+        uri: Its address, for example models:/equipoise-demo@champion.
+        root: Folder that holds params.yaml.
+
+    Raises:
+        ConfigError: When there is no such model, or it does not load.
+        StoreError: When the server cannot be reached or does not let this user.
+    """
+    tracking.client(root)
     try:
         return mlflow.pyfunc.load_model(uri)
     except MlflowException as error:
-        raise tracking.store_error(error) or ConfigError(
-            f"{uri} cannot be loaded: {first_line(error)}"
-        ) from error
+        lost = tracking.store_error(error)
+        if lost:
+            raise lost from error
+        raise ConfigError(f"{uri} cannot be loaded: {first_line(error)}") from error
+
+
+# --- collect, write, read -------------------------------------------------------------------------
 
 
 def collect(
     study: Study, folder: Path, digests: Mapping[str, str], expected: pd.DataFrame
 ) -> Evidence:
-    """Gather the evidence of a result from its files; `expected` is what its served model must say, by image."""
-    manifest, splits = Manifest.read(study.manifest_path), Splits.read(study.splits_path)
+    """Gather the evidence of a result from its files.
+
+    Args:
+        study: For manifest, split and seeds.
+        folder: Of the result.
+        digests: Of what it was made from.
+        expected: What its served model must answer: `image_id` and `calibrated_<class>`.
+    """
+    manifest = Manifest.read(study.manifest_path)
+    splits = Splits.read(study.splits_path)
     predictions = Predictions.read(folder / "predictions.parquet").part("test")
-    several, table = splits.folds > 1, predictions.table
-    # Other seeds are other models; without folds so are other repeats, whose train rows may be tested here.
-    served = (table["seed"] == study.settings.train.seeds[0]) & (several | (table["repeat"] == 0))
-    predictions = replace(predictions, table=table[served].reset_index(drop=True))
-    rows = splits.round(0, 0)
-    table = rows[["image_id", "patient_id"]].merge(
-        manifest.table[["image_id", "sha256", "picture"]], on="image_id"
+    several = splits.folds > 1
+    # Other seeds are other models. So are other repeats without folds: they may train on these rows.
+    of_served_seed = predictions.table["seed"] == study.settings.train.seeds[0]
+    of_served_repeat = several | (predictions.table["repeat"] == 0)
+    served = predictions.table[of_served_seed & of_served_repeat]
+    return Evidence(
+        version="",
+        predictions=replace(predictions, table=served.reset_index(drop=True)),
+        images=_images(manifest, splits, expected),
+        origin=Origin(
+            digests=dict(digests),
+            several=several,
+            group_by=splits.meta["group_by"],
+            pseudonym_key=manifest.meta.get("pseudonym_key"),
+        ),
     )
-    table["fitted"] = (
-        rows["part"] != "test"
-    ).to_numpy() | several  # folds are served by a refit on all rows
-    answers = expected.rename(columns=lambda name: name.replace("calibrated_", "served_"))
-    meta = {
-        **{"digests": dict(digests), "several": several, "group_by": splits.meta["group_by"]},
-        "pseudonym_key": manifest.meta.get("pseudonym_key"),
-    }
-    return Evidence("", predictions, table.merge(answers, on="image_id", how="left"), meta)
+
+
+def _images(manifest: Manifest, splits: Splits, expected: pd.DataFrame) -> pd.DataFrame:
+    """A row per image of the study, see `Evidence.images`."""
+    rows = splits.round(0, 0)
+    pictures = manifest.table[["image_id", "sha256", "picture"]]
+    images = rows[["image_id", "patient_id"]].merge(pictures, on="image_id")
+    served_by_refit = splits.folds > 1  # and a refit is fitted on all rows
+    images["fitted"] = (rows["part"] != "test").to_numpy() | served_by_refit
+    stored_names = probability_columns(CALIBRATED, manifest.classes)
+    served_names = probability_columns(SERVED, manifest.classes)
+    answers = expected.rename(columns=dict(zip(stored_names, served_names)))
+    return images.merge(answers, on="image_id", how="left")
 
 
 def write(evidence: Evidence, folder: Path) -> Path:
     """Write the artifact `evidence` into a folder."""
     evidence.predictions.write(folder / "test_predictions.parquet")
-    write_table(folder / "images.parquet", evidence.images, evidence.meta)
+    write_table(folder / "images.parquet", evidence.images, evidence.origin.as_dict())
     return folder
 
 
@@ -100,79 +152,125 @@ def read(store: MlflowClient, version: ModelVersion) -> Evidence:
     """Read the evidence of a version back from its run.
 
     Raises:
-        DataError: When the run or its artifact is gone.
+        DataError: When the run or its artifact is gone, or holds something else.
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
             folder = Path(store.download_artifacts(version.run_id, "evidence", scratch))
             predictions = Predictions.read(folder / "test_predictions.parquet")
-            table, meta = read_table(folder / "images.parquet")
-        except (MlflowException, OSError, DataError) as error:
+            images, meta = read_table(folder / "images.parquet")
+            origin = Origin.model_validate(meta)
+        except (MlflowException, OSError, DataError, ValidationError) as error:
             raise DataError(
                 f"the evidence of version {version.version} cannot be read from run {version.run_id} "
                 f"({first_line(error)})"
             ) from error
-    return Evidence(str(version.version), predictions, table, meta)
+    return Evidence(str(version.version), predictions, images, origin)
 
 
-def differences(study: Study, model: Any, evidence: Evidence) -> tuple[float, str]:
-    """Largest difference between what a model serves and what is stored, and on what it was found.
+# --- ask the model again --------------------------------------------------------------------------
 
-    On a few images of the raw folder; on the input example where none of them is there.
+
+class ServedDifference(NamedTuple):
+    """How far the answers of a model are from what is stored.
+
+    Attributes:
+        largest: Largest absolute difference between two probabilities.
+        measured_on: What it was measured on, in words.
     """
-    columns = [name for name in evidence.images if name.startswith("served_")]
-    stored = evidence.images.dropna(subset=columns)
-    some = stored.iloc[
-        np.linspace(0, len(stored) - 1, min(_CHECKED_IMAGES, len(stored))).astype(int)
-    ]
-    found = {name: data for name, data in _files(study, some).items() if data is not None}
-    if found:
-        rows = some.set_index("image_id").loc[list(found), columns].to_numpy()
-        answer, on = (
-            model.predict(pd.DataFrame({"image": list(found.values())})),
-            f"{len(found)} images",
-        )
-    elif "example" not in evidence.meta:
-        raise DataError(
-            f"None of the images is in {study.raw} as it was, so the saved model cannot be checked."
-        )
+
+    largest: float
+    measured_on: str
+
+
+def differences(study: Study, model: Any, evidence: Evidence) -> ServedDifference:
+    """Compare what a model answers with what is stored.
+
+    A few images of the raw folder are predicted again; the input example where none of them is
+    there.
+
+    Raises:
+        DataError: When there is neither an image nor an input example.
+    """
+    classes = evidence.predictions.classes
+    answered_names = probability_columns(ANSWERED_CALIBRATED, classes)
+    served_names = probability_columns(SERVED, classes)
+    stored = evidence.images.dropna(subset=served_names)
+    places = np.linspace(0, len(stored) - 1, min(_CHECKED_IMAGES, len(stored)))
+    some = stored.iloc[places.astype(int)]
+    contents = _unchanged(study, some, _paths(study))
+    if contents:
+        wanted = some.set_index("image_id").loc[list(contents), served_names].to_numpy()
+        answers = _ask(model, contents)
+        measured_on = f"{len(contents)} images"
+    elif evidence.origin.example is not None:
+        wanted = np.array([[evidence.origin.example[name] for name in answered_names]])
+        answers = model.predict(model.input_example)
+        measured_on = "the input example; the raw images are not here"
     else:
-        example = evidence.meta["example"]
-        rows = np.array([[example[name.replace("served_", "prob_")] for name in columns]])
-        answer, on = (
-            model.predict(model.input_example),
-            "the input example; the raw images are not here",
+        raise DataError(
+            f"None of the images is in {_raw_folder(study)} as it was, so the saved model cannot be checked."
         )
-    values = answer[[name.replace("served_", "prob_") for name in columns]].to_numpy(dtype=float)
-    return float(np.abs(values - rows).max()), on
+    served = answers[answered_names].to_numpy(dtype=float)
+    return ServedDifference(float(np.abs(served - wanted).max()), measured_on)
 
 
-def _files(study: Study, rows: pd.DataFrame) -> dict[str, bytes | None]:
-    """Bytes of images by id, None for those that are not in the raw folder as they were."""
+def rescore(study: Study, model: Any, rows: pd.DataFrame) -> pd.DataFrame:
+    """Answers of a model for images of the raw folder.
+
+    Args:
+        study: For the raw folder.
+        model: A registered model.
+        rows: image_id and sha256.
+
+    Returns:
+        `prob_<class>` (calibrated), `raw_<class>` and so on, by image_id.
+
+    Raises:
+        DataError: When an image is not there as it was.
+    """
+    paths = _paths(study)
+    answers = []
+    for start in range(0, len(rows), _BATCH_IMAGES):
+        batch = rows.iloc[start : start + _BATCH_IMAGES]
+        contents = _unchanged(study, batch, paths)
+        for image_id in batch["image_id"]:
+            if image_id not in contents:
+                raise DataError(
+                    f"other test rows, and image '{image_id}' is not in {_raw_folder(study)} to score it again"
+                )
+        answers.append(_ask(model, contents))
+    return pd.concat(answers)
+
+
+def _ask(model: Any, contents: Mapping[str, bytes]) -> pd.DataFrame:
+    """Answers of a model, by image id."""
+    answers = model.predict(pd.DataFrame({"image": list(contents.values())}))
+    return answers.set_axis(list(contents))
+
+
+def _paths(study: Study) -> dict[str, str]:
+    """Path inside the raw folder by image id; empty where the originals cannot be located."""
     try:
-        places = originals.locate(study, Manifest.read(study.manifest_path))
+        return originals.locate(study, Manifest.read(study.manifest_path))
     except EquipoiseError:
-        places = {}
-    found: dict[str, bytes | None] = {}
-    for name, digest in rows[["image_id", "sha256"]].itertuples(index=False):
+        return {}
+
+
+def _unchanged(study: Study, rows: pd.DataFrame, paths: Mapping[str, str]) -> dict[str, bytes]:
+    """Bytes by image id of those rows whose image lies in the raw folder as `ingest` read it."""
+    contents = {}
+    for image_id, sha256 in rows[["image_id", "sha256"]].itertuples(index=False):
+        path = paths.get(image_id, image_id)
         try:
-            data = images.read(study.raw, places.get(name, name))
-        except OSError:
-            data = b""
-        found[name] = data if hashlib.sha256(data).hexdigest() == digest else None
-    return found
+            contents[image_id] = originals.read_unchanged(study.raw, path, sha256)
+        except DataError:
+            continue
+    return contents
 
 
-def _rescored(study: Study, model: Any, rows: pd.DataFrame) -> pd.DataFrame:
-    parts = []
-    for start in range(0, len(rows), _BATCH):
-        found = _files(study, rows.iloc[start : start + _BATCH])
-        lacking = [name for name, data in found.items() if data is None]
-        if lacking:
-            raise DataError(
-                f"other test rows, and image '{lacking[0]}' is not in {study.raw} to score it again"
-            )
-        parts.append(
-            model.predict(pd.DataFrame({"image": list(found.values())})).set_axis(list(found))
-        )
-    return pd.concat(parts)
+def _raw_folder(study: Study) -> Path:
+    """The raw folder as messages name it; the log keeps them, so it is relative to the root."""
+    if study.raw.is_relative_to(study.root):
+        return study.raw.relative_to(study.root)
+    return study.raw

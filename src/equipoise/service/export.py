@@ -1,12 +1,13 @@
-"""A study as folders or as a CSV, for other tools: made on request, by hard link, never by default."""
+"""A study as folders or as a CSV, for other tools: made on request, by hard link."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,86 +15,141 @@ from PIL import Image
 
 from equipoise.core import images, parallel
 from equipoise.core.config import Study
+from equipoise.core.documents import Document
 from equipoise.core.errors import DataError
-from equipoise.core.files import digest_of, read_json, read_table, write_json
+from equipoise.core.files import atomic_folder, digest_of, read_table
 from equipoise.core.records import Manifest, Splits
 from equipoise.embed import augment
 from equipoise.ingest import originals
 from equipoise.split import checks
 
+Layout = Literal["folders", "csv"]
+
 _NOTE = "export.json"
-_COLUMNS = ["image_id", "sha256", "label", "class_name"]
-_DRAW = ["draw", "view", "partner_id", "mix", "weight"]
+_MANIFEST_COLUMNS = ["image_id", "sha256", "label", "class_name"]
+#: What a plan says of one draw.
+_DRAW_COLUMNS = ["draw", "view", "partner_id", "mix", "weight"]
+_ROUND_COLUMNS = ["repeat", "fold", "part"]
+_IMAGE_COLUMNS = ["image_id", "path", "patient_id", "label", "class_name"]
 
 
-def run(
+class ExportNote(Document):
+    """`export.json`: what an export was made from, and how many files it wrote."""
+
+    study: str
+    layout: str
+    scenario: str | None
+    backbone: str | None
+    copied: bool
+    manifest: str
+    splits: str
+    plan: str | None
+    files: int
+
+
+class Exported(NamedTuple):
+    """The folder of an export, and how many files were written now."""
+
+    folder: Path
+    files: int
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What is exported.
+
+    Attributes:
+        study: For the raw folder and how views are drawn.
+        manifest: All images.
+        splits: Their parts.
+        plan: The draws of one seed of a scenario; None for every train image once.
+        copy: Whether files are copied instead of linked.
+    """
+
+    study: Study
+    manifest: Manifest
+    splits: Splits
+    plan: pd.DataFrame | None
+    copy: bool
+
+    def rows(self, repeat: int, fold: int) -> pd.DataFrame:
+        """A row per file of one round: every image once, but train rows as the plan draws them.
+
+        `draw` counts the draws of a view (0: plain) of an image. A draw may be mixed: `mix` (0..1)
+        of the way to the features of `partner_id`; and it may weigh more or less than 1.
+        """
+        rows = self.splits.round(repeat, fold)
+        rows = rows.merge(self.manifest.table[_MANIFEST_COLUMNS], on="image_id")
+        once = rows.assign(draw=0, view=0, partner_id=None, mix=0.0, weight=1.0)
+        if self.plan is None:
+            return once
+        of_round = (self.plan["repeat"] == repeat) & (self.plan["fold"] == fold)
+        drawn = self.plan[of_round]
+        drawn = drawn.assign(draw=drawn.groupby(["image_id", "view"]).cumcount())
+        drawn = drawn.reindex(columns=["image_id", *_DRAW_COLUMNS])
+        not_drawn = once[once["part"] != "train"]
+        return pd.concat([not_drawn, drawn.merge(rows, on="image_id", how="left")])
+
+
+def export_study(
     study: Study,
-    layout: Literal["folders", "csv"],
+    layout: Layout,
     scenario: str | None = None,
     backbone: str | None = None,
     to: Path | None = None,
     copy: bool = False,
-) -> tuple[Path, int]:
-    """Write train, val and test of a study, or what one scenario trains on, and return the folder and the new files.
+) -> Exported:
+    """Write train, val and test of a study, or what one scenario trains on.
 
-    The folder appears only when it is complete. Exporting the same thing again changes nothing (0 new files).
+    The folder appears only when it is complete. Exporting the same thing again changes nothing (0
+    new files).
 
     Args:
         study: Name and settings.
-        layout: `folders` (`part/class/name`, below `repeat0_fold1/` where there are several rounds) or `csv`.
-        scenario: Train rows as this result's plan draws them, first seed; an image drawn five times is five links.
-            Augmented views are drawn as pictures, at the size the backbone saw. A mixed draw is a row of the CSV
-            (`partner_id`, `mix`) and has no picture; what a draw weighs stands in `weight`.
+        layout: `folders` (`part/class/name`, below `repeat0_fold1/` where there are several rounds)
+            or `csv`.
+        scenario: Train rows as this result's plan draws them, first seed; an image drawn five times
+            is five links. Augmented views are drawn as pictures, at the size the backbone saw. A
+            mixed draw is a row of the CSV (`partner_id`, `mix`) and has no picture; what a draw
+            weighs stands in `weight`.
         backbone: Of the result; needed with a scenario.
-        to: Folder to write; `exports/<study>/...` when left out.
+        to: Folder to write; `exports/<study>/...` below the study's root when left out.
         copy: Copy instead of linking, for tools that change files in place.
 
     Raises:
-        DataError: When a parent is missing, the folder holds something else, or the plan cannot be said in folders.
+        DataError: When a parent is missing, the folder holds something else, or the plan cannot be
+            said in folders.
     """
-    manifest, splits = Manifest.read(study.manifest_path), Splits.read(study.splits_path)
-    checks.run(splits, manifest)
-    plan = _plan(study, layout, scenario, backbone)
+    manifest = Manifest.read(study.manifest_path)
+    splits = Splits.read(study.splits_path)
+    checks.check_split(splits, manifest)
+    plan = None if scenario is None else _read_plan(study, layout, scenario, backbone)
     name = layout if scenario is None else f"{layout}-{backbone}-{scenario}"
-    target = to or Path("exports") / study.name / name
-    plan_digest = None if plan is None else digest_of(plan.astype(str).to_numpy().tolist())
-    note = {
-        **{
-            "study": study.name,
-            "layout": layout,
-            "scenario": scenario,
-            "backbone": backbone,
-            "copied": copy,
-        },
-        **{"manifest": manifest.digest, "splits": splits.digest, "plan": plan_digest},
-    }
+    target = to or study.root / "exports" / study.name / name
+    note = ExportNote(
+        study=study.name,
+        layout=layout,
+        scenario=scenario,
+        backbone=backbone,
+        copied=copy,
+        manifest=manifest.digest,
+        splits=splits.digest,
+        plan=None if plan is None else digest_of(plan.astype(str).to_numpy().tolist()),
+        files=0,
+    )
     _refuse_other(target)
-    for stale in target.parent.glob(f".{target.name}.*"):
-        shutil.rmtree(stale)
-    if _complete(target, note):
-        return target, 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        work = scratch / "new"
-        work.mkdir()
-        files = (_write_csv if layout == "csv" else _write_folders)(
-            study, manifest, splits, plan, work, copy
-        )
-        write_json(work / _NOTE, {**note, "files": files})
-        if target.exists():
-            target.rename(scratch / "old")
-        work.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target, files
+    if _is_complete(target, note):
+        return Exported(target, 0)
+    contents = _Contents(study, manifest, splits, plan, copy)
+    write: Callable[[_Contents, Path], int] = _write_csv if layout == "csv" else _write_folders
+    with atomic_folder(target, "exporting") as folder:
+        files = write(contents, folder)
+        note.model_copy(update={"files": files}).write(folder / _NOTE)
+    return Exported(target, files)
 
 
-def _plan(
-    study: Study, layout: str, scenario: str | None, backbone: str | None
-) -> pd.DataFrame | None:
-    if scenario is None:
-        return None
+def _read_plan(study: Study, layout: Layout, scenario: str, backbone: str | None) -> pd.DataFrame:
+    """The draws of the first seed of a result."""
     if backbone is None:
         raise DataError(
             "A scenario's plan depends on what was tuned on a backbone: name one with --backbone."
@@ -104,101 +160,101 @@ def _plan(
             f"There is no {path}. Run `equipoise scenario` for {scenario} on {backbone} first."
         )
     plan, _ = read_table(path)
-    mixed = int((plan.get("mix", pd.Series(dtype=float)) > 0).sum())
+    mixed = int((plan["mix"] > 0).sum()) if "mix" in plan else 0
     if mixed and layout == "folders":
         raise DataError(
             f"{mixed} of the {len(plan)} draws of {path} are mixed from the features of two images, so there is no "
             f"picture of them. Use --layout csv, which names both images and the mix."
         )
-    return plan[plan["seed"] == plan["seed"].iloc[0]].drop(columns="seed").reset_index(drop=True)
+    of_first_seed = plan["seed"] == plan["seed"].iloc[0]
+    return plan[of_first_seed].drop(columns="seed").reset_index(drop=True)
 
 
-def _items(
-    manifest: Manifest, splits: Splits, plan: pd.DataFrame | None, repeat: int, fold: int
-) -> pd.DataFrame:
-    """What belongs into one round, a row for each file: every image once, but train rows as the plan draws them.
-
-    `draw` counts the draws of a view (0: plain) of an image. A draw may be mixed: `mix` (0..1) of the way to the
-    features of `partner_id`; and it may weigh more or less than 1.
-    """
-    rows = splits.round(repeat, fold).merge(manifest.table[_COLUMNS], on="image_id")
-    whole = rows.assign(draw=0, view=0, partner_id=None, mix=0.0, weight=1.0)
-    if plan is None:
-        return whole
-    drawn = plan[(plan["repeat"] == repeat) & (plan["fold"] == fold)]
-    drawn = drawn.assign(draw=drawn.groupby(["image_id", "view"]).cumcount()).reindex(
-        columns=["image_id", *_DRAW]
-    )
-    return pd.concat(
-        [whole[whole["part"] != "train"], drawn.merge(rows, on="image_id", how="left")]
-    )
+def _refuse_other(target: Path) -> None:
+    if target.exists() and not (target / _NOTE).is_file():
+        raise DataError(
+            f"{target} is there and is no export. Name another folder with --to, or remove it."
+        )
 
 
-def _write_folders(
-    study: Study,
-    manifest: Manifest,
-    splits: Splits,
-    plan: pd.DataFrame | None,
-    work: Path,
-    copy: bool,
-) -> int:
-    places, rounds, files = originals.locate(study, manifest), splits.rounds(), 0
+def _is_complete(target: Path, note: ExportNote) -> bool:
+    """Whether the folder holds exactly this export, no file gone."""
+    if not target.exists():
+        return False
+    try:
+        there = ExportNote.read(target / _NOTE)
+    except DataError:  # of another version of Equipoise
+        return False
+    files = sum(len(names) for _, _, names in os.walk(target)) - 1  # less the note itself
+    same_contents = there.model_copy(update={"files": note.files}) == note
+    return same_contents and there.files == files
+
+
+def _write_folders(contents: _Contents, folder: Path) -> int:
+    """Write `part/class/name` for every round, and return the number of files."""
+    paths = originals.locate(contents.study, contents.manifest)
+    rounds = contents.splits.rounds()
+    files = 0
     for repeat, fold in rounds:
-        top = work / f"repeat{repeat}_fold{fold}" if len(rounds) > 1 else work
-        items = list(_items(manifest, splits, plan, repeat, fold).itertuples(index=False))
-        for item in parallel.progress(
-            items, f"exporting repeat {repeat}, fold {fold}", len(items), "files"
-        ):
-            place = places[item.image_id]
-            target = top / item.part / item.class_name / _file_name(item, place)
+        top = folder / f"repeat{repeat}_fold{fold}" if len(rounds) > 1 else folder
+        rows = list(contents.rows(repeat, fold).itertuples(index=False))
+        doing = f"exporting repeat {repeat}, fold {fold}"
+        for row in parallel.progress(rows, doing, len(rows), "files"):
+            path = paths[row.image_id]
+            target = top / row.part / row.class_name / _file_name(row, path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if item.view:
-                _render(study, place, item.sha256, item.view, target)
-            elif ".npz/" in place:
-                target.write_bytes(images.read(study.raw, place))
-            else:
-                _link(study.raw / place, target, copy)
-        files += len(items)
+            _write_picture(contents, row, path, target)
+        files += len(rows)
     return files
 
 
-def _write_csv(
-    study: Study,
-    manifest: Manifest,
-    splits: Splits,
-    plan: pd.DataFrame | None,
-    work: Path,
-    copy: bool,
-) -> int:
+def _write_csv(contents: _Contents, folder: Path) -> int:
+    """Write one table of all rounds, and return the number of files."""
     rounds = [
-        _items(manifest, splits, plan, *key).assign(repeat=key[0], fold=key[1])
-        for key in splits.rounds()
+        contents.rows(repeat, fold).assign(repeat=repeat, fold=fold)
+        for repeat, fold in contents.splits.rounds()
     ]
     table = pd.concat(rounds)
-    table["path"] = table["image_id"].map(originals.locate(study, manifest))
-    names = [
-        "repeat",
-        "fold",
-        "part",
-        "image_id",
-        "path",
-        "patient_id",
-        "label",
-        "class_name",
-        *_DRAW,
-    ]
-    table[names].to_csv(work / "split.csv", index=False, lineterminator="\n")
+    table["path"] = table["image_id"].map(originals.locate(contents.study, contents.manifest))
+    columns = [*_ROUND_COLUMNS, *_IMAGE_COLUMNS, *_DRAW_COLUMNS]
+    table[columns].to_csv(folder / "split.csv", index=False, lineterminator="\n")
     return 1
 
 
-def _file_name(item: Any, place: str) -> str:
-    """The image id as one name, with the number of a further draw or of the view before the suffix."""
-    path = PurePosixPath(place)
-    suffix = ".bmp" if ".npz/" in place else path.suffix
-    stem = item.image_id.removesuffix(path.suffix).replace("/", "__")
-    view = f".view{item.view}" if item.view else ""
-    draw = f".draw{item.draw}" if item.draw else ""
-    return f"{stem}{view}{draw}{'.png' if item.view else suffix}"
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def _file_name(row: Any, path: str) -> str:
+    """The image id as one name; before the suffix the number of the view or of a further draw."""
+    original = PurePosixPath(path)
+    stem = row.image_id.removesuffix(original.suffix).replace("/", "__")
+    if row.view:
+        stem += f".view{row.view}"
+    if row.draw:
+        stem += f".draw{row.draw}"
+    return stem + _suffix(row, path)
+
+
+def _suffix(row: Any, path: str) -> str:
+    if row.view:
+        return ".png"
+    if _is_inside_npz(path):
+        return ".bmp"
+    return PurePosixPath(path).suffix
+
+
+def _is_inside_npz(path: str) -> bool:
+    return ".npz/" in path
+
+
+def _write_picture(contents: _Contents, row: Any, path: str, target: Path) -> None:
+    raw = contents.study.raw
+    if row.view:
+        _render(contents.study, path, row.sha256, row.view, target)
+    elif _is_inside_npz(path):
+        target.write_bytes(images.read(raw, path))
+    else:
+        _link(raw / path, target, contents.copy)
 
 
 def _link(source: Path, target: Path, copy: bool) -> None:
@@ -211,7 +267,7 @@ def _link(source: Path, target: Path, copy: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def _render(study: Study, place: str, sha256: str, view: int, target: Path) -> None:
+def _render(study: Study, path: str, sha256: str, view: int, target: Path) -> None:
     """One augmented view as PNG, drawn by the functions that made the features."""
     import tensorflow as tf
 
@@ -219,24 +275,8 @@ def _render(study: Study, place: str, sha256: str, view: int, target: Path) -> N
 
     size_px = study.settings.embed.image_size_px
     side_px = draft_px(pipeline_of(study.settings.embed), size_px)
-    pixels = images.decode(images.read(study.raw, place), side_px)
-    numbers = augment.view_parameters(sha256, view, study.settings.augment, size_px)
-    seen = augment.apply_views(resize(pixels, size_px)[None], tf.constant(numbers[None]))[0].numpy()
+    pixels = images.decode(images.read(study.raw, path), side_px)
+    parameters = augment.view_parameters(sha256, view, study.settings.augment, size_px)
+    batch = resize(pixels, size_px)[None]
+    seen = augment.apply_views(batch, tf.constant(parameters[None]))[0].numpy()
     Image.fromarray(np.rint(seen).astype(np.uint8)).save(target, compress_level=6)
-
-
-def _refuse_other(target: Path) -> None:
-    if target.exists() and not (target / _NOTE).is_file():
-        raise DataError(
-            f"{target} is there and is no export. Name another folder with --to, or remove it."
-        )
-
-
-def _complete(target: Path, note: dict[str, Any]) -> bool:
-    """Whether the folder holds exactly this export, no file gone."""
-    if not target.exists():
-        return False
-    there = read_json(target / _NOTE)
-    files = there.pop("files", None)
-    found = sum(len(names) for _, _, names in os.walk(target)) - 1
-    return there == note and found == files

@@ -1,72 +1,403 @@
 """The gates between challenger and champion: a code, a number, its bound and a verdict each.
 
-What they judge travels with the version, in its run: the test predictions of the served model, and for every image what
-that model was fitted on and what it says. So a champion stays comparable whatever has become of the files.
+What they judge travels with the version, in its run: the test predictions of the served model, and
+for every image what that model was fitted on and what it says. So a champion stays comparable
+whatever has become of the files.
+
+To add a gate, write a function with `@gate` that answers for a `Case`, and name it in `GATES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from equipoise.core import environment
-from equipoise.core.config import Study
+from equipoise.core.config import Promote, Settings, Study
 from equipoise.core.errors import DataError, EquipoiseError
-from equipoise.core.records import Predictions
-from equipoise.core.text import first_line
+from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_columns
+from equipoise.core.text import aligned, first_line
 from equipoise.evaluation import intervals
+from equipoise.evaluation.metrics import Endpoint
 from equipoise.service import audit
-from equipoise.service.evidence import TOLERANCE, Evidence, _rescored, differences, load, read
-
-NAMES = {
-    "EQ-G1": "no leakage found",
-    "EQ-G2": "evidence comparable with the champion's",
-    "EQ-G3": "AUROC not inferior to the champion's",
-    "EQ-G4": "sensitivity at the locked threshold",
-    "EQ-G5": "calibration slope",
-    "EQ-G6": "test patients of the rarest class",
-    "EQ-G7": "loads and reproduces its own predictions",
-    "EQ-G8": "code and params committed",
-    "EQ-G9": "champion stands where the log left it",
-}
-
+from equipoise.service import evidence as evidence_
+from equipoise.service.audit import GateRecord
+from equipoise.service.evidence import TOLERANCE, Evidence
+from equipoise.service.predictor import ANSWERED_CALIBRATED, ANSWERED_RAW
 
 #: Checks whose finding means that test was not independent of train.
-_LEAKS = ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")
-
-
+LEAK_CHECKS = ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")
 #: What the numbers depend on, beside the data.
 _CODE = ("src", "params.yaml", "dvc.yaml", "requirements.lock", "conda.yaml", "pyproject.toml")
+_AUROC = Endpoint("free", "auroc")
+_SENSITIVITY = Endpoint("locked", "sensitivity")
+_SLOPE = Endpoint("locked", "calibration_slope")
+#: The details of all gates must fit into one tag.
+_DETAIL_CHARACTERS = 200
+
+Word = Literal["passed", "failed", "not applicable"]
+#: Gives the champion's answers by `image_id`, for rows of image_id and sha256.
+Rescore = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+# --- what is asked, and what is answered ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Challenger and champion on rows that neither was fitted on.
+
+    Attributes:
+        champion: Number of the champion's version.
+        patients: Test patients on whose images both were compared.
+        how: Which rows these are, in words.
+        challenger_auroc: On these rows.
+        champion_auroc: On these rows.
+        difference: The challenger's AUROC less the champion's.
+        low: Low end of its interval.
+        high: High end of its interval.
+    """
+
+    champion: str
+    patients: int
+    how: str
+    challenger_auroc: float
+    champion_auroc: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """Why challenger and champion are not compared, and whether that fails the version."""
+
+    word: Word
+    why: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the gates are asked about: a version that is to become champion.
+
+    Attributes:
+        settings: For the bounds and the resamples.
+        tags: Of the version.
+        evidence: What the version carries; None where it cannot be read.
+        pairing: The version against the champion.
+        misplaced: Sentences about an alias that is not where the log left it.
+        uncommitted: Files of code and params that differ from the commit now; None where there is
+            no git.
+        load: Loads the model of the version.
+        differences: Compares the answers of a model with the evidence.
+    """
+
+    settings: Settings
+    tags: Mapping[str, str]
+    evidence: Evidence | None
+    pairing: Paired | Unpaired
+    misplaced: Sequence[str]
+    uncommitted: Sequence[str] | None
+    load: Callable[[], Any]
+    differences: Callable[[Any, Evidence], evidence_.ServedDifference]
+
+    @property
+    def known_evidence(self) -> Evidence:
+        """The evidence, for gates that are asked only where there is some."""
+        if self.evidence is None:
+            raise ValueError("this version carries no evidence")
+        return self.evidence
+
+    @cached_property
+    def evaluation(self) -> intervals.Evaluation:
+        """Every metric of the version's test rows, computed once for all gates."""
+        floor = self.settings.tune.sensitivity_floor
+        return intervals.evaluate(self.known_evidence.predictions, self.settings.compare, floor)
+
+
+class Answer(NamedTuple):
+    """What a gate answers.
+
+    Attributes:
+        word: passed, failed or not applicable.
+        number: What was held against the bound; None where nothing was measured.
+        detail: What stands behind the number.
+        asked: False where the question could not be asked, so that no bound is named.
+        forceable: Whether a user may promote all the same.
+    """
+
+    word: Word
+    number: float | None = None
+    detail: str = ""
+    asked: bool = True
+    forceable: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of one gate, with its name and the bound that its number was held against."""
+
+    code: str
+    title: str
+    bound: str
+    answer: Answer
+
+    @property
+    def failed(self) -> bool:
+        """Whether it stands in the way of the version."""
+        return self.answer.word == "failed"
+
+    @property
+    def forceable(self) -> bool:
+        """Whether a user may promote all the same."""
+        return self.answer.forceable
+
+    def as_record(self) -> GateRecord:
+        """What a decision keeps of it; the detail is cut so that all gates fit into one tag."""
+        return GateRecord(
+            code=self.code,
+            verdict=self.answer.word,
+            number=self.answer.number,
+            bound=self.bound,
+            detail=self.answer.detail[:_DETAIL_CHARACTERS],
+            forceable=self.answer.forceable,
+            name=self.title,
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.code} {self.title}"
+        if self.answer.number is not None:
+            text += f" is {_shown(self.answer.number)} where {self.bound} is needed"
+        if self.answer.detail:
+            text += f" ({self.answer.detail})"
+        return text
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One verdict, with the number behind it and the bound it was held against."""
+    """One condition that a version must meet.
+
+    Attributes:
+        code: EQ-G and a number, in messages, the log and docs/promotion.md.
+        title: The condition in a few words.
+        bound: What the number is held against, in words.
+        ask: Answers for a case.
+        needs_evidence: Whether it can be asked only where the evidence was read.
+    """
 
     code: str
-    verdict: Literal["passed", "failed", "not applicable"]
-    number: float | None = None
-    bound: str = ""
-    detail: str = ""
-    forceable: bool = True
+    title: str
+    bound: Callable[[Promote], str]
+    ask: Callable[[Case], Answer]
+    needs_evidence: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data; the detail is cut so that all gates fit into one tag."""
-        return {**asdict(self), "name": NAMES[self.code], "detail": self.detail[:200]}
+    def judge(self, case: Case) -> Verdict:
+        """Ask, and say what the answer was held against."""
+        answer = self.ask(case)
+        bound = self.bound(case.settings.promote) if answer.asked else ""
+        return Verdict(self.code, self.title, bound, answer)
 
-    def __str__(self) -> str:
-        shown = (
-            f" is {_shown(self.number)} where {self.bound} is needed"
-            if self.number is not None
-            else ""
-        )
-        return f"{self.code} {NAMES[self.code]}{shown}{f' ({self.detail})' if self.detail else ''}"
+
+def gate(
+    code: str, title: str, bound: Callable[[Promote], str], needs_evidence: bool = False
+) -> Callable[[Callable[[Case], Answer]], Gate]:
+    """Make a gate of a function that answers for a case."""
+
+    def declare(ask: Callable[[Case], Answer]) -> Gate:
+        return Gate(code, title, bound, ask, needs_evidence)
+
+    return declare
+
+
+def _word(passed: bool) -> Word:
+    return "passed" if passed else "failed"
+
+
+def _no_finding(bounds: Promote) -> str:
+    return "0"
+
+
+# --- the gates ------------------------------------------------------------------------------------
+
+
+@gate("EQ-G1", "no leakage found", _no_finding)
+def no_leakage(case: Case) -> Answer:
+    """Every check for leakage was asked when the version was registered, and found nothing."""
+    answers = {code: case.tags.get(f"equipoise.check.{code}", "no answer") for code in LEAK_CHECKS}
+    bad = []
+    unasked = []
+    for code, answer in answers.items():
+        if answer in ("finding", "no answer"):
+            bad.append(f"{code} {answer}")
+        elif answer == "not applicable":
+            unasked.append(code)
+    detail = ", ".join(bad)
+    if unasked and not bad:
+        detail = f"not applicable: {', '.join(unasked)}"
+    return Answer(_word(not bad), len(bad), detail)
+
+
+@gate(
+    "EQ-G2",
+    "evidence comparable with the champion's",
+    lambda bounds: f">= {bounds.min_patients} per class",
+)
+def comparable(case: Case) -> Answer:
+    """There are enough test patients that neither model was fitted on."""
+    pairing = case.pairing
+    if isinstance(pairing, Unpaired):
+        return Answer(pairing.word, detail=pairing.why, asked=False)
+    return Answer("passed", pairing.patients, f"patients; {pairing.how}")
+
+
+@gate(
+    "EQ-G3",
+    "AUROC not inferior to the champion's",
+    lambda bounds: f"> {-bounds.non_inferiority_margin:g}",
+)
+def not_inferior(case: Case) -> Answer:
+    """The low end of the difference in AUROC to the champion stays above minus the margin."""
+    pairing = case.pairing
+    if isinstance(pairing, Unpaired):
+        why = "nothing to pair, see EQ-G2" if pairing.word == "failed" else pairing.why
+        return Answer("not applicable", detail=why, asked=False)
+    detail = (
+        f"low end of the difference {pairing.difference:+.3f} [{pairing.low:+.3f}, {pairing.high:+.3f}], "
+        f"{pairing.challenger_auroc:.3f} against version {pairing.champion}'s {pairing.champion_auroc:.3f}"
+    )
+    margin = case.settings.promote.non_inferiority_margin
+    return Answer(_word(pairing.low > -margin), pairing.low, detail)
+
+
+@gate(
+    "EQ-G4",
+    "sensitivity at the locked threshold",
+    lambda bounds: f">= {bounds.sensitivity_low_at_least:g}",
+    needs_evidence=True,
+)
+def sensitive(case: Case) -> Answer:
+    """The low end of the sensitivity at the locked threshold reaches the bound."""
+    if _decided_by_argmax(case):
+        return _without_threshold()
+    cell = case.evaluation.interval(_SENSITIVITY)
+    if cell.value is None or cell.low is None:
+        return Answer("failed", detail="the sensitivity cannot be measured on these rows")
+    enough = cell.low >= case.settings.promote.sensitivity_low_at_least
+    detail = f"low end of {cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
+    return Answer(_word(enough), cell.low, detail)
+
+
+@gate(
+    "EQ-G5",
+    "calibration slope",
+    lambda bounds: "{:g} to {:g}".format(*bounds.calibration_slope),
+    needs_evidence=True,
+)
+def calibrated(case: Case) -> Answer:
+    """The slope of the calibrated probabilities is near 1: neither too sure nor too unsure."""
+    if _decided_by_argmax(case):
+        return _without_threshold()
+    cell = case.evaluation.interval(_SLOPE)
+    if cell.value is None:
+        return Answer("failed", detail="the slope cannot be measured on these rows")
+    lowest, highest = case.settings.promote.calibration_slope
+    detail = f"[{cell.low:.3f}, {cell.high:.3f}]"
+    return Answer(_word(lowest <= cell.value <= highest), cell.value, detail)
+
+
+def _decided_by_argmax(case: Case) -> bool:
+    return len(case.known_evidence.predictions.classes) > 2
+
+
+def _without_threshold() -> Answer:
+    why = "more than two classes are decided by argmax, without a threshold"
+    return Answer("not applicable", detail=why, asked=False)
+
+
+@gate(
+    "EQ-G6",
+    "test patients of the rarest class",
+    lambda bounds: f">= {bounds.min_patients}",
+    needs_evidence=True,
+)
+def enough_patients(case: Case) -> Answer:
+    """There are enough test patients of every class; the detail names the rarest."""
+    predictions = case.known_evidence.predictions
+    patients = predictions.table.groupby("label")["patient_id"].nunique()
+    rarest = int(patients.idxmin())
+    fewest = int(patients.min())
+    enough = fewest >= case.settings.promote.min_patients
+    return Answer(_word(enough), fewest, predictions.classes[rarest])
+
+
+@gate(
+    "EQ-G7",
+    "loads and reproduces its own predictions",
+    lambda bounds: f"<= {TOLERANCE:.0e}",
+)
+def reproduces(case: Case) -> Answer:
+    """The model loads and answers what its evidence says.
+
+    A model that does not load cannot be forced: nothing could be served.
+    """
+    try:
+        model = case.load()
+        if case.evidence is None:
+            return Answer("failed", detail="it loads, without evidence to reproduce")
+        difference = case.differences(model, case.evidence)
+    except Exception as error:  # whatever a damaged artifact raises
+        why = f"it does not load: {first_line(error)}"
+        return Answer("failed", detail=why, asked=False, forceable=False)
+    close = difference.largest <= TOLERANCE
+    return Answer(_word(close), difference.largest, f"on {difference.measured_on}")
+
+
+@gate("EQ-G8", "code and params committed", _no_finding)
+def committed(case: Case) -> Answer:
+    """Code and params are those of a commit.
+
+    This is asked of the time of registration, and of now, because the bounds are read now.
+    """
+    then = case.tags.get("equipoise.uncommitted")
+    if case.uncommitted is None:
+        return Answer("failed", detail="not known: this is no git checkout")
+    if then is None or then == "no git":
+        return Answer("failed", detail="not known")
+    changed = [f"{path} (when it was registered)" for path in then.split(", ") if path]
+    changed += case.uncommitted
+    commit = case.tags.get("equipoise.git_commit", "none")[:8]
+    return Answer(_word(not changed), len(changed), ", ".join(changed) or f"commit {commit}")
+
+
+@gate("EQ-G9", "champion stands where the log left it", _no_finding)
+def in_its_place(case: Case) -> Answer:
+    """Nobody moved the alias behind the log's back."""
+    count = len(case.misplaced)
+    return Answer(_word(count == 0), count, " ".join(case.misplaced))
+
+
+#: In the order in which they are asked and shown.
+GATES = (
+    no_leakage,
+    comparable,
+    not_inferior,
+    sensitive,
+    calibrated,
+    enough_patients,
+    reproduces,
+    committed,
+    in_its_place,
+)
+
+
+# --- the frame ------------------------------------------------------------------------------------
 
 
 def judge(
@@ -75,247 +406,229 @@ def judge(
     name: str,
     version: ModelVersion,
     current: ModelVersion | None,
-) -> list[Gate]:
-    """Hold a version against every gate, the failed ones included: a refusal names all its reasons."""
+) -> list[Verdict]:
+    """Hold a version against every gate, the failed ones included: a refusal names all its reasons.
+
+    Args:
+        study: For bounds, resamples, code and raw images.
+        store: The tracking store.
+        name: Of the registered model.
+        version: That is to become champion.
+        current: The champion; None where there is none.
+    """
+    return ask_all(_case(study, store, name, version, current))
+
+
+def ask_all(case: Case) -> list[Verdict]:
+    """The verdicts of all gates, without those that need evidence where there is none."""
+    asked = [gate for gate in GATES if case.evidence is not None or not gate.needs_evidence]
+    return [gate.judge(case) for gate in asked]
+
+
+def _case(
+    study: Study,
+    store: MlflowClient,
+    name: str,
+    version: ModelVersion,
+    current: ModelVersion | None,
+) -> Case:
+    """Gather what the gates are asked about."""
     challenger: Evidence | None = None
+    pairing: Paired | Unpaired
     try:
-        challenger = read(store, version)
-        if current is None:
-            paired = _unpaired(
-                "not applicable", "there is no champion: the first one is gated on absolutes"
-            )
-        elif current.version == version.version:
-            paired = _unpaired("not applicable", "it is the champion itself")
-        else:
-            uri = f"models:/{name}/{current.version}"
-            paired = pair(
-                study,
-                challenger,
-                read(store, current),
-                lambda rows: _rescored(study, load(uri), rows),
-            )
+        challenger = evidence_.read(store, version)
+        pairing = _against_champion(study, store, name, challenger, current)
     except DataError as error:
-        paired = _unpaired("failed", str(error))
-    misplaced = audit.misplaced(store, name, audit.read(store, name))
+        pairing = Unpaired("failed", str(error))
+    return Case(
+        settings=study.settings,
+        tags=version.tags,
+        evidence=challenger,
+        pairing=pairing,
+        misplaced=audit.misplaced(store, name, audit.read(store, name)),
+        uncommitted=uncommitted(study.root),
+        load=lambda: evidence_.load(f"models:/{name}/{version.version}", study.root),
+        differences=lambda model, evidence: evidence_.differences(study, model, evidence),
+    )
+
+
+def _against_champion(
+    study: Study,
+    store: MlflowClient,
+    name: str,
+    challenger: Evidence,
+    current: ModelVersion | None,
+) -> Paired | Unpaired:
+    if current is None:
+        return Unpaired(
+            "not applicable", "there is no champion: the first one is gated on absolutes"
+        )
+    if str(current.version) == challenger.version:
+        return Unpaired("not applicable", "it is the champion itself")
+    champion = evidence_.read(store, current)
+
+    def rescore(rows: pd.DataFrame) -> pd.DataFrame:
+        model = evidence_.load(f"models:/{name}/{current.version}", study.root)
+        return evidence_.rescore(study, model, rows)
+
+    return pair(study.settings, challenger, champion, rescore)
+
+
+def uncommitted(root: Path) -> list[str] | None:
+    """Files of code and params that differ from the commit; None where there is no git."""
+    changes = environment.git("-C", str(root), "status", "--porcelain", "--", *_CODE)
+    if changes is None:
+        return None
     return [
-        _leakage(version.tags),
-        *paired,
-        *(absolutes(study, challenger) if challenger else []),
-        _loads(study, name, version, challenger),
-        _committed(version.tags),
-        Gate("EQ-G9", _verdict(not misplaced), len(misplaced), "0", " ".join(misplaced)),
-    ]
+        line[3:] for line in changes.splitlines()
+    ]  # two letters and a space stand before the path
+
+
+# --- challenger against champion ------------------------------------------------------------------
 
 
 def pair(
-    study: Study,
-    challenger: Evidence,
-    champion: Evidence,
-    rescore: Callable[[pd.DataFrame], pd.DataFrame],
-) -> list[Gate]:
-    """EQ-G2 and EQ-G3: the paired difference in AUROC on rows that neither model was fitted on.
+    settings: Settings, challenger: Evidence, champion: Evidence, rescore: Rescore
+) -> Paired | Unpaired:
+    """The paired difference in AUROC on rows that neither model was fitted on.
 
     Args:
-        study: For bounds and resamples.
+        settings: For bounds and resamples.
         challenger: Whose test rows are taken.
         champion: Who is it now.
-        rescore: Gives the champion's `prob_<class>` and `raw_<class>` by `image_id`, for rows of image_id and sha256.
+        rescore: Lets the champion answer for rows that it has not tested.
     """
-    margin = study.settings.promote.non_inferiority_margin
     try:
-        mine, theirs, how = _shared_rows(study, challenger, champion, rescore)
-        floor = study.settings.tune.sensitivity_floor
-        both = [intervals.evaluate(item, study.settings.compare, floor) for item in (mine, theirs)]
+        shared = shared_rows(settings.promote.min_patients, challenger, champion, rescore)
+        floor = settings.tune.sensitivity_floor
+        first = intervals.evaluate(shared.challenger, settings.compare, floor)
+        second = intervals.evaluate(shared.champion, settings.compare, floor)
     except EquipoiseError as error:
-        return _unpaired("failed", str(error))
-    draws = both[0].draws["free.auroc"] - both[1].draws["free.auroc"]
-    ends = intervals.effect(draws, both[0].alpha, both[0].effective_patients)
-    low = ends["low"]
-    patients = mine.table["patient_id"].nunique()
-    values = [float(item.draws["free.auroc"][0]) for item in both]
-    return [
-        Gate(
-            "EQ-G2",
-            "passed",
-            patients,
-            f">= {study.settings.promote.min_patients} per class",
-            f"patients; {how}",
-        ),
-        Gate(
-            *("EQ-G3", "passed" if low > -margin else "failed", low, f"> {-margin:g}"),
-            f"low end of the difference {ends['value']:+.3f} [{low:+.3f}, {ends['high']:+.3f}], {values[0]:.3f} "
-            f"against version {champion.version}'s {values[1]:.3f}",
-        ),
-    ]
-
-
-def _unpaired(verdict: Literal["failed", "not applicable"], why: str) -> list[Gate]:
-    second = "nothing to pair, see EQ-G2" if verdict == "failed" else why
-    return [Gate("EQ-G2", verdict, detail=why), Gate("EQ-G3", "not applicable", detail=second)]
-
-
-def _shared_rows(
-    study: Study,
-    challenger: Evidence,
-    champion: Evidence,
-    rescore: Callable[[pd.DataFrame], pd.DataFrame],
-) -> tuple[Predictions, Predictions, str]:
-    mine, theirs = challenger.predictions, champion.predictions
-    key = "splits" if challenger.meta["several"] else "test"
-    own, other = mine.meta | challenger.meta, theirs.meta | champion.meta
-    for what in ("classes", "positive_class", "group_by", "pseudonym_key"):
-        if own[what] != other[what]:
-            raise DataError(
-                f"they differ in {what}: {own[what]}, and {other[what]} of version {champion.version}"
-            )
-    alike = challenger.meta["several"] == champion.meta["several"]
-    if alike and challenger.meta["digests"][key] == champion.meta["digests"][key]:
-        return mine, theirs, "the same split" if key == "splits" else "the same test rows"
-    table = mine.table.merge(challenger.images[["image_id", "sha256", "picture"]], on="image_id")
-    fitted = champion.images[champion.images["fitted"]]
-    seen = np.any(
-        [table[column].isin(fitted[column]) for column in ("image_id", "patient_id", "picture")],
-        axis=0,
+        return Unpaired("failed", str(error))
+    first_draws = first.draws[_AUROC]
+    second_draws = second.draws[_AUROC]
+    ends = intervals.effect(first_draws - second_draws, first.alpha, first.effective_patients)
+    return Paired(
+        champion=champion.version,
+        patients=shared.challenger.table["patient_id"].nunique(),
+        how=shared.how,
+        challenger_auroc=float(first_draws[0]),
+        champion_auroc=float(second_draws[0]),
+        difference=ends.value,
+        low=ends.low,
+        high=ends.high,
     )
-    left = table[~seen].reset_index(drop=True)
+
+
+class SharedRows(NamedTuple):
+    """Predictions of both models for the same test rows, and which rows these are, in words."""
+
+    challenger: Predictions
+    champion: Predictions
+    how: str
+
+
+def shared_rows(
+    min_patients: int, challenger: Evidence, champion: Evidence, rescore: Rescore
+) -> SharedRows:
+    """Test rows that neither model was fitted on, with the predictions of both.
+
+    Raises:
+        DataError: When the two cannot be compared, or too few patients per class are left.
+    """
+    _refuse_unlike(challenger, champion)
+    if _same_rows(challenger, champion):
+        how = "the same split" if challenger.origin.several else "the same test rows"
+        return SharedRows(challenger.predictions, champion.predictions, how)
+    unseen = _never_shown(challenger, champion)
+    classes = challenger.predictions.classes
     patients = [
-        left.loc[left["label"] == label, "patient_id"].nunique()
-        for label in range(len(mine.classes))
+        unseen.loc[unseen["label"] == label, "patient_id"].nunique()
+        for label in range(len(classes))
     ]
-    needed = study.settings.promote.min_patients
-    if min(patients) < needed:
-        counts = ", ".join(f"{name} {count}" for name, count in zip(mine.classes, patients))
+    if min(patients) < min_patients:
+        counts = ", ".join(f"{name} {count}" for name, count in zip(classes, patients))
         raise DataError(
             f"other test rows, and too few of them were never shown to version {champion.version}: patients {counts}, "
-            f"{needed} per class are needed"
+            f"{min_patients} per class are needed"
         )
-    answers = rescore(left[["image_id", "sha256"]].drop_duplicates()).loc[left["image_id"]]
-    columns = {
-        f"{ours}_{name}": answers[f"{served}_{name}"].to_numpy()
-        for name in mine.classes
-        for ours, served in (("prob", "raw"), ("calibrated", "prob"))
+    images = unseen[["image_id", "sha256"]].drop_duplicates()
+    answers = rescore(images).loc[unseen["image_id"]]
+    return SharedRows(
+        replace(challenger.predictions, table=unseen),
+        replace(challenger.predictions, table=_as_stored(unseen, answers, classes)),
+        f"test rows that version {champion.version} was never fitted on, scored again by it",
+    )
+
+
+def _refuse_unlike(challenger: Evidence, champion: Evidence) -> None:
+    """Refuse models that answer another question, or whose patients cannot be told apart alike."""
+    first = _question(challenger)
+    second = _question(champion)
+    for what, answer in first.items():
+        if answer != second[what]:
+            raise DataError(
+                f"they differ in {what}: {answer}, and {second[what]} of version {champion.version}"
+            )
+
+
+def _question(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "classes": evidence.predictions.meta["classes"],
+        "positive_class": evidence.predictions.meta["positive_class"],
+        "group_by": evidence.origin.group_by,
+        "pseudonym_key": evidence.origin.pseudonym_key,
     }
-    scored = left.assign(**columns)
-    how = f"test rows that version {champion.version} was never fitted on, scored again by it"
-    return replace(mine, table=left), replace(mine, table=scored), how
 
 
-def absolutes(study: Study, challenger: Evidence) -> list[Gate]:
-    """EQ-G4 to EQ-G6: what a model must reach whoever the champion is."""
-    bounds, test = study.settings.promote, challenger.predictions.table
-    evaluation = intervals.evaluate(
-        challenger.predictions, study.settings.compare, study.settings.tune.sensitivity_floor
-    )
-    found = []
-    if len(challenger.predictions.classes) > 2:
-        reason = "more than two classes are decided by argmax, without a threshold"
-        found += [Gate(code, "not applicable", detail=reason) for code in ("EQ-G4", "EQ-G5")]
-    else:
-        cell, least = evaluation.interval("locked.sensitivity"), bounds.sensitivity_low_at_least
-        text = f"low end of {cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
-        found.append(
-            Gate("EQ-G4", _verdict(cell["low"] >= least), cell["low"], f">= {least:g}", text)
-        )
-        cell, (low, high) = (
-            evaluation.interval("locked.calibration_slope"),
-            bounds.calibration_slope,
-        )
-        text = f"[{cell['low']:.3f}, {cell['high']:.3f}]"
-        found.append(
-            Gate(
-                "EQ-G5",
-                _verdict(low <= cell["value"] <= high),
-                cell["value"],
-                f"{low:g} to {high:g}",
-                text,
-            )
-        )
-    patients = test.groupby("label")["patient_id"].nunique()
-    rarest = challenger.predictions.classes[int(patients.idxmin())]
-    enough = _verdict(patients.min() >= bounds.min_patients)
-    return [*found, Gate("EQ-G6", enough, int(patients.min()), f">= {bounds.min_patients}", rarest)]
+def _same_rows(challenger: Evidence, champion: Evidence) -> bool:
+    """Whether both were tested on the same rows; with several folds, by the same whole split."""
+    first = challenger.origin
+    second = champion.origin
+    parent = "splits" if first.several else "test"
+    return first.several == second.several and first.digests[parent] == second.digests[parent]
 
 
-def _verdict(passed: bool) -> Literal["passed", "failed"]:
-    return "passed" if passed else "failed"
+def _never_shown(challenger: Evidence, champion: Evidence) -> pd.DataFrame:
+    """Test rows of the challenger with images, patients and pictures new to the champion."""
+    keys = challenger.images[["image_id", "sha256", "picture"]]
+    rows = challenger.predictions.table.merge(keys, on="image_id")
+    fitted = champion.images[champion.images["fitted"]]
+    shown = pd.Series(False, index=rows.index)
+    for column in ("image_id", "patient_id", "picture"):
+        shown |= rows[column].isin(fitted[column])
+    return rows[~shown].reset_index(drop=True)
 
 
-def _leakage(tags: Mapping[str, str]) -> Gate:
-    answers = {code: tags.get(f"equipoise.check.{code}", "no answer") for code in _LEAKS}
-    bad = [
-        f"{code} {answer}" for code, answer in answers.items() if answer in ("finding", "no answer")
-    ]
-    unasked = [code for code, answer in answers.items() if answer == "not applicable"]
-    text = ", ".join(bad) or (f"not applicable: {', '.join(unasked)}" if unasked else "")
-    return Gate("EQ-G1", _verdict(not bad), len(bad), "0", text)
+def _as_stored(rows: pd.DataFrame, answers: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Rows with the answers of a served model under the names that stored predictions have."""
+    stored = rows.copy()
+    for kind, answered in ((RAW, ANSWERED_RAW), (CALIBRATED, ANSWERED_CALIBRATED)):
+        values = answers[probability_columns(answered, classes)].to_numpy()
+        stored[probability_columns(kind, classes)] = values
+    return stored
 
 
-def _loads(study: Study, name: str, version: ModelVersion, evidence: Evidence | None) -> Gate:
-    """EQ-G7, which cannot be forced where the model does not load: nothing could be served."""
-    try:
-        model = load(f"models:/{name}/{version.version}")
-        if evidence is None:
-            return Gate(
-                "EQ-G7",
-                "failed",
-                None,
-                f"<= {TOLERANCE:.0e}",
-                "it loads, without evidence to reproduce",
-            )
-        difference, on = differences(study, model, evidence)
-    except Exception as error:  # whatever a damaged artifact raises
-        return Gate(
-            "EQ-G7", "failed", detail=f"it does not load: {first_line(error)}", forceable=False
-        )
-    return Gate(
-        "EQ-G7", _verdict(difference <= TOLERANCE), difference, f"<= {TOLERANCE:.0e}", f"on {on}"
-    )
+# --- showing --------------------------------------------------------------------------------------
 
 
-def uncommitted() -> list[str] | None:
-    """Files of code and params that differ from the commit; None where there is no git."""
-    changes = environment.git("status", "--porcelain", "--", *_CODE)
-    return None if changes is None else [line[3:] for line in changes.splitlines()]
-
-
-def _committed(tags: Mapping[str, str]) -> Gate:
-    """Both when the version was registered and now: the bounds are of now."""
-    then, now = tags.get("equipoise.uncommitted"), uncommitted()
-    if then is None or now is None or then == "no git":
-        return Gate(
-            "EQ-G8",
-            "failed",
-            None,
-            "0",
-            "not known: this is no git checkout" if now is None else "not known",
-        )
-    changed = [f"{path} (when it was registered)" for path in then.split(", ") if path] + [
-        f"{path}" for path in now
-    ]
-    commit = tags.get("equipoise.git_commit", "none")[:8]
-    return Gate(
-        "EQ-G8", _verdict(not changed), len(changed), "0", ", ".join(changed) or f"commit {commit}"
-    )
-
-
-def table_text(found: list[Gate]) -> str:
+def table_text(verdicts: Sequence[Verdict]) -> str:
     """The verdicts as lines of text."""
-    rows = [("gate", "", "number", "bound", "verdict", "")]
-    rows += [
-        (gate.code, NAMES[gate.code], _shown(gate.number), gate.bound, gate.verdict, gate.detail)
-        for gate in found
-    ]
-    widths = [*(max(map(len, column)) for column in list(zip(*rows))[:-1]), 0]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    rows = [["gate", "", "number", "bound", "verdict", ""]]
+    for verdict in verdicts:
+        answer = verdict.answer
+        number = _shown(answer.number)
+        row = [verdict.code, verdict.title, number, verdict.bound, answer.word, answer.detail]
+        rows.append(row)
+    return aligned(rows)
 
 
 def _shown(number: float | None) -> str:
+    """A number as a reader wants it: counts whole, tiny ones with their exponent."""
     if number is None:
         return ""
-    return (
-        f"{number:.0f}"
-        if float(number).is_integer()
-        else f"{number:.3f}"
-        if abs(number) > 5e-4
-        else f"{number:.1e}"
-    )
+    if float(number).is_integer():
+        return f"{number:.0f}"
+    if abs(number) > 5e-4:
+        return f"{number:.3f}"
+    return f"{number:.1e}"

@@ -1,4 +1,7 @@
-"""Images -> a table of decisions by a registered model, in batches: neither images nor rows are all held in memory."""
+"""Images -> a table of decisions by a registered model.
+
+It works in batches: memory never holds all images or all rows.
+"""
 
 from __future__ import annotations
 
@@ -6,70 +9,126 @@ import glob
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
 
 from equipoise.core import images, parallel
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
 from equipoise.service import audit, evidence, tracking
 
-_BATCH = 32
-#: Arrow's and pandas' types for those of a signature.
+SUFFIXES = (".csv", ".parquet")
+_BATCH_IMAGES = 32
+#: Columns of a list of images, the first that is there is read.
+_PATH_COLUMNS = ("path", "image")
+
+
+class _Type(NamedTuple):
+    """A type of a signature, as Arrow and as pandas call it."""
+
+    arrow: pa.DataType
+    pandas: str
+
+
 _TYPES = {
-    "string": (pa.string(), "object"),
-    "double": (pa.float64(), "float64"),
-    "long": (pa.int64(), "Int64"),
+    "string": _Type(pa.string(), "object"),
+    "double": _Type(pa.float64(), "float64"),
+    "long": _Type(pa.int64(), "Int64"),
 }
 
 
-def run(uri: str, sources: Sequence[str], out: Path, say: Callable[[str], None]) -> dict[str, int]:
+@dataclass(frozen=True)
+class NamedModel:
+    """A model as the user named it.
+
+    Attributes:
+        address: Where it is loaded from.
+        name: Of the registered model; the address itself for a model outside the registry.
+        version: Its number; empty outside the registry.
+        grey: Whether it expects grey images.
+    """
+
+    address: str
+    name: str
+    version: str
+    grey: bool
+
+
+@dataclass
+class Tally:
+    """Numbers of images: predicted, flagged (among these), and unreadable."""
+
+    predicted: int = 0
+    flagged: int = 0
+    unreadable: int = 0
+
+
+def predict_images(
+    uri: str, sources: Sequence[str], out: Path, root: Path, say: Callable[[str], None]
+) -> Tally:
     """Predict for images and write one row each, in the order in which they were given.
 
-    The columns are `image, model, version`, what the model answers (`prob_<class>`, `raw_<class>`, `decision`,
-    `threshold`), `flags` (odd pictures, see `images.flags`) and `error` (why a file could not be read).
+    The columns are `image, model, version`, what the model answers (`prob_<class>`, `raw_<class>`,
+    `decision`, `threshold`), `flags` (odd pictures, see `images.flags`) and `error` (why a file
+    could not be read).
 
     Args:
         uri: A model, for example models:/equipoise-demo@champion; an alias is looked up once.
         sources: Image files, folders, patterns, or CSV files with a column `path` or `image`.
         out: CSV or Parquet, by its suffix; appears when everything is written.
+        root: Folder that holds params.yaml.
         say: Called with lines of text.
-
-    Returns:
-        Number of images predicted, flagged (among these) and unreadable.
 
     Raises:
         ConfigError: For a model that cannot be loaded, another suffix, or nothing to predict.
     """
-    if out.suffix.lower() not in (".csv", ".parquet"):
+    if out.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--out is {out}; a name ending in .csv or .parquet is expected.")
     paths = find(sources)
-    name, version, grey = _resolve(uri)
-    say(f"loading {name}{f' version {version}' if version else ''}")
-    model = evidence.load(f"models:/{name}/{version}" if version else uri)
-    columns = {"image": "string", "model": "string", "version": "string"}
-    columns |= {column.name: column.type.name for column in model.metadata.signature.outputs.inputs}
-    columns |= {"flags": "string", "error": "string"}
-    schema = pa.schema([(name, _TYPES[kind][0]) for name, kind in columns.items()])
-    types = {name: _TYPES[kind][1] for name, kind in columns.items()}
-    done = {"predicted": 0, "flagged": 0, "unreadable": 0}
-    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+    named = resolve(uri, root)
+    say(f"loading {named.name} version {named.version}" if named.version else f"loading {uri}")
+    model = evidence.load(named.address, root)
+    return write_predictions(model, named, paths, out)
+
+
+def write_predictions(model: Any, named: NamedModel, paths: Sequence[str], out: Path) -> Tally:
+    """Predict the files with a loaded model and write the table; see `predict_images`."""
+    types = _column_types(model)
+    schema = pa.schema([(name, kind.arrow) for name, kind in types.items()])
+    pandas_types = {name: kind.pandas for name, kind in types.items()}
+    batches = list(parallel.batched(paths, _BATCH_IMAGES))
+    tally = Tally()
     with _writer(out, schema) as write:
         for batch in parallel.progress(batches, "predicting", len(batches), "batches"):
-            rows = _rows(model, batch, grey)
-            table = (
-                pd.DataFrame(rows).assign(model=name, version=version).reindex(columns=schema.names)
-            )
-            write(table.astype(types))
-            failed = sum(1 for row in rows if row["error"])
-            done["unreadable"] += failed
-            done["predicted"] += len(rows) - failed
-            done["flagged"] += sum(1 for row in rows if row["flags"])
-    return done
+            rows = predict_rows(model, batch, named.grey)
+            table = pd.DataFrame(rows).assign(model=named.name, version=named.version)
+            write(table.reindex(columns=schema.names).astype(pandas_types))
+            unreadable = sum(1 for row in rows if row["error"])
+            tally.unreadable += unreadable
+            tally.predicted += len(rows) - unreadable
+            tally.flagged += sum(1 for row in rows if row["flags"])
+    return tally
+
+
+def _column_types(model: Any) -> dict[str, _Type]:
+    """Columns of the table in their order: ours around those of the model's answers."""
+    answered = {
+        column.name: _TYPES[column.type.name] for column in model.metadata.signature.outputs.inputs
+    }
+    text = _TYPES["string"]
+    before = dict.fromkeys(("image", "model", "version"), text)
+    after = dict.fromkeys(("flags", "error"), text)
+    return before | answered | after
+
+
+# --- which images, which model --------------------------------------------------------------------
 
 
 def find(sources: Sequence[str]) -> list[str]:
@@ -81,68 +140,97 @@ def find(sources: Sequence[str]) -> list[str]:
         ConfigError: When there is no image.
         DataError: For a CSV without the column `path` or `image`.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            found += [str(path / name) for name in images.walk(path)[0]]
-        elif path.suffix.lower() == ".csv":
-            found += _listed(path)
-        elif not path.exists() and glob.has_magic(source):
-            found += [
-                name for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()
-            ]
-        else:
-            found.append(source)
-    if not found:
+        paths += _paths_of(source)
+    if not paths:
         raise ConfigError(f"There is no image in {', '.join(sources)}.")
-    return found
+    return paths
+
+
+def _paths_of(source: str) -> list[str]:
+    path = Path(source)
+    if path.is_dir():
+        names, _ = images.walk(path)
+        return [str(path / name) for name in names]
+    if path.suffix.lower() == ".csv":
+        return _listed(path)
+    if not path.exists() and glob.has_magic(source):
+        names = sorted(glob.glob(source, recursive=True))
+        return [name for name in names if Path(name).is_file()]
+    return [source]
 
 
 def _listed(path: Path) -> list[str]:
+    """Paths that a CSV file lists."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors
         raise DataError(f"{path} cannot be read as CSV: {error}.") from error
-    column = next((name for name in ("path", "image") if name in table), None)
-    if column is None:
-        raise DataError(f"{path} has no column `path` or `image` (it has: {', '.join(table)}).")
-    return [str(path.parent / name) for name in table[column] if name]
+    for column in _PATH_COLUMNS:
+        if column in table:
+            return [str(path.parent / name) for name in table[column] if name]
+    raise DataError(f"{path} has no column `path` or `image` (it has: {', '.join(table)}).")
 
 
-def _resolve(uri: str) -> tuple[str, str, bool]:
-    """Name and version of a registered model ("" for another address), and whether it expects grey images."""
-    found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
-    if not found:
-        return uri, "", False
-    store = tracking.client()
-    name, alias, number = found.groups()
-    version = audit.by_alias(store, name, alias) if alias else audit.version_of(store, name, number)
+def resolve(uri: str, root: Path) -> NamedModel:
+    """Look up a registered model once, so that every row is of the same version.
+
+    Raises:
+        ConfigError: When the registry has no such version.
+    """
+    registered = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if registered is None:
+        return NamedModel(uri, uri, "", grey=False)
+    name, alias, number = registered.groups()
+    version = _version_of(tracking.client(root), name, alias, number)
     if version is None:
         raise ConfigError(
-            f"There is no {uri} at {tracking.address()}. `equipoise register` makes versions."
+            f"There is no {uri} at {tracking.address(root)}. `equipoise register` makes versions."
         )
-    return name, str(version.version), version.tags.get("equipoise.grey") == "True"
+    number = str(version.version)
+    grey = version.tags.get("equipoise.grey") == "True"
+    return NamedModel(f"models:/{name}/{number}", name, number, grey)
 
 
-def _rows(model: Any, paths: Sequence[str], grey: bool) -> list[dict[str, Any]]:
+def _version_of(
+    store: MlflowClient, name: str, alias: str | None, number: str
+) -> ModelVersion | None:
+    if alias:
+        return audit.by_alias(store, name, alias)
+    return audit.version_of(store, name, number)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def predict_rows(model: Any, paths: Sequence[str], grey: bool) -> list[dict[str, Any]]:
+    """Rows of the table, one per file; a file that cannot be read has an error and no answer.
+
+    Args:
+        model: A loaded model.
+        paths: Image files.
+        grey: Whether grey images are expected, so that colours are a flag.
+    """
     rows: list[dict[str, Any]] = []
-    data: dict[int, bytes] = {}
-    for place, path in enumerate(paths):
+    contents: dict[int, bytes] = {}
+    for index, path in enumerate(paths):
         row = {"image": path, "flags": "", "error": ""}
+        rows.append(row)
         try:
             content = Path(path).read_bytes()
-            row["flags"] = " ".join(images.flags(images.decode(content), grey))
-            data[place] = content
+            pixels = images.decode(content)
         except OSError as error:
             row["error"] = error.strerror or str(error)
         except ValueError as error:
             row["error"] = str(error)
-        rows.append(row)
-    if data:
-        table = model.predict(pd.DataFrame({"image": list(data.values())}))
-        for place, answer in zip(data, table.to_dict("records")):
-            rows[place] |= answer
+        else:
+            row["flags"] = " ".join(images.flags(pixels, grey))
+            contents[index] = content
+    if contents:
+        answers = model.predict(pd.DataFrame({"image": list(contents.values())}))
+        for index, answer in zip(contents, answers.to_dict("records")):
+            rows[index].update(answer)
     return rows
 
 
@@ -152,11 +240,17 @@ def _writer(out: Path, schema: pa.Schema) -> Iterator[Callable[[pd.DataFrame], N
     with atomic_path(out) as temporary:
         if out.suffix.lower() == ".parquet":
             with pq.ParquetWriter(temporary, schema) as parquet:
-                yield lambda table: parquet.write_table(
-                    pa.Table.from_pandas(table, schema, preserve_index=False)
-                )
+
+                def append_parquet(table: pd.DataFrame) -> None:
+                    rows = pa.Table.from_pandas(table, schema, preserve_index=False)
+                    parquet.write_table(rows)
+
+                yield append_parquet
         else:
-            pd.DataFrame(columns=schema.names).to_csv(temporary, index=False, lineterminator="\n")
-            yield lambda table: table.to_csv(
-                temporary, mode="a", header=False, index=False, lineterminator="\n"
-            )
+            header = pd.DataFrame(columns=schema.names)
+            header.to_csv(temporary, index=False, lineterminator="\n")
+
+            def append_csv(table: pd.DataFrame) -> None:
+                table.to_csv(temporary, mode="a", header=False, index=False, lineterminator="\n")
+
+            yield append_csv

@@ -1,4 +1,7 @@
-"""Backbone + head + calibrator + threshold -> the servable model: images in, probabilities and decision out."""
+"""The servable model: images in, calibrated probabilities and a decision out.
+
+Registered models import this module by its name, so its place stays.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,25 @@ import pandas as pd
 
 from equipoise.compare.gradcam import GradCam
 from equipoise.core import images
+from equipoise.core.documents import ServedModel
 from equipoise.core.errors import DataError, unknown_name
-from equipoise.core.files import read_json
+from equipoise.core.parallel import batched
+from equipoise.core.records import probability_table
 from equipoise.embed import backbones
 from equipoise.embed.embedder import Embedder
 from equipoise.evaluation import metrics
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.evaluation.metrics import softmax
-from equipoise.scenario.artifact import _BATCH
+
+#: Beginnings of the columns of an answer.
+#: Beware: `prob_<class>` is calibrated in an answer, and raw in stored predictions.
+ANSWERED_CALIBRATED = "prob"
+ANSWERED_RAW = "raw"
+#: Images per call of the backbone.
+_BATCH_IMAGES = 32
+
+#: Bytes of a file, the path of one, or pixels as `images.as_rgb` takes them.
+Source = bytes | Path | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -39,68 +53,79 @@ class Explained:
 
 
 class Predictor:
-    """The served model: the same decode, resize, scaling and backbone as `embed`, then head, calibrator, threshold."""
+    """The served model.
+
+    It decodes, resizes and scales images and runs the backbone as `embed` does; then come head,
+    calibrator, threshold.
+
+    Attributes:
+        description: Contents of model.json.
+        classes: Class names; a label is an index into them.
+        positive: Label of the positive class.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.description = read_json(Path(folder) / "model.json")
-        self.classes: list[str] = self.description["classes"]
-        self.positive = self.classes.index(self.description["positive_class"])
-        self.calibrator = Calibrator.from_dict(self.description["calibrator"])
-        network = backbones.load_keras().saving.load_model(
-            Path(folder) / "model.keras", safe_mode=True
-        )
-        self.embedder = Embedder(
-            network, self.description["image_size_px"], self.description["pipeline"]
-        )
+        """Load model.json and model.keras of a folder that `artifact.save` wrote."""
+        self.description = ServedModel.read(Path(folder) / "model.json")
+        self.classes = self.description.classes
+        self.positive = self.classes.index(self.description.positive_class)
+        self.calibrator = Calibrator.from_dict(self.description.calibrator.as_dict())
+        keras = backbones.load_keras()
+        network = keras.saving.load_model(Path(folder) / "model.keras", safe_mode=True)
+        self.embedder = Embedder(network, self.description.image_size_px, self.description.pipeline)
 
-    def logits(self, sources: Iterable[bytes | Path | np.ndarray]) -> np.ndarray:
-        """Logits float64 (n, C) of images given as bytes, paths or uint8 arrays, see `images.as_rgb`.
+    def logits(self, sources: Iterable[Source]) -> np.ndarray:
+        """Logits of images, float64 (num_images, num_classes).
 
         Raises:
             DataError: With the number of the first image that cannot be read.
         """
         pixels = [self._load(source, f"Image {number}") for number, source in enumerate(sources)]
-        batches = [
-            np.stack(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)
-        ]
-        if not batches:
+        if not pixels:
             return np.zeros((0, len(self.classes)))
-        return np.concatenate([self.embedder.features(batch) for batch in batches])
+        batches = batched(pixels, _BATCH_IMAGES)
+        return np.concatenate([self.embedder.features(np.stack(batch)) for batch in batches])
 
-    def _load(self, source: bytes | Path | np.ndarray, name: str) -> np.ndarray:
+    def _load(self, source: Source, name: str) -> np.ndarray:
+        """Pixels as the network takes them; `name` is what an error calls the image."""
         try:
-            return self.embedder.load(
-                images.as_rgb(source) if isinstance(source, np.ndarray) else source
-            )
+            if isinstance(source, np.ndarray):
+                source = images.as_rgb(source)
+            return self.embedder.load(source)
         except (ValueError, OSError) as error:
             raise DataError(f"{name} cannot be read: {error}.") from error
 
-    def predict(self, sources: Iterable[bytes | Path | np.ndarray]) -> pd.DataFrame:
-        """One row per image.
+    def predict(self, sources: Iterable[Source]) -> pd.DataFrame:
+        """Predict for images.
 
         Returns:
-            `prob_<class>` (calibrated) and `raw_<class>`; `decision`, the class decided for, and `label`, its number;
-            the `threshold` used, NaN where the most probable class decides.
+            A row per image: `prob_<class>` (calibrated) and `raw_<class>`; `decision`, the class
+            decided for, and `label`, its number; the `threshold` used, NaN where the most probable
+            class decides.
         """
         logits = self.logits(sources)
-        calibrated, raw = self.calibrator.apply(logits), softmax(logits)
-        threshold = self.description["threshold"]
-        decided = metrics.decide(calibrated, self.positive, 0.5 if threshold is None else threshold)
-        columns: dict[str, Any] = {
-            f"prob_{name}": calibrated[:, index] for index, name in enumerate(self.classes)
-        }
-        columns |= {f"raw_{name}": raw[:, index] for index, name in enumerate(self.classes)}
-        columns["decision"] = [self.classes[label] for label in decided]
-        columns["label"] = np.asarray(decided, dtype=np.int64)
-        return pd.DataFrame({**columns, "threshold": np.nan if threshold is None else threshold})
+        calibrated = self.calibrator.apply(logits)
+        raw = softmax(logits)
+        threshold = self.description.threshold
+        cut = 0.5 if threshold is None else threshold
+        labels = np.asarray(metrics.decide(calibrated, self.positive, cut), dtype=np.int64)
+        table = pd.concat(
+            [
+                probability_table(ANSWERED_CALIBRATED, calibrated, self.classes),
+                probability_table(ANSWERED_RAW, raw, self.classes),
+            ],
+            axis=1,
+        )
+        table["decision"] = [self.classes[label] for label in labels]
+        table["label"] = labels
+        table["threshold"] = np.nan if threshold is None else threshold
+        return table
 
     @cached_property
     def _cam(self) -> GradCam:
         return GradCam(self.embedder.model)
 
-    def explain(
-        self, source: bytes | Path | np.ndarray, class_name: str | None = None
-    ) -> Explained:
+    def explain(self, source: Source, class_name: str | None = None) -> Explained:
         """Predict one image and map what speaks for a class (left out: the one decided for).
 
         Raises:
@@ -109,30 +134,40 @@ class Predictor:
         """
         if class_name is not None and class_name not in self.classes:
             raise unknown_name("class", class_name, self.classes, " in this model")
-        try:
-            pixels = (
-                images.as_rgb(source) if isinstance(source, np.ndarray) else images.decode(source)
-            )
-        except ValueError as error:
-            why = str(error).split(" <")[0]  # what follows is an address in memory
-            raise DataError(
-                f"This is not an image that can be read ({why}). PNG, JPEG and the like are."
-            ) from error
-        row = self.predict([source]).iloc[0]
-        decided, threshold = row["decision"], self.description["threshold"]
-        mapped = class_name or decided
+        pixels = _decoded(source)
+        answer = self.predict([source]).iloc[0]
+        mapped = class_name or answer["decision"]
         height_px, width_px = pixels.shape[:2]
         heat = self._cam.heat_map(
             self._load(source, "This image"), self.classes.index(mapped), width_px, height_px
         )
-        about = decided if threshold is None else self.classes[self.positive]
-        rule = "the most probable class" if threshold is None else f"threshold {threshold:.3f}"
-        return Explained(
-            *(pixels, heat),
-            f"decision: {decided}; calibrated probability of {about}: {row[f'prob_{about}']:.3f} ({rule})\n"
-            + (
-                f"map: what speaks for {mapped}"
-                if heat.any()
-                else f"the map is empty: no place speaks for {mapped}"
-            ),
-        )
+        map_text = f"map: what speaks for {mapped}"
+        if not heat.any():
+            map_text = f"the map is empty: no place speaks for {mapped}"
+        return Explained(pixels, heat, f"{self._decision_text(answer)}\n{map_text}")
+
+    def _decision_text(self, answer: pd.Series[Any]) -> str:
+        """The decision, the probability behind it and the rule, in words."""
+        decision = answer["decision"]
+        threshold = self.description.threshold
+        if threshold is None:
+            about = decision
+            rule = "the most probable class"
+        else:
+            about = self.classes[self.positive]
+            rule = f"threshold {threshold:.3f}"
+        prob = answer[f"{ANSWERED_CALIBRATED}_{about}"]
+        return f"decision: {decision}; calibrated probability of {about}: {prob:.3f} ({rule})"
+
+
+def _decoded(source: Source) -> np.ndarray:
+    """Pixels as a person sees them, uint8 (height, width, 3)."""
+    try:
+        if isinstance(source, np.ndarray):
+            return images.as_rgb(source)
+        return images.decode(source)
+    except ValueError as error:
+        why = str(error).split(" <")[0]  # what follows is an address in memory
+        raise DataError(
+            f"This is not an image that can be read ({why}). PNG, JPEG and the like are."
+        ) from error

@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
 
 from equipoise.core.config import Study
 from equipoise.core.errors import ConfigError, PromotionRefused
-from equipoise.service import audit, gates, tracking
-from equipoise.service.audit import CHALLENGER, CHAMPION, by_alias, model_name
-from equipoise.service.evidence import load
-from equipoise.service.register import _digests
+from equipoise.service import audit, evidence, gates, tracking
+from equipoise.service.audit import CHALLENGER, CHAMPION, Decision, model_name
+
+#: Tags of a version that a decision repeats, without their first word.
+_DIGESTS = ("result_digest", "git_commit", "digest.splits", "digest.test")
+
+
+@dataclass(frozen=True)
+class Championship:
+    """Who is champion after a call.
+
+    Attributes:
+        model: Name of the registered model.
+        champion: Number of its version.
+        previous: Number of the champion before; None where there was none, or where nothing moved.
+        moved: Whether the alias moved.
+        forced: Whether it moved although gates had failed.
+        decision: Number of the decision in the log; None where nothing moved.
+    """
+
+    model: str
+    champion: str
+    previous: str | None = None
+    moved: bool = False
+    forced: bool = False
+    decision: int | None = None
+
+
+def moved_text(championship: Championship) -> str:
+    """One line about who is champion now, and who was before."""
+    model, champion = championship.model, championship.champion
+    if not championship.moved:
+        return f"version {champion} of {model} is the champion already; nothing moved"
+    before = "there was no champion"
+    if championship.previous:
+        before = f"version {championship.previous} is kept for rollback"
+    decision = f"decision {championship.decision}"
+    if championship.forced:
+        decision += ", forced"
+    return f"champion of {model} is now version {champion}; {before} ({decision})"
 
 
 def promote(
@@ -19,7 +58,8 @@ def promote(
     force: bool = False,
     reason: str | None = None,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+    step: Callable[[str], None] = audit.no_step,
+) -> Championship:
     """Hold the challenger, or a version, against every gate; `champion` moves when all pass.
 
     Args:
@@ -28,6 +68,7 @@ def promote(
         force: Move although gates failed; the decision is recorded as forced.
         reason: Recorded; needed to force.
         say: Called with the table of gates, and with what was settled of a killed call.
+        step: See `audit.move`.
 
     Raises:
         PromotionRefused: With every reason, when a gate fails; recorded, and nothing is moved.
@@ -36,79 +77,114 @@ def promote(
         raise ConfigError(
             "--force goes with --reason TEXT: who reads the log later must learn why."
         )
-    store, name = tracking.client(), model_name(study.name)
+    store = tracking.client(study.root)
+    name = model_name(study.name)
     with audit.locked(name):
-        target = (
-            audit.version_of(store, name, version) if version else by_alias(store, name, CHALLENGER)
-        )
-        if target is None:
-            asked = f"version {version}" if version else f"alias {CHALLENGER}"
-            raise PromotionRefused(
-                f"{name} has no {asked}. Run `equipoise register --study {study.name}` first."
-            )
+        target = _target(store, study, version)
         audit.settle(store, name, say)
-        current, number = by_alias(store, name, CHAMPION), str(target.version)
+        current = audit.by_alias(store, name, CHAMPION)
+        number = str(target.version)
         before = str(current.version) if current else None
         if before == number and not audit.misplaced(store, name, audit.read(store, name)):
-            return {"name": name, "champion": number, "previous": None, "moved": False}
-        found = gates.judge(study, store, name, target, current)
-        say(gates.table_text(found))
-        failed = [gate for gate in found if gate.verdict == "failed"]
+            return Championship(name, number)
+        verdicts = gates.judge(study, store, name, target, current)
+        say(gates.table_text(verdicts))
+        failed = [verdict for verdict in verdicts if verdict.failed]
         forced = force and bool(failed)
-        refused = bool(failed) and not (force and all(gate.forceable for gate in failed))
-        decision = {
-            **{"kind": "refuse" if refused else "promote", "from": before, "to": number},
-            **{"reason": reason, "forced": forced, "gates": [gate.as_dict() for gate in found]},
-            **{"digests": _digests(target), "bounds": study.settings.promote.model_dump()},
-        }
-        if refused:
-            entry = audit.write(store, name, decision, "refused")
+        allowed = not failed or (force and all(verdict.forceable for verdict in failed))
+        decision = Decision(
+            kind="promote" if allowed else "refuse",
+            from_version=before,
+            to_version=number,
+            reason=reason,
+            forced=forced,
+            gates=[verdict.as_record() for verdict in verdicts],
+            digests=_digests(target),
+            bounds=study.settings.promote.model_dump(),
+        )
+        if not allowed:
+            entry = audit.write(store, name, decision, study.root, "refused")
+            reasons = "; ".join(str(verdict) for verdict in failed)
             raise PromotionRefused(
-                f"version {number} of {name} does not become champion: {'; '.join(map(str, failed))}. "
-                f"Nothing was moved; the refusal is decision {entry.decision['number']} of the log."
+                f"version {number} of {name} does not become champion: {reasons}. "
+                f"Nothing was moved; the refusal is decision {entry.decision.number} of the log."
             )
-        return _moved(audit.move(store, name, decision))
+        return _moved(audit.move(store, name, decision, study.root, step))
 
 
-def rollback(study: Study, reason: str, say: Callable[[str], None] = print) -> dict[str, Any]:
+def _target(store: MlflowClient, study: Study, version: str | None) -> ModelVersion:
+    """The version that is to become champion: the one with this number, or the challenger."""
+    name = model_name(study.name)
+    if version:
+        asked = f"version {version}"
+        target = audit.version_of(store, name, version)
+    else:
+        asked = f"alias {CHALLENGER}"
+        target = audit.by_alias(store, name, CHALLENGER)
+    if target is None:
+        raise PromotionRefused(
+            f"{name} has no {asked}. Run `equipoise register --study {study.name}` first."
+        )
+    return target
+
+
+def rollback(
+    study: Study,
+    reason: str,
+    say: Callable[[str], None] = print,
+    step: Callable[[str], None] = audit.no_step,
+) -> Championship:
     """Return `champion` to the version before, by the log, after that one has loaded.
+
+    Args:
+        study: For its name.
+        reason: Recorded.
+        say: Called with what was settled of a killed call.
+        step: See `audit.move`.
 
     Raises:
         PromotionRefused: Without a previous champion, or when it does not load.
     """
     if not reason.strip():
         raise ConfigError("A rollback needs --reason TEXT: who reads the log later must learn why.")
-    store, name = tracking.client(), model_name(study.name)
+    store = tracking.client(study.root)
+    name = model_name(study.name)
     with audit.locked(name):
         audit.settle(store, name, say)
-        target, before = (
-            audit.previous(store, name, audit.read(store, name)),
-            audit.pointed_at(store, name),
-        )
+        target = audit.previous(store, name, audit.read(store, name))
         if target is None:
             raise PromotionRefused(f"{name} has no previous champion to return to.")
         number = str(target.version)
-        decision = {
-            "from": before,
-            "to": number,
-            "reason": reason,
-            "forced": False,
-            "digests": _digests(target),
-        }
+        decision = Decision(
+            kind="rollback",
+            from_version=audit.pointed_at(store, name),
+            to_version=number,
+            reason=reason,
+            forced=False,
+            digests=_digests(target),
+        )
         try:
-            load(f"models:/{name}/{number}")
+            evidence.load(f"models:/{name}/{number}", study.root)
         except Exception as error:
-            audit.write(store, name, {"kind": "refuse", **decision}, "refused")
+            refusal = decision.model_copy(update={"kind": "refuse"})
+            audit.write(store, name, refusal, study.root, "refused")
             raise PromotionRefused(f"Version {number} of {name} does not load: {error}") from error
-        return _moved(audit.move(store, name, {"kind": "rollback", **decision}))
+        return _moved(audit.move(store, name, decision, study.root, step))
 
 
-def _moved(entry: audit.Entry) -> dict[str, Any]:
+def _digests(version: ModelVersion) -> dict[str, str]:
+    """What a version was made from, by its tags."""
+    digests = {name: version.tags.get(f"equipoise.{name}") for name in _DIGESTS}
+    return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def _moved(entry: audit.Entry) -> Championship:
     decision = entry.decision
-    done = {
-        "name": decision["model"],
-        "champion": decision["to"],
-        "previous": decision["from"],
-        "moved": True,
-    }
-    return {**done, "forced": decision["forced"], "decision": decision["number"]}
+    return Championship(
+        model=decision.model,
+        champion=str(decision.to_version),
+        previous=decision.from_version,
+        moved=True,
+        forced=decision.forced,
+        decision=decision.number,
+    )

@@ -1,223 +1,324 @@
-"""Register winners, promote, roll back. Evidence travels with the version; aliases are plain MLflow aliases."""
+"""Make winners versions of a registered model.
+
+Their evidence travels with them. Aliases are plain MLflow aliases.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import io
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType
 from PIL import Image
 
 import equipoise
 from equipoise.compare import card
 from equipoise.core import parallel
 from equipoise.core.config import Study
+from equipoise.core.documents import (
+    Comparison,
+    IngestSummary,
+    Interval,
+    ScenarioRow,
+    ScenarioSummary,
+)
+from equipoise.core.documents import ServedModel as ModelDescription
 from equipoise.core.errors import DataError, PromotionRefused
-from equipoise.core.files import digest_of, file_digest, read_json, read_table
-from equipoise.core.records import Manifest, Predictions, Splits
+from equipoise.core.files import digest_of, file_digest, read_table
+from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.service import evidence as evidence_
 from equipoise.service import gates, tracking
 from equipoise.service.audit import CHALLENGER, model_name
-from equipoise.service.evidence import TOLERANCE, load
+from equipoise.service.evidence import TOLERANCE, Evidence
+from equipoise.service.predictor import ANSWERED_CALIBRATED, ANSWERED_RAW
 from equipoise.split import checks
 
 #: What service imports; versions are those of this environment.
 _REQUIREMENTS = (
-    *(
-        "mlflow",
-        "tensorflow",
-        "keras",
-        "numpy",
-        "pandas",
-        "pillow",
-        "scipy",
-        "pyarrow",
-        "pydantic",
-        "pyyaml",
-    ),
-    *("joblib", "tqdm"),
+    "mlflow",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "pandas",
+    "pillow",
+    "scipy",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "joblib",
+    "tqdm",
 )
+#: MLflow cuts a tag at 8,000 characters.
+_UNCOMMITTED_CHARACTERS = 5000
+#: Grey images are expected where at most one in so many images of a study has colours.
+_IMAGES_PER_COLOURED = 100
 
 
-def register(study: Study) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Registered:
+    """A winner and the version that serves it; `new` when this call made the version."""
+
+    backbone: str
+    scenario: str
+    version: str
+    new: bool
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The winner of a backbone, with what its version is made from."""
+
+    study: Study
+    backbone: str
+    scenario: str
+    folder: Path
+    summary: ScenarioSummary
+    comparison: Comparison
+
+    @property
+    def model(self) -> str:
+        """Name of the registered model."""
+        return model_name(self.study.name)
+
+    @property
+    def row(self) -> ScenarioRow:
+        """The winner's row in the comparison."""
+        return self.comparison.rows[self.backbone][self.scenario]
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code at the time of registration.
+
+    Attributes:
+        commit: Tags with the git commit.
+        uncommitted: Files of code and params that differ from it; None where there is no git.
+    """
+
+    commit: dict[str, str]
+    uncommitted: list[str] | None
+
+
+def register(study: Study) -> list[Registered]:
     """Make each backbone's winner a version of `equipoise-<study>`, once per result.
-
-    Returns:
-        Per backbone: scenario, version, whether it is new.
 
     Raises:
         PromotionRefused: When patients stand on both published sides.
-        DataError: When results are not those of the comparison, or a saved model does not reproduce them.
+        DataError: When results are not those of the comparison, or a saved model does not reproduce
+            them.
     """
-    comparison = read_json(study.reports_path / "comparison.json")
-    if not comparison["registrable"]:
+    comparison = Comparison.read(study.reports_path / "comparison.json")
+    if not comparison.registrable:
         raise PromotionRefused(
             f"Nothing is registered from study '{study.name}': patients or pictures are on both published sides "
             f"(EQ-OFFICIAL). Use split.scheme: holdout, or a split.group_by under which the sides share nobody."
         )
     splits = Splits.read(study.splits_path)
-    checks.run(splits, Manifest.read(study.manifest_path))
-    store = tracking.client()
+    checks.check_split(splits, Manifest.read(study.manifest_path))
+    store = tracking.client(study.root)
     name = model_name(study.name)
+    _make_model(store, name, f"Winners of the Equipoise study '{study.name}'.")
+    registered = []
+    winners = comparison.winners.items()
+    for backbone, scenario in parallel.progress(winners, "saving models", len(winners), "models"):
+        winner = _read_winner(study, backbone, scenario, comparison)
+        checks.written_plan_within_train(read_table(winner.folder / "plan.parquet")[0], splits)
+        row = _version_of(store, winner)
+        store.set_registered_model_alias(name, f"best-{backbone}", row.version)
+        if backbone == comparison.challenger:
+            store.set_registered_model_alias(name, CHALLENGER, row.version)
+        registered.append(row)
+    return registered
+
+
+def _make_model(store: MlflowClient, name: str, description: str) -> None:
     try:
-        store.create_registered_model(
-            name, description=f"Winners of the Equipoise study '{study.name}'."
-        )
+        store.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    done = []
-    winners = comparison["winners"].items()
-    for backbone, scenario in parallel.progress(winners, "saving models", len(winners), "models"):
-        row = comparison["rows"][backbone][scenario]
-        folder = study.result_path(backbone, scenario)
-        summary = read_json(folder / "metrics.json")
-        if summary["result_digest"] != row["result_digest"]:
-            raise DataError(
-                f"{folder} is newer than {study.reports_path}/comparison.json. Run `dvc repro` first."
-            )
-        checks.written_plan_within_train(read_table(folder / "plan.parquet")[0], splits)
-        version, fresh = _version_of(store, study, backbone, scenario, folder, summary, comparison)
-        store.set_registered_model_alias(name, f"best-{backbone}", version)
-        if backbone == comparison["challenger"]:
-            store.set_registered_model_alias(name, CHALLENGER, version)
-        done.append({"backbone": backbone, "scenario": scenario, "version": version, "new": fresh})
-    return done
 
 
-def _digests(version: ModelVersion) -> dict[str, str]:
-    names = (
-        tracking.DIGEST,
-        "equipoise.git_commit",
-        "equipoise.digest.splits",
-        "equipoise.digest.test",
+def _read_winner(study: Study, backbone: str, scenario: str, comparison: Comparison) -> Winner:
+    """A winner whose result is the one that was compared."""
+    folder = study.result_path(backbone, scenario)
+    summary = ScenarioSummary.read(folder / "metrics.json")
+    winner = Winner(study, backbone, scenario, folder, summary, comparison)
+    if summary.result_digest != winner.row.result_digest:
+        raise DataError(
+            f"{folder} is newer than {study.reports_path}/comparison.json. Run `dvc repro` first."
+        )
+    return winner
+
+
+def _version_of(store: MlflowClient, winner: Winner) -> Registered:
+    """The version of a winner, made when there is none of its result."""
+    present = existing_version(store, winner)
+    if present is not None:
+        return Registered(winner.backbone, winner.scenario, str(present.version), new=False)
+    study = winner.study
+    run = tracking.mirror(store, study, winner.backbone, winner.scenario, winner.folder)
+    code = Code(tracking.commit_tags(study.root), gates.uncommitted(study.root))
+    evidence = evidence_.collect(
+        study, winner.folder, winner.summary.digests, expected_predictions(winner.folder)
     )
-    return {
-        name.removeprefix("equipoise."): version.tags[name]
-        for name in names
-        if name in version.tags
-    }
-
-
-def _version_of(
-    store: MlflowClient,
-    study: Study,
-    backbone: str,
-    scenario: str,
-    folder: Path,
-    summary: Mapping[str, Any],
-    comparison: Mapping[str, Any],
-) -> tuple[str, bool]:
-    name, digest = model_name(study.name), summary["result_digest"]
-    for version in store.search_model_versions(
-        f"name = '{name}' and tags.`{tracking.DIGEST}` = '{digest}'"
-    ):
-        return str(version.version), False
-    run_id, _ = tracking.mirror(store, study, backbone, scenario, folder)
-    commit, changed = tracking.version_tags(), gates.uncommitted()
-    evidence = evidence_.collect(study, folder, summary["digests"], expected_predictions(folder))
-    with tempfile.TemporaryDirectory() as scratch:
-        package = save(study, backbone, folder, Path(scratch), run_id)
-        model = load(str(package))
-        difference, _ = evidence_.differences(study, model, evidence)
-        if not difference <= TOLERANCE:
-            raise DataError(
-                f"The saved model of {folder} serves probabilities that differ from the stored ones by "
-                f"{difference:.2e} (allowed: {TOLERANCE:.0e}). Run `dvc repro --force "
-                f"scenario@{study.name}-{backbone}-{scenario}`."
-            )
-        answer = model.predict(model.input_example).iloc[0].to_dict()
-        evidence = replace(evidence, meta={**evidence.meta, "example": answer})
-        store.log_artifacts(
-            run_id, str(evidence_.write(evidence, Path(scratch) / "evidence")), "evidence"
-        )
-        software = {**_versions(), "commit": commit["equipoise.git_commit"]}
-        (package / "MODEL_CARD.md").write_text(
-            card.card(study, backbone, scenario, software), encoding="utf-8"
-        )
-        store.log_artifact(run_id, str(package / "MODEL_CARD.md"))
-        store.log_artifacts(run_id, str(package), "model")
-    source = f"{store.get_run(run_id).info.artifact_uri}/model"
-    threshold = read_json(folder / "model" / "model.json")["threshold"]
-    raw = Manifest.read(study.manifest_path).table[["image_id", "sha256"]].sort_values("image_id")
-    lock = Path("dvc.lock")
-    tags = {
-        tracking.DIGEST: digest,
-        "equipoise.study": study.name,
-        "equipoise.backbone": backbone,
-        "equipoise.scenario": scenario,
-        "equipoise.mode": summary["mode"],
-        "equipoise.weights": summary["weights"],
-        "equipoise.positive_class": summary["positive_class"],
-        "equipoise.verdict": comparison["rows"][backbone][scenario]["verdict"],
-        "equipoise.comparison": comparison["digest"],
-        "equipoise.served_difference": f"{difference:.1e}",
-        "equipoise.threshold": "argmax" if threshold is None else f"{threshold:.6f}",
-        "equipoise.grey": str(_grey(study)),
-        **{f"equipoise.digest.{part}": value for part, value in summary["digests"].items()},
-        "equipoise.digest.raw": digest_of(raw.to_numpy().tolist()),
-        "equipoise.digest.dvc_lock": file_digest(lock) if lock.is_file() else "none",
-        **{f"equipoise.check.{check['code']}": check["answer"] for check in comparison["checks"]},
-        **{
-            f"equipoise.{point}.{metric}": _interval(cell)
-            for point, cells in summary["metrics"].items()
-            for metric, cell in cells.items()
-        },
-        **commit,
-        "equipoise.uncommitted": "no git" if changed is None else ", ".join(changed)[:5000],
-    }
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        package = package_model(study, winner.backbone, winner.folder, scratch, run.run_id)
+        model = evidence_.load(str(package), study.root)
+        difference = verify_served(winner, model, evidence)
+        log_evidence(store, run.run_id, model, evidence, scratch / "evidence")
+        log_package(store, run.run_id, winner, code, package)
     made = store.create_model_version(
-        name, source, run_id, tags=tags, description=comparison["verdict"]
+        winner.model,
+        source=f"{store.get_run(run.run_id).info.artifact_uri}/model",
+        run_id=run.run_id,
+        tags=version_tags(winner, code, difference),
+        description=winner.comparison.verdict,
     )
-    return str(made.version), True
+    return Registered(winner.backbone, winner.scenario, str(made.version), new=True)
 
 
-def _grey(study: Study) -> bool | None:
-    """Whether grey images are expected: at most one in a hundred of the study has colours."""
-    summary = read_json(study.manifest_path.with_suffix(".json"))
-    return summary["flagged"]["colour"] <= summary["images"] / 100 if "flagged" in summary else None
-
-
-def _interval(cell: Mapping[str, Any]) -> str:
-    return " ".join(
-        "nan" if cell[key] is None else f"{cell[key]:.4f}" for key in ("value", "low", "high")
+def existing_version(store: MlflowClient, winner: Winner) -> ModelVersion | None:
+    """The version that holds a winner's result, or None."""
+    clause = (
+        f"name = '{winner.model}' and tags.`{tracking.DIGEST}` = '{winner.summary.result_digest}'"
     )
+    versions = store.search_model_versions(clause)
+    return versions[0] if versions else None
 
 
-def save(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) -> Path:
-    """Save a result as an MLflow model (models from code) that names its run, and return its folder."""
-    import mlflow
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import AnyType
+def verify_served(winner: Winner, model: Any, evidence: Evidence) -> float:
+    """The largest difference between what the saved model answers and what is stored.
 
+    Raises:
+        DataError: When it is larger than rounding.
+    """
+    difference = evidence_.differences(winner.study, model, evidence).largest
+    if not difference <= TOLERANCE:  # not a number is no agreement either
+        stage = f"scenario@{winner.study.name}-{winner.backbone}-{winner.scenario}"
+        raise DataError(
+            f"The saved model of {winner.folder} serves probabilities that differ from the stored ones by "
+            f"{difference:.2e} (allowed: {TOLERANCE:.0e}). Run `dvc repro --force {stage}`."
+        )
+    return difference
+
+
+def log_evidence(
+    store: MlflowClient, run_id: str, model: Any, evidence: Evidence, folder: Path
+) -> None:
+    """Write the evidence into a run, with what the model answers for its input example."""
+    answer = model.predict(model.input_example).iloc[0].to_dict()
+    origin = evidence.origin.model_copy(update={"example": answer})
+    written = evidence_.write(replace(evidence, origin=origin), folder)
+    store.log_artifacts(run_id, str(written), "evidence")
+
+
+def log_package(
+    store: MlflowClient, run_id: str, winner: Winner, code: Code, package: Path
+) -> None:
+    """Write the model into a run, and its card beside it and into it."""
+    software = _versions() | {"commit": code.commit["equipoise.git_commit"]}
+    text = card.card(winner.study, winner.backbone, winner.scenario, software)
+    path = package / "MODEL_CARD.md"
+    path.write_text(text, encoding="utf-8")
+    store.log_artifact(run_id, str(path))
+    store.log_artifacts(run_id, str(package), "model")
+
+
+def version_tags(winner: Winner, code: Code, difference: float) -> dict[str, str]:
+    """Everything that a version says of itself, for people and for the gates."""
+    study = winner.study
+    summary = winner.summary
+    tags = {
+        tracking.DIGEST: summary.result_digest,
+        "equipoise.study": study.name,
+        "equipoise.backbone": winner.backbone,
+        "equipoise.scenario": winner.scenario,
+        "equipoise.mode": summary.mode,
+        "equipoise.weights": summary.weights,
+        "equipoise.positive_class": summary.positive_class,
+        "equipoise.verdict": winner.row.verdict,
+        "equipoise.comparison": winner.comparison.digest,
+        "equipoise.served_difference": f"{difference:.1e}",
+        "equipoise.threshold": _threshold_text(winner.folder),
+        "equipoise.grey": str(_expects_grey(study)),
+    }
+    tags |= tracking.digest_tags(summary)
+    tags["equipoise.digest.raw"] = _raw_digest(study)
+    tags["equipoise.digest.dvc_lock"] = _lock_digest(study.root)
+    for check in winner.comparison.checks:
+        tags[f"equipoise.check.{check.code}"] = check.answer
+    for point, table in summary.metrics.items():
+        for metric, measured in table.items():
+            tags[f"equipoise.{point}.{metric}"] = _interval_text(measured)
+    tags |= code.commit
+    tags["equipoise.uncommitted"] = _uncommitted_text(code)
+    return tags
+
+
+def _threshold_text(folder: Path) -> str:
+    threshold = ModelDescription.read(folder / "model" / "model.json").threshold
+    return "argmax" if threshold is None else f"{threshold:.6f}"
+
+
+def _expects_grey(study: Study) -> bool:
+    summary = IngestSummary.read(study.manifest_path.with_suffix(".json"))
+    return summary.flagged["colour"] <= summary.images / _IMAGES_PER_COLOURED
+
+
+def _raw_digest(study: Study) -> str:
+    """Digest of the originals: their ids and digests, in the order of the ids."""
+    table = Manifest.read(study.manifest_path).table
+    originals = table[["image_id", "sha256"]].sort_values("image_id")
+    return digest_of(originals.to_numpy().tolist())
+
+
+def _lock_digest(root: Path) -> str:
+    lock = root / "dvc.lock"
+    return file_digest(lock) if lock.is_file() else "none"
+
+
+def _interval_text(measured: Interval) -> str:
+    numbers = (measured.value, measured.low, measured.high)
+    return " ".join("nan" if number is None else f"{number:.4f}" for number in numbers)
+
+
+def _uncommitted_text(code: Code) -> str:
+    if code.uncommitted is None:
+        return "no git"
+    return ", ".join(code.uncommitted)[:_UNCOMMITTED_CHARACTERS]
+
+
+# --- the saved model ------------------------------------------------------------------------------
+
+
+def package_model(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) -> Path:
+    """Save a result as an MLflow model (models from code), and return its folder.
+
+    Args:
+        study: For the backbone's weights.
+        backbone: Of the result.
+        folder: Of the result.
+        scratch: Folder to write into.
+        run_id: The run that the model will be logged to.
+    """
     from equipoise.scenario import artifact
 
     network = artifact.save(study, backbone, folder, scratch / "network")
-    classes = read_json(network / "model.json")["classes"]
-    outputs = [
-        ColSpec(DataType.double, f"{kind}_{name}") for kind in ("prob", "raw") for name in classes
-    ]
-    outputs += [ColSpec(DataType.string, "decision"), ColSpec(DataType.long, "label")]
-    outputs += [ColSpec(DataType.double, "threshold", required=False)]
-    given = {
-        "image": DataType.binary,
-        "path": DataType.string,
-        "pixels": AnyType(),
-    }  # one of them in each row
-    inputs = [ColSpec(kind, name, required=False) for name, kind in given.items()]
-    grey = io.BytesIO()
-    Image.new("L", (64, 64), 128).save(
-        grey, "png"
-    )  # an example goes into the artifact: never a patient's image
+    classes = ModelDescription.read(network / "model.json").classes
+    # All of it goes along: the server has no checkout.
     package = Path(equipoise.__file__).parent
     mlflow.pyfunc.save_model(
         scratch / "model",
@@ -225,12 +326,39 @@ def save(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) 
         code_paths=[str(package)],
         artifacts={"model": str(network)},
         mlflow_model=Model(artifact_path="model", run_id=run_id),
-        input_example=pd.DataFrame({"image": [grey.getvalue()]}),
-        signature=ModelSignature(Schema(inputs), Schema(outputs)),
+        input_example=_input_example(),
+        signature=ModelSignature(_request_columns(), _answer_columns(classes)),
         model_config={"image_folder": None},
         pip_requirements=[f"{name}=={version}" for name, version in _versions().items()],
     )
     return scratch / "model"
+
+
+def _request_columns() -> Schema:
+    """Columns of a request; each row holds one of them."""
+    kinds = {"image": DataType.binary, "path": DataType.string, "pixels": AnyType()}
+    return Schema([ColSpec(kind, name, required=False) for name, kind in kinds.items()])
+
+
+def _answer_columns(classes: list[str]) -> Schema:
+    """Columns of an answer, as `Predictor.predict` gives them."""
+    names = probability_columns(ANSWERED_CALIBRATED, classes)
+    names += probability_columns(ANSWERED_RAW, classes)
+    columns = [ColSpec(DataType.double, name) for name in names]
+    columns.append(ColSpec(DataType.string, "decision"))
+    columns.append(ColSpec(DataType.long, "label"))
+    columns.append(ColSpec(DataType.double, "threshold", required=False))
+    return Schema(columns)
+
+
+def _input_example() -> pd.DataFrame:
+    """A request with a plain grey picture.
+
+    An example goes into the artifact, so it is never a patient's image.
+    """
+    grey = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(grey, "png")
+    return pd.DataFrame({"image": [grey.getvalue()]})
 
 
 def _versions() -> dict[str, str]:
@@ -244,7 +372,7 @@ def expected_predictions(folder: Path) -> pd.DataFrame:
         return read_table(refit)[0]
     predictions = Predictions.read(folder / "predictions.parquet")
     table = predictions.table
-    served = table[
-        (table["repeat"] == 0) & (table["fold"] == 0) & (table["seed"] == table["seed"].iloc[0])
-    ]
-    return served[["image_id", *(f"calibrated_{name}" for name in predictions.classes)]]
+    of_first_round = (table["repeat"] == 0) & (table["fold"] == 0)
+    of_first_seed = table["seed"] == table["seed"].iloc[0]
+    served = table[of_first_round & of_first_seed]
+    return served[["image_id", *probability_columns(CALIBRATED, predictions.classes)]]

@@ -7,23 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from equipoise.core import images
 from equipoise.core.errors import DataError
-from equipoise.service.predictor import Predictor
+from equipoise.service.predictor import Predictor, Source
 
 #: What a row of a request may hold, exactly one of them.
 COLUMNS = ("image", "path", "pixels")
+#: Longer paths are cut before the system is asked about them.
+_PATH_CHARACTERS = 4000
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
-    """Images in, calibrated probabilities and decision out. A request with one image that cannot be read is refused."""
+    """Images in, calibrated probabilities and decision out.
+
+    A request with one image that cannot be read is refused.
+    """
 
     def load_context(self, context: Any) -> None:
-        """Load the network once; `model_config={"image_folder": FOLDER}` lets callers name files below a folder."""
+        """Load the network once.
+
+        `model_config={"image_folder": FOLDER}` lets callers name files below a folder.
+        """
         folder = (context.model_config or {}).get("image_folder")
         self.image_folder = Path(folder).resolve() if folder else None
         self.predictor = Predictor(Path(context.artifacts["model"]))
@@ -35,15 +42,18 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
         Args:
             context: Of MLflow; not used.
-            model_input: In each row one of `image` (bytes of a PNG, JPEG, ... file; base64 in JSON), `path` (of a file
-                below `image_folder`) and `pixels` (0..255, height x width or height x width x 3).
+            model_input: In each row one of `image` (bytes of a PNG, JPEG, ... file; base64 in
+                JSON), `path` (of a file below `image_folder`) and `pixels` (0..255, height x width
+                or height x width x 3).
             params: Not used.
 
         Returns:
-            A row per image, as `Predictor.predict` says; `threshold` is None where the most probable class decides.
+            A row per image, as `Predictor.predict` says; `threshold` is None where the most
+            probable class decides.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE, which the scoring server answers with 400; names the row.
+            MlflowException: INVALID_PARAMETER_VALUE, which the scoring server answers with 400;
+                names the row.
         """
         try:
             table = self.predictor.predict(self._sources(model_input))
@@ -55,51 +65,63 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             table["threshold"] = None  # JSON knows no NaN
         return table
 
-    def _sources(self, table: pd.DataFrame) -> list[bytes | Path | np.ndarray]:
+    def _sources(self, table: pd.DataFrame) -> list[Source]:
         if table.empty:
             raise DataError(
                 f"The request holds no image; rows with one of {', '.join(COLUMNS)} each are expected."
             )
         return [self._source(number, row) for number, row in enumerate(table.to_dict("records"))]
 
-    def _source(self, number: int, row: dict[Any, Any]) -> bytes | Path | np.ndarray:
-        given = {
-            name: row[name]
-            for name in COLUMNS
-            if name in row and not (pd.api.types.is_scalar(row[name]) and pd.isna(row[name]))
-        }
+    def _source(self, number: int, row: dict[Any, Any]) -> Source:
+        """The image of one row of a request."""
+        given = [name for name in COLUMNS if name in row and not _is_missing(row[name])]
         if len(given) != 1:
-            found = " and ".join(given) or "none of them"
+            there = " and ".join(given) or "none of them"
             raise DataError(
-                f"Image {number}: exactly one of {', '.join(COLUMNS)} is expected, and {found} is there."
+                f"Image {number}: exactly one of {', '.join(COLUMNS)} is expected, and {there} is there."
             )
-        if "path" in given:
-            return self._file(number, str(given["path"]))
-        if "image" in given:
-            if not isinstance(given["image"], bytes | bytearray | memoryview):
-                raise DataError(
-                    f"Image {number}: `image` holds {type(given['image']).__name__}, bytes are expected."
-                )
-            return bytes(given["image"])
+        name = given[0]
+        value = row[name]
+        if name == "path":
+            return self._file(number, str(value))
+        if name == "image":
+            return _content(number, value)
         try:
-            return images.as_rgb(given["pixels"])
+            return images.as_rgb(value)
         except ValueError as error:
             raise DataError(f"Image {number} cannot be read: {error}.") from error
 
     def _file(self, number: int, text: str) -> Path:
+        """A file below the image folder.
+
+        All others give the same error, so that nobody learns which files there are.
+        """
         if self.image_folder is None:
             raise DataError(
                 f"Image {number}: this model reads no files. Send the bytes as `image`; its owner can allow a folder "
                 f"with model_config={{'image_folder': FOLDER}}."
             )
-        path = self.image_folder / text.replace("\0", "")[:4000]
-        # One sentence for all, so that nobody learns which files there are.
+        named = self.image_folder / text.replace("\0", "")[:_PATH_CHARACTERS]
         with contextlib.suppress(OSError):  # a name that is too long
-            if (path := path.resolve()).is_relative_to(self.image_folder) and path.is_file():
+            path = named.resolve()
+            if path.is_relative_to(self.image_folder) and path.is_file():
                 return path
         raise DataError(
             f"Image {number}: there is no file '{text:.100}' in the image folder of this model."
         )
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty; lists and arrays never are."""
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _content(number: int, value: Any) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise DataError(
+            f"Image {number}: `image` holds {type(value).__name__}, bytes are expected."
+        )
+    return bytes(value)
 
 
 mlflow.models.set_model(ServedModel())

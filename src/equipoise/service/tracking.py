@@ -1,6 +1,7 @@
-"""The only MLflow-tracking writer. Files hold the truth; MLflow mirrors it for people to look at.
+"""Mirror results into MLflow, for people to look at. Files hold the truth.
 
-Runs are written through MlflowClient, never through the fluent API, so that no other run is taken by accident.
+Runs are written through MlflowClient, never through the fluent API, which could take over somebody
+else's run.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import mlflow
 import pandas as pd
 import requests
 from filelock import FileLock
@@ -28,116 +31,208 @@ from equipoise.compare import results
 from equipoise.compare.report import figures
 from equipoise.core import parallel
 from equipoise.core.config import Study
+from equipoise.core.documents import ScenarioSummary
 from equipoise.core.environment import environment, git, masked
 from equipoise.core.errors import StoreError
 from equipoise.core.files import atomic_path, digest_of, read_table
-from equipoise.evaluation import openings
 
+#: Tag of a run and of a model version: the digest of the result that it holds.
 DIGEST = "equipoise.result_digest"
-
-
+#: Tag of a run: what it is for (writing, result, trial, launcher).
 _ROLE = "equipoise.role"
+#: Tag of a run that is being written: the digest of its result.
+_WRITING = "equipoise.writing"
+#: MLflow refuses more parameters than this in one call.
+_PARAMS_PER_CALL = 100
+#: MLflow refuses longer values of parameters.
+_PARAM_CHARACTERS = 6000
+#: Columns of trials.parquet that are not parameters of the trial.
+_NO_PARAMETERS = {"trial", "state", "score", "violation", "error", "repeat", "fold", "seed"}
+#: State of a trial -> status of its run; every other state is FAILED.
+_TRIAL_STATUS = {"complete": "FINISHED", "pruned": "KILLED"}
 
 
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or `sqlite:///mlflow.db` in the working folder, which is the repo root; absolute."""
-    return environment("MLFLOW_TRACKING_URI") or _default_uri()
+# --- the store ------------------------------------------------------------------------------------
 
 
-def _default_uri() -> str:
-    return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+def tracking_uri(root: Path) -> str:
+    """Address of the store: MLFLOW_TRACKING_URI, or mlflow.db beside params.yaml in `root`."""
+    return environment("MLFLOW_TRACKING_URI") or _default_uri(root)
 
 
-def client() -> MlflowClient:
-    """A client of the store that `tracking_uri` names; models too, unless MLFLOW_REGISTRY_URI says otherwise."""
-    import mlflow
+def _default_uri(root: Path) -> str:
+    return f"sqlite:///{_default_path(root)}"
 
+
+def _default_path(root: Path) -> Path:
+    return root.absolute() / "mlflow.db"
+
+
+def client(root: Path) -> MlflowClient:
+    """A client of the store at `tracking_uri`.
+
+    Models are there too, unless MLFLOW_REGISTRY_URI says otherwise.
+    """
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # that tables are made is no news
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault(
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
-    )  # MLflow's 7 take 4 minutes to miss a server
-    if tracking_uri() == _default_uri():
-        _make_store(Path.cwd() / "mlflow.db")
-    mlflow.set_tracking_uri(tracking_uri())
+    # MLflow's own 7 attempts take 4 minutes to notice that a server is gone.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    if tracking_uri(root) == _default_uri(root):
+        _make_store(_default_path(root))
+    mlflow.set_tracking_uri(tracking_uri(root))
     return MlflowClient()
 
 
 def _make_store(path: Path) -> None:
-    """Make the tables of a store whole or not at all: MLflow refuses one whose making was killed half-way."""
+    """Make the tables of a store whole or not at all.
+
+    MLflow refuses a store whose making was killed half-way.
+    """
     from mlflow.store.db import utils
 
-    with FileLock(
-        Path(tempfile.gettempdir()) / f"equipoise-{digest_of(path)[:16]}.lock", mode=0o666
-    ):
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                engine = utils.create_sqlalchemy_engine(f"sqlite:///{temporary}")
-                utils._initialize_tables(engine)
-                engine.dispose()
+    with machine_lock(path):
+        if path.exists():
+            return
+        with atomic_path(path) as temporary:
+            engine = utils.create_sqlalchemy_engine(f"sqlite:///{temporary}")
+            utils._initialize_tables(engine)
+            engine.dispose()
 
 
-def address() -> str:
+def machine_lock(subject: Any, timeout_seconds: float = -1) -> FileLock:
+    """A lock that all processes of this machine share, whoever runs them.
+
+    The system frees it when the process that holds it dies.
+
+    Args:
+        subject: What is locked, as plain data; the same subject is the same lock.
+        timeout_seconds: How long to wait for it; -1 waits for ever.
+    """
+    path = Path(tempfile.gettempdir()) / f"equipoise-{digest_of(subject)[:16]}.lock"
+    return FileLock(path, timeout=timeout_seconds, mode=0o666)
+
+
+def address(root: Path) -> str:
     """`tracking_uri` as it may be printed: without a password."""
-    return masked(tracking_uri())
+    return masked(tracking_uri(root))
+
+
+def experiment_id(store: MlflowClient, name: str, root: Path) -> str:
+    """Id of an experiment, which is made when it is not there."""
+    experiment = store.get_experiment_by_name(name)
+    if experiment:
+        return experiment.experiment_id
+    try:
+        return store.create_experiment(name, artifact_location=_artifact_location(name, root))
+    except MlflowException:  # another process made it in between
+        experiment = store.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return experiment.experiment_id
+
+
+def _artifact_location(name: str, root: Path) -> str | None:
+    """Where the artifacts of an experiment go; None leaves it to the server.
+
+    Beside the default store the address is absolute, so that artifacts are found from any working
+    folder.
+    """
+    if tracking_uri(root) != _default_uri(root):
+        return None
+    return (root.absolute() / "mlartifacts" / name).as_uri()
+
+
+# --- errors of the store --------------------------------------------------------------------------
+
+
+class _Failure(NamedTuple):
+    """What went wrong between us and the store.
+
+    Attributes:
+        lost: Whether the store did not answer.
+        status: HTTP status of its answer; 0 where there was none.
+    """
+
+    lost: bool
+    status: int
 
 
 def store_error(error: BaseException | None) -> StoreError | None:
-    """What an error of MLflow's client says about its server or database, in words; None for every other error."""
-    if isinstance(error, MlflowException):
-        gone = re.match(r"API request to \S+ failed with (timeout )?exception", str(error))
-        lost, status = (
-            bool(gone) or error.error_code == "TEMPORARILY_UNAVAILABLE",
-            error.get_http_status_code(),
-        )
-    elif isinstance(error, requests.RequestException):
-        lost, status = (
-            error.response is None,
-            0 if error.response is None else error.response.status_code,
-        )
-    elif isinstance(error, OperationalError):  # MLflow speaks to a database itself
-        lost, status = True, 0
-    else:
+    """What an error of MLflow's client says about its server, in words; None for other errors."""
+    failure = _failure(error)
+    if failure is None:
         return None
+    server = f"MLflow server {masked(mlflow.get_tracking_uri())}"
     user = read_mlflow_creds().username
-    if lost:
+    if failure.lost:
         return StoreError(
-            f"The MLflow server {address()} cannot be reached. Results stay in files: start the server or set "
-            f"MLFLOW_TRACKING_URI, then run the same command again; it goes on from there."
+            f"The {server} cannot be reached. Results stay in files: start the server or set MLFLOW_TRACKING_URI, "
+            f"then run the same command again; it goes on from there."
         )
-    if status == 401:
+    if failure.status == 401:
         whom = f"the password of user {user}" if user else "a user without a name"
         return StoreError(
-            f"The MLflow server {address()} does not accept {whom}. "
-            f"Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (docs/servers.md)."
+            f"The {server} does not accept {whom}. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+            f"(docs/servers.md)."
         )
-    if status == 403:
+    if failure.status == 403:
         return StoreError(
-            f"User {user} may not do this at the MLflow server {address()} (403 Forbidden). The right EDIT is needed: "
-            f"on the experiment equipoise-STUDY to track, on the model equipoise-STUDY too to register, on that model "
-            f"and the experiment equipoise-registry to promote and roll back. An administrator grants it "
+            f"User {user} may not do this at the {server} (403 Forbidden). The right EDIT is "
+            f"needed: on the experiment equipoise-STUDY to track, on the model equipoise-STUDY too to register, on "
+            f"that model and the experiment equipoise-registry to promote and roll back. An administrator grants it "
             f"(docs/servers.md)."
         )
     return None
 
 
-def track(study: Study) -> dict[str, list[str]]:
-    """Mirror every result of a study that the store lacks; idempotent.
+def _failure(error: BaseException | None) -> _Failure | None:
+    if isinstance(error, MlflowException):
+        no_answer = re.match(r"API request to \S+ failed with (timeout )?exception", str(error))
+        lost = no_answer is not None or error.error_code == "TEMPORARILY_UNAVAILABLE"
+        return _Failure(lost, error.get_http_status_code())
+    if isinstance(error, requests.RequestException):
+        if error.response is None:
+            return _Failure(lost=True, status=0)
+        return _Failure(lost=False, status=error.response.status_code)
+    if isinstance(error, OperationalError):  # MLflow speaks to a database itself
+        return _Failure(lost=True, status=0)
+    return None
 
-    Returns:
-        Run ids by what happened: "written" and "present".
-    """
-    store = client()
-    done: dict[str, list[str]] = {"written": [], "present": []}
-    folders = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
-    for backbone, scenario in parallel.progress(
-        folders, f"tracking {study.name}", len(folders), "results"
-    ):
+
+# --- results --------------------------------------------------------------------------------------
+
+
+class Mirrored(NamedTuple):
+    """The run that holds a result, and whether it was written by this call."""
+
+    run_id: str
+    written: bool
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Ids of the runs of a study: those written now, and those that were there already."""
+
+    written: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+
+
+def track(study: Study) -> Tracked:
+    """Mirror every result of a study that the store lacks. Doing it again writes nothing."""
+    store = client(study.root)
+    tracked = Tracked()
+    pairs = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
+    steps = parallel.progress(pairs, f"tracking {study.name}", len(pairs), "results")
+    for backbone, scenario in steps:
         folder = study.result_path(backbone, scenario)
-        if (folder / "metrics.json").is_file():
-            run_id, fresh = mirror(store, study, backbone, scenario, folder)
-            done["written" if fresh else "present"].append(run_id)
-    return done
+        if not (folder / "metrics.json").is_file():
+            continue
+        run = mirror(store, study, backbone, scenario, folder)
+        if run.written:
+            tracked.written.append(run.run_id)
+        else:
+            tracked.present.append(run.run_id)
+    return tracked
 
 
 def mirror(
@@ -147,7 +242,7 @@ def mirror(
     scenario: str,
     folder: Path,
     adopt: str | None = None,
-) -> tuple[str, bool]:
+) -> Mirrored:
     """Write one result as one run, unless a run holds it already.
 
     Args:
@@ -157,88 +252,61 @@ def mirror(
         scenario: Of the result.
         folder: Where the result lies.
         adopt: A run that `mlflow run` opened: it becomes the result's run instead of a second one.
-
-    Returns:
-        The run id and whether it was written now.
     """
-    result = results.load_result(study, backbone, scenario, folder)
-    digest = result.summary["result_digest"]
-    present = find(store, digest)
+    summary = ScenarioSummary.read(folder / "metrics.json")
+    present = find(store, summary.result_digest)
     if present:
         if adopt and adopt != present:
             mark_launcher(store, adopt, {"equipoise.result_run_id": present})
-        return present, False
-    experiment = experiment_id(store, f"equipoise-{study.name}")
-    _remove_unfinished(store, experiment, digest)
+        return Mirrored(present, written=False)
+    # The figures need the resamples, which take a second: they are drawn for what is written only.
+    result = results.load_result(study, backbone, scenario, folder)
+    experiment = experiment_id(store, f"equipoise-{study.name}", study.root)
+    _remove_unfinished(store, experiment, summary.result_digest)
     names = {
         "equipoise.study": study.name,
         "equipoise.backbone": backbone,
         "equipoise.scenario": scenario,
     }
     if adopt:
-        run_id, experiment = adopt, store.get_run(adopt).info.experiment_id
+        run_id = adopt
+        experiment = store.get_run(adopt).info.experiment_id
     else:
-        label = f"{backbone}/{scenario}"
-        run = store.create_run(
-            experiment,
-            run_name=label,
-            tags={**names, _ROLE: "writing", "equipoise.writing": digest},
-        )
+        writing = names | {_ROLE: "writing", _WRITING: summary.result_digest}
+        run = store.create_run(experiment, run_name=f"{backbone}/{scenario}", tags=writing)
         run_id = run.info.run_id
-    _write_result(store, run_id, result, folder)
+    _write_result(store, run_id, summary, result, folder)
     _write_trials(store, experiment, run_id, study.settings.tracking.trials, folder)
-    tags = {
-        **names,
-        _ROLE: "result",
-        DIGEST: digest,
-        **version_tags(),
-        **_digest_tags(result.summary),
-    }
-    store.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+    tags = names | {_ROLE: "result", DIGEST: summary.result_digest}
+    tags |= commit_tags(study.root) | digest_tags(summary)
+    _tag(store, run_id, tags)
     if not adopt:
         store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
-    return run_id, True
+    return Mirrored(run_id, written=True)
 
 
 def find(store: MlflowClient, digest: str) -> str | None:
     """The run that holds a result, in whichever experiment, or None."""
     experiments = [experiment.experiment_id for experiment in store.search_experiments()]
-    runs = store.search_runs(
-        experiments, f"tags.`{DIGEST}` = '{digest}' and tags.`{_ROLE}` = 'result'"
-    )
-    # An adopted run is RUNNING until `mlflow run` ends it; one that failed after all does not count.
-    alive = [run.info.run_id for run in runs if run.info.status in ("FINISHED", "RUNNING")]
-    return alive[0] if alive else None
+    clause = f"tags.`{DIGEST}` = '{digest}' and tags.`{_ROLE}` = 'result'"
+    for run in store.search_runs(experiments, clause):
+        # An adopted run is RUNNING until `mlflow run` ends it; one that failed does not count.
+        if run.info.status in ("FINISHED", "RUNNING"):
+            return run.info.run_id
+    return None
 
 
-def experiment_id(store: MlflowClient, name: str) -> str:
-    """Id of an experiment, made when it is not there."""
-    experiment = store.get_experiment_by_name(name)
-    if experiment:
-        return experiment.experiment_id
-    # Beside the default store artifacts get an absolute address, so that they are found from any working folder.
-    location = (
-        (Path.cwd() / "mlartifacts" / name).as_uri() if tracking_uri() == _default_uri() else None
-    )
-    try:
-        return store.create_experiment(name, artifact_location=location)
-    except MlflowException:  # another process made it in between
-        experiment = store.get_experiment_by_name(name)
-        if experiment is None:
-            raise
-        return experiment.experiment_id
+def adopted_run(root: Path) -> str | None:
+    """The run that `mlflow run` opened for this process, taken out of the environment, or None.
 
-
-def adopted_run() -> str | None:
-    """The run that `mlflow run` opened for this process, taken out of the environment; None when it is not here.
-
-    It may not be: a relative sqlite address means another file in the folder of a project cloned from git.
+    It may not be in this store: a relative sqlite address means another file in the folder of a
+    project that was cloned from git.
     """
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if not run_id:
         return None
     try:
-        client().get_run(run_id)
+        client(root).get_run(run_id)
     except MlflowException:
         return None
     return run_id
@@ -246,9 +314,116 @@ def adopted_run() -> str | None:
 
 def mark_launcher(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Tag a run of `mlflow run` that only started something."""
-    store.log_batch(
-        run_id, tags=[RunTag(key, value) for key, value in {_ROLE: "launcher", **tags}.items()]
-    )
+    _tag(store, run_id, {_ROLE: "launcher", **tags})
+
+
+def _tag(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    store.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+
+
+def _remove_unfinished(store: MlflowClient, experiment: str, digest: str) -> None:
+    """Delete runs of this result that a killed `track` left half written, with their trials."""
+    clause = f"tags.`{_WRITING}` = '{digest}' and tags.`{_ROLE}` = 'writing'"
+    for run in store.search_runs([experiment], clause):
+        of_this_run = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        for child in store.search_runs([experiment], of_this_run):
+            store.delete_run(child.info.run_id)
+        store.set_terminated(run.info.run_id, "KILLED")
+        store.delete_run(run.info.run_id)
+
+
+def _write_result(
+    store: MlflowClient,
+    run_id: str,
+    summary: ScenarioSummary,
+    result: results.Result,
+    folder: Path,
+) -> None:
+    """Write numbers, settings, files and figures of a result into its run.
+
+    Args:
+        store: The tracking store.
+        run_id: The run.
+        summary: Contents of metrics.json.
+        result: For the figures.
+        folder: Of the result.
+    """
+    now = _now_milliseconds()
+    metrics = [Metric(name, value, now, 0) for name, value in _numbers(summary)]
+    params = [
+        Param(name, value[:_PARAM_CHARACTERS]) for name, value in flat(summary.settings).items()
+    ]
+    store.log_batch(run_id, metrics=metrics, params=params[:_PARAMS_PER_CALL])
+    for some in parallel.batched(params[_PARAMS_PER_CALL:], _PARAMS_PER_CALL):
+        store.log_batch(run_id, params=some)
+    for name in ("metrics.json", "best.json"):
+        store.log_artifact(run_id, str(folder / name))
+    store.log_dict(run_id, summary.settings, "settings.json")
+    rows = results.distribution([result])
+    store.log_dict(run_id, {"distribution": rows}, "distribution.json")
+    drawing = figures.distribution(rows, summary.classes, result.backbone)
+    store.log_text(run_id, drawing.svg, "figures/distribution.svg")
+    for draw in _drawings(len(summary.classes)):
+        store.log_text(run_id, draw([result]).svg, f"figures/{draw.__name__}.svg")
+
+
+def _drawings(num_classes: int) -> tuple[Callable[..., Any], ...]:
+    drawings = (figures.roc, figures.precision_recall, figures.reliability)
+    if num_classes > 2:  # net benefit is of a decision between two
+        return drawings
+    return (*drawings, figures.decision)
+
+
+def _numbers(summary: ScenarioSummary) -> Iterator[tuple[str, float]]:
+    """Name and value of every metric of a run.
+
+    They are called `<point>.<metric>`, and the ends of the interval `..._low` and `..._high`.
+    """
+    values = {"inner_score": summary.inner_score, "passes": summary.passes}
+    for point, table in summary.metrics.items():
+        for metric, measured in table.items():
+            name = f"{point}.{metric}"
+            values[name] = measured.value
+            values[f"{name}_low"] = measured.low
+            values[f"{name}_high"] = measured.high
+    for name, value in values.items():
+        if value is not None:
+            yield name, float(value)
+
+
+def _write_trials(
+    store: MlflowClient, experiment: str, parent: str, which: str, folder: Path
+) -> None:
+    """Write trials as runs below the result's; `which` is the setting `tracking.trials`."""
+    trials, _ = read_table(folder / "trials.parquet")
+    if which == "none" or trials.empty:
+        return
+    if which == "best":
+        complete = trials[trials["state"] == "complete"]
+        trials = complete.loc[complete.groupby(["repeat", "fold", "seed"])["score"].idxmax()]
+    for trial in trials.to_dict("records"):
+        _write_trial(store, experiment, parent, trial)
+
+
+def _write_trial(store: MlflowClient, experiment: str, parent: str, trial: dict[Any, Any]) -> None:
+    repeat_fold_seed = f"repeat {trial['repeat']}, fold {trial['fold']}, seed {trial['seed']}"
+    name = f"trial {trial['trial']} ({repeat_fold_seed})"
+    tags = {"mlflow.parentRunId": parent, _ROLE: "trial", "equipoise.state": trial["state"]}
+    run_id = store.create_run(experiment, run_name=name, tags=tags).info.run_id
+    params = [
+        Param(column, str(value))
+        for column, value in trial.items()
+        if column not in _NO_PARAMETERS and not pd.isna(value)
+    ]
+    scores = []
+    if not pd.isna(trial["score"]):
+        scores.append(Metric("score", float(trial["score"]), _now_milliseconds(), 0))
+    store.log_batch(run_id, metrics=scores, params=params)
+    store.set_terminated(run_id, _TRIAL_STATUS.get(trial["state"], "FAILED"))
+
+
+def _now_milliseconds() -> int:
+    return int(time.time() * 1000)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -257,97 +432,28 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     >>> flat({"tune": {"trials": 5, "constraint": None}})
     {'tune.trials': '5', 'tune.constraint': 'null'}
     """
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            settings |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            settings[f"{prefix}{key}"] = value
         else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return found
+            settings[f"{prefix}{key}"] = json.dumps(value)
+    return settings
 
 
-def _write_result(store: MlflowClient, run_id: str, result: results.Result, folder: Path) -> None:
-    now = int(time.time() * 1000)
-    values: dict[str, float | None] = {
-        name: result.summary.get(name) for name in ("inner_score", "passes")
-    }
-    digest = result.summary["result_digest"]
-    values["test_openings"] = openings.count(result.predictions.test_digest(), {digest})
-    for point, table in result.summary["metrics"].items():
-        for name, cell in table.items():
-            values |= {f"{point}.{name}": cell["value"]}
-            values |= {f"{point}.{name}_{end}": cell[end] for end in ("low", "high")}
-    numbers = [
-        Metric(name, float(value), now, 0) for name, value in values.items() if value is not None
-    ]
-    params = [Param(name, value[:6000]) for name, value in flat(result.summary["settings"]).items()]
-    store.log_batch(run_id, metrics=numbers, params=params[:100])
-    for start in range(100, len(params), 100):
-        store.log_batch(run_id, params=params[start : start + 100])
-    for name in ("metrics.json", "best.json"):
-        store.log_artifact(run_id, str(folder / name))
-    store.log_dict(run_id, result.summary["settings"], "settings.json")
-    rows = results.distribution([result])
-    store.log_dict(run_id, {"distribution": rows}, "distribution.json")
-    classes = list(result.predictions.classes)
-    drawn = {"distribution": figures.distribution(rows, classes, result.backbone)}
-    drawings = (figures.roc, figures.precision_recall, figures.reliability, figures.decision)
-    drawn |= {
-        draw.__name__: draw([result]) for draw in (drawings if len(classes) == 2 else drawings[:3])
-    }
-    for name, figure in drawn.items():
-        store.log_text(run_id, figure.svg, f"figures/{name}.svg")
+def digest_tags(summary: ScenarioSummary) -> dict[str, str]:
+    """Tags with the digests of what a result was made from."""
+    return {f"equipoise.digest.{name}": digest for name, digest in summary.digests.items()}
 
 
-def _write_trials(
-    store: MlflowClient, experiment: str, parent: str, which: str, folder: Path
-) -> None:
-    trials, _ = read_table(folder / "trials.parquet")
-    if which == "none" or trials.empty:
-        return
-    if which == "best":
-        complete = trials[trials["state"] == "complete"]
-        trials = complete.loc[complete.groupby(["repeat", "fold", "seed"])["score"].idxmax()]
-    fixed = {"trial", "state", "score", "violation", "error", "repeat", "fold", "seed"}
-    now = int(time.time() * 1000)
-    for row in trials.to_dict("records"):
-        name = (
-            f"trial {row['trial']} (repeat {row['repeat']}, fold {row['fold']}, seed {row['seed']})"
-        )
-        tags = {"mlflow.parentRunId": parent, _ROLE: "trial", "equipoise.state": row["state"]}
-        child = store.create_run(experiment, run_name=name, tags=tags).info.run_id
-        params = [
-            Param(key, str(value))
-            for key, value in row.items()
-            if key not in fixed and not pd.isna(value)
-        ]
-        score = [Metric("score", float(row["score"]), now, 0)] if not pd.isna(row["score"]) else []
-        store.log_batch(child, metrics=score, params=params)
-        ended = {"complete": "FINISHED", "pruned": "KILLED"}.get(row["state"], "FAILED")
-        store.set_terminated(child, ended)
-
-
-def _remove_unfinished(store: MlflowClient, experiment: str, digest: str) -> None:
-    """Delete runs of this result that a killed `track` left half written, with their trials."""
-    clause = f"tags.`equipoise.writing` = '{digest}' and tags.`{_ROLE}` = 'writing'"
-    for run in store.search_runs([experiment], clause):
-        for child in store.search_runs(
-            [experiment], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
-        ):
-            store.delete_run(child.info.run_id)
-        store.set_terminated(run.info.run_id, "KILLED")
-        store.delete_run(run.info.run_id)
-
-
-def _digest_tags(summary: Mapping[str, Any]) -> dict[str, str]:
-    return {f"equipoise.digest.{name}": value for name, value in summary["digests"].items()}
-
-
-def version_tags() -> dict[str, str]:
-    """Tags with the git commit and whether the work tree differed from it."""
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+def commit_tags(root: Path) -> dict[str, str]:
+    """Tags with the git commit of a folder, and whether the work tree differs from it."""
+    commit = git("-C", str(root), "rev-parse", "HEAD")
     if commit is None:
         return {"equipoise.git_commit": "none"}
+    changes = git("-C", str(root), "status", "--porcelain", "--untracked-files=no")
     return {
         "equipoise.git_commit": commit,
         "mlflow.source.git.commit": commit,

@@ -1,4 +1,4 @@
-"""What the cleaning samplers of imbalanced-learn share: a plan from the rows that they keep."""
+"""What strategies take from imbalanced-learn: rows that its samplers draw or keep."""
 
 from __future__ import annotations
 
@@ -11,30 +11,42 @@ from typing import Any, ClassVar
 import numpy as np
 
 from equipoise.core.errors import TrialFailed
-from equipoise.strategies.base import Plan, Strategy, TrainRows
+from equipoise.strategies import base
+from equipoise.strategies.base import Plan, TrainRows, parameter
 
 
 def resampled(rows: TrainRows, target: Mapping[int, int], module: str, sampler: str) -> Plan:
-    """Rows that an imbalanced-learn sampler draws to reach `target` images per class: numbers, never copied images."""
-    # Imported late: it costs a second, and most strategies resample nothing.
-    sampler_class = getattr(importlib.import_module(f"imblearn.{module}"), sampler)
-    drawn = sampler_class(sampling_strategy=dict(target), random_state=rows.seed % 2**32)
-    drawn.fit_resample(np.zeros((len(rows.labels), 1)), rows.labels)
+    """Rows that a sampler of imbalanced-learn draws: numbers of rows, never copied images.
+
+    Args:
+        rows: Train rows.
+        target: Images wanted of each class.
+        module: `over_sampling` or `under_sampling`.
+        sampler: Name of the class in it.
+    """
+    drawn = _sampler_class(module, sampler)(
+        sampling_strategy=dict(target), random_state=_random_state(rows)
+    )
+    no_features = np.zeros((len(rows.labels), 1))
+    drawn.fit_resample(no_features, rows.labels)
     return Plan.of(np.sort(drawn.sample_indices_))
 
 
 @dataclass(frozen=True)
-class _Cleaned(Strategy):
-    r"""Leaves out, at random, the part $t$ of what a sampler of imbalanced-learn would leave out. $t=0$: baseline.
+class Cleaner(base.Strategy):
+    r"""Leaves out, at random, the part $t$ of the images that a sampler would leave out.
+
+    The sampler is one of imbalanced-learn, with its own defaults. It looks at the standardised
+    features of the train rows it is given and at nothing else.
 
     Attributes:
-        removed_fraction: $t$ in 0..1. Published: 1, exactly the sampler.
+        SAMPLER: Name of the class in `imblearn.under_sampling`.
+        removed_fraction: $t$, no unit. Published: 1, exactly the sampler.
     """
 
-    removed_fraction: float = 1.0
-
-    NEUTRAL: ClassVar[dict[str, Any]] = {"removed_fraction": 0.0}
     SAMPLER: ClassVar[str] = ""
+
+    removed_fraction: float = parameter(1.0, low=0.0, high=1.0, neutral=0.0)
 
     def plan(self, rows: TrainRows) -> Plan:
         """What the sampler keeps, and the part $1-t$ of the rest."""
@@ -42,39 +54,40 @@ class _Cleaned(Strategy):
         if not self.removed_fraction:
             return Plan.of(everything)
         kept = rows.once(self.SAMPLER, partial(_kept, self.SAMPLER, rows))
-        removed = np.random.default_rng(rows.seed).permutation(np.setdiff1d(everything, kept))
-        return Plan.of(
-            np.sort(np.concatenate([kept, removed[round(self.removed_fraction * len(removed)) :]]))
-        )
-
-    @staticmethod
-    def search_space(trial: Any) -> dict[str, Any]:
-        """$t$ in 0..1."""
-        return {"removed_fraction": trial.suggest_float("removed_fraction", 0.0, 1.0)}
+        removable = np.setdiff1d(everything, kept)
+        shuffled = np.random.default_rng(rows.seed).permutation(removable)
+        num_removed = round(self.removed_fraction * len(shuffled))
+        return Plan.of(np.sort(np.concatenate([kept, shuffled[num_removed:]])))
 
 
-def imblearn(sampler: str, module: str) -> type[Strategy]:
-    """The strategy, for the file `module`, of one under-sampler of imbalanced-learn with its own defaults.
-
-    It looks at the standardised features of the train rows it is given and at nothing else.
-    """
-    return type("Strategy", (_Cleaned,), {"__module__": module, "SAMPLER": sampler})
-
-
-def _kept(sampler: str, rows: TrainRows, features: np.ndarray) -> np.ndarray:
-    built = getattr(importlib.import_module("imblearn.under_sampling"), sampler)()
-    if "random_state" in built.get_params(deep=False):
-        built.set_params(random_state=rows.seed % 2**32)
+def _kept(name: str, rows: TrainRows, features: np.ndarray) -> np.ndarray:
+    """Rows that a sampler keeps, int (num_kept,)."""
+    sampler = _sampler_class("under_sampling", name)()
+    if "random_state" in sampler.get_params(deep=False):
+        sampler.set_params(random_state=_random_state(rows))
+    # Numbered without gaps: some samplers take a label for a column.
+    _, labels = np.unique(rows.labels, return_inverse=True)
     try:
-        # Numbered without gaps: some samplers take a label for a column.
-        built.fit_resample(features, np.unique(rows.labels, return_inverse=True)[1])
+        sampler.fit_resample(features, labels)
     except (ValueError, RuntimeError, IndexError) as error:
         raise TrialFailed(
-            f"{sampler} cannot resample {rows.counts.tolist()} images per class: {error}"
+            f"{name} cannot resample {rows.counts.tolist()} images per class: {error}"
         ) from error
-    left = np.bincount(rows.labels[built.sample_indices_], minlength=rows.num_classes)
-    if ((left == 0) & (rows.counts > 0)).any():
+    kept = sampler.sample_indices_
+    counts = np.bincount(rows.labels[kept], minlength=rows.num_classes)
+    emptied = (counts == 0) & (rows.counts > 0)
+    if emptied.any():
         raise TrialFailed(
-            f"{sampler} leaves {left.tolist()} of {rows.counts.tolist()} images per class: one is empty."
+            f"{name} leaves {counts.tolist()} of {rows.counts.tolist()} images per class: "
+            f"one is empty."
         )
-    return built.sample_indices_
+    return kept
+
+
+def _sampler_class(module: str, name: str) -> Any:
+    # Imported late: it costs a second, and most strategies resample nothing.
+    return getattr(importlib.import_module(f"imblearn.{module}"), name)
+
+
+def _random_state(rows: TrainRows) -> int:
+    return rows.seed % 2**32

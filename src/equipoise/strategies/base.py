@@ -1,4 +1,4 @@
-"""What every strategy is: parameters with published defaults, a plan, an objective and a search space."""
+"""What every strategy is: parameters with published values and ranges, a plan, an objective."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,17 @@ import numpy.typing as npt
 from equipoise.core.errors import ConfigError, DataError, LeakageError, unknown_name
 from equipoise.core.records import minority_labels
 
+#: The upper end of a parameter that may grow to K, the augmented views of `embed.views`.
+VIEWS: Final = "views"
+
+#: Modules of this folder that are no strategy; names with an underscore are none either.
+_SHARED = ("base",)
+
 
 def names() -> list[str]:
     """Names of the strategies there are."""
-    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return sorted(
-        module.name
-        for module in modules
-        if module.name != "base" and not module.name.startswith("_")
-    )
+    modules = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    return sorted(name for name in modules if name not in _SHARED and not name.startswith("_"))
 
 
 def load_strategy(name: str) -> type[Strategy]:
@@ -39,6 +41,54 @@ def load_strategy(name: str) -> type[Strategy]:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """One number of a strategy: its published value, its range, and where it does nothing.
+
+    Attributes:
+        published: Value of the paper or library; tried first. An int makes an integer parameter.
+        low: Lowest value a search may try.
+        high: Highest value; `VIEWS` for as many as there are augmented views.
+        neutral: Value at which the strategy does nothing. It may lie outside the range.
+        log: Whether a search spreads its values evenly on a logarithmic scale.
+    """
+
+    published: float
+    low: float
+    high: float | Literal["views"]
+    neutral: float | None = None
+    log: bool = False
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether only whole numbers are tried."""
+        return isinstance(self.published, int)
+
+    def highest(self, views: int) -> float:
+        """The upper end where there are that many augmented views."""
+        return views if self.high == VIEWS else self.high
+
+    def allows(self, value: Any, views: int) -> bool:
+        """Whether a user may fix the parameter at this value: in the range, or the neutral one."""
+        kinds = int if self.is_integer else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        return self.low <= value <= self.highest(views) or value == self.neutral
+
+
+def parameter(
+    published: float,
+    *,
+    low: float,
+    high: float | Literal["views"],
+    neutral: float,
+    log: bool = False,
+) -> Any:
+    """A field of a strategy that is searched, by default the published value. See `Parameter`."""
+    described = Parameter(published, low, high, neutral, log)
+    return field(default=published, metadata={"parameter": described})
+
+
+@dataclass(frozen=True)
 class TrainRows:
     """What a strategy sees: the train images of one round and nothing else.
 
@@ -48,7 +98,8 @@ class TrainRows:
         views: Augmented views available for each minority image.
         seed: Seed of every draw.
         patients: (num_images,), patient of each image.
-        make_features: Gives the standardised features of these images alone, float32 (num_images, num_features).
+        make_features: Gives the standardised features of these images alone, float32
+            (num_images, num_features).
     """
 
     labels: np.ndarray
@@ -65,7 +116,11 @@ class TrainRows:
         return np.bincount(self.labels, minlength=self.num_classes)
 
     def once(self, name: str, make: Callable[[np.ndarray], Any]) -> Any:
-        """What `make` makes of the features, made once: neighbours cost more than the trials that share them."""
+        """What `make` makes of the features, made once for all trials that share these rows.
+
+        Raises:
+            DataError: When the rows came without features.
+        """
         if self.make_features is None:
             raise DataError(
                 "These train rows came without features. Take them from TrainMatrix.train_rows."
@@ -82,8 +137,9 @@ class Plan:
     Attributes:
         row: int (num_draws,), index into the train rows.
         view: int (num_draws,), 0 for the plain image, 1..K for an augmented view of it.
-        partner: int (num_draws,), the train row a draw is mixed with; itself where nothing is mixed.
-        mix: float (num_draws,), $\lambda$ in 0..1: the features are $x + \lambda (x_{partner} - x)$; 0 is the image.
+        partner: int (num_draws,), the row a draw is mixed with; itself where nothing is mixed.
+        mix: float (num_draws,), $\lambda$ in 0..1: the features are
+            $x + \lambda (x_{partner} - x)$, so 0 is the image.
         weight: float (num_draws,), > 0, what the draw counts beside the weight of its class.
     """
 
@@ -97,29 +153,27 @@ class Plan:
     def of(
         cls,
         row: npt.ArrayLike,
-        view: np.ndarray | int = 0,
-        partner: np.ndarray | None = None,
-        mix: np.ndarray | float = 0.0,
-        weight: np.ndarray | float = 1.0,
+        view: npt.ArrayLike = 0,
+        partner: npt.ArrayLike | None = None,
+        mix: npt.ArrayLike = 0.0,
+        weight: npt.ArrayLike = 1.0,
     ) -> Plan:
-        """A plan of plain images, unmixed and of weight 1, unless it is said otherwise."""
-        row = np.asarray(row, dtype=np.int64)
-        rest = (
-            (view, np.int64),
-            (row if partner is None else partner, np.int64),
-            (mix, float),
-            (weight, float),
-        )
+        """A plan of plain images, unmixed and of weight 1, unless it is said otherwise.
+
+        A single number stands for every draw.
+        """
+        rows = np.asarray(row, dtype=np.int64)
+        partners = rows if partner is None else partner
         return cls(
-            row,
-            *(
-                np.broadcast_to(np.asarray(value, dtype=kind), row.shape).copy()
-                for value, kind in rest
-            ),
+            row=rows,
+            view=_for_each(rows, view, np.int64),
+            partner=_for_each(rows, partners, np.int64),
+            mix=_for_each(rows, mix, np.float64),
+            weight=_for_each(rows, weight, np.float64),
         )
 
     def within(self, inside: np.ndarray) -> Plan:
-        """The same draws, counted in the rows that `inside` was taken from: int (num_rows of this plan,)."""
+        """The same draws, counted in the rows that `inside`, int (num_inside,), was taken from."""
         return dataclasses.replace(self, row=inside[self.row], partner=inside[self.partner])
 
     def counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -127,12 +181,19 @@ class Plan:
         return np.bincount(labels[self.row], minlength=num_classes)
 
 
+def _for_each(rows: np.ndarray, value: npt.ArrayLike, dtype: type) -> np.ndarray:
+    """One value for each row, as an array of its own."""
+    values: np.ndarray = np.asarray(value, dtype=dtype)
+    return np.broadcast_to(values, rows.shape).copy()
+
+
 @dataclass(frozen=True)
 class Objective:
     r"""What the head minimises, a few numbers per class.
 
-    $L = \sum_i w_{y_i} (1-p_{y_i})^\gamma (-\log p_{y_i}) / \sum_i w_{y_i} + l_2 \lVert W \rVert^2 / 2$ with
-    $p = \mathrm{softmax}(z + \mathrm{offset})$; scores are made from plain $z$.
+    $L = \sum_i w_{y_i} (1-p_{y_i})^\gamma (-\log p_{y_i}) / \sum_i w_{y_i}
+    + l_2 \lVert W \rVert^2 / 2$ with $p = \mathrm{softmax}(z + \mathrm{offset})$; scores are made
+    from plain $z$.
 
     Attributes:
         weights: float (num_classes,), > 0, any scale (the mean is weighted).
@@ -147,7 +208,7 @@ class Objective:
     @classmethod
     def neutral(cls, num_classes: int) -> Objective:
         """Plain cross-entropy: the ordinary member, so that nobody writes an `if`."""
-        return cls(np.ones(num_classes), 0.0, np.zeros(num_classes))
+        return cls(weights=np.ones(num_classes), focusing=0.0, offsets=np.zeros(num_classes))
 
     def replace(self, **changes: Any) -> Objective:
         """A copy with some numbers changed."""
@@ -164,22 +225,24 @@ def plan_within_train(plan: Plan, num_train_rows: int) -> None:
     outside = drawn[(drawn < 0) | (drawn >= num_train_rows)]
     if len(outside):
         raise LeakageError(
-            f"EQ004: the plan draws row {int(outside[0])}, outside the {num_train_rows} train rows. "
-            f"A strategy may only repeat, drop, augment or mix the rows it was given."
+            f"EQ004: the plan draws row {int(outside[0])}, outside the {num_train_rows} train "
+            f"rows. A strategy may only repeat, drop, augment or mix the rows it was given."
         )
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Does nothing: every train image once, plain cross-entropy. Strategies override what they change.
+    """Does nothing: every train image once, plain cross-entropy. Strategies override what they do.
 
-    The defaults of the fields are the published settings, tried first. `NEUTRAL` are the settings at which the strategy
-    is the baseline exactly; they may be fixed even where no search would look. `PROBE_ONLY` says why there is no
-    fine-tuning.
+    Its fields are made by `parameter`; a search varies them and the penalty `l2`.
+
+    docs/strategies.md is made from the first line of the file, which a clinician should understand,
+    and from the paragraphs of the class that begin with "Should lose" (or tie) and "Reference:".
+
+    Attributes:
+        PROBE_ONLY: Why the strategy cannot be fine-tuned; empty where it can.
     """
 
-    NEUTRAL: ClassVar[Mapping[str, Any]] = {}
-    NEEDS_VIEWS: ClassVar[bool] = False
     PROBE_ONLY: ClassVar[str] = ""
 
     def plan(self, rows: TrainRows) -> Plan:
@@ -190,83 +253,95 @@ class Strategy:
         """A few numbers per class, from int (num_classes,) draws per class after the plan."""
         return Objective.neutral(len(plan_counts))
 
-    @staticmethod
-    def search_space(trial: Any) -> dict[str, Any]:
-        """Values of the tuned fields from an Optuna trial; the number of views is `trial.study.user_attrs["views"]`."""
-        return {}
+    @classmethod
+    def name(cls) -> str:
+        """Name of the scenario, which is that of the file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def parameters(cls) -> dict[str, Parameter]:
+        """What is searched: name -> parameter, in the order of the file."""
+        return {item.name: item.metadata["parameter"] for item in dataclasses.fields(cls)}
+
+    @classmethod
+    def neutral(cls) -> dict[str, float | None]:
+        """The settings at which the strategy is the baseline exactly."""
+        return {name: item.neutral for name, item in cls.parameters().items()}
 
     @classmethod
     def published(cls, views: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
-        """The published settings: the defaults, as far as the views reach, with the fixed ones laid over.
+        """The published settings, as far as the views reach, with the fixed ones laid over.
+
+        Args:
+            views: Augmented views of each minority image.
+            fixed: Settings that the user chose.
 
         Raises:
-            ConfigError: For a fixed setting that does not exist or is out of range, or without the views it needs.
+            ConfigError: For a fixed setting that does not exist or is out of range, or without the
+                views that the strategy needs.
         """
-        defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
-        own = cls.__module__.rsplit(".", 1)[-1]
-        if cls.NEEDS_VIEWS:
-            if views < 1:
-                raise ConfigError(
-                    f"Scenario '{own}' needs augmented views; set embed.views to 1 or more."
-                )
-            defaults["copies"] = min(defaults["copies"], views)
-        ranges = _Ranges(views)
-        cls.search_space(ranges)
+        settings: dict[str, Any] = {}
+        for name, item in cls.parameters().items():
+            settings[name] = item.published
+            if item.high == VIEWS:
+                settings[name] = min(item.published, cls._some_views(views))
         for name, value in fixed.items():
-            if name not in defaults:
-                raise unknown_name("setting", name, defaults, f" of scenario '{own}'")
-            kind, low, high = ranges.found[name]
-            number = isinstance(value, kind) and not isinstance(value, bool)
-            if not number or not (low <= value <= high or value == cls.NEUTRAL[name]):
-                raise ConfigError(
-                    f"scenarios.{own}.{name} is {value!r}; a number from {low} to {high} is expected."
-                )
-        return {**defaults, **fixed}
+            settings[name] = cls._checked(name, value, views)
+        return settings
+
+    @classmethod
+    def _some_views(cls, views: int) -> int:
+        if views < 1:
+            raise ConfigError(
+                f"Scenario '{cls.name()}' needs augmented views; set embed.views to 1 or more."
+            )
+        return views
+
+    @classmethod
+    def _checked(cls, name: str, value: Any, views: int) -> Any:
+        parameters = cls.parameters()
+        if name not in parameters:
+            raise unknown_name("setting", name, parameters, f" of scenario '{cls.name()}'")
+        item = parameters[name]
+        if not item.allows(value, views):
+            raise ConfigError(
+                f"scenarios.{cls.name()}.{name} is {value!r}; "
+                f"a number from {item.low} to {item.highest(views)} is expected."
+            )
+        return value
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """Build from settings, ignoring what is not a field (the shared `l2`)."""
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = cls.parameters()
         return cls(**{name: value for name, value in settings.items() if name in known})
 
 
-class _Ranges:
-    """Stands for an Optuna trial and notes what a search space asks for: name -> (type, low, high)."""
-
-    def __init__(self, views: int) -> None:
-        self.user_attrs = {"views": views}
-        self.study = self
-        self.found: dict[str, tuple[Any, float, float]] = {}
-
-    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
-        self.found[name] = ((int, float), low, high)
-        return low
-
-    def suggest_int(self, name: str, low: int, high: int, **_: Any) -> int:
-        self.found[name] = (int, low, high)
-        return low
-
-
 def with_copies(rows: TrainRows, copies: int) -> Plan:
-    """Every image once, and each minority image `copies` times more as augmented views 1..copies."""
-    minority = np.flatnonzero(np.isin(rows.labels, minority_labels(rows.counts)))
-    row = np.concatenate([np.arange(len(rows.labels)), np.tile(minority, copies)])
-    view = np.concatenate(
-        [np.zeros(len(rows.labels), dtype=int), np.repeat(np.arange(1, copies + 1), len(minority))]
-    )
+    """Every image once, and each minority image once more for each of the views 1..copies."""
+    images = np.arange(len(rows.labels))
+    is_minority = np.isin(rows.labels, minority_labels(rows.counts))
+    minority = np.flatnonzero(is_minority)
+    views = np.arange(1, copies + 1)
+    row = np.concatenate([images, np.tile(minority, copies)])
+    view = np.concatenate([np.zeros_like(images), np.repeat(views, len(minority))])
     return Plan.of(row, view)
 
 
 def inverse_frequency(counts: np.ndarray, exponent: float) -> np.ndarray:
-    r"""Weights $w_c \propto n_c^{-a}$ with mean 1 over the draws, float (num_classes,); a class without draws gets 1.
+    r"""Weights $w_c \propto n_c^{-a}$ with mean 1 over the draws, float (num_classes,).
+
+    A class without draws gets the weight 1 before the scaling.
 
     >>> inverse_frequency(np.array([1349, 3883]), 1.0).round(6).tolist()
     [1.939214, 0.673706]
     """
     present = np.maximum(np.asarray(counts, dtype=float), 1)
-    return mean_one(np.where(counts > 0, present**-exponent, 1.0), counts)
+    weights = np.where(counts > 0, present**-exponent, 1.0)
+    return mean_one(weights, counts)
 
 
 def mean_one(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Scale weights float (num_classes,) so that their mean over int (num_classes,) draws per class is 1."""
-    return weights / (np.sum(counts * weights) / np.sum(counts))
+    """Scale weights so that their mean over the draws per class is 1; both are (num_classes,)."""
+    mean = np.sum(counts * weights) / np.sum(counts)
+    return weights / mean

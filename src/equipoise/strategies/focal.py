@@ -1,33 +1,30 @@
-"""Focal loss: spend the gradient on the cases the model still gets wrong."""
+"""Focal loss: cases that the model still gets wrong count more than those it already gets right."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
 from equipoise.strategies import base
-from equipoise.strategies.base import Objective
+from equipoise.strategies.base import Objective, parameter
 
 
 @dataclass(frozen=True)
 class Strategy(base.Strategy):
-    r"""$-(1-p_y)^\gamma \log p_y$; the training rows stay as they are. $\gamma=0$ is cross-entropy exactly.
+    r"""The loss of an image is $-(1-p_y)^\gamma \log p_y$, with $\gamma=0$ cross-entropy.
+
+    The training rows stay as they are.
+
+    Should lose with noisy labels, and where probabilities must be right.
 
     Attributes:
-        gamma: Focusing exponent, >= 0, no unit. The paper's best value is 2.0.
+        gamma: Focusing exponent $\gamma$, no unit. The paper's best value is 2.
 
     Reference: Lin et al. 2017, https://arxiv.org/abs/1708.02002
     """
 
-    gamma: float = 2.0
-
-    NEUTRAL: ClassVar[dict[str, Any]] = {"gamma": 0.0}
+    gamma: float = parameter(2.0, low=0.0, high=5.0, neutral=0.0)
 
     def objective(self, plan_counts: np.ndarray) -> Objective:
         """The exponent; int (num_classes,) draws per class after the plan do not matter here."""
-        return Objective.neutral(len(plan_counts)).replace(focusing=self.gamma)
-
-    @staticmethod
-    def search_space(trial: Any) -> dict[str, Any]:
-        r"""$\gamma$ in 0..5."""
-        return {"gamma": trial.suggest_float("gamma", 0.0, 5.0)}
+        neutral = Objective.neutral(len(plan_counts))
+        return neutral.replace(focusing=self.gamma)

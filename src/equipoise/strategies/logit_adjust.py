@@ -1,37 +1,34 @@
-"""Logit adjustment: the class shares are added to the logits while training and left out when scoring."""
+"""Logit adjustment: the model is told in training how frequent each class is."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
 from equipoise.strategies import base
-from equipoise.strategies.base import Objective
+from equipoise.strategies.base import Objective, parameter
 
 
 @dataclass(frozen=True)
 class Strategy(base.Strategy):
-    r"""Cross-entropy of $z_c + \tau \log \pi_c$; the training rows stay as they are. $\tau=0$ is the baseline exactly.
+    r"""Trains on $z_c + \tau \log \pi_c$ and scores by plain $z_c$.
 
-    With a linear head on fixed features it is the baseline with another intercept: it should tie in ranking, and lose
-    at 0.5 where probabilities must be right.
+    $\pi_c$ is the share of class $c$. The training rows stay as they are.
+
+    Should tie in ranking: with a linear head on fixed features it is the baseline with another
+    intercept. It loses at threshold 0.5 where probabilities must be right.
 
     Attributes:
-        strength: $\tau$ in 0..2, no unit. Published: 1.
+        strength: $\tau$, no unit. Published: 1.
 
     Reference: Menon et al. 2021, https://arxiv.org/abs/2007.07314
     """
 
-    strength: float = 1.0
-
-    NEUTRAL: ClassVar[dict[str, Any]] = {"strength": 0.0}
+    strength: float = parameter(1.0, low=0.0, high=2.0, neutral=0.0)
 
     def objective(self, plan_counts: np.ndarray) -> Objective:
-        r"""Offsets from int (num_classes,) draws per class after the plan; a class without draws counts as with one."""
-        offsets = self.strength * np.log(np.maximum(plan_counts, 1) / np.sum(plan_counts))
-        return Objective.neutral(len(plan_counts)).replace(offsets=offsets)
-
-    @staticmethod
-    def search_space(trial: Any) -> dict[str, Any]:
-        r"""$\tau$ in 0..2."""
-        return {"strength": trial.suggest_float("strength", 0.0, 2.0)}
+        """Offsets from int (num_classes,) draws per class; none counts as one."""
+        counts = np.maximum(plan_counts, 1)
+        shares = counts / np.sum(plan_counts)
+        offsets = self.strength * np.log(shares)
+        neutral = Objective.neutral(len(plan_counts))
+        return neutral.replace(offsets=offsets)

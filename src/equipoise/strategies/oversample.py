@@ -1,37 +1,33 @@
-"""Random oversampling: repeat images of the smaller classes."""
+"""Random oversampling: images of the rare classes are shown to the model several times."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from equipoise.strategies import _samplers, base
-from equipoise.strategies.base import Plan, TrainRows
+from equipoise.strategies.base import Plan, TrainRows, parameter
 
 
 @dataclass(frozen=True)
 class Strategy(base.Strategy):
-    r"""Repeats images at random until class $c$ has $n_c + t (n_{max} - n_c)$ of them. $t=0$ is the baseline exactly.
+    r"""Images are repeated at random until class $c$ has $n_c + t (n_{max} - n_c)$ of them.
+
+    Should tie with `class_weight` of the same strength: an image that is shown twice counts twice.
 
     Attributes:
-        target_fraction: $t$ in 0..1, the part of the gap to the largest class that is filled. Published: 1 (1:1).
+        target_fraction: $t$, the part of the gap to the largest class that is filled. Published: 1,
+            which makes the classes equally frequent.
 
-    Reference: Buda, Maki, Mazurowski 2018, https://arxiv.org/abs/1710.05381; imbalanced-learn RandomOverSampler.
+    Reference: Buda, Maki, Mazurowski 2018, https://arxiv.org/abs/1710.05381; imbalanced-learn
+    RandomOverSampler draws the same rows.
     """
 
-    target_fraction: float = 1.0
-
-    NEUTRAL: ClassVar[dict[str, Any]] = {"target_fraction": 0.0}
+    target_fraction: float = parameter(1.0, low=0.0, high=1.0, neutral=0.0)
 
     def plan(self, rows: TrainRows) -> Plan:
         """Draw with replacement, train rows only."""
         counts = rows.counts
-        target = {
-            label: round(count + self.target_fraction * (counts.max() - count))
-            for label, count in enumerate(counts)
-            if count
-        }
+        largest = counts.max()
+        target = {}
+        for label, count in enumerate(counts):
+            if count:
+                target[label] = round(count + self.target_fraction * (largest - count))
         return _samplers.resampled(rows, target, "over_sampling", "RandomOverSampler")
-
-    @staticmethod
-    def search_space(trial: Any) -> dict[str, Any]:
-        """$t$ in 0..1."""
-        return {"target_fraction": trial.suggest_float("target_fraction", 0.0, 1.0)}

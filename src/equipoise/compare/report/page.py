@@ -1,31 +1,37 @@
-"""One self-contained page: the verdict, the tables, the figures, the slider and how to reproduce them."""
+"""One self-contained page: verdict, tables, figures, the slider and how to reproduce them."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
 
 from equipoise import __version__
 from equipoise.compare import patients, wording
 from equipoise.compare.card import card
 from equipoise.compare.report import curves, figures
-from equipoise.compare.report.mistakes import mistakes
+from equipoise.compare.report.curves import StepCounts
+from equipoise.compare.report.figures import Drawn
+from equipoise.compare.report.mistakes import Mistake, mistakes
 from equipoise.compare.results import Result, distribution
 from equipoise.compare.wording import metric_label
 from equipoise.core.config import Study
-from equipoise.core.files import atomic_path, read_json, read_table
+from equipoise.core.documents import Comparison, IngestSummary, RoundChoice
+from equipoise.core.files import atomic_path, read_table
 from equipoise.evaluation import metrics
-from equipoise.scenario import tuning
+from equipoise.evaluation.metrics import Endpoint
 
 #: Pictures of mistakes fill at most this much of the page, which stays under 6 MB.
 _PICTURES_BYTES = 3_500_000
+#: Packages whose versions the page names.
 _LIBRARIES = (
     "imbalanced-learn",
     "keras",
@@ -38,163 +44,292 @@ _LIBRARIES = (
 )
 
 
-def run(
+def write(
     study: Study,
-    comparison: dict[str, Any],
+    comparison: Comparison,
     results: list[Result],
-    moved: dict[str, Any] | None = None,
+    moved: Any | None = None,
 ) -> Path:
-    """Write report.html and the curves as CSV beside comparison.json; return the page's path. Names are escaped.
+    """Write report.html, and the curves as CSV for `dvc plots`, beside comparison.json.
 
     Args:
         study: Name and settings.
-        comparison: Contents of evidence.json; what an older or shorter file lacks is said in its section.
+        comparison: Contents of evidence.json; what a shorter file lacks is said in its section.
         results: What it was made from.
-        moved: What `versions.moved_patients` says of another revision, for a section of its own.
+        moved: What `revisions.moved_patients` says of another revision, for a section of its own.
+
+    Returns:
+        The page's path.
     """
-    environment = Environment(
-        loader=PackageLoader("equipoise.compare.report", "."),
-        autoescape=select_autoescape(["html"]),
-    )
-    environment.undefined = StrictUndefined
-    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3f}"
-    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.3f}"
-    environment.filters["sha256"] = lambda text: base64.b64encode(
-        hashlib.sha256(text.encode()).digest()
-    ).decode()
-    binary, primary = len(comparison["classes"]) == 2, comparison["primary"]
-    floor = comparison["sensitivity_floor"]
-    own = {
-        name: [result for result in results if result.backbone == name]
-        for name in comparison["rows"]
-    }
-    wrong = mistakes(study, comparison, results)
-    page = environment.get_template("page.html").render(
+    wrong = mistakes(study, comparison.winners, results)
+    slider = _slider(study, comparison, results)
+    template = _environment(comparison).get_template("page.html")
+    page = template.render(
         comparison=comparison,
-        binary=binary,
-        version=__version__,
-        label=lambda name: metric_label(name, floor, binary),
+        binary=_is_binary(comparison),
+        columns=_columns(comparison),
         verdict=wording.verdict(comparison),
-        first_columns=list(dict.fromkeys(["free.auroc", primary])),
-        point_columns=["sensitivity", "specificity"]
-        if binary
-        else ["accuracy", "balanced_accuracy"],
-        forest=_embed(figures.forest(comparison)) if comparison["comparisons"] else None,
-        ranking=_by_backbone(own, figures.roc, figures.precision_recall),
-        calibration=_by_backbone(own, figures.reliability),
-        decisions=_by_backbone(own, figures.decision) if binary else {},
-        distributions=_by_backbone(
-            own,
-            lambda mine: figures.distribution(
-                distribution(mine), comparison["classes"], mine[0].backbone
-            ),
-        ),
-        searches={name: _search(study, mine) for name, mine in own.items()},
-        slider=[entry for result in results for entry in _slider(study, comparison, result)],
-        mistakes=wrong,
-        mistakes_shown=_fitting(wrong["rows"]),
-        cards={name: card(study, name, winner) for name, winner in comparison["winners"].items()},
+        ingest=IngestSummary.read(study.manifest_path.with_suffix(".json")),
+        drawings=_drawings(study, comparison, results),
+        slider=[entry.as_json() for entry in slider],
         moved=moved,
-        ingest=read_json(study.manifest_path.with_suffix(".json")),
-        choices=[
-            (result.backbone, result.scenario, choice)
-            for result in results
-            for choice in result.choices
-        ],
-        digests={
-            f"{result.backbone}/{result.scenario}": result.summary["digests"] for result in results
-        },
-        settings=results[0].summary["settings"],
-        versions={
-            "equipoise": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-        },
+        choices=_choices(results),
+        mistakes=wrong,
+        mistakes_shown=that_fit(wrong.entries),
+        provenance=_provenance(results),
+        cards=_cards(study, comparison.winners),
     )
-    for name, table in curves.tables(results).items():
-        with atomic_path(study.reports_path / "plots" / f"{name}.csv") as path:
-            table.to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
+    _write_plots(study.reports_path / "plots", results)
     path = study.reports_path / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def _embed(drawn: figures.Drawn) -> dict[str, Any]:
-    return {**vars(drawn), "svg": Markup(drawn.svg)}  # noqa: S704 - drawn here, names escaped by matplotlib
+def _cards(study: Study, winners: Mapping[str, str]) -> dict[str, str]:
+    return {backbone: card(study, backbone, winner) for backbone, winner in winners.items()}
 
 
-def _by_backbone(own: dict[str, list[Result]], *draw: Any) -> dict[str, list[dict[str, Any]]]:
-    return {name: [_embed(each(mine)) for each in draw] for name, mine in own.items()}
+def _is_binary(comparison: Comparison) -> bool:
+    return len(comparison.classes) == 2
 
 
-def _search(study: Study, results: list[Result]) -> dict[str, Any] | None:
-    """History and importances of the searches on one backbone; None where nothing was searched."""
-    paths = {
-        result.scenario: study.result_path(result.backbone, result.scenario) for result in results
-    }
-    files = {
-        name: path
-        for name, folder in paths.items()
-        if (path := folder / "trials.parquet").is_file()
-    }
-    tables = {name: read_table(path)[0] for name, path in files.items()}
-    searched = {
-        name: own
-        for name, own in tables.items()
-        if "state" in own and (own["state"] == "complete").any()
-    }
-    if not searched:
+def _write_plots(folder: Path, results: list[Result]) -> None:
+    for name, table in curves.tables(results).items():
+        with atomic_path(folder / f"{name}.csv") as path:
+            table.to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
+
+
+# --- the template's filters -----------------------------------------------------------------------
+
+
+def _environment(comparison: Comparison) -> Environment:
+    """Prepare the template: names are escaped, a name that does not exist is an error."""
+    floor = comparison.sensitivity_floor
+    binary = _is_binary(comparison)
+
+    def label(endpoint: str) -> str:
+        return metric_label(Endpoint.parse(endpoint), floor, binary)
+
+    environment = Environment(
+        loader=PackageLoader("equipoise.compare.report", "."),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+    )
+    environment.filters["label"] = label
+    environment.filters["number"] = _number
+    environment.filters["signed"] = _signed
+    environment.filters["sha256"] = _sha256
+    return environment
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def _sha256(text: str) -> str:
+    """Digest of a script as a Content-Security-Policy names it."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return base64.b64encode(digest).decode()
+
+
+# --- the tables -----------------------------------------------------------------------------------
+
+
+class Columns(NamedTuple):
+    """Metrics in the table of scenarios.
+
+    Attributes:
+        ranked: Endpoints without a threshold, and the primary one, as "point.metric".
+        decided: Metrics that stand at both operating points.
+    """
+
+    ranked: list[str]
+    decided: list[str]
+
+
+def _columns(comparison: Comparison) -> Columns:
+    auroc = str(Endpoint("free", "auroc"))
+    ranked = [auroc]
+    if comparison.primary != auroc:
+        ranked.append(comparison.primary)
+    if _is_binary(comparison):
+        return Columns(ranked, ["sensitivity", "specificity"])
+    return Columns(ranked, ["accuracy", "balanced_accuracy"])
+
+
+class Choice(NamedTuple):
+    """A line in the table of what the search chose; `choice` is an entry of best.json."""
+
+    backbone: str
+    scenario: str
+    choice: RoundChoice
+
+
+def _choices(results: Sequence[Result]) -> list[Choice]:
+    lines = []
+    for result in results:
+        for choice in result.choices:
+            entry = RoundChoice.model_validate(choice)
+            lines.append(Choice(result.backbone, result.scenario, entry))
+    return lines
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the numbers were made from.
+
+    Attributes:
+        settings: Of the first result; those of the others are alike.
+        digests: "backbone/scenario" -> digests of what the result was made from.
+        equipoise: This package's version.
+        versions: Versions of Python and the packages.
+    """
+
+    settings: dict[str, Any]
+    digests: dict[str, dict[str, str]]
+    equipoise: str
+    versions: dict[str, str]
+
+
+def _provenance(results: Sequence[Result]) -> Provenance:
+    digests = {}
+    for result in results:
+        digests[f"{result.backbone}/{result.scenario}"] = result.summary.digests
+    versions = {"equipoise": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        versions[name] = importlib.metadata.version(name)
+    settings = results[0].summary.settings
+    return Provenance(settings, digests, __version__, versions)
+
+
+# --- the figures ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Drawings:
+    """The figures of the page, by backbone where there is one for each.
+
+    Attributes:
+        forest: Differences to the baseline; None where the baseline stands alone.
+        ranking: ROC and precision-recall curves.
+        calibration: Reliability.
+        decisions: Decision curves; empty for more than two classes.
+        distributions: Images per class.
+        searches: History of the search; None where nothing was searched.
+    """
+
+    forest: Drawn | None = None
+    ranking: dict[str, list[Drawn]] = field(default_factory=dict)
+    calibration: dict[str, Drawn] = field(default_factory=dict)
+    decisions: dict[str, Drawn] = field(default_factory=dict)
+    distributions: dict[str, Drawn] = field(default_factory=dict)
+    searches: dict[str, Drawn | None] = field(default_factory=dict)
+
+
+def _drawings(study: Study, comparison: Comparison, results: Sequence[Result]) -> Drawings:
+    drawings = Drawings()
+    if comparison.comparisons:
+        drawings.forest = figures.forest(comparison)
+    for backbone in comparison.rows:
+        own = [result for result in results if result.backbone == backbone]
+        drawings.ranking[backbone] = [figures.roc(own), figures.precision_recall(own)]
+        drawings.calibration[backbone] = figures.reliability(own)
+        if _is_binary(comparison):
+            drawings.decisions[backbone] = figures.decision(own)
+        counts = distribution(own)
+        drawings.distributions[backbone] = figures.distribution(
+            counts, comparison.classes, backbone
+        )
+        drawings.searches[backbone] = _search_history(study, own)
+    return drawings
+
+
+def _search_history(study: Study, results: Sequence[Result]) -> Drawn | None:
+    """History of the searches on one backbone; None where nothing was searched."""
+    searches = {}
+    for result in results:
+        folder = study.result_path(result.backbone, result.scenario)
+        path = folder / "trials.parquet"
+        if not path.is_file():
+            continue
+        trials, _ = read_table(path)
+        if "state" in trials and "complete" in set(trials["state"]):
+            searches[result.scenario] = trials
+    if not searches:
         return None
     tune = study.settings.tune
+    objective = metric_label(Endpoint("free", tune.objective), tune.sensitivity_floor)
     maximise = metrics.load_metric(tune.objective).better == "higher"
-    drawn = figures.history(
-        searched,
-        metric_label(f"free.{tune.objective}", tune.sensitivity_floor),
-        maximise,
-        results[0].backbone,
-    )
-    return {
-        "figure": _embed(drawn),
-        "importances": {
-            name: tuning.importances(trials, maximise) for name, trials in searched.items()
-        },
-    }
+    return figures.history(searches, objective, maximise, results[0].backbone)
 
 
-def _slider(study: Study, comparison: dict[str, Any], result: Result) -> list[dict[str, Any]]:
-    """What the slider counts for one result: one entry per class that has a threshold."""
-    tested = {"images": result.predictions}
-    if comparison["units"] == "patients":
-        settings = study.settings
-        tested["patients"] = patients.by_patient(
-            result.predictions, "mean", settings.threshold, settings.tune.sensitivity_floor
-        )
-    names = comparison["classes"]
-    return [
-        {
-            "name": f"{result.backbone}, {result.scenario}"
-            + (f", {names[label]}" if len(names) > 2 else ""),
-            "class": names[label],
-            "units": {
-                unit: curves.counts(predictions, label) for unit, predictions in tested.items()
-            },
-        }
-        for label in curves.shown(result)
-    ]
+# --- the slider -----------------------------------------------------------------------------------
 
 
-def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first mistakes whose pictures fit; a picture that is no data URI of an image is left out."""
-    shown, size = [], 0
-    for row in rows:
-        uris = {
-            key: uri
-            for key in ("picture", "overlay")
-            if (uri := row.get(key) or "").startswith("data:image/")
-        }
-        size += sum(map(len, uris.values()))
-        if size > _PICTURES_BYTES:
+@dataclass(frozen=True)
+class SliderEntry:
+    """What the slider counts for one class of one result.
+
+    Attributes:
+        name: Backbone and scenario, with more than two classes also the class.
+        class_name: Whose probability the threshold is on.
+        units: Images, and patients where there are ids -> counts for each repeat and seed.
+    """
+
+    name: str
+    class_name: str
+    units: dict[str, list[StepCounts]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data with the names that the page's script reads."""
+        units = {}
+        for unit, entries in self.units.items():
+            units[unit] = [dataclasses.asdict(entry) for entry in entries]
+        return {"name": self.name, "class": self.class_name, "units": units}
+
+
+def _slider(study: Study, comparison: Comparison, results: Sequence[Result]) -> list[SliderEntry]:
+    entries = []
+    for result in results:
+        tested = {"images": result.predictions}
+        if comparison.units == "patients":
+            tested["patients"] = patients.by_patient(
+                result.predictions,
+                "mean",
+                study.settings.threshold,
+                study.settings.tune.sensitivity_floor,
+            )
+        for label, curve_name in curves.shown(result).items():
+            name = f"{result.backbone}, {curve_name}"
+            units = {unit: curves.counts(rows, label) for unit, rows in tested.items()}
+            entries.append(SliderEntry(name, comparison.classes[label], units))
+    return entries
+
+
+# --- the mistakes ---------------------------------------------------------------------------------
+
+
+def that_fit(entries: Sequence[Mistake]) -> list[Mistake]:
+    """Take the first mistakes whose pictures fit into the page.
+
+    A picture that is no data URI of an image is left out.
+    """
+    shown = []
+    size_bytes = 0
+    for entry in entries:
+        picture = _image_or_nothing(entry.picture)
+        overlay = _image_or_nothing(entry.overlay)
+        size_bytes += len(picture) + len(overlay)
+        if size_bytes > _PICTURES_BYTES:
             break
-        shown.append({**row, "picture": "", "overlay": "", **uris})
+        shown.append(dataclasses.replace(entry, picture=picture, overlay=overlay))
     return shown
+
+
+def _image_or_nothing(uri: str) -> str:
+    return uri if uri.startswith("data:image/") else ""

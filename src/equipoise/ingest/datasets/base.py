@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from equipoise.core import images
-from equipoise.core.config import Study
+from equipoise.core.config import Ingest
 from equipoise.core.errors import DataError, unknown_name
 
 
 def names() -> list[str]:
-    """Names of the datasets there are."""
+    """Names of the datasets there are: the files of this folder."""
     modules = pkgutil.iter_modules([str(Path(__file__).parent)])
     return sorted(
         module.name
@@ -35,32 +35,40 @@ def load_dataset(name: str) -> ModuleType:
     return importlib.import_module(f"equipoise.ingest.datasets.{name}")
 
 
-def open_dataset(study: Study) -> tuple[Dataset, Task]:
-    """A study's dataset on its raw folder, and the task that `ingest.task` names (null: the card's first).
+def open_dataset(name: str, raw: Path, settings: Ingest) -> tuple[Dataset, Task]:
+    """A dataset on its raw folder, and the task that `ingest.task` names (null: the card's first).
+
+    Args:
+        name: Name of the dataset file.
+        raw: Folder of the originals.
+        settings: The `ingest` section.
 
     Raises:
         DataError: When there is no raw folder.
         ConfigError: For an unknown dataset or task.
     """
-    module = load_dataset(study.dataset)
-    if not study.raw.is_dir():
+    module = load_dataset(name)
+    if not raw.is_dir():
         raise DataError(
-            f"There is no folder {study.raw}. Put the originals there (untouched), name their folder with ingest.raw, "
+            f"There is no folder {raw}. Put the originals there (untouched), name their folder with ingest.raw, "
             f"or get the published ones with `equipoise fetch` (chest_xray, breakhis)."
         )
-    opener = getattr(module, "open_folder", None)
-    dataset = (
-        opener(study.raw, study.settings.ingest) if opener else Dataset(module.CARD, module.parse)
-    )
+    if hasattr(module, "open_folder"):
+        dataset = module.open_folder(raw, settings)
+    else:
+        dataset = Dataset(module.CARD, module.parse)
     tasks = dataset.card.tasks
-    wanted = study.settings.ingest.task or next(iter(tasks))
-    if wanted not in tasks:
-        raise unknown_name("task", wanted, tasks, f" of dataset '{study.dataset}'")
-    return dataset, tasks[wanted]
+    task_name = settings.task or next(iter(tasks))
+    if task_name not in tasks:
+        raise unknown_name("task", task_name, tasks, f" of dataset '{name}'")
+    return dataset, tasks[task_name]
 
 
 class Unrecognised(ValueError):
-    """A file the dataset's grammar does not allow: quarantined; the text says why and names no part of the path."""
+    """A file that does not follow the dataset's grammar; `ingest` puts it into quarantine.
+
+    The text says why and names no part of the path, because a path may tell who the patient is.
+    """
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,8 @@ class Archive:
     Attributes:
         address: Where it is downloaded from.
         bytes: Its size; None where the source does not state one.
-        sha256: Its digest; None where none is published (then the first download is recorded and pinned).
+        sha256: Its digest, hexadecimal; None where none is published. Then the first download is
+            recorded, and later ones must be the same.
     """
 
     address: str
@@ -84,23 +93,30 @@ class Task:
 
     Attributes:
         classes: Class names in the order of their labels.
-        positive_class: The disease: sensitivity speaks of this class. With more than two classes it only names one.
-        of: Class of an image by its finest class; None when the finest classes are the task's.
-        expected_images: Images per class when complete, by the selection (`ingest.only`) as "column=value", ""
-            for all; a selection that is not listed has no fixed number.
+        positive_class: The disease: sensitivity speaks of this class. With more than two classes it
+            only names one.
+        grouping: Finest class -> class of the task; None when the finest classes are the task's.
+        expected_images: Selection -> class -> number of images when complete. A selection
+            (`ingest.only`) is written "column=value", and "" is everything. A selection that is not
+            listed has no published number.
     """
 
     classes: tuple[str, ...]
     positive_class: str
-    of: Mapping[str, str] | None = None
+    grouping: Mapping[str, str] | None = None
     expected_images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def class_of(self, finest: str) -> str:
         """The task's class of an image."""
-        return finest if self.of is None else self.of[finest]
+        return finest if self.grouping is None else self.grouping[finest]
 
     def completeness(self, counts: Mapping[str, int], selection: str = "") -> str:
-        """Say whether the images found are all of the dataset, part of it, or something else."""
+        """Say whether the images found are all of the dataset, part of it, or something else.
+
+        Args:
+            counts: Class -> number of images, copies included.
+            selection: Which part was asked for, as in `expected_images`.
+        """
         expected = self.expected_images.get(selection)
         if not expected:
             return "there is no published number of images to compare with"
@@ -124,10 +140,11 @@ class Card:
         tasks: Questions it can answer, the default first.
         readings: Ways to read who the patient is, the default first, each with what it means.
         official_reading: The reading under which the published split was made; None: the first.
-        patient_ids: Whether the readings are of patients. Without patient ids every image counts as one, and every
-            table says that its intervals are per image.
+        patient_ids: Whether the readings are of patients. Without patient ids every image counts as
+            a patient, and every table says that its intervals are per image.
         archive: What `equipoise fetch` downloads; None when it has to be had elsewhere.
-        pseudonymise: Whether ids are replaced by keyed hashes unless `ingest.pseudonymise` says otherwise.
+        pseudonymise: Whether ids are replaced by keyed hashes unless `ingest.pseudonymise` says
+            otherwise.
     """
 
     title: str
@@ -149,8 +166,9 @@ class Parsed:
     Attributes:
         class_name: Its finest class; a task maps it to one of its own.
         patients: Patient id by reading, every reading of the card.
-        columns: Dataset columns, for example subtype, magnification; `official_split` (or `official_split_1`,
-            `official_split_2`, ... where several are published) holds train, test or nothing.
+        columns: Dataset columns, for example subtype, magnification. The column `official_split`
+            (or `official_split_1`, `official_split_2`, ... where several are published) holds
+            train, test or nothing.
     """
 
     class_name: str

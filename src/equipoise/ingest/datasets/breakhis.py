@@ -1,12 +1,14 @@
 """BreakHis (Spanhol 2016): malignant against benign breast tumours, 40X to 400X.
 
-Names look like `SOB_M_DC-14-13412-40-001.png`: biopsy, class, tumour type, year, slide, magnification, number. Same
-digits in two slide ids (22549AB, 22549CD) very likely mean one patient, which the authors never state; slide 13412 is
-filed under two tumour types with the same pictures. The five published folds are used when their files
-(`dsfold1.txt` ... `dsfold5.txt`, rows `NAME.png|100|1|train`) lie anywhere in the raw folder.
+Names look like `SOB_M_DC-14-13412-40-001.png`: biopsy, class, tumour type, year, slide,
+magnification, number. Same digits in two slide ids (22549AB, 22549CD) very likely mean one patient,
+which the authors never state. Slide 13412 is filed under two tumour types with the same pictures.
+The five published folds are used when their files (`dsfold1.txt` ... `dsfold5.txt`, rows
+`NAME.png|100|1|train`) lie anywhere in the raw folder.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from equipoise.core.config import Ingest
@@ -14,13 +16,14 @@ from equipoise.core.errors import DataError
 from equipoise.ingest.datasets.base import Archive, Card, Dataset, Parsed, Task, Unrecognised
 
 _SUBTYPES = {
-    **{"A": "adenosis", "F": "fibroadenoma", "PT": "phyllodes_tumor", "TA": "tubular_adenoma"},
-    **{
-        "DC": "ductal_carcinoma",
-        "LC": "lobular_carcinoma",
-        "MC": "mucinous_carcinoma",
-        "PC": "papillary_carcinoma",
-    },
+    "A": "adenosis",
+    "F": "fibroadenoma",
+    "PT": "phyllodes_tumor",
+    "TA": "tubular_adenoma",
+    "DC": "ductal_carcinoma",
+    "LC": "lobular_carcinoma",
+    "MC": "mucinous_carcinoma",
+    "PC": "papillary_carcinoma",
 }
 _BENIGN = ("A", "F", "PT", "TA")
 _IMAGES = {"A": 444, "F": 1014, "PT": 453, "TA": 569, "DC": 3451, "LC": 626, "MC": 792, "PC": 560}
@@ -34,7 +37,7 @@ CARD = Card(
         "binary": Task(
             classes=("benign", "malignant"),
             positive_class="malignant",
-            of={
+            grouping={
                 name: "benign" if code in _BENIGN else "malignant"
                 for code, name in _SUBTYPES.items()
             },
@@ -90,29 +93,32 @@ def parse(path: PurePosixPath) -> Parsed:
 
 def open_folder(raw: Path, settings: Ingest) -> Dataset:
     """The dataset on a folder, with the published sides where the fold files lie in it."""
-    sides = {int(path.stem[-1]): _sides(path) for path in sorted(raw.rglob("dsfold[1-5].txt"))}
+    side_by_fold = {}
+    for path in sorted(raw.rglob("dsfold[1-5].txt")):
+        fold = int(path.stem[-1])
+        side_by_fold[fold] = _read_fold(path)
 
-    def with_sides(path: PurePosixPath) -> Parsed:
+    def parse_with_sides(path: PurePosixPath) -> Parsed:
         parsed = parse(path)
-        published = {
-            f"official_split_{fold}": side.get(path.name, "") for fold, side in sides.items()
-        }
-        return Parsed(parsed.class_name, parsed.patients, {**parsed.columns, **published})
+        columns = dict(parsed.columns)
+        for fold, side_of in side_by_fold.items():
+            columns[f"official_split_{fold}"] = side_of.get(path.name, "")
+        return replace(parsed, columns=columns)
 
-    return Dataset(CARD, with_sides)
+    return Dataset(CARD, parse_with_sides)
 
 
-def _sides(path: Path) -> dict[str, str]:
+def _read_fold(path: Path) -> dict[str, str]:
     """File name -> train or test, from one fold file."""
-    sides = {}
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
-    ):
+    side_of = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         cells = line.strip().split("|")
-        if len(cells) == 4 and cells[3] in ("train", "test"):
-            sides[cells[0]] = cells[3]
-        elif line.strip():
+        if len(cells) != 4 or cells[3] not in ("train", "test"):
             raise DataError(
                 f"{path}, line {number} is not of the form NAME.png|MAGNIFICATION|FOLD|train or test."
             )
-    return sides
+        side_of[cells[0]] = cells[3]
+    return side_of

@@ -1,7 +1,7 @@
 """Kermany 2018 chest X-rays of children: pneumonia (bacterial or viral) against normal.
 
-Layout: `{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg`, at any depth (Kaggle nests it once more). Kaggle's `val` was
-moved out of `train` (16 files), so it counts as train.
+Layout: `{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg`, at any depth (Kaggle nests it once more).
+Kaggle's `val` was moved out of `train` (16 files), so it counts as train.
 """
 
 import re
@@ -18,7 +18,7 @@ CARD = Card(
         "binary": Task(
             classes=("normal", "pneumonia"),
             positive_class="pneumonia",
-            of={"normal": "normal", "bacteria": "pneumonia", "virus": "pneumonia"},
+            grouping={"normal": "normal", "bacteria": "pneumonia", "virus": "pneumonia"},
             expected_images={"": {"normal": 1583, "pneumonia": 4273}},
         ),
         "subtypes": Task(
@@ -54,14 +54,20 @@ def parse(path: PurePosixPath) -> Parsed:
     if len(path.parts) < 3 or path.parts[-3] not in _SIDES:
         raise Unrecognised("expected .../{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg")
     side, folder, name = path.parts[-3:]
-    columns = {"official_split": _SIDES[side]}
     if folder == "PNEUMONIA" and (match := _PNEUMONIA.fullmatch(name)):
-        person, subtype = f"person{int(match['person'])}", match["subtype"].lower()
-        patients = {"person": person, "subtype_person": f"{subtype}_{person}"}
-        return Parsed(subtype, patients, {**columns, "subtype": subtype})
-    if folder == "NORMAL" and (match := _NORMAL.fullmatch(name)):
-        # Whether IM-k and NORMAL2-IM-k are one child is unknown: one under `person`, two under `subtype_person`.
-        study = f"IM-{match['study']}"
-        patients = {"person": study, "subtype_person": f"{match['series'] or ''}{study}"}
-        return Parsed("normal", patients, {**columns, "subtype": "normal"})
-    raise Unrecognised("the name is not of Kermany's grammar for its folder")
+        person = f"person{int(match['person'])}"
+        subtype = match["subtype"].lower()
+        subtype_person = f"{subtype}_{person}"
+    elif folder == "NORMAL" and (match := _NORMAL.fullmatch(name)):
+        # Whether IM-k and NORMAL2-IM-k are one child is unknown: one under `person`, two under
+        # `subtype_person`.
+        person = f"IM-{match['study']}"
+        subtype = "normal"
+        subtype_person = f"{match['series'] or ''}{person}"
+    else:
+        raise Unrecognised("the name is not of Kermany's grammar for its folder")
+    return Parsed(
+        class_name=subtype,
+        patients={"person": person, "subtype_person": subtype_person},
+        columns={"official_split": _SIDES[side], "subtype": subtype},
+    )

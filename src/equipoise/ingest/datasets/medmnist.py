@@ -1,7 +1,8 @@
 """PneumoniaMNIST and BreastMNIST (Yang 2023), from their .npz files: small, and without patient ids.
 
-Put one file, for example `pneumoniamnist_224.npz` (Zenodo record 10519652), into the raw folder. Its pictures are
-those of Kermany 2018 and BUSI; several are of one patient, which the files do not say: intervals are per image.
+Put one file, for example `pneumoniamnist_224.npz` (Zenodo record 10519652), into the raw folder.
+Its pictures are those of Kermany 2018 and BUSI. Several are of one patient, which the files do not
+say: intervals are per image.
 """
 
 from dataclasses import replace
@@ -43,22 +44,33 @@ CARD = Card(
 
 
 def open_folder(raw: Path, settings: Ingest) -> Dataset:
-    """The one .npz file of the folder."""
+    """The one .npz file of the folder.
+
+    Raises:
+        DataError: When there is no such file, more than one, or one that is not MedMNIST's.
+    """
     files = sorted(raw.glob("*.npz"))
     name = files[0].stem.split("_")[0] if len(files) == 1 else ""
     if name not in _CLASSES:
-        found = ", ".join(path.name for path in files) or "none"
+        listed = ", ".join(path.name for path in files) or "none"
         raise DataError(
-            f"{raw} needs exactly one file named like pneumoniamnist.npz or breastmnist_224.npz, found: {found}."
+            f"{raw} needs exactly one file named like pneumoniamnist.npz or breastmnist_224.npz, found: {listed}."
         )
     arrays = images.npz_arrays(files[0])
-    labels = {part: np.asarray(arrays[f"{part}_labels"]).reshape(-1) for part in images.NPZ_PARTS}
+    labels = {}
+    for part in images.NPZ_PARTS:
+        labels[part] = np.asarray(arrays[f"{part}_labels"]).reshape(-1)
 
     def parse(path: PurePosixPath) -> Parsed:
+        """Class and side of a picture from its path `NAME.npz/PART/INDEX`."""
         part = path.parts[-2]
-        side = "test" if part == "test" else "train"
-        label = int(labels[part][int(path.name)])
-        return Parsed(_CLASSES[name][label], {"image": str(path)}, {"official_split": side})
+        index = int(path.name)
+        label = int(labels[part][index])
+        return Parsed(
+            class_name=_CLASSES[name][label],
+            patients={"image": str(path)},
+            columns={"official_split": "test" if part == "test" else "train"},
+        )
 
     card = replace(CARD, tasks={name: CARD.tasks[name]})
     return Dataset(card, parse, frozenset({".npz"}))

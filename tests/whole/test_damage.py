@@ -1,17 +1,18 @@
-"""A few hundred damaged inputs through the doors that users come in by; `benchmarks/fuzz.py` runs 12,000."""
+"""A few hundred damaged inputs through the doors that users come in by; `make slow` runs 12,000."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
+from conftest import REPO
+
+PROGRAM = REPO / "tests/fabricate/damage.py"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="alarms are not there")
 def test_every_damaged_input_is_accepted_or_refused_with_a_sentence():
-    command = [sys.executable, str(BENCHMARK), "--inputs", "400", "--seed", "7", "--small"]
+    command = [sys.executable, str(PROGRAM), "--inputs", "400", "--seed", "7", "--small"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     total = next(line for line in done.stdout.splitlines() if line.startswith("| all |"))
@@ -35,12 +36,12 @@ def test_every_damaged_input_is_accepted_or_refused_with_a_sentence():
 def test_the_guard_notices(tmp_path, door, problem):
     code = f"""
 import sys, time
-sys.path[:0] = [{str(BENCHMARK.parent)!r}, {str(BENCHMARK.parents[1] / "src")!r}]
-import fuzz
+sys.path[:0] = [{str(REPO / "tests")!r}, {str(REPO / "src")!r}]
+from fabricate import damage
 from pathlib import Path
 from equipoise.core.errors import EquipoiseError
-fuzz.SECONDS_MAX, outside = 1, {str(tmp_path / "outside")!r}
-guard = fuzz.Guard(Path({str(tmp_path / "inside")!r}))
+damage.SECONDS_MAX, outside = 1, {str(tmp_path / "outside")!r}
+guard = damage.Guard(Path({str(tmp_path / "inside")!r}))
 def door():
     {door}
 guard.run("kind", "input", door)

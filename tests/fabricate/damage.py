@@ -1,6 +1,6 @@
-"""Fuzz run: damaged and hostile images, settings, CSV files and tables through the doors that users come in by.
+"""Damaged and hostile images, settings, CSV files and tables through the doors users come in by.
 
-    python benchmarks/fuzz.py [--inputs 12000] [--seed 0] [--only images params]
+    python tests/fabricate/damage.py [--inputs 12000] [--seed 0] [--only images params]
 
 Each input ends accepted, or refused with a sentence: a ValueError of the decoder (which `ingest` and `predict` turn
 into a reason beside the file), a quarantined row, or an EquipoiseError. Everything else is a defect: another exception,
@@ -35,7 +35,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX, BYTES_MAX, SENTENCE_MAX = 10, 2 * 2**30, 4000
 #: Share of each kind among the inputs.
 KINDS = {
@@ -519,7 +519,7 @@ def csv_door(content: bytes) -> Callable[[], int | None]:
             predict.find(["data/raw/own/ids.csv"])
         except EquipoiseError:
             refused = 1
-        return ingest.run(config.load_study("own"))[1]["quarantined"] or refused
+        return ingest.run(config.load_study("own")).summary.quarantined or refused
 
     return door
 
@@ -554,7 +554,7 @@ def folders_door(contents: list[bytes], rng: np.random.Generator) -> Callable[[]
             name = names[number] if number < len(names) else f"{number}.png"
             (folder / ("sick", "well")[number % 2] / name).write_bytes(content)
         os.symlink("/etc", folder / "sick" / "out.png")
-        return ingest.run(config.load_study("many"))[1]["quarantined"]
+        return ingest.run(config.load_study("many")).summary.quarantined
 
     return door
 
@@ -595,7 +595,7 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
 
     def door() -> int | None:
         Path("one.png").write_bytes(content)
-        told = predict._rows(
+        told = predict.predict_rows(
             SimpleNamespace(predict=lambda table: predictions(list(table["image"]))),
             ["one.png"],
             True,
@@ -625,7 +625,7 @@ def spoilt_tables(
         "manifest": (study.manifest_path, lambda: splits.run(study)),
         "splits": (
             study.splits_path,
-            lambda: checks.run(
+            lambda: checks.check_split(
                 records.Splits.read(study.splits_path), records.Manifest.read(study.manifest_path)
             ),
         ),

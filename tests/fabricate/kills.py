@@ -1,18 +1,18 @@
-"""Kill matrix: kill -9 every verb at random moments, start it again, and compare with a run that nobody disturbed.
+"""Kill -9 every verb at drawn moments, start it again, and compare with a run nobody disturbed.
 
-    python benchmarks/crash.py [--verbs ingest embed ...] [--kills 2] [--seed 0] [--folder DIR] [--keep]
+A moment is drawn between the first file that a verb opens and its end: the process kills its own group
+so many milliseconds after so many file operations, counted by an audit hook, so that a busy machine does
+not move the moments.
 
-A moment is drawn between the first file that a verb opens and its end: the process kills its own group so many
-milliseconds after so many file operations, counted by an audit hook, so that a busy machine does not move the moments.
-Files are compared byte by byte, names included. MLflow's store is compared by what it says: experiments, runs that are
-not deleted, their parameters, metrics, tags and artifacts, versions, aliases and `audit verify`; run ids, times and
-what is made of them (log seals, MLmodel) cannot be equal. A finished trial is one that stood in the journal of its
-search when the process died; it is lost when the journal does not hold it, with the same score, in the end.
+Files are compared byte by byte, names included. MLflow's store is compared by what it says: experiments,
+runs that are not deleted, their parameters, metrics, tags and artifacts, versions, aliases and
+`audit verify`; run ids, times and what is made of them (log seals, MLmodel) cannot be equal. A finished
+batch of trials is one that was kept when the process died; it is lost when it is not there, to the same
+bytes, in the end.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -21,16 +21,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STUDY, BACKBONE = "demo", "vgg16"
 _FINETUNE = ("--set", "train.mode=finetune")
 #: Verb -> its command and how often it is killed; in the order of the data's way.
@@ -76,7 +74,7 @@ class Tally:
 
     kills: int = 0
     ended_before: int = 0
-    trials: int = 0
+    batches: int = 0
     lost: int = 0
     differing: list[str] = field(default_factory=list)
 
@@ -151,40 +149,24 @@ def files(folder: Path) -> dict[str, str]:
         path for top in _KEPT for path in (folder / top).rglob("*") if path.is_file()
     ):
         name = path.relative_to(folder).as_posix()
-        if name.startswith("data/cache/"):
+        if name.startswith("data/cache/") or name == "data/searches.log":  # holds times
             continue
         found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    openings = folder / "data/cache/openings.jsonl"
-    if openings.is_file():  # every result once or more, never half a line in between
-        found["openings"] = " ".join(sorted(set(openings.read_text().splitlines())))
     return found
 
 
-def trials(folder: Path) -> dict[str, str]:
-    """Finished trials of every search, by journal and place."""
-    found = {}
-    for journal in sorted((folder / "data/cache/optuna").rglob("*.log")):
-        for line in journal.read_bytes().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the half line of a kill
-                continue
-            if place := entry.get("user_attrs", {}).get("place"):
-                told = {
-                    key: entry.get(key)
-                    for key in ("state", "value", "values", "params", "user_attrs")
-                }
-                found[f"{journal.name} {place}"] = json.dumps(told, sort_keys=True)
-    return found
+def batches(folder: Path) -> dict[str, str]:
+    """Finished batches of trials of every search: name of the file -> digest of its bytes."""
+    kept = sorted((folder / "data/cache/searches").glob("*.npz"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 
 STORE = r"""
 import hashlib, json, re, sys, zipfile
 from pathlib import Path
 sys.path.insert(0, "src")
-from equipoise.service import register as registry
-from equipoise.service import tracking
-store = tracking.client()
+from equipoise.service import audit, tracking
+store = tracking.client(Path())
 def content(path):
     if path.suffix != ".keras":
         return path.read_bytes()
@@ -205,7 +187,7 @@ for run_id, (name, run) in runs.items():
                       if "decision" not in str(sorted(run.data.tags)) else "decision"])
     found.setdefault("run " + label, []).append({"status": run.info.status, "params": run.data.params,
         "metrics": run.data.metrics, "tags": run.data.tags, "files": digests(run)})
-name = registry.model_name(sys.argv[1])
+name = audit.model_name(sys.argv[1])
 for version in store.search_model_versions(f"name = '{name}'"):
     found[f"version {version.version}"] = [{"tags": version.tags, "aliases": sorted(version.aliases),
         "run": runs[version.run_id][1].info.run_name, "status": version.status}]
@@ -245,51 +227,99 @@ def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def measure(
-    verb: str, scratch: Path, kills: int, rng: np.random.Generator, say: Callable[[str], None]
-) -> Tally:
-    """Run a verb once undisturbed; kill it on copies of what was before it, and start it again.
+@dataclass
+class Undisturbed:
+    """A verb that nobody killed: seconds of each file operation, its end, and what it left."""
 
-    Every run is in `work`, because addresses in MLflow's store are absolute; `before` becomes the undisturbed result.
+    operations: list[float]
+    end: float
+    left: dict[str, str]
+
+
+class Way:
+    """The verbs in their order, each on what the ones before it left.
+
+    Every run is in `work`, because addresses in MLflow's store are absolute. `before` holds what was
+    there before the next verb.
     """
-    tally, log = Tally(), scratch / f"{verb}.log"
-    before, work, after = (scratch / name for name in ("before", "work", "after"))
-    shutil.copytree(before, work, symlinks=True)
-    if code := start(work, verb, log):
-        raise SystemExit(
-            f"{verb} undisturbed ended with {code}:\n{log.with_suffix('.out').read_text()[-2000:]}"
-        )
-    *at, end = (float(line) for line in log.read_text().split())
-    wanted = files(work) | store(work)
-    work.rename(after)
-    while tally.kills < kills and tally.ended_before <= kills:
-        moment = rng.uniform(at[0], end)
-        operation = max(index for index, second in enumerate(at) if second <= moment)
-        shutil.copytree(before, work, symlinks=True)
-        if start(work, verb, log, operation, moment - at[operation]) == -signal.SIGKILL:
-            tally.kills += 1
-            finished = trials(work)
-            code = start(work, verb, log)
-            kept, found = trials(work), files(work) | store(work)
-            wrong = [f"exit code {code}"] if code else differences(wanted, found)
-            tally.trials += len(finished)
-            tally.lost += sum(kept.get(name) != value for name, value in finished.items())
-            where = f"{verb}: killed {moment:.2f} s of {end:.2f} s, after operation {operation + 1} of {len(at)}"
-            say(f"{where}: {'; '.join(wrong[:6]) or 'equal'}")
-            if wrong:
-                tally.differing.append(f"{where}: {'; '.join(wrong[:6])}")
-                work.rename(scratch / f"{verb}-{tally.kills}")
-        else:
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.before, self.work, self.after = (folder / name for name in ("before", "work", "after"))
+        self.to_come = list(VERBS)
+        build(self.before)
+
+    def go_to(self, verb: str) -> None:
+        """Run the verbs before this one, undisturbed."""
+        while self.to_come[0] != verb:
+            self.run_undisturbed(self.to_come[0])
+            self.go_on()
+
+    def run_undisturbed(self, verb: str) -> Undisturbed:
+        """Run a verb once; what it leaves waits in `after`."""
+        shutil.copytree(self.before, self.work, symlinks=True)
+        log = self.log(verb)
+        code = start(self.work, verb, log)
+        if code:
+            told = log.with_suffix(".out").read_text()[-2000:]
+            raise AssertionError(f"{verb} undisturbed ended with {code}:\n{told}")
+        *operations, end = (float(line) for line in log.read_text().split())
+        left = files(self.work) | store(self.work)
+        self.work.rename(self.after)
+        return Undisturbed(operations, end, left)
+
+    def go_on(self) -> None:
+        """The next verb starts from what this one left."""
+        shutil.rmtree(self.before)
+        self.after.rename(self.before)
+        self.to_come.pop(0)
+
+    def log(self, verb: str) -> Path:
+        """Where the file operations of a verb are noted."""
+        return self.folder / f"{verb}.log"
+
+    def kill(self, verb: str, kills: int, rng: np.random.Generator) -> Tally:
+        """Kill a verb at drawn moments on copies of what was before it, and start it again."""
+        self.go_to(verb)
+        undisturbed = self.run_undisturbed(verb)
+        tally = Tally()
+        while tally.kills < kills and tally.ended_before <= kills:
+            self._kill_once(verb, undisturbed, tally, rng)
+            shutil.rmtree(self.work, ignore_errors=True)
+        self.go_on()
+        return tally
+
+    def _kill_once(
+        self, verb: str, undisturbed: Undisturbed, tally: Tally, rng: np.random.Generator
+    ) -> None:
+        operations = undisturbed.operations
+        moment = rng.uniform(operations[0], undisturbed.end)
+        operation = max(index for index, second in enumerate(operations) if second <= moment)
+        shutil.copytree(self.before, self.work, symlinks=True)
+        log, later = self.log(verb), moment - operations[operation]
+        if start(self.work, verb, log, operation, later) != -signal.SIGKILL:
             tally.ended_before += 1
-        shutil.rmtree(work, ignore_errors=True)
-    shutil.rmtree(before)
-    after.rename(before)
-    return tally
+            return
+        tally.kills += 1
+        finished = batches(self.work)
+        code = start(self.work, verb, log)
+        kept = batches(self.work)
+        left = files(self.work) | store(self.work)
+        wrong = [f"exit code {code}"] if code else differences(undisturbed.left, left)
+        tally.batches += len(finished)
+        tally.lost += sum(kept.get(name) != digest for name, digest in finished.items())
+        where = (
+            f"{verb}: killed {moment:.2f} s of {undisturbed.end:.2f} s, "
+            f"after operation {operation + 1} of {len(operations)}"
+        )
+        print(f"{where}: {'; '.join(wrong[:6]) or 'equal'}", flush=True)
+        if wrong:
+            tally.differing.append(f"{where}: {'; '.join(wrong[:6])}")
+            self.work.rename(self.folder / f"{verb}-{tally.kills}")
 
 
 def build(folder: Path) -> None:
     """A committed checkout with a small phantom study, its images drawn."""
-    sys.path.insert(0, str(ROOT / "tests"))
     import conftest
 
     folder.mkdir(parents=True)
@@ -303,62 +333,7 @@ def build(folder: Path) -> None:
     )
 
 
-def main() -> int:
-    """Kill every verb and print the table."""
-    if sys.argv[1:2] == ["--inside"]:
-        return inside(
-            Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]), sys.argv[6:]
-        )
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--verbs", nargs="+", choices=VERBS, help="kill only these; the others run once"
-    )
-    parser.add_argument("--kills", type=int, help="kills of each verb (default: 61 in all)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        help="where to work; where it holds a study, only --verbs are run on it",
-    )
-    options = parser.parse_args()
-    scratch = options.folder or Path(tempfile.mkdtemp(prefix="crash-"))
-    rng, tallies = np.random.default_rng(options.seed), {}
-    resumed = (scratch / "before").is_dir()
-    if not resumed:
-        build(scratch / "before")
-    for verb, (_, usual) in VERBS.items():
-        if resumed and verb not in (options.verbs or ()):
-            continue
-        wanted = (options.kills or usual) if not options.verbs or verb in options.verbs else 0
-        tallies[verb] = measure(
-            verb, scratch, wanted, rng, lambda text: print(text, file=sys.stderr, flush=True)
-        )
-    print(
-        "| verb | kills | ended before | finished trials at the kill | lost | differing |\n|---|---|---|---|---|---|"
-    )
-    for verb, tally in tallies.items():
-        row = (
-            verb,
-            tally.kills,
-            tally.ended_before,
-            tally.trials,
-            tally.lost,
-            len(tally.differing),
-        )
-        print("| " + " | ".join(map(str, row)) + " |")
-    killed, lost, differing = (
-        sum(f(tally) for tally in tallies.values())
-        for f in (lambda t: t.kills, lambda t: t.lost, lambda t: len(t.differing))
-    )
-    print(f"{killed} kills, {lost} lost finished trials, {differing} differing results")
-    for tally in tallies.values():
-        print("\n".join(tally.differing), end="\n" if tally.differing else "")
-    if not options.folder:
-        shutil.rmtree(scratch)
-    return int(bool(lost or differing))
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    _, _, folder_name, log_name, operation_text, seconds_text, *words = sys.argv
+    place = int(operation_text), float(seconds_text)
+    raise SystemExit(inside(Path(folder_name), Path(log_name), *place, words))

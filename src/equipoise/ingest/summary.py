@@ -1,0 +1,80 @@
+"""What `ingest` found, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from equipoise.core.documents import ClassCount, IngestSummary
+from equipoise.ingest.quarantine import Quarantined
+
+#: Quarantined files that are named; the others are counted.
+_NAMED = 10
+
+
+def summary_text(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> str:
+    """What is shown when `ingest` has run: counts by class, what is odd, and what was left out.
+
+    Args:
+        summary: The counts.
+        quarantined: The files that were left out.
+    """
+    lines = [
+        f"{summary.images} usable images of {summary.patients} patients ({summary.completeness})"
+    ]
+    for name, count in summary.by_class.items():
+        lines.append(_class_line(name, count, summary))
+    lines.append(
+        f"  imbalance 1:{summary.imbalance_ratio:.1f}; "
+        f"{summary.other_files_ignored} other files ignored"
+    )
+    lines += _remarks(summary)
+    lines += _quarantine_lines(summary, quarantined)
+    return "\n".join(lines)
+
+
+def _class_line(name: str, count: ClassCount, summary: IngestSummary) -> str:
+    roles = []
+    if name == summary.positive_class:
+        roles.append("positive")
+    if name in summary.minority_classes:
+        roles.append("minority")
+    role = f" ({', '.join(roles)})" if roles else ""
+    share = f"{100 * count.image_share:.1f} %"
+    return f"  {name}{role}: {count.images} images ({share}), {count.patients} patients"
+
+
+def _remarks(summary: IngestSummary) -> list[str]:
+    """What is not the case in every study."""
+    remarks = []
+    if summary.selection:
+        remarks.append(f"  only {summary.selection}: {summary.not_selected} images left out")
+    if summary.near_copies:
+        remarks.append(
+            f"  {summary.near_copies} near copies stay with the patient of the picture they resemble"
+        )
+    if summary.pseudonymised:
+        remarks.append(
+            f"  ids are keyed hashes; the way back lies in data/local/{summary.study}.csv, "
+            f"on this machine only"
+        )
+    if not summary.patient_ids:
+        remarks.append(
+            "  no patient ids: every image counts as a patient, and intervals will be per image"
+        )
+    odd = [f"{count} {flag}" for flag, count in summary.flagged.items() if count]
+    if odd:
+        remarks.append(f"  kept, and worth a look: {', '.join(odd)}")
+    return remarks
+
+
+def _quarantine_lines(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> list[str]:
+    if not quarantined:
+        return ["  0 files quarantined"]
+    lines = [f"  {len(quarantined)} files quarantined:"]
+    for item in quarantined[:_NAMED]:
+        lines.append(f"    {item.image_id}: {item.reason}")
+    further = len(quarantined) - _NAMED
+    if further > 0:
+        path = f"data/manifest/{summary.study}.quarantine.csv"
+        lines.append(f"    and {further} more in {path}")
+    return lines

@@ -1,0 +1,205 @@
+"""Trials of a search: what one is, what its score is worth, and which of two is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from equipoise.core.config import Tune
+from equipoise.evaluation import intervals, metrics
+from equipoise.scenario.searches import Outcome
+
+#: Resamples times images that are scored at a time.
+_CELLS = 2**22
+
+
+class Gain(NamedTuple):
+    """By how much one trial beats another, and the paired standard error of that over patients."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial with its score.
+
+    Attributes:
+        number: Place in the search, from 0.
+        settings: The strategy's settings and `l2`.
+        score: The objective on the images that score; NaN when the trial failed.
+        violation: By how much the constraint is missed; 0 or less where it is met.
+        probabilities: float (num_images, C) of the images that score; None when the trial failed.
+        error: Why it failed; empty where it did not.
+        steps: Optimiser steps taken; None for a trial that was solved.
+        pruned: Whether it was stopped early.
+    """
+
+    number: int
+    settings: dict[str, Any]
+    score: float
+    violation: float = 0.0
+    probabilities: np.ndarray | None = None
+    error: str = ""
+    steps: int | None = None
+    pruned: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has no score."""
+        return self.probabilities is None
+
+    @property
+    def state(self) -> str:
+        """Failed, pruned or complete, as trials.parquet says it."""
+        if self.failed:
+            return "failed"
+        return "pruned" if self.pruned else "complete"
+
+
+def trial_table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """One row per trial, as in trials.parquet."""
+    rows = []
+    for trial in trials:
+        row: dict[str, Any] = {
+            "trial": trial.number,
+            "state": trial.state,
+            "score": trial.score,
+            "violation": trial.violation,
+            "error": trial.error,
+        }
+        if trial.steps is not None:
+            row["steps"] = trial.steps
+        rows.append(row | trial.settings)
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores the trials of one search, all on the same images.
+
+    Attributes:
+        labels: int (num_images,), of the images that score.
+        patients: (num_images,), patient of each.
+        num_classes: C.
+        positive: Index of the positive class.
+        settings: The `tune` section.
+        seed: Seed of the resamples of patients.
+    """
+
+    labels: np.ndarray
+    patients: np.ndarray
+    num_classes: int
+    positive: int
+    settings: Tune
+    seed: int
+
+    @cached_property
+    def metric(self) -> metrics.Metric:
+        """The objective."""
+        return metrics.load_metric(self.settings.objective)
+
+    @property
+    def maximises(self) -> bool:
+        """Whether a higher score is better."""
+        return self.metric.better == "higher"
+
+    def judge(self, number: int, settings: dict[str, Any], outcome: Outcome) -> Trial:
+        """The trial that an outcome makes: its score and violation, or why it failed."""
+        trial = Trial(
+            number=number,
+            settings=settings,
+            score=float("nan"),
+            error=outcome.error,
+            steps=outcome.steps,
+            pruned=outcome.pruned,
+        )
+        if outcome.logits is None:
+            return trial
+        probabilities = self._probabilities(outcome.logits)
+        trial = replace(
+            trial,
+            score=self._measured(self.metric, probabilities),
+            violation=self._violation(probabilities),
+        )
+        if not np.isfinite(trial.score):
+            return replace(trial, error=f"{self.settings.objective} is not a number")
+        return replace(trial, probabilities=probabilities)
+
+    def best(self, trials: Sequence[Trial]) -> Trial:
+        """The best feasible trial, or else the smallest violation; of equals the earlier trial."""
+        return min(trials, key=self._rank)
+
+    def gain(self, better: Trial, other: Trial) -> Gain:
+        """By how much one complete trial beats another, paired over resampled patients."""
+        patients, drawn = intervals.patient_resamples(
+            self.patients, self.labels, self.settings.gain_resamples, self.seed
+        )
+        patient_of = np.searchsorted(patients, self.patients)
+        num_parts = -(-len(drawn) * len(patient_of) // _CELLS)
+        parts = np.array_split(drawn[1:], num_parts)
+        differences = self._resampled(better, parts, patient_of)
+        differences = differences - self._resampled(other, parts, patient_of)
+        value = better.score - other.score
+        if not self.maximises:
+            value = -value
+        return Gain(value, standard_error=float(np.nanstd(differences, ddof=1)))
+
+    def _rank(self, trial: Trial) -> tuple[float, float, int]:
+        loss = -trial.score if self.maximises else trial.score
+        return max(trial.violation, 0.0), loss, trial.number
+
+    def _violation(self, probabilities: np.ndarray) -> float:
+        constraint = self.settings.constraint
+        if constraint is None:
+            return 0.0
+        metric = metrics.load_metric(constraint.metric)
+        return constraint.at_least - self._measured(metric, probabilities)
+
+    def _resampled(
+        self, trial: Trial, parts: Sequence[np.ndarray], patient_of: np.ndarray
+    ) -> np.ndarray:
+        """Scores of a trial under resamples of the patients, float (num_resamples,).
+
+        Args:
+            trial: A complete trial.
+            parts: Times that each patient is drawn, float (some resamples, num_patients) each.
+            patient_of: int (num_images,), column of the patient of each image.
+        """
+        scores = []
+        for part in parts:
+            weights = part[:, patient_of]
+            scores.append(self._measure(self.metric, trial.probabilities, weights))
+        return np.concatenate(scores)
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities float64 (num_images, C); for two classes the logit of class 0 is zero."""
+        missing_columns = self.num_classes - logits.shape[1]
+        padded = np.pad(logits.astype(np.float64), ((0, 0), (missing_columns, 0)))
+        return metrics.softmax(padded)
+
+    def _measured(self, metric: metrics.Metric, probabilities: np.ndarray) -> float:
+        every_image_once = np.ones((1, len(probabilities)))
+        values = self._measure(metric, probabilities, every_image_once)
+        return float(values[0])
+
+    def _measure(
+        self, metric: metrics.Metric, probabilities: np.ndarray | None, weights: np.ndarray
+    ) -> np.ndarray:
+        """A metric under several weights of the images, float (num_weights, num_images)."""
+        if probabilities is None:
+            raise ValueError("a failed trial has no probabilities to measure")
+        sample = metrics.Sample(
+            self.labels,
+            probabilities,
+            metrics.decide(probabilities, self.positive),
+            self.positive,
+            weights,
+            self.settings.sensitivity_floor,
+        )
+        return metric.function(sample)

@@ -1,0 +1,54 @@
+"""An image -> the decision of a registered model, and a picture of what speaks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from equipoise.compare import gradcam
+from equipoise.core.errors import ConfigError, DataError
+from equipoise.core.files import atomic_path
+from equipoise.service import evidence
+from equipoise.service.predictor import Predictor
+
+_DOTS_PER_INCH = 150
+
+
+def explain_image(
+    model_uri: str, image_path: Path, out_path: Path, class_name: str | None, root: Path
+) -> str:
+    """Draw the image and its map, and say the decision in one line.
+
+    Args:
+        model_uri: A model, for example models:/equipoise-demo@champion.
+        image_path: An image file.
+        out_path: PNG to write.
+        class_name: Map what speaks for this class; None for the one decided for.
+        root: Folder that holds params.yaml.
+
+    Raises:
+        ConfigError: For another suffix, a model of others, or a class that the model does not know.
+        DataError: For a file that cannot be read as an image.
+    """
+    if out_path.suffix.lower() != ".png" or out_path.is_dir():
+        raise ConfigError(
+            f"The picture is written as PNG, and {out_path} is no name of such a file. Use -o NAME.png."
+        )
+    try:
+        content = image_path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{image_path} cannot be read: {error.strerror}.") from error
+    explained = _predictor(model_uri, root).explain(content, class_name)
+    drawn = gradcam.figure(explained.pixels, explained.heat, explained.text)
+    with atomic_path(out_path) as temporary:
+        drawn.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
+    decision = explained.text.replace("\n", "; ")
+    return f"{image_path}: {decision}; written to {out_path}"
+
+
+def _predictor(model_uri: str, root: Path) -> Predictor:
+    """The predictor inside a registered model."""
+    model = evidence.load(model_uri, root).unwrap_python_model()
+    predictor = getattr(model, "predictor", None)
+    if predictor is None:
+        raise ConfigError(f"{model_uri} is no model of Equipoise, so its maps cannot be drawn.")
+    return predictor

@@ -1,0 +1,68 @@
+"""How many images of a patient, a picture or a class are in each part, in numbers and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from equipoise.core.records import PARTS
+
+
+def count_images(groups: pd.Categorical, kinds: pd.Categorical) -> np.ndarray:
+    """Count the images of each group by kind, int (num_groups, num_kinds)."""
+    num_groups = len(groups.categories)
+    num_kinds = len(kinds.categories)
+    pairs = np.ravel_multi_index((groups.codes, kinds.codes), (num_groups, num_kinds))
+    counts = np.bincount(pairs, minlength=num_groups * num_kinds)
+    return counts.reshape(num_groups, num_kinds)
+
+
+def spread_groups(groups: pd.Categorical, parts: pd.Categorical) -> dict[str, str]:
+    """Find the groups with images in more than one part.
+
+    Returns:
+        How many images are where, in words ("in train (3 images) and test (1 images)"), by the
+        group's name.
+    """
+    images = count_images(groups, parts)
+    num_parts = np.count_nonzero(images, axis=1)
+    spread = {}
+    for group in np.flatnonzero(num_parts > 1):
+        places = []
+        for part, count in zip(PARTS, images[group]):
+            if count:
+                places.append(f"{part} ({count} images)")
+        name = groups.categories[group]
+        spread[name] = "in " + " and ".join(places)
+    return spread
+
+
+def short_digest(picture: str) -> str:
+    """The beginning of a picture's name, which is a digest."""
+    return f"{picture[:12]}..."
+
+
+def first_of(texts: Sequence[str], most: int = 5, separator: str = "; ") -> str:
+    """Join the first few texts and count the rest.
+
+    >>> first_of(["a", "b", "c"], most=2)
+    'a; b; and 1 more'
+    """
+    shown = list(texts[:most])
+    more = len(texts) - most
+    if more > 0:
+        shown.append(f"and {more} more")
+    return separator.join(shown)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "patient"), counted(2, "patient")
+    ('1 patient', '2 patients')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}s"
