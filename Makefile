@@ -14,7 +14,7 @@ help:
 	@echo "make env    only make the environment (.venv)"
 	@echo "make lock   derive requirements.lock and conda.yaml from pyproject.toml"
 	@echo "make bench  measure costs beside the usual ways (about 15 minutes; BENCH=--quick: 2)"
-	@echo "make validate  coverage and error rates of intervals and verdicts on simulated studies (VALIDATE=--quick: 1 minute)"
+	@echo "make validate  coverage and error rates of intervals and verdicts on simulated studies (VALIDATE=--quick: 2 minutes)"
 
 .venv/.made: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "Equipoise needs Python 3.11, 3.12 or 3.13, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ..."'

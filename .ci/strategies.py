@@ -25,8 +25,10 @@ Each is one file in `src/equipoise/strategies/` with its formula, its parameters
 `python .ci/strategies.py`.
 
 Every strategy is searched with the same number of trials, beside the penalty `l2`. The published values are tried
-first. At the neutral values a strategy is the baseline exactly, to the last bit. A value can be fixed instead of
-searched: `scenarios: {focal: {gamma: 2.0}}` in `params.yaml`. K is `embed.views`.
+first, and kept unless the best trial beats them by two standard errors. At the neutral values a strategy is the
+baseline exactly, to the last bit; where a search ends there (within 1 % of the range) it has switched the remedy off,
+and `best.json` says so. A value can be fixed instead of searched: `scenarios: {focal: {gamma: 2.0}}` in `params.yaml`.
+K is `embed.views`.
 
 `optuna-dashboard data/searches.log` shows every finished search (`pip install optuna-dashboard`; it is no dependency).
 """

@@ -617,14 +617,25 @@ def bootstrap() -> list[Row]:
     ]
     ids = results[0].table["patient_id"].to_numpy()
     patients, drawn = intervals.patient_resamples(ids, labels, resamples, settings.seed)
+    at_large = intervals.patient_resamples(ids, labels, resamples, settings.seed, at_large=True)
     column = np.searchsorted(patients, ids)
 
     def one(scores: np.ndarray, resample: int) -> tuple[float, ...]:
         weights = drawn[resample, column].astype(float)
         area = roc_auc_score(labels, scores, sample_weight=weights)
-        precision = average_precision_score(labels, scores, sample_weight=weights)
+        of_mix = at_large.drawn[resample, column].astype(float)
+        precision = average_precision_score(labels, scores, sample_weight=of_mix)
         alarms, found, _ = roc_curve(labels, scores, sample_weight=weights, drop_intermediate=False)
-        ends = 1 - alarms[found >= floor - 1e-12].min(), found[alarms <= 1 - floor + 1e-12].max()
+        # Between the middles of two steps: NumPy's quantile over the images of each class.
+        positives, negatives = weights @ labels, weights @ (1 - labels)
+        newly_found = np.rint(np.diff(found) * positives).astype(int)
+        new_alarms = np.rint(np.diff(alarms) * negatives).astype(int)
+        of_positives = np.repeat(alarms[1:], newly_found)
+        of_negatives = np.repeat(found[1:], new_alarms)
+        ends = (
+            1 - np.quantile(of_positives, floor, method="hazen"),
+            np.quantile(of_negatives, 1 - floor, method="hazen"),
+        )
         return float(area), float(precision), *map(float, ends)
 
     sample = range(1, 5 if QUICK else 21)

@@ -16,6 +16,7 @@ _CHECKOUT = (
     "MLproject",
     "conda.yaml",
     "dvc.yaml",
+    "data/raw/dvc.yaml",
     ".dvcignore",
     "params.yaml",
     ".gitignore",
@@ -57,6 +58,7 @@ def copy_checkout(folder: Path) -> None:
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, folder / name)
     (folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
@@ -83,6 +85,14 @@ def make_small(params: dict) -> None:
         "size_px": 48,
         "opacity_patient_fraction": 0.3,
     }
+    # A holdout, so that fine-tuning has a single model and the served model is the one that was tested.
+    demo["split"] = {
+        "scheme": "holdout",
+        "repeats": 1,
+        "test_fraction": 0.35,
+        "val_fraction": 0.25,
+    }
+    demo["train"] = {"seeds": [0, 1]}
     demo["embed"] |= {"image_size_px": 48, "views": 2}
     demo["tune"] |= {"trials": 6, "batch_trials": 3, "gain_resamples": 50}
     demo["compare"] = {"resamples": 200, "permutations": 20}

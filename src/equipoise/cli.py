@@ -271,13 +271,11 @@ def _say_costs(
         _say(f"{study.name}: {pipeline.total(steps)}")
 
 
-def _say_comparison(comparison: Comparison) -> None:
-    from equipoise.compare import wording
+def _say_comparison(study: config.Study, comparison: Comparison) -> None:
+    from equipoise.compare import leakage, screen
 
-    _say(wording.table(comparison))
-    _say(comparison.verdict)
-    for note in comparison.notes:
-        _say(f"- {note}")
+    beside = [leakage.sentence(report) for report in leakage.kept(study)]
+    _say(screen.text(comparison, beside))
 
 
 # --- raw images to features -----------------------------------------------------------------------
@@ -389,7 +387,7 @@ def _compare(options: Options) -> None:
     study = _study(options)
     done = stage.run(study)
     path = page.write(study, done.comparison, done.results)
-    _say_comparison(done.comparison)
+    _say_comparison(study, done.comparison)
     _say(f"report: {path}")
 
 
@@ -556,8 +554,22 @@ def _main(options: Options) -> None:
     _register(options)
     for study in _studies(options):
         _say()
-        _say_comparison(Comparison.read(study.reports_path / "comparison.json"))
+        _measure_leaks_of_demo(study)
+        comparison = Comparison.read(study.reports_path / "comparison.json")
+        _say_comparison(study, comparison)
         _say(f"report: {study.reports_path / 'report.html'}")
+
+
+def _measure_leaks_of_demo(study: config.Study) -> None:
+    """Measure what a leak would have been worth, to be said beside the comparison.
+
+    It takes seconds on drawn images. On real ones it is asked for with `equipoise leakage`.
+    """
+    from equipoise.compare import leakage
+
+    if study.dataset == "phantom":
+        first_backbone = study.backbones[0]
+        leakage.measure(study, first_backbone)
 
 
 def _mark_launcher(root: Path) -> None:

@@ -31,13 +31,23 @@ def study(tmp_path, monkeypatch) -> config.Study:
     documents.ScenarioSummary.model_validate(summary).write(folder / "metrics.json")
     row = comparisons.rival(
         "worse",
-        documents.Difference(value=-0.0123, low=-0.0456, high=0.0789),
-        reason="so it is",
+        documents.Difference(
+            value=-0.0123, low=-0.0456, high=0.0789, detectable=0.111, patients_to_settle=2222.2
+        ),
+        reason="So it is.",
+        switched_off=True,
         result_digest=summary["result_digest"],
         subgroups=evidence.subgroups(predictions, manifest, settings, floor),
     )
+    beside = documents.Difference(value=0.5, low=0.4, high=0.6)
+    row = row.model_copy(update={"delta": row.delta | {"locked.sensitivity": beside}})
     compared = comparisons.comparison(
-        {made.BACKBONE: {"oversample": row}}, notes=["a <b>note</b>"], sensitivity_floor=floor
+        {made.BACKBONE: {"oversample": row}},
+        notes=["a <b>note</b>"],
+        sensitivity_floor=floor,
+        comparisons=5,
+        headline="What comes first.",
+        winners={made.BACKBONE: "oversample"},
     )
     compared.write(made_up.reports_path / "evidence.json")
     made_up.manifest_path.with_suffix(".quarantine.csv").write_text(
@@ -91,8 +101,16 @@ def test_numbers_follow_their_files(study):
         "exact duplicate: 1; unreadable: 2",
     ):
         assert said in text
-    assert "Difference in AUROC: -0.012 [-0.046, 0.079]" in text
-    assert "Verdict: worse (so it is)" in text
+    assert (
+        "Difference in AUROC, simultaneous interval over 5 comparisons: -0.0123 [-0.0456, +0.0789]; margin 0.01"
+        in text
+    )
+    assert "differences from 0.111 on; patients of the rarer class" in text
+    assert "at most about: 2,222" in text
+    assert (
+        "Difference in sensitivity at the locked threshold, without a verdict: 0.500 [0.400" in text
+    )
+    assert "* Verdict: worse (switched off by the search)" in text
     assert "secret" not in text  # a reason may name an image
 
 
@@ -119,7 +137,44 @@ def test_of_the_short_form_the_card_says_that_subgroups_are_not_measured(study):
     evidence_path.unlink()
     text = write(study)
     assert "Subgroups evaluated: not measured" in text
-    assert "Verdict: worse (so it is)" in text
+    assert "So it is." in text
+    assert "Verdict: worse" in text
+
+
+def test_the_card_says_what_the_page_says(study):
+    text = write(study)
+    place = [text.index(said) for said in ("What comes first.", "So it is.", "The winner on vgg16")]
+    assert place == sorted(place)
+    assert place[-1] < text.index("## Model details")
+    assert "its claim is the low end of the simultaneous 95 % interval: -0.0456 in AUROC" in text
+
+
+def test_the_card_says_where_the_floor_is_missed(study):
+    """The row's sensitivity at the locked threshold is 0.8; the floor is 0.9."""
+    path = study.reports_path / "evidence.json"
+    change(path, winners={made.BACKBONE: "baseline"})  # of winners the headline says it
+    assert "misses the 90 % sensitivity" in write(study)
+    assert "0.800 [0.700, 0.900] of images" in write(study)
+    change(path, sensitivity_floor=0.75)
+    assert "misses" not in write(study)
+
+
+def test_a_rule_without_a_floor_promises_nothing(study):
+    compared = documents.Comparison.read(study.reports_path / "evidence.json")
+    compared = compared.model_copy(update={"winners": {made.BACKBONE: "baseline"}})
+    assert any(
+        "misses" in text for text in card.said(compared, "vgg16", "oversample", "sensitivity_floor")
+    )
+    assert not any(
+        "misses" in text for text in card.said(compared, "vgg16", "oversample", "youden")
+    )
+
+
+def test_doing_nothing_claims_nothing():
+    alone = comparisons.comparison()
+    assert card.said(alone, made.BACKBONE, "baseline", "youden") == [
+        "The winner on vgg16 is doing nothing, which claims nothing."
+    ]
 
 
 def test_a_comparison_of_another_run_is_not_believed(study):

@@ -1,4 +1,4 @@
-"""Paired differences, Holm, verdicts and winners on fabricated results."""
+"""Paired differences, simultaneous intervals, verdicts and winners on fabricated results."""
 
 import dataclasses
 import shutil
@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy.special import stdtrit
+from scipy.stats import multivariate_t
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from equipoise.compare import paired, wording
+from equipoise.compare import evidence, judging, screen
 from equipoise.compare import results as results_
 from equipoise.compare import stage as compare
 from equipoise.compare.evidence import RowEvidence
@@ -23,7 +24,7 @@ from equipoise.evaluation.metrics import Endpoint
 from equipoise.split import stage as splits
 from fabricate import made
 
-PRIMARY = "free.specificity_at_sensitivity"
+PRIMARY = "free.auroc"
 SCENARIOS = ["baseline", "oversample", "undersample", "class_weight", "augment"]
 
 
@@ -47,27 +48,29 @@ def run(study):
 
 def study(folder, scenarios=SCENARIOS, patients=(90, 60), **changes):
     changes.setdefault("run", {"scenarios": list(scenarios)})
-    changes.setdefault("compare", {"resamples": 1000})  # with few, no p can pass Holm
+    changes.setdefault("compare", {"resamples": 1000})
+    changes.setdefault("split", {"scheme": "holdout", "repeats": 1})
     return made.study(folder, patients=patients, **changes)
 
 
 def again(*scenarios):
     """The study of the working folder, with the settings of `made` alone."""
     return config.load_study(
-        "made", made.params(run={"scenarios": list(scenarios)}, compare={"resamples": 1000})
+        "made",
+        made.params(
+            run={"scenarios": list(scenarios)},
+            compare={"resamples": 1000},
+            split={"scheme": "holdout", "repeats": 1},
+        ),
     )
 
 
-def table(comparison):
-    """The printed table."""
-    return wording.table(comparison)
-
-
-def of_few(p_value, result):
-    """The p of a percentile bootstrap made to fit the expanded interval: Student's tail for the normal one."""
-    patients = result.evaluation.effective_patients
-    shrunk = np.sqrt((patients - 1) / patients) * stats.norm.ppf(p_value / 2)
-    return 2 * stats.t.cdf(shrunk, patients - 1)
+def gains_of(results, backbone=made.BACKBONE):
+    """Resampled AUROC of every rival above its baseline's, (B + 1, K), read off the evaluations."""
+    draws = {result.key: result.evaluation.draws[AUROC] for result in results}
+    rivals = [result for result in results if not result.is_baseline]
+    columns = [draws[result.key] - draws[result.baseline_key] for result in rivals]
+    return np.stack(columns, axis=1)
 
 
 def write(study, **strengths):
@@ -78,50 +81,88 @@ def write(study, **strengths):
     return study
 
 
-def test_identical_predictions_show_no_clear_difference_and_the_baseline_wins(folder):
+def test_identical_predictions_are_equivalent_and_the_baseline_wins(folder):
     comparison, _ = run(write(study(folder), oversample=(1.0, 0.9)))
     rows = comparison.rows[made.BACKBONE]
     for scenario in SCENARIOS[1:]:
-        assert rows[scenario].verdict == "no clear difference"
+        assert rows[scenario].verdict == "equivalent"
+        assert "does not differ at all (margin 0.01)" in rows[scenario].reason
         for delta in rows[scenario].delta.values():
-            assert (delta.value, delta.low, delta.high, delta.p_value) == (0, 0, 0, 1)
+            assert (delta.value, delta.low, delta.high) == (0, 0, 0)
+        assert rows[scenario].delta[PRIMARY].p_adjusted == 1
     assert rows["baseline"].verdict == "baseline"
     assert "delta" not in rows["baseline"].as_dict()
     assert comparison.winners == {made.BACKBONE: "baseline"}
-    assert "no remedy is clearly better than the baseline" in comparison.verdict
+    assert comparison.headline.startswith(
+        "No remedy is better than doing nothing in AUROC; of 4 comparisons: 4 equivalent."
+    )
 
 
 def test_a_clearly_better_scenario_is_better_and_wins(folder):
-    comparison, results = run(write(study(folder), oversample=(5.0, 0.9), augment=(0.0, 0.99)))
+    comparison, _ = run(write(study(folder), oversample=(5.0, 0.9), augment=(-1.0, 0.99)))
     rows = comparison.rows[made.BACKBONE]
     assert rows["oversample"].verdict == "better"
     assert rows["augment"].verdict == "worse"
     delta = rows["oversample"].delta[PRIMARY]
     assert 0 < delta.low <= delta.value <= delta.high
-    assert delta.p_value == pytest.approx(of_few(2 / 1001, results[0])), (
-        "never 0: the estimate is a resample too"
-    )
+    assert 0 < delta.p_adjusted < 0.05
     assert comparison.winners[made.BACKBONE] == "oversample", (
         "a worse scenario cannot win by its inner score"
     )
-    assert comparison.verdict.startswith(
-        f"{made.BACKBONE}: oversample is better than the baseline in specificity"
+    assert comparison.headline.startswith(
+        f"Better than doing nothing in AUROC: oversample on {made.BACKBONE}; of 4 comparisons: "
+        "1 better, 1 worse and 2 equivalent."
     )
+    assert comparison.verdict.startswith(comparison.headline)
+    for scenario in SCENARIOS[1:]:
+        assert rows[scenario].reason in comparison.verdict
+    assert (comparison.margin, comparison.comparisons) == (0.01, 4)
     assert Comparison.read(folder / "reports/made/evidence.json") == comparison
 
 
-def test_among_better_scenarios_the_best_inner_score_wins_not_the_best_on_test(folder):
-    strengths = {"oversample": (4.0, 0.7), "class_weight": (6.0, 0.6)}
+def test_of_one_test_part_the_best_inner_score_among_the_better_wins(folder):
+    strengths = {"oversample": (1.9, 0.7), "class_weight": (6.0, 0.6)}
     comparison, _ = run(write(study(folder), **strengths))
     rows = comparison.rows[made.BACKBONE]
     assert rows["oversample"].verdict == rows["class_weight"].verdict == "better"
+    assert rows["oversample"].delta[PRIMARY].low < rows["class_weight"].delta[PRIMARY].low
     assert comparison.winners[made.BACKBONE] == "oversample"
+    assert any("the best inner score wins" in note for note in comparison.notes)
+    assert "of heads of this one training set" in rows["oversample"].reason
 
 
-def test_a_worse_scenario_is_named_in_the_verdict(folder):
-    comparison, _ = run(write(study(folder), undersample=(-1.0, 0.5)))
-    assert comparison.winners[made.BACKBONE] == "baseline"
-    assert "; worse: undersample (-" in comparison.verdict
+IN_FOLDS = {"split": {"scheme": "kfold", "folds": 3, "repeats": 2}}
+
+
+def test_in_folds_the_highest_low_end_wins_whatever_the_inner_score(folder):
+    strengths = {"oversample": (1.9, 0.7), "class_weight": (6.0, 0.6)}
+    comparison, _ = run(write(study(folder, **IN_FOLDS), **strengths))
+    rows = comparison.rows[made.BACKBONE]
+    assert rows["oversample"].verdict == rows["class_weight"].verdict == "better"
+    assert rows["oversample"].delta[PRIMARY].low < rows["class_weight"].delta[PRIMARY].low
+    assert comparison.winners[made.BACKBONE] == "class_weight"
+    assert "of heads trained on data of this size" in rows["oversample"].reason
+
+
+def test_ten_perfect_rivals_against_a_coin_toss_are_all_better(folder):
+    """Twelve patients of the rarer class; no smallest p stands in the way."""
+    scenarios = [*SCENARIOS, "weighted_augment", "focal", "class_balanced", "logit_adjust"]
+    scenarios += ["patient_balanced", "smote"]
+    made_up = study(
+        folder,
+        scenarios,
+        patients=(60, 12),
+        split={"scheme": "kfold", "folds": 3, "repeats": 1},
+    )
+    write(made_up, **dict.fromkeys(scenarios[1:], (60.0, 0.5)))
+    made.result(made_up, "baseline", strength=0.0)
+    comparison, _ = run(made_up)
+    rows = comparison.rows[made.BACKBONE]
+    assert [rows[name].verdict for name in scenarios[1:]] == ["better"] * 10
+    assert rows["smote"].free["auroc"].value == 1
+    assert 0.3 < rows["baseline"].free["auroc"].value < 0.7
+    assert comparison.winners[made.BACKBONE] in scenarios[1:]
+    assert comparison.headline.startswith("Better than doing nothing in AUROC: ")
 
 
 def test_a_metric_that_should_be_small_turns_the_verdict_round(folder):
@@ -172,12 +213,15 @@ def test_deltas_are_differences_of_estimates_over_the_same_resamples(folder):
         for part in test
     ]
     differences = np.subtract(*draws)
-    ends = intervals.effect(
-        np.append(0, differences), 0.05, results[0].evaluation.effective_patients
+    # A single rival that varies: Student's interval with the bootstrap's standard deviation.
+    patients = results[0].evaluation.effective_patients
+    half = differences.std() * stdtrit(patients - 1, 0.975)
+    assert auroc.standard_error == pytest.approx(differences.std(), abs=1e-9)
+    assert (auroc.low, auroc.high) == pytest.approx(
+        (auroc.value - half, auroc.value + half), rel=1e-3
     )
-    assert (auroc.low, auroc.high) == pytest.approx((ends.low, ends.high), abs=1e-6)
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    assert auroc.p_value == pytest.approx(of_few(min(1, 2 * (tail + 1) / 201), results[0]))
+    secondary = rows["oversample"].delta["raw.sensitivity"].as_dict()
+    assert list(secondary) == ["value", "low", "high"], "nothing beside the primary is judged"
 
 
 def test_pairing_makes_the_interval_of_the_difference_narrower(folder):
@@ -188,63 +232,113 @@ def test_pairing_makes_the_interval_of_the_difference_narrower(folder):
     assert delta.high - delta.low < 0.5 * (single.high - single.low)
 
 
-def test_holm_equals_statsmodels_over_scenarios_and_backbones(folder):
-    made_up = study(folder, run={"scenarios": SCENARIOS[:3], "backbones": ["vgg16", "densenet201"]})
+@pytest.mark.parametrize(("scheme", "inflation"), [("holdout", 1.0), ("kfold", 1.5)])
+def test_the_intervals_hold_together_over_scenarios_and_backbones(folder, scheme, inflation):
+    """By scipy's multivariate t: the common critical value leaves 95 % of max |t| inside."""
+    made_up = study(
+        folder,
+        run={"scenarios": SCENARIOS[:3], "backbones": ["vgg16", "densenet201"]},
+        split={"scheme": scheme, "folds": 3, "repeats": 1},
+    )
     for backbone, strengths in (("vgg16", (1.0, 1.4, 0.8)), ("densenet201", (1.1, 1.2, 1.9))):
         for scenario, strength in zip(SCENARIOS, strengths):
             made.result(made_up, scenario, strength, backbone=backbone)
-    comparison, _ = run(made_up)
+    comparison, results = run(made_up)
     deltas = [
         row.delta[PRIMARY]
         for rows in comparison.rows.values()
         for row in rows.values()
         if row.delta
     ]
-    raw = [delta.p_value for delta in deltas]
-    assert len(set(raw)) > 2
-    assert [delta.p_holm for delta in deltas] == pytest.approx(multipletests(raw, method="holm")[1])
+    gains = gains_of(results)
+    gains = gains[~np.isnan(gains).any(axis=1)]
+    errors = gains[1:].std(axis=0) * np.sqrt(inflation)
+    assert [delta.standard_error for delta in deltas] == pytest.approx(errors)
+    criticals = [(delta.high - delta.value) / delta.standard_error for delta in deltas]
+    assert criticals == pytest.approx([criticals[0]] * 4)
+    law = multivariate_t(
+        shape=np.corrcoef(gains[1:], rowvar=False),
+        df=results[0].evaluation.effective_patients - 1,
+        allow_singular=True,
+    )
+    bound = np.full(4, criticals[0])
+    inside = law.cdf(bound, lower_limit=-bound, maxpts=100_000, random_state=1)
+    assert inside == pytest.approx(0.95, abs=0.002)
     assert set(comparison.winners) == {"vgg16", "densenet201"}
+    assert comparison.effective_patients == results[0].evaluation.effective_patients
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 def test_holm_equals_statsmodels(count):
     p_values = np.random.default_rng(count).beta(0.3, 1, size=count).round(3)
-    assert paired.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
-    assert paired.holm([]) == []
+    assert evidence.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+    assert evidence.holm([]) == []
 
 
 def evaluation(draws):
     return intervals.Evaluation({AUROC: np.asarray(draws, dtype=float)}, {}, {}, 0.05)
 
 
-def of_p(p_value, sign=1):
-    """An evaluation whose difference to 0 has that p over 1,999 resamples."""
-    below = round(p_value * 2000 / 2) - 1
-    return evaluation(sign * np.array([0.1] + [-0.1] * below + [0.1] * (1999 - below)))
+def varying(estimate, deviation=0.01, seed=0, resamples=500):
+    """An evaluation whose number varies like this over the resamples."""
+    noise = np.random.default_rng(seed).normal(size=resamples)
+    noise = (noise - noise.mean()) / noise.std()
+    return evaluation(np.append(estimate, estimate + deviation * noise))
 
 
-def test_holm_known_values_and_verdicts():
-    given = dict(zip("abcd", (0.01, 0.04, 0.03, 0.005)))
-    evaluations = {
-        "base": evaluation(np.zeros(2000)),
-        **{name: of_p(p) for name, p in given.items()},
+def family(rivals, sign=1):
+    """Rivals beside a baseline that is 0 in every resample."""
+    evaluations = {"base": evaluation(np.zeros(501)), **rivals}
+    return judging.Family(
+        evaluations=evaluations,
+        baselines=dict.fromkeys(rivals, "base"),
+        primary=AUROC,
+        sign=sign,
+        folds=1,
+        patients=40,
+    )
+
+
+COMPARE = made.settings(compare={"margin": 0.01}).compare
+
+
+def test_four_verdicts_and_what_a_lower_number_means():
+    rivals = {
+        "up": varying(0.05),
+        "down": varying(-0.05, seed=1),
+        "same": varying(0.001, deviation=0.002, seed=2),
+        "who knows": varying(0.01, seed=3),
     }
-    baselines = dict.fromkeys("abcd", "base")
-    found = paired.paired(evaluations, baselines, AUROC, 0.05, 1)
-    assert [row.delta.p_value for row in found.values()] == pytest.approx(
-        list(given.values()), rel=1e-4
-    )
-    assert [row.delta.p_holm for row in found.values()] == pytest.approx(
-        [0.03, 0.06, 0.06, 0.02], rel=1e-4
-    )
-    unclear = "no clear difference"
-    assert [row.verdict for row in found.values()] == ["better", unclear, unclear, "better"]
-    turned = paired.paired(evaluations, baselines, AUROC, 0.05, -1)
-    assert [row.verdict for row in turned.values()] == ["worse", unclear, unclear, "worse"]
-    assert paired.paired(evaluations, {}, AUROC, 0.05, 1) == {}
-    empty = {"a": evaluation([0.5, np.nan, np.nan]), "base": evaluation([0, 0, 0])}
-    with pytest.raises(DataError, match=r"a: free\.auroc exists in no resample"):
-        paired.paired(empty, {"a": "base"}, AUROC, 0.05, 1)
+    judged = judging.judge(family(rivals), COMPARE)
+    words = ["better", "worse", "equivalent", "inconclusive"]
+    assert [row.verdict for row in judged.values()] == words
+    turned = judging.judge(family(rivals, sign=-1), COMPARE)
+    assert [row.verdict for row in turned.values()] == ["worse", "better", *words[2:]]
+    for rival in rivals:
+        # The numbers keep the direction of the metric, whatever is better.
+        assert turned[rival].delta.value == judged[rival].delta.value
+        ends = turned[rival].delta.low, turned[rival].delta.high
+        assert ends == pytest.approx((judged[rival].delta.low, judged[rival].delta.high))
+    settled = judged["who knows"].delta
+    assert settled.patients_to_settle == pytest.approx(40 * (settled.detectable / 0.01) ** 2)
+    assert judging.judge(family({}), COMPARE) == {}
+
+
+def test_where_one_patient_decides_nothing_is_judged():
+    alone = dataclasses.replace(varying(0.3), one_patient_decides=True)
+    judged = judging.judge(family({"up": alone}), COMPARE)
+    assert judged["up"].verdict == "inconclusive"
+    assert judged["up"].obstacle.startswith("one patient of the rarer class decides")
+    assert judged["up"].delta.value == 0.3
+    assert np.isnan([judged["up"].delta.low, judged["up"].delta.high]).all()
+
+
+def test_a_rival_without_numbers_does_not_spoil_the_others():
+    lost = evaluation(np.append(0.5, np.full(500, np.nan)))
+    judged = judging.judge(family({"lost": lost, "up": varying(0.3)}), COMPARE)
+    assert judged["lost"].verdict == "inconclusive"
+    assert judged["lost"].obstacle.startswith("auroc does not exist in enough resamples")
+    assert judged["up"].verdict == "better"
 
 
 def test_the_challenger_is_the_winner_with_the_best_inner_score(folder):
@@ -393,16 +487,23 @@ def test_everything_behind_the_verdict_is_in_the_evidence_and_the_short_form_is_
     row = comparison.rows[made.BACKBONE]["oversample"]
     assert set(row.patient) == {"mean", "max", "vote"}
     assert row.patient["mean"].patients == comparison.test_patients
-    assert "brier" in row.patient["mean"].raw
-    assert "brier" not in row.patient["vote"].raw
+    assert "sensitivity" in row.patient["mean"].raw
+    assert "brier" not in row.patient["mean"].raw
     assert row.by_fold == {}
     assert row.per_class == {}
-    tests = [comparison.rows[made.BACKBONE][name].mcnemar["raw"] for name in SCENARIOS[1:]]
+    tests = [
+        test
+        for name in SCENARIOS[1:]
+        for test in comparison.rows[made.BACKBONE][name].mcnemar["raw"].values()
+    ]
     holm = multipletests([test.p_value for test in tests], method="holm")[1]
     assert [test.p_holm for test in tests] == pytest.approx(holm)
-    first = tests[0]
-    alike, unlike = first.both_right + first.both_wrong, first.only_scenario_right
-    assert alike + unlike + first.only_baseline_right == comparison.test_patients
+    assert [test.class_name for test in tests[:2]] == comparison.classes
+    tested = 0
+    for first in tests[:2]:
+        alike, unlike = first.both_right + first.both_wrong, first.only_scenario_right
+        tested += alike + unlike + first.only_baseline_right
+    assert tested == comparison.test_patients
     per = row.per_1000["images"]["raw"]
     test = [result.predictions.part("test").table for result in results[:2]]
     found = [((table["prob_opacity"] >= 0.5) & (table["label"] == 1)).sum() for table in test]
@@ -417,7 +518,7 @@ def test_everything_behind_the_verdict_is_in_the_evidence_and_the_short_form_is_
         (whole.value, whole.low, whole.high), rel=1e-4
     )
     assert list(short.rows[made.BACKBONE]["oversample"].delta) == [PRIMARY]
-    assert table(short) == table(comparison)
+    assert screen.text(short) == screen.text(comparison)
     assert (folder / "reports/made/comparison.json").stat().st_size < 20_000
 
 
@@ -428,7 +529,7 @@ def test_without_patient_ids_nothing_is_said_about_patients(folder):
     row = compare.run(made_up).comparison.rows[made.BACKBONE]["oversample"]
     assert row.patient == {}
     assert list(row.per_1000) == ["images"]
-    assert row.mcnemar["raw"].units == "images"
+    assert row.mcnemar["raw"]["opacity"].units == "images"
 
 
 def test_three_classes_have_each_class_and_no_counts_of_positives(folder):
@@ -480,8 +581,8 @@ def test_without_the_baseline_nothing_is_compared(folder):
 def test_the_baseline_alone_is_a_comparison_of_nothing(folder):
     comparison, _ = run(write(study(folder, ["baseline"])))
     assert comparison.winners == {made.BACKBONE: "baseline"}
-    assert "no clear" not in table(comparison)
-    assert comparison.verdict == "vgg16: the baseline stands alone, so nothing was compared."
+    assert comparison.headline.startswith("The baseline stands alone, so nothing was compared.")
+    assert "better" not in comparison.verdict
 
 
 def test_unknown_names_are_refused(folder):
@@ -505,8 +606,13 @@ def test_three_classes_compare_by_auroc_and_not_by_specificity(folder):
     comparison, _ = run(write(made_up, oversample=(4.0, 0.9)))
     assert comparison.primary == "free.auroc"
     assert comparison.rows[made.BACKBONE]["oversample"].verdict == "better"
-    assert "balanced accuracy" in table(comparison)
-    wrong = config.load_study("made", made.params(run={"scenarios": ["baseline"]}))
+    assert "balanced accuracy" in screen.text(comparison)
+    wrong = config.load_study(
+        "made",
+        made.params(
+            run={"scenarios": ["baseline"]}, compare={"primary": "specificity_at_sensitivity"}
+        ),
+    )
     with pytest.raises(ConfigError, match="specificity_at_sensitivity, which does not exist"):
         run(wrong)
 
@@ -545,20 +651,46 @@ def test_notes_tell_what_a_reader_must_know(folder):
     )
 
 
-def test_table_text_has_a_line_for_every_scenario_and_marks_the_winner(folder):
+def test_the_screen_has_a_line_for_every_scenario_and_marks_the_winner(folder):
     comparison, _ = run(write(study(folder), oversample=(5.0, 0.9)))
-    lines = table(comparison).splitlines()
-    rows = comparison.rows[made.BACKBONE]
-    assert lines[0].startswith(
-        "made, vgg16 (* the winner; difference in specificity at 90 % sensitivity"
-    )
-    assert [line.split()[0] for line in lines[1:] if line] == ["scenario", *SCENARIOS]
-    better = next(line for line in lines if line.startswith("oversample"))
-    assert better.endswith("better *")
-    assert sum(line.endswith("*") for line in lines) == 1
-    auroc = rows["oversample"].free["auroc"]
-    assert f"{auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" in better
-    assert f"p={rows['oversample'].delta[PRIMARY].p_holm:.3f}" in better
+    text = screen.text(comparison)
+    lines = text.splitlines()
+    assert max(len(line) for line in lines) <= 100
+    assert lines[0].startswith("Better than doing nothing in AUROC: oversample on vgg16;")
+    start = next(number for number, line in enumerate(lines) if line.startswith("made, vgg16"))
+    of_table = lines[start + 1 : start + 1 + len(SCENARIOS)]
+    assert [line.split()[0] for line in of_table] == SCENARIOS
+    assert [line.split()[1] == "*" for line in of_table] == [
+        name == "oversample" for name in SCENARIOS
+    ]
+    row = comparison.rows[made.BACKBONE]["oversample"]
+    delta = row.delta[PRIMARY]
+    assert f"better      {delta.value:+.3f} [{delta.low:+.3f}, {delta.high:+.3f}]" in text
+    numbers = [row.free["auroc"], row.locked["sensitivity"], row.locked["specificity"]]
+    assert of_table[1].split()[-3:] == [f"{measured.value:.3f}" for measured in numbers]
+
+
+def test_a_missed_floor_is_said_first_and_in_a_note(folder):
+    made_up = study(folder, ["baseline", "oversample"], tune={"sensitivity_floor": 0.99})
+    comparison, results = compare.run(write(made_up))
+    test = results[0].predictions.part("test").table
+    of_positives = test[test["label"] == 1]
+    found = (of_positives["calibrated_opacity"] >= of_positives["threshold"]).mean()
+    assert found < 0.99
+    sentence = "The locked threshold misses the 99 % sensitivity it was chosen for on test: "
+    assert f"{sentence}baseline on vgg16 finds {found:.3f} [" in comparison.headline
+    assert "oversample" not in comparison.headline
+    (note,) = [note for note in comparison.notes if note.startswith(sentence)]
+    assert f"oversample on vgg16 finds {found:.3f} [" in note
+    by_cost = study_of_cost(made_up)
+    assert "misses" not in run(by_cost).comparison.headline
+
+
+def study_of_cost(made_up):
+    """The same study, its threshold locked by costs: no sensitivity was promised."""
+    rule = made_up.settings.threshold.model_copy(update={"rule": "cost"})
+    settings = made_up.settings.model_copy(update={"threshold": rule})
+    return made_up.model_copy(update={"settings": settings})
 
 
 def test_the_distribution_adds_up_to_the_manifest(folder):

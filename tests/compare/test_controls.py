@@ -1,5 +1,6 @@
 """The controls find what they are for, and nothing where nothing is; the leakage verb shows what a leak is worth."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from equipoise.compare import controls, leakage
 from equipoise.compare import stage as compare
-from equipoise.core.documents import Controls, Difference, MeasuredMetric
+from equipoise.core.documents import Controls, Difference, MeasuredMetric, PermutedLabels
 from equipoise.core.files import read_table
 from equipoise.core.records import Manifest, Splits
 from equipoise.scenario.matrix import Inputs
@@ -101,6 +102,69 @@ def test_permuted_labels_are_learned_when_patients_are_on_both_sides(folder):
     assert made.BACKBONE in check.detail
 
 
+NOTHING = MeasuredMetric(value=0.5, low=0.4, high=0.6)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_number_that_does_not_exist_is_never_a_finding(missing):
+    without = MeasuredMetric(value=missing, low=missing, high=missing)
+    lost = PermutedLabels(auroc=missing, low=missing, high=missing, reason="nothing to permute")
+    metadata, permuted = checks_of(without, vgg16=lost)
+    assert metadata.answer == permuted.answer == "not applicable"
+    assert "nan" not in metadata.detail + permuted.detail
+    assert permuted.detail == "vgg16: nothing to permute"
+    half = MeasuredMetric(value=0.9, low=missing, high=missing)
+    assert checks_of(half)[0].answer == "not applicable"
+
+
+def test_the_backbones_that_have_an_answer_give_it():
+    lost = PermutedLabels(auroc=None, low=None, high=None)
+    chance = PermutedLabels(auroc=0.5, low=0.49, high=0.51)
+    learned = PermutedLabels(auroc=0.6, low=0.49, high=0.51)
+    assert checks_of(NOTHING, a=lost, b=chance)[1].answer == "none"
+    assert checks_of(NOTHING, a=chance, b=learned, c=lost)[1].answer == "finding"
+
+
+def test_where_no_patient_shows_mostly_one_class_nothing_can_be_permuted(folder):
+    """Many naevi and one melanoma in every patient: there is no label of a patient to permute."""
+    study = made.study(folder, patients=(40, 30))
+    manifest = Manifest.read(study.manifest_path)
+    table = manifest.table
+    # Every image with the opacity goes to a patient who has more clear ones.
+    owners = sorted(table.loc[table["label"] == 0, "patient_id"].unique())
+    owners = [name for name in owners if (table["patient_id"] == name).sum() == 3]
+    seen = {}
+    for row in table.index[table["label"] == 1]:
+        patient = owners[len(seen) % len(owners)]
+        if len(seen) < len(owners):
+            seen[row] = patient
+    table = table.drop(table.index[(table["label"] == 1) & ~table.index.isin(seen)])
+    for row, patient in seen.items():
+        table.loc[row, "patient_id"] = patient
+    alone = Manifest(table.reset_index(drop=True), manifest.meta)
+    inputs = dataclasses.replace(_inputs(study), manifest=alone)
+    images = np.random.default_rng(1).permutation(len(table))
+    found = controls.permuted_labels(
+        inputs, [controls.Sides(*np.array_split(images, 2))], 0.1, 20, 3
+    )
+    assert (found.auroc, found.low, found.high) == (None, None, None)
+    assert "of no patient most images are opacity" in found.reason
+    (check,) = checks_of(NOTHING, vgg16=found)[1:]
+    assert (check.code, check.answer) == ("EQ008", "not applicable")
+
+
+def test_a_test_part_without_a_class_tells_nothing(folder):
+    inputs = _inputs(made.study(folder, patients=(40, 30)))
+    train, test = controls.sides(inputs.manifest, inputs.splits.round(0, 0))
+    single = controls.permuted_labels(inputs, [controls.Sides(train, test[:1])], 0.1, 20, 3)
+    assert single.auroc is None
+    assert single.reason
+    both = [controls.Sides(train, test), controls.Sides(train, test[:1])]
+    kept = controls.permuted_labels(inputs, both, 0.1, 20, 3)
+    alone = controls.permuted_labels(inputs, both[:1], 0.1, 20, 3)
+    assert kept.auroc == alone.auroc
+
+
 def test_the_ridge_of_the_control_is_scikit_learns(folder):
     inputs = _inputs(made.study(folder, patients=(40, 30)))
     train, test = controls.sides(inputs.manifest, inputs.splits.round(0, 0))
@@ -175,9 +239,7 @@ def test_leaks_inflate_and_patients_kept_whole_do_not(folder):
     inflation = rows[leakage.BY_IMAGE].inflation["free.auroc"]
     assert inflation.low > 0
     assert inflation.value == pytest.approx(by_image.value - whole.value)
-    assert rows[leakage.WHOLE].inflation["free.auroc"] == Difference(
-        value=0, low=0, high=0, p_value=1
-    )
+    assert rows[leakage.WHOLE].inflation["free.auroc"] == Difference(value=0, low=0, high=0)
     control = rows[leakage.WHOLE].permuted_labels
     assert control.low <= control.auroc <= control.high
     assert (
@@ -185,6 +247,10 @@ def test_leaks_inflate_and_patients_kept_whole_do_not(folder):
     )
     text = leakage.table_text(found)
     assert all(kind in text for kind in rows)
+    (again,) = leakage.kept(study)
+    assert again.rows[leakage.BY_IMAGE].inflation["free.auroc"] == inflation
+    worth = f"{inflation.value:+.3f} [{inflation.low:+.3f}, {inflation.high:+.3f}] split by image"
+    assert worth in leakage.sentence(again)
     assert f"{by_image.value:.3f}" in text
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 
 from equipoise.compare import evidence, patients
@@ -21,17 +22,42 @@ def decided(right, labels):
     return made.predictions(logits, labels)
 
 
-def test_mcnemar_known_value_of_2_and_10_discordant_patients():
-    labels = np.arange(40) % 2
-    mine, other = np.ones(40, bool), np.ones(40, bool)
-    mine[:2], other[2:12], mine[20:23], other[20:23] = False, False, False, False
-    found = evidence.mcnemar(decided(mine, labels), decided(other, labels), "patients")["raw"]
-    assert found.p_value == pytest.approx(0.038574, abs=5e-7)
-    counts = [
-        getattr(found, name)
-        for name in ("both_right", "only_scenario_right", "only_baseline_right", "both_wrong")
+def counts_of(test):
+    return [
+        test.both_right,
+        test.only_scenario_right,
+        test.only_baseline_right,
+        test.both_wrong,
     ]
-    assert counts == [25, 10, 2, 3]
+
+
+def test_mcnemar_known_value_of_2_and_10_discordant_patients_of_one_class():
+    labels = np.repeat([1, 0], [40, 30])
+    mine, other = np.ones(70, bool), np.ones(70, bool)
+    mine[:2], other[2:12], mine[20:23], other[20:23] = False, False, False, False
+    mine[40:45] = False
+    by_class = evidence.mcnemar(decided(mine, labels), decided(other, labels), "patients")["raw"]
+    assert list(by_class) == ["clear", "opacity"]
+    found = by_class["opacity"]
+    assert found.class_name == "opacity"
+    assert found.p_value == pytest.approx(0.038574, abs=5e-7)
+    assert counts_of(found) == [25, 10, 2, 3]
+    assert counts_of(by_class["clear"]) == [25, 0, 5, 0]
+    assert by_class["clear"].p_value == pytest.approx(stats.binomtest(0, 5).pvalue)
+
+
+def test_a_moved_threshold_gains_on_one_class_and_loses_on_the_other():
+    """13 positives gained and 42 negatives lost: together p = 0.0001 would say that decisions got worse."""
+    labels = np.repeat([1, 0], [60, 240])
+    mine, other = np.ones(300, bool), np.ones(300, bool)
+    other[:13], mine[60:102] = False, False
+    found = evidence.mcnemar(decided(mine, labels), decided(other, labels), "patients")["raw"]
+    gained, lost = found["opacity"], found["clear"]
+    assert (gained.only_scenario_right, gained.only_baseline_right) == (13, 0)
+    assert (lost.only_scenario_right, lost.only_baseline_right) == (0, 42)
+    for test, discordant in ((gained, 13), (lost, 42)):
+        assert test.p_value == pytest.approx(2 / 2**discordant)
+    assert stats.binomtest(13, 55).pvalue < 0.001
 
 
 def test_mcnemar_of_equal_decisions_is_1_and_counts_each_patient_once():
@@ -41,8 +67,25 @@ def test_mcnemar_of_equal_decisions_is_1_and_counts_each_patient_once():
         [same.table.assign(seed=seed, fold=fold) for seed in (0, 1) for fold in (0, 1)]
     )
     same = replace(same, table=several.reset_index(drop=True))
-    found = evidence.mcnemar(same, same, "patients")["locked"]
-    assert (found.p_value, found.both_right, found.both_wrong) == (1, 10, 0)
+    for found in evidence.mcnemar(same, same, "patients")["locked"].values():
+        assert (found.p_value, found.both_right, found.both_wrong) == (1, 5, 0)
+
+
+def test_of_three_classes_each_is_tested_on_its_own_patients():
+    labels = np.arange(30) % 3
+    right, other = np.ones(30, bool), np.ones(30, bool)
+    other[labels == 2] = False
+
+    def given(right):
+        decided_for = np.where(right, labels, (labels + 1) % 3)
+        return made.predictions(3 * np.eye(3)[decided_for], labels, classes=("a", "b", "c"))
+
+    found = evidence.mcnemar(given(right), given(other), "patients")["locked"]
+    assert [counts_of(found[name]) for name in "abc"] == [
+        [10, 0, 0, 0],
+        [10, 0, 0, 0],
+        [0, 10, 0, 0],
+    ]
 
 
 def test_per_thousand_counts_what_changed_between_the_decisions():
@@ -171,8 +214,7 @@ def test_patients_of_no_discordance_at_one_point_only():
         patients.by_patient(given, "mean", SETTINGS.threshold, 0.9) for given in (images, other)
     )
     found = evidence.mcnemar(mine, base, "patients")
-    assert found["raw"].p_value == 1
-    assert (found["locked"].only_scenario_right, found["locked"].p_value) == (
-        6,
-        pytest.approx(2 / 2**6),
-    )
+    assert [test.p_value for test in found["raw"].values()] == [1, 1]
+    negatives = found["locked"]["clear"]
+    assert (negatives.only_scenario_right, negatives.p_value) == (6, pytest.approx(2 / 2**6))
+    assert found["locked"]["opacity"].p_value == 1

@@ -135,7 +135,12 @@ def test_the_map_points_at_the_planted_opacity_where_the_classifier_is_right(tmp
     settings = config.load_study(
         "demo", made.params() | {"studies": config.read_params(REPO)["studies"]}
     )
-    changes = {"patients": 110, "opacity_patient_fraction": 0.5, "opacity_contrast": 0.4}
+    changes = {
+        "patients": 110,
+        "mean_images_per_patient": 2.0,
+        "opacity_patient_fraction": 0.5,
+        "opacity_contrast": 0.4,
+    }
     settings = settings.settings.phantom.model_copy(update=changes)
     phantom.draw(tmp_path / "raw", settings)
     paths = [

@@ -130,3 +130,30 @@ def test_every_metric_has_its_interval_on_patients_by_the_same_function():
     )
     cell = evaluation.interval(Endpoint("locked", "sensitivity"))
     assert cell.wilson_low < cell.value <= cell.wilson_high
+
+
+@pytest.mark.parametrize("rule", patients.RULES)
+def test_of_patients_only_order_and_decisions_are_said(rule):
+    """Their scores were calibrated as those of images: a Brier score or a slope of them would say nothing."""
+    people = patients.measured_by_patient(
+        result(count=200, people=60), rule, RULE, SETTINGS.compare, 0.9
+    )
+    level = people.level()
+    assert list(level.free) == ["auroc"]
+    decided = [
+        "patient_recognition_rate",
+        "sensitivity",
+        "specificity",
+        "precision",
+        "negative_predictive_value",
+    ]
+    assert list(level.raw) == list(level.locked) == decided
+    rows = people.predictions.part("test").table
+    sensitivity = sk.recall_score(rows["label"], rows["calibrated_b"] >= rows["threshold"])
+    assert level.locked["sensitivity"].value == pytest.approx(sensitivity)
+    of_three = patients.measured_by_patient(result(classes=3), rule, RULE, SETTINGS.compare, 0.9)
+    assert list(of_three.level().locked) == [
+        "accuracy",
+        "patient_recognition_rate",
+        "balanced_accuracy",
+    ]

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
-from equipoise.compare import evidence, wording
+from equipoise.compare import card, evidence, wording
 from equipoise.compare import results as results_
 from equipoise.compare import stage as compare
 from equipoise.compare.report import curves, figures
@@ -25,7 +25,7 @@ from equipoise.compare.report import page as report
 from equipoise.compare.report.mistakes import Mistake
 from equipoise.core import documents, files
 from equipoise.scenario import stage as scenario
-from fabricate import made
+from fabricate import comparisons, made
 
 HOSTILE = "</script><script>alert(1)</script><!--"
 IMAGE = "<img src=x onerror=alert(1)>\u2028"
@@ -235,28 +235,33 @@ def page(study, strengths=(1.0, 4.0, -1.0)):
 def test_the_page_says_what_the_comparison_says(real):
     comparison, _, _, html = real
     text = " ".join(Reader(html).text)
-    assert comparison.verdict in text
+    for sentence in wording.verdict(comparison):
+        assert sentence in text
     for note in comparison.notes:
         assert note in text
     row = comparison.rows[made.BACKBONE]["oversample"]
-    assert f"{row.delta[comparison.primary].value:+.3f}" in text
+    assert row.reason in text
+    assert row.reason in comparison.verdict
+    delta = row.delta[comparison.primary]
+    assert f"{delta.value:+.4f}" in text
+    assert f"{delta.low:+.4f} to {delta.high:+.4f}" in text
+    assert f"{wording.rounded_up(delta.detectable):g}" in text
+    assert card.claim(comparison, made.BACKBONE, comparison.winners[made.BACKBONE]) in text
     assert row.per_1000["patients"]["locked"].sentence.rstrip(".") in text
     assert comparison.digest in text
-    assert "specificity at 90 % sensitivity" in text
     for check in comparison.checks:
         assert check.code in text
     assert "nan" not in re.sub(r"[0-9a-f]{20,}", "", text).lower().split()
     order = re.findall(r'<h2 id="(\w+)"', html)
-    assert order[:7] == [
+    assert order[:6] == [
         "verdict",
         "scenarios",
-        "differences",
         "ranking",
         "calibration",
         "decision",
         "slider",
     ]
-    assert order[7:] == [
+    assert order[6:] == [
         "distribution",
         "checks",
         "subgroups",
@@ -266,6 +271,156 @@ def test_the_page_says_what_the_comparison_says(real):
         "card",
     ]
     assert "dvc repro compare@made" in text
+
+
+#: verdict -> value, low and high end of a difference that has it.
+FOUR = {
+    "better": (0.03, 0.012, 0.048),
+    "worse": (-0.02, -0.035, -0.005),
+    "equivalent": (-0.0004, -0.0009, 0.0002),
+    "inconclusive": (0.0075, -0.004, 0.019),
+}
+
+
+def four_rows(**fields):
+    """A row for each verdict, and the baseline's; a scenario is called after its verdict."""
+    rows = {"baseline": comparisons.row()}
+    for verdict, (value, low, high) in FOUR.items():
+        delta = documents.Difference(
+            value=value, low=low, high=high, detectable=0.0176, patients_to_settle=1234.5
+        )
+        rows[verdict] = comparisons.rival(verdict, delta, reason=f"It is {verdict}.", **fields)
+    return {made.BACKBONE: rows}
+
+
+def test_the_forest_tells_verdicts_by_word_marker_and_colour():
+    compared = comparisons.comparison(four_rows(), comparisons=4, margin=0.01)
+    drawn = figures.forest(compared)
+    for verdict, (value, low, high) in FOUR.items():
+        assert f"{verdict}: {value:+.4f} ({low:+.4f} to {high:+.4f})" in drawn.svg
+        look = figures.VERDICTS[verdict]
+        assert look.colour in drawn.svg
+        assert f"{verdict}: {look.words}" in drawn.caption
+        assert [f"{made.BACKBONE}, {verdict}", verdict, f"{value:+.4f}"] in [
+            row[:3] for row in drawn.rows
+        ]
+    assert "margin of 0.01" in drawn.caption
+    assert "the 4 intervals hold together" in drawn.caption
+    looks = figures.VERDICTS.values()
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == 4
+    assert "\u2190 worse" in drawn.svg
+    assert "better \u2192" in drawn.svg
+
+
+def test_the_shade_of_the_forest_is_as_wide_as_the_margin():
+    """On the axis, the shaded box is as wide as twice the margin beside an interval of known width."""
+    compared = comparisons.comparison(four_rows(), comparisons=4, margin=0.01)
+    svg = figures.forest(compared).svg
+    shade = re.search(r'<path d="([^"]+)"[^>]*opacity: 0\.18', svg).group(1)
+    across = [float(x) for x in re.findall(r"[ML] ([\d.]+)", shade)]
+    lines = re.findall(r'<path d="([^"]+)"[^>]*stroke: #009e73; stroke-width: 2', svg)
+    better = [float(x) for x in re.findall(r"[ML] ([\d.]+)", lines[0])]
+    scale = (better[1] - better[0]) / (0.048 - 0.012)
+    assert (max(across) - min(across)) / scale == pytest.approx(0.02, rel=1e-4)
+
+
+def test_where_lower_is_better_the_sides_of_the_forest_change():
+    rows = {"baseline": comparisons.row()}
+    delta = documents.Difference(value=-0.02, low=-0.03, high=-0.01)
+    rows["focal"] = comparisons.row(verdict="better", delta={"locked.brier": delta})
+    compared = comparisons.comparison(
+        {made.BACKBONE: rows}, comparisons=1, primary="locked.brier", winners={"vgg16": "focal"}
+    )
+    assert "\u2190 better" in figures.forest(compared).svg
+    claim = card.claim(compared, made.BACKBONE, "focal")
+    assert "high end" in claim
+    assert "-0.0100 in Brier score" in claim
+
+
+def test_a_difference_without_interval_is_drawn_as_a_point():
+    rows = {"baseline": comparisons.row()}
+    delta = documents.Difference(value=0.02, low=None, high=None)
+    rows["focal"] = comparisons.rival("inconclusive", delta, reason="One patient decides.")
+    drawn = figures.forest(comparisons.comparison({made.BACKBONE: rows}, comparisons=1))
+    assert "inconclusive: +0.0200, no interval" in drawn.svg
+    assert "nan" not in drawn.svg.lower()
+
+
+def test_the_table_has_verdicts_first_and_says_what_was_switched_off_and_missed(folder, browser):
+    names = ["baseline", *(["oversample", "undersample", "class_weight", "augment"])]
+    made_up = study(folder, run={"scenarios": names})
+    for name in names:
+        made.result(made_up, name)
+    comparison, results = compared(made_up)
+    rows = dict(comparison.rows[made.BACKBONE])
+    primary = comparison.primary
+    for name, (verdict, (value, low, high)) in zip(names[1:], FOUR.items()):
+        detectable = 0.004 if verdict == "worse" else 0.0176
+        delta = documents.Difference(
+            value=value, low=low, high=high, detectable=detectable, patients_to_settle=1234.5
+        )
+        beside = documents.Difference(value=0.111, low=-0.222, high=0.333)
+        changed = {
+            "verdict": verdict,
+            "reason": f"It is {verdict}.",
+            "delta": {primary: delta, "locked.sensitivity": beside},
+            "switched_off": verdict == "equivalent",
+        }
+        rows[name] = rows[name].model_copy(update=changed)
+    measured = rows["augment"].locked["sensitivity"]
+    missing = measured.model_copy(update={"value": 0.7654, "low": 0.7, "high": 0.8})
+    rows["augment"] = rows["augment"].model_copy(
+        update={"locked": {**rows["augment"].locked, "sensitivity": missing}}
+    )
+    changed = {
+        "rows": {made.BACKBONE: rows},
+        "winners": {made.BACKBONE: "oversample"},
+        "headline": "What comes first.",
+    }
+    comparison = comparison.model_copy(update=changed)
+    path = report.write(made_up, comparison, results)
+    browser.open(path)
+    assert browser.run("document.querySelector('.verdict').textContent") == "What comes first."
+    table = "document.querySelector('#scenarios ~ .scroll table')"
+    heads = browser.run(f"[...{table}.querySelectorAll('thead th')].map(one => one.textContent)")
+    assert heads[:2] == ["verdict", "scenario"]
+    assert heads[3:5] == ["shows from", "patients to settle"]
+    cells = browser.run(
+        f"[...{table}.querySelectorAll('tbody tr')].map(row => [...row.cells].map(one => one.innerText))"
+    )
+    by_name = {row[1].splitlines()[0].split(" (")[0]: row for row in cells}
+    assert by_name["baseline"][0] == "baseline"
+    assert by_name["baseline"][2:5] == ["\u2013"] * 3
+    assert by_name["oversample"][0].split() == ["\u25b2", "better"]
+    assert by_name["undersample"][0].split() == ["\u25bc", "worse"]
+    assert by_name["class_weight"][0].split() == ["\u2248", "equivalent"]
+    assert by_name["augment"][0].split() == ["?", "inconclusive"]
+    assert by_name["class_weight"][1].endswith("switched off by the search")
+    assert "switched off" not in by_name["augment"][1]
+    assert by_name["augment"][3:5] == ["0.018", "about 1,300"]
+    assert by_name["undersample"][3:5] == ["0.004", "enough"]
+    assert "misses 0.9: 0.765 [0.700, 0.800] of images" in " ".join(by_name["augment"])
+    colours = browser.run(
+        f"[...{table}.querySelectorAll('.badge')].map(one => getComputedStyle(one).color)"
+    )
+    assert len(set(colours)) == 5
+    text = browser.run("document.body.textContent")
+    assert "by at least" not in text
+    assert "its claim is the low end of the simultaneous 95 % interval: +0.0120 in AUROC" in text
+    beside = browser.run(
+        "document.querySelector('[aria-label=\"Other differences of vgg16\"]').textContent"
+    )
+    assert "+0.111" in beside
+    assert not any(verdict in beside for verdict in FOUR)
+    order = [
+        html_place(path, mark) for mark in ("What comes first", "It is better", "<svg", "<table>")
+    ]
+    assert order == sorted(order)
+
+
+def html_place(path, mark):
+    """Where a mark first stands on the page."""
+    return path.read_text(encoding="utf-8").index(mark)
 
 
 def test_the_page_has_the_figures_and_loads_nothing(real):
@@ -400,9 +555,14 @@ def test_at_the_locked_threshold_the_slider_says_what_metrics_json_says(real, br
                 assert shown[f"images-{name}"] == pytest.approx(
                     summary.metrics[point][name].value, abs=1e-12
                 )
+            for name in ("sensitivity", "specificity"):
                 assert shown[f"patients-{name}"] == pytest.approx(
                     pooled.point(point)[name].value, abs=1e-12
                 )
+            found, false_alarms = shown["patients-found"], shown["patients-false_alarms"]
+            assert shown["patients-precision"] == pytest.approx(
+                found / (found + false_alarms), abs=1e-3
+            )
             outcomes = ("found", "missed", "false_alarms", "cleared")
             assert sum(shown[f"images-{name}"] for name in outcomes) == pytest.approx(
                 comparison.test_images
@@ -545,7 +705,11 @@ def test_several_classes_and_backbones_have_a_page(folder, browser):
     assert "at 0.5<" not in html
     first, *rest = wording.verdict(comparison)
     assert f'<p class="verdict">{first}</p>' in html
-    assert all(f"<p>{sentence}</p>" in html for sentence in rest)
+    before_the_cards, _, _ = html.partition('<section aria-labelledby="card">')
+    for sentence in rest:
+        backbone, _, said = sentence.partition(": ")
+        assert backbone in comparison.rows
+        assert before_the_cards.count(said) == 1
     assert (
         Reader(html).tags.count("svg") == 9
     )  # differences; ROC, precision-recall, reliability, classes for each

@@ -1,132 +1,223 @@
-"""Words for numbers: every verdict, the reasons, the notes, the table, and labels."""
+"""Words for numbers: every verdict, the headline, promises, notes, and labels."""
 
 import pytest
 
 from equipoise.compare import wording
-from equipoise.core.documents import CheckAnswer, Difference
+from equipoise.core.documents import CheckAnswer, ClassCount, Difference, PatientLevel
 from equipoise.evaluation.metrics import Endpoint
 from fabricate import comparisons, made
 
-UNCLEAR = wording.UNCLEAR
-#: value, low, high, p_holm, verdict
-FOCAL_UNCLEAR = (0.01, -0.02, 0.03, 0.4, UNCLEAR)
-FOCAL_BETTER = (0.02, 0.01, 0.03, 0.004, "better")
+TESTED = {"opacity": 60, "clear": 240}
+SHARED = wording.terms("AUROC", 0.01, wording.trained("kfold", "probe"), TESTED, units="patients")
+
+
+def delta(value, low, high, detectable=0.018, wanted=195):
+    """A difference with a standard error."""
+    return Difference(
+        value=value,
+        low=low,
+        high=high,
+        p_adjusted=0.5,
+        standard_error=(high - low) / 5.2,
+        detectable=detectable,
+        patients_to_settle=wanted,
+    )
 
 
 def rows_of(**deltas):
-    """The baseline's row and a row for each scenario: its name -> (value, low, high, p_holm, verdict)."""
+    """The baseline's row and a row for each scenario: its name -> (verdict, difference)."""
     rows = {"baseline": comparisons.row()}
-    for name, (value, low, high, p_holm, verdict) in deltas.items():
-        delta = Difference(value=value, low=low, high=high, p_holm=p_holm)
-        reason = wording.reason(delta, verdict, len(deltas), alpha=0.05)
-        rows[name] = comparisons.rival(verdict, delta, reason=reason)
+    for name, (verdict, difference) in deltas.items():
+        reason = wording.reason(name, verdict, difference, SHARED)
+        rows[name] = comparisons.rival(verdict, difference, reason=reason)
     return rows
 
 
-def comparison_of(**deltas):
-    """A comparison on one backbone; the first better scenario wins."""
-    rows = rows_of(**deltas)
-    better = [name for name, row in rows.items() if row.verdict == "better"]
-    winner = better[0] if better else "baseline"
+def counts(**patients):
+    return {
+        name: ClassCount(images=2 * number, patients=number, image_share=0.5)
+        for name, number in patients.items()
+    }
+
+
+def comparison_of(winner="baseline", **deltas):
+    """A comparison on one backbone, 60 + 240 patients in folds."""
     return comparisons.comparison(
-        {made.BACKBONE: rows}, winners={made.BACKBONE: winner}, comparisons=len(deltas)
+        {made.BACKBONE: rows_of(**deltas)},
+        winners={made.BACKBONE: winner},
+        comparisons=len(deltas),
+        scheme="kfold",
+        test=counts(clear=240, opacity=60),
     )
+
+
+BETTER = ("better", delta(0.021, 0.012, 0.03))
+WORSE = ("worse", delta(-0.05, -0.08, -0.02))
+SAME = ("equivalent", delta(-0.0004, -0.0009, 0.0002, detectable=0.0008, wanted=0.4))
+UNSURE = ("inconclusive", delta(0.008, -0.004, 0.019))
 
 
 @pytest.mark.parametrize(
-    ("deltas", "sentence"),
+    ("verdict", "difference", "sentence"),
     [
-        ({}, "vgg16: the baseline stands alone, so nothing was compared."),
         (
-            {"focal": FOCAL_UNCLEAR},
-            "vgg16: no remedy is clearly better than the baseline in AUROC, because the 95 % interval of the paired "
-            "difference of focal includes 0 (-0.020 to +0.030).",
+            *BETTER,
+            "focal is better than doing nothing: AUROC of heads trained on data of this size differs by +0.021, from "
+            "+0.012 to +0.030 (margin 0.01). These 60 opacity and 240 clear patients show differences from 0.018 on "
+            "(80 % power); one of 0.01 would take about 200 opacity patients.",
         ),
         (
-            {"focal": FOCAL_UNCLEAR, "smote": (0, -0.01, 0.04, 0.4, UNCLEAR)},
-            "vgg16: no remedy is clearly better than the baseline in AUROC, because the 95 % interval of every paired "
-            "difference includes 0 (all within -0.020 to +0.040).",
+            "worse",
+            delta(-0.0031, -0.0059, -0.0003, detectable=0.0037, wanted=8),
+            "focal is worse than doing nothing, but by less than the margin: AUROC of heads trained on data of this "
+            "size differs by -0.0031, from -0.0059 to -0.0003 (margin 0.01). These 60 opacity and 240 clear patients "
+            "show differences from 0.0037 on (80 % power): enough for 0.01.",
         ),
         (
-            {
-                "focal": (0.01, 0.001, 0.03, 0.08, UNCLEAR),
-                "smote": (-0.1, -0.2, -0.05, 0.001, "worse"),
-            },
-            "vgg16: no remedy is clearly better than the baseline in AUROC; that of focal excludes 0 only before Holm "
-            "over 2 comparisons; worse: smote (-0.100).",
+            *SAME,
+            "focal is equivalent to doing nothing: AUROC of heads trained on data of this size differs by -0.0004, at "
+            "most from -0.0009 to +0.0002 (margin 0.01). These 60 opacity and 240 clear patients show differences from "
+            "0.0008 on (80 % power): enough for 0.01.",
         ),
         (
-            {"focal": FOCAL_BETTER, "smote": (-0.1, -0.2, -0.05, 0.002, "worse")},
-            "vgg16: focal is better than the baseline in AUROC by +0.020: the 95 % interval of the paired difference, "
-            "+0.010 to +0.030, excludes 0, and after Holm over 2 comparisons p = 0.004; worse: smote (-0.100).",
+            *UNSURE,
+            "focal is inconclusive: AUROC of heads trained on data of this size differs by +0.008, from -0.004 to "
+            "+0.019 (margin 0.01). These 60 opacity and 240 clear patients show differences from 0.018 on (80 % "
+            "power); about 200 opacity patients would settle 0.01.",
         ),
         (
-            {"focal": FOCAL_BETTER, "smote": (0.03, 0.01, 0.05, 0.002, "better")},
-            "vgg16: focal is better than the baseline in AUROC by +0.020: the 95 % interval of the paired difference, "
-            "+0.010 to +0.030, excludes 0, and after Holm over 2 comparisons p = 0.004; also better: smote (+0.030).",
+            "inconclusive",
+            delta(0.006, -0.001, 0.013, detectable=0.0095, wanted=54),
+            "focal is inconclusive: AUROC of heads trained on data of this size differs by +0.006, from -0.001 to "
+            "+0.013 (margin 0.01). These 60 opacity and 240 clear patients show differences from 0.0095 on (80 % "
+            "power); this one may be none or beyond the margin.",
         ),
         (
-            {"smote": (-0.1, -0.2, -0.05, 0.0001, "worse")},
-            "vgg16: no remedy is clearly better than the baseline in AUROC; worse: smote (-0.100).",
+            "equivalent",
+            Difference(value=0.0, low=0.0, high=0.0, standard_error=0.0, detectable=0.0),
+            "focal is equivalent to doing nothing: AUROC of heads trained on data of this size does not differ at all "
+            "(margin 0.01).",
         ),
     ],
 )
-def test_the_verdict_says_what_and_why_in_every_case(deltas, sentence):
-    assert wording.verdict(comparison_of(**deltas)) == [sentence]
+def test_a_verdict_is_a_sentence_with_all_its_numbers(verdict, difference, sentence):
+    assert wording.reason("focal", verdict, difference, SHARED) == sentence
 
 
-def test_reasons_are_those_of_the_verdicts():
-    rows = rows_of(a=(0.1, 0.05, 0.2, 0.0001, "better"), b=(0.1, 0.01, 0.2, 0.07, UNCLEAR))
-    assert rows["a"].reason.endswith("excludes 0, and after Holm over 2 comparisons p < 0.001")
-    assert rows["b"].reason.endswith(
-        "excludes 0 on its own, but after Holm over 2 comparisons p = 0.070"
+def test_a_sentence_says_what_was_trained():
+    one = wording.terms("AUROC", 0.01, wording.trained("holdout", "finetune"), TESTED, "images")
+    sentence = wording.reason("focal", *UNSURE, one)
+    assert "AUROC of networks of this one training set differs" in sentence
+    assert sentence.endswith("about 200 opacity images would settle 0.01.")
+
+
+def test_what_cannot_be_judged_says_why_and_gives_no_number():
+    nothing = Difference(value=0.2, low=None, high=None)
+    sentence = wording.reason(
+        "focal", "inconclusive", nothing, SHARED, obstacle="one patient decides"
+    )
+    assert sentence == "focal cannot be judged: one patient decides."
+
+
+def test_a_remedy_that_the_search_switched_off_is_said_to_be():
+    off = wording.switched_off(10, 10)
+    sentence = wording.reason("augment", *SAME, SHARED, switched_off=off)
+    assert sentence.startswith(
+        "augment (switched off by the search) is equivalent to doing nothing"
+    )
+    partly = wording.reason("augment", *SAME, SHARED, switched_off=wording.switched_off(3, 10))
+    assert partly.startswith("augment (switched off by the search in 3 of 10 rounds) is")
+
+
+def headline(broken=(), **deltas):
+    return wording.headline(comparison_of(**deltas), broken)
+
+
+def test_the_headline_counts_the_verdicts_and_names_the_better():
+    assert headline() == "The baseline stands alone, so nothing was compared."
+    assert headline(focal=SAME) == (
+        "No remedy is better than doing nothing in AUROC; of 1 comparison: 1 equivalent."
+    )
+    assert headline(a=UNSURE, b=WORSE, c=BETTER, d=BETTER) == (
+        "Better than doing nothing in AUROC: c on vgg16 and d on vgg16; of 4 comparisons: 2 better, 1 worse and 1 "
+        "inconclusive."
     )
 
 
-def on_several_backbones(*winners):
-    """A comparison on several backbones, each with focal as its winner or with none."""
-    rows = {}
-    for number, winner in enumerate(winners):
-        focal = FOCAL_UNCLEAR if winner == "baseline" else FOCAL_BETTER
-        rows[f"net{number}"] = rows_of(focal=focal)
-    return comparisons.comparison(
-        rows, winners=dict(zip(rows, winners)), challenger="net0", comparisons=len(winners)
+WIDE = ("inconclusive", delta(0.01, -0.05, 0.07, detectable=0.083, wanted=4000))
+
+
+def test_data_that_are_too_few_are_said_to_be_first():
+    sentence = (
+        "These data are too few to compare remedies: 60 opacity and 240 clear patients show only differences of 0.083 "
+        "and more (80 % power)."
+    )
+    assert headline(a=WIDE).startswith(sentence)
+    assert headline(a=WIDE, b=WIDE, c=SAME).startswith(sentence)
+    # One remedy that varies widely says nothing about the data.
+    assert "too few" not in headline(a=WIDE, b=UNSURE, c=UNSURE)
+    # What every patient shows is not doubted for their number.
+    assert "too few" not in headline(a=("better", delta(0.5, 0.3, 0.7, detectable=0.3)))
+    lost = ("inconclusive", Difference(value=0.2, low=None, high=None))
+    assert "too few to compare remedies: 60 opacity and 240 clear patients give no" in headline(
+        a=lost
     )
 
 
-@pytest.mark.parametrize(
-    ("winners", "sentence"),
-    [
-        (
-            ["baseline"] * 2,
-            "No remedy is clearly better than doing nothing on either backbone in AUROC.",
-        ),
-        (
-            ["baseline"] * 3,
-            "No remedy is clearly better than doing nothing on any of 3 backbones in AUROC.",
-        ),
-        (
-            ["focal", "baseline", "baseline"],
-            "Better than doing nothing in AUROC: focal on net0; no remedy is clearly better on net1 and net2.",
-        ),
-        (
-            ["focal", "focal"],
-            "Better than doing nothing in AUROC: focal on net0 and focal on net1.",
-        ),
-    ],
-)
-def test_over_several_backbones_one_sentence_comes_first(winners, sentence):
-    first, *each = wording.verdict(on_several_backbones(*winners))
-    assert first == sentence
-    assert len(each) == len(winners)
-    for number, (winner, own) in enumerate(zip(winners, each)):
-        if winner == "focal":
-            assert own.startswith(f"net{number}: focal is better by +0.020: ")
-        else:
-            assert own.startswith(f"net{number}: no remedy is clearly better, because ")
+def test_the_verdict_is_the_headline_and_a_sentence_for_each_rival():
+    compared = comparison_of(a=SAME, b=WORSE).model_copy(update={"headline": "What counts."})
+    first, *sentences = wording.verdict(compared)
+    assert first == "What counts."
+    assert [sentence.split()[0] for sentence in sentences] == ["a", "b"]
+    two = comparisons.comparison(
+        {"net0": rows_of(a=SAME), "net1": rows_of(a=WORSE)}, comparisons=2, headline="First."
+    )
+    assert [sentence.split(" is ")[0] for sentence in wording.verdict(two)] == [
+        "First.",
+        "net0: a",
+        "net1: a",
+    ]
 
 
-TUNE = {"mode": "probe", "inner_folds": 3}
+# --- promises -------------------------------------------------------------------------------------
+
+
+def of_sensitivity(images, patients=None, **fields):
+    """A row whose locked threshold reaches these sensitivities."""
+    decisions = {"sensitivity": comparisons.measured(images), "specificity": comparisons.measured()}
+    row = comparisons.row(locked=decisions, **fields)
+    if patients is None:
+        return row
+    level = PatientLevel(
+        patients=30, left_out=0, locked={"sensitivity": comparisons.measured(patients)}
+    )
+    return row.model_copy(update={"patient": {"mean": level}})
+
+
+def test_a_promise_is_broken_by_image_or_by_patient():
+    rows = {
+        "baseline": of_sensitivity(0.95, 0.86),
+        "kept": of_sensitivity(0.9, 0.93),
+        "focal": of_sensitivity(0.84),
+        "as printed": of_sensitivity(0.8997),
+    }
+    compared = comparisons.comparison({"vgg16": rows})  # the floor is 0.9
+    broken = wording.broken_promises(compared, "sensitivity_floor")
+    assert [(item.scenario, item.units, item.reached.value) for item in broken] == [
+        ("baseline", "patients", 0.86),
+        ("focal", "images", 0.84),
+    ]
+    assert wording.broken_promises(compared, "youden") == []
+    assert wording.headline(compared, broken).endswith(
+        "The locked threshold misses the 90 % sensitivity it was chosen for on test: baseline on vgg16 finds 0.860 "
+        "[0.760, 0.960] of patients."
+    )
+    facts = wording.Facts(compared, {}, TUNE, broken)
+    (note,) = wording.broken_thresholds(facts)
+    assert "focal on vgg16 finds 0.840 [0.740, 0.940] of images." in note
+
+
+TUNE = {"mode": "probe", "inner_folds": 3, "trials": 20, "l2_first": [0.01, 0.1, 1.0]}
 
 
 def noted(note, comparison=None, choices=None, tune=TUNE):
@@ -140,8 +231,7 @@ def test_of_an_ordinary_comparison_only_roles_and_intervals_are_said():
     choices = {"baseline (vgg16)": [comparisons.choice(identified=False)]}
     assert wording.notes(comparisons.comparison(), choices, TUNE) == [
         "Positive class: opacity. Majority: clear. Minority: opacity.",
-        "Intervals resample the 30 test patients 200 times; test decided the choice of the winner, so its own number "
-        "is optimistic.",
+        "Intervals resample the 30 test patients 200 times.",
     ]
 
 
@@ -230,6 +320,8 @@ def test_a_parameter_is_not_identified_when_no_round_identified_it():
     }
     (sentence,) = noted(wording.not_identified, choices=choices)
     assert sentence.endswith("settings are kept: focal (vgg16), smote (vgg16).")
+    (sentence,) = noted(wording.not_identified, choices=choices, tune={**TUNE, "trials": 3})
+    assert sentence.startswith("Only published settings were tried")
 
 
 def test_fewer_inner_folds_are_a_matter_of_the_probe():
@@ -242,28 +334,13 @@ def test_fewer_inner_folds_are_a_matter_of_the_probe():
     assert noted(wording.fewer_inner_folds, choices=few, tune=finetuned) == []
 
 
-def test_the_table_has_a_column_for_each_endpoint_once():
-    compared = comparison_of(focal=FOCAL_BETTER)
-    title, heads, baseline, focal = wording.table(compared).splitlines()
-    assert title == "made, vgg16 (* the winner; difference in AUROC, p after Holm)"
-    assert heads.split("  ")[0] == "scenario"
-    assert heads.count("AUROC") == 1
-    for head in ("sens @0.5", "spec @0.5", "sens locked", "spec locked"):
-        assert head in heads
-    assert baseline.split() == ["baseline", *["0.800", "[0.700,", "0.900]"] * 5, "-", "baseline"]
-    assert focal.endswith("+0.020 [+0.010, +0.030] p=0.004  better *")
-
-
-def test_a_number_that_does_not_exist_is_a_dash_in_the_table():
-    nothing = comparisons.measured(value=float("nan"), low=None, high=None)
-    alone = {"vgg16": {"baseline": comparisons.row(free={"auroc": nothing})}}
-    *_, baseline = wording.table(comparisons.comparison(alone)).splitlines()
-    assert baseline.split()[1:4] == ["-", "[-,", "-]"]
-
-
-def test_without_patient_ids_the_table_says_so():
-    title, *_ = wording.table(comparisons.comparison(units="images")).splitlines()
-    assert title.endswith("p after Holm; intervals are per image: there are no patient ids)")
+def test_how_the_winner_was_chosen_is_said_where_one_is():
+    assert noted(wording.winners_claim) == []
+    (of_folds,) = noted(wording.winners_claim, comparison_of(winner="focal", focal=BETTER))
+    assert of_folds.startswith("Of the better remedies the one that is better by most at least")
+    one = comparison_of(winner="focal", focal=BETTER).model_copy(update={"scheme": "official"})
+    (of_one_part,) = noted(wording.winners_claim, one)
+    assert of_one_part.endswith("the best inner score wins, so its number is optimistic.")
 
 
 @pytest.mark.parametrize(
@@ -275,6 +352,11 @@ def test_without_patient_ids_the_table_says_so():
         (Endpoint("locked", "brier"), "Brier score at the locked threshold"),
         (Endpoint("free", "sensitivity_at_specificity"), "sensitivity at 90 % specificity"),
         (Endpoint("free", "specificity_at_sensitivity"), "specificity at 90 % sensitivity"),
+        (
+            Endpoint("free", "mean_specificity_near_floor"),
+            "mean specificity at 85 to 100 % sensitivity",
+        ),
+        (Endpoint("locked", "net_benefit"), "net benefit of calibrated probabilities"),
     ],
 )
 def test_metric_labels(endpoint, words):

@@ -63,7 +63,7 @@ def test_paths_and_dataset_follow_the_name_unless_said(params):
 
 
 def test_only_a_study_with_drawn_images_has_a_phantom_section(params):
-    assert load_study("demo", params).settings.phantom.patients == 600
+    assert load_study("demo", params).settings.phantom.patients == 720
     assert load_study("chest_xray", params).settings.phantom is None
 
 

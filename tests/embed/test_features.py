@@ -29,6 +29,7 @@ def study(tmp_path):
     params = config.read_params(REPO)
     demo = params["studies"]["demo"]
     demo["phantom"] |= {"patients": 20, "size_px": 40, "opacity_patient_fraction": 0.3}
+    demo["phantom"] |= {"mean_images_per_patient": 2.0}
     demo["embed"] |= {"image_size_px": 32, "views": 2, "batch_size": 8}
     study = config.load_study("demo", params, root=tmp_path)
     phantom.draw(study.raw, study.settings.phantom)

@@ -197,3 +197,12 @@ def test_rounding_to_single_precision_flips_no_decision():
     prob = expit(scores)
     threshold = lock_threshold(prob, labels == 1, rule("sensitivity_floor"), 0.9)
     assert np.array_equal(prob >= threshold, prob.astype(np.float32) >= np.float32(threshold))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("sensitivity_floor", 0.5), ("youden", 0.5), ("cost", 0.25)]
+)
+def test_without_a_row_the_threshold_is_one_half_or_that_of_the_costs(name, expected):
+    nobody = np.empty(0)
+    truth = nobody.astype(bool)
+    assert lock_threshold(nobody, truth, rule(name, cost_ratio=3.0), 0.95) == expected

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 from test_metrics import specificity_on_curve
@@ -33,7 +33,7 @@ def test_wilson_equals_statsmodels(alpha):
 
 
 PATIENTS = np.array(["b", "a", "c", "a", "d", "e", "f", "b"])
-LABELS = np.array([0, 0, 1, 1, 1, 0, 1, 0])  # a shows both classes
+LABELS = np.array([0, 0, 1, 1, 1, 0, 1, 0])  # a shows both classes, and joins the rarer: b, e
 
 
 def test_patient_resamples_keep_the_number_drawn_of_every_stratum():
@@ -41,9 +41,41 @@ def test_patient_resamples_keep_the_number_drawn_of_every_stratum():
     assert names.tolist() == ["a", "b", "c", "d", "e", "f"]
     assert drawn.shape == (301, 6)
     assert (drawn[0] == 1).all()
-    for stratum in (["a"], ["b", "e"], ["c", "d", "f"]):
+    for stratum in (["a", "b", "e"], ["c", "d", "f"]):
         assert (drawn[:, np.isin(names, stratum)].sum(axis=1) == len(stratum)).all()
     assert len(np.unique(drawn, axis=0)) > 15
+
+
+def test_nobody_is_in_every_resample_but_who_is_alone_in_a_class():
+    for labels_of in (
+        {"a": [0], "b": [0], "c": [1], "d": [0, 1]},
+        {"a": [0], "b": [0], "c": [0, 1], "d": [0, 1], "e": [1]},
+        {"a": [0, 1], "b": [1, 2], "c": [0, 2]},
+    ):
+        people = [name for name, labels in labels_of.items() for _ in labels]
+        labels = [label for labels in labels_of.values() for label in labels]
+        _, drawn = intervals.patient_resamples(np.array(people), np.array(labels), 200, seed=1)
+        assert (drawn[1:].min(axis=0) == 0).all(), labels_of
+        assert (drawn.sum(axis=1) == len(labels_of)).all()
+    _, drawn = intervals.patient_resamples(np.array(list("abc")), np.array([0, 0, 1]), 200, seed=1)
+    assert (drawn[:, 2] == 1).all()
+    assert drawn[1:, 0].min() == 0
+
+
+def test_patients_at_large_are_drawn_whatever_their_class():
+    people = np.array([f"p{index:02d}" for index in range(60)])
+    labels = np.repeat([0, 1], [45, 15])
+    _, drawn = intervals.patient_resamples(people, labels, 4000, seed=2, at_large=True)
+    assert (drawn[0] == 1).all()
+    assert (drawn.sum(axis=1) == 60).all()
+    # Of 60 draws those of the rarer class are binomial: mean 15, variance 60 / 4 * 3 / 4.
+    rarer = drawn[1:, labels == 1].sum(axis=1)
+    assert rarer.mean() == pytest.approx(15, abs=0.25)
+    assert rarer.var() == pytest.approx(11.25, rel=0.1)
+    within = intervals.patient_resamples(people, labels, 4000, seed=2).drawn
+    assert (within[:, labels == 1].sum(axis=1) == 15).all()
+    again = intervals.patient_resamples(people, 1 - labels, 4000, seed=2, at_large=True)
+    assert np.array_equal(drawn, again.drawn)
 
 
 def test_patient_resamples_depend_on_the_seed_and_not_on_the_order_of_rows():
@@ -72,29 +104,86 @@ def test_evaluate_weights_rows_by_how_often_their_patient_is_drawn():
     settings = made.settings(compare={"resamples": 100}).compare
     evaluation = intervals.evaluate(made_up, settings, 0.8)
     names, drawn = intervals.patient_resamples(people, labels, 100, settings.seed)
+    at_large = intervals.patient_resamples(people, labels, 100, settings.seed, at_large=True).drawn
     scores = made_up.probabilities("prob")[:, 1]
     for row in (0, 1, 57, 100):
         weight = drawn[row, np.searchsorted(names, people)].astype(float)
+        large = at_large[row, np.searchsorted(names, people)].astype(float)
         expected = {
             "free.auroc": sk.roc_auc_score(labels, scores, sample_weight=weight),
             "free.specificity_at_sensitivity": specificity_on_curve(labels, scores, weight, 0.8),
             "raw.sensitivity": sk.recall_score(labels, scores >= 0.5, sample_weight=weight),
             "locked.sensitivity": sk.recall_score(labels, scores >= 0.3, sample_weight=weight),
-            "raw.brier": sk.brier_score_loss(labels, scores, sample_weight=weight),
+            "raw.brier": sk.brier_score_loss(labels, scores, sample_weight=large),
+            "locked.precision": sk.precision_score(labels, scores >= 0.3, sample_weight=large),
+            "free.average_precision": sk.average_precision_score(
+                labels, scores, sample_weight=large
+            ),
         }
         assert {
             name: evaluation.draws[Endpoint.parse(name)][row] for name in expected
         } == pytest.approx(expected, abs=1e-6)
-    interval = evaluation.interval(Endpoint("free", "auroc"))
+    sensitivity = Endpoint("raw", "sensitivity")
+    interval = evaluation.interval(sensitivity)
     assert interval.low < interval.value < interval.high
     assert interval.interval == "patient bootstrap"
+    assert evaluation.interval(Endpoint("raw", "brier")).interval == "patient bootstrap at large"
     # Hesterberg 2015, equation (5) and after it: Student's quantile instead of the normal one, for Kish's patients.
     images = pd.Series(people).groupby([labels, people]).size()
     worth = min(part.sum() ** 2 / (part**2).sum() for _, part in images.groupby(level=0))
     assert evaluation.effective_patients == pytest.approx(worth)
     tail = stats.norm.cdf(-np.sqrt(worth / (worth - 1)) * stats.t.ppf(0.975, worth - 1))
-    low, high = np.quantile(evaluation.draws[Endpoint("free", "auroc")][1:], [tail, 1 - tail])
+    low, high = np.quantile(evaluation.draws[sensitivity][1:], [tail, 1 - tail])
     assert (interval.low, interval.high) == pytest.approx((low, high))
+
+
+def test_the_interval_of_an_auroc_is_students_on_the_logit_scale():
+    logits, labels, people = noisy()
+    evaluation = intervals.evaluate(
+        made.predictions(logits, labels, people), made.settings().compare, 0.9
+    )
+    draws = evaluation.draws[Endpoint("free", "auroc")]
+    area = sk.roc_auc_score(labels, logits)
+    # The delta method: the logit changes by 1 / (a (1 - a)) of what the area changes by.
+    law = stats.t(
+        evaluation.effective_patients - 1,
+        loc=special.logit(area),
+        scale=draws[1:].std() / (area * (1 - area)),
+    )
+    interval = evaluation.interval(Endpoint("free", "auroc"))
+    assert interval.value == pytest.approx(area)
+    assert (interval.low, interval.high) == pytest.approx(special.expit(law.ppf([0.025, 0.975])))
+    assert interval.interval == "patient bootstrap, Student's t on logits"
+
+
+def test_with_many_patients_the_interval_of_an_auroc_is_that_of_delong():
+    rng = np.random.default_rng(5)
+    labels = np.repeat([0, 1], [400, 300])
+    logits = rng.normal(size=700) + 1.5 * labels
+    settings = made.settings(compare={"resamples": 2000}).compare
+    interval = intervals.evaluate(made.predictions(logits, labels), settings, 0.9).interval(
+        Endpoint("free", "auroc")
+    )
+    above = logits[labels == 1][:, None] > logits[labels == 0]
+    # DeLong 1988: each image's share of the others that it is ranked rightly against.
+    variance = above.mean(axis=1).var(ddof=1) / 300 + above.mean(axis=0).var(ddof=1) / 400
+    area = above.mean()
+    half_width = 1.96 * np.sqrt(variance) / (area * (1 - area))
+    expected = special.expit(special.logit(area) + np.array([-half_width, half_width]))
+    assert (interval.low, interval.high) == pytest.approx(expected, abs=0.002)
+
+
+def test_an_auroc_of_1_is_bounded_by_the_patients_that_were_ranked():
+    labels = np.repeat([0, 1], [30, 8])
+    evaluation = intervals.evaluate(
+        made.predictions(labels * 2.0 - 1, labels), made.settings().compare, 0.9
+    )
+    interval = evaluation.interval(Endpoint("free", "auroc"))
+    assert interval.value == 1
+    # Each of 8 patients stands above another patient of the other class: 8 of 8.
+    expected = proportion_confint(8, 8, method="wilson")
+    assert (interval.low, interval.high) == pytest.approx(expected)
+    assert interval.interval == "Wilson, 8 patients of the rarest class"
 
 
 def test_evaluate_does_not_depend_on_the_order_of_rows():
@@ -160,6 +249,81 @@ def test_wilson_over_patients_bounds_a_proportion_of_0_or_1():
     assert (missed.low, missed.high) == pytest.approx(intervals.wilson(0, 4, 0.05))
 
 
+def test_where_one_patient_decides_there_is_a_value_and_no_interval():
+    rng = np.random.default_rng(4)
+    people = np.array([f"p{index // 3:02d}" for index in range(63)])
+    labels = (people == "p20").astype(int)  # one patient with three positive images
+    logits = rng.normal(size=63) + 1.0 * labels
+    evaluation = intervals.evaluate(
+        made.predictions(logits, labels, people), made.settings().compare, 0.9
+    )
+    assert evaluation.one_patient_decides
+    for name in ("free.auroc", "raw.sensitivity", "raw.balanced_accuracy", "raw.brier", "raw.mcc"):
+        number = evaluation.interval(Endpoint.parse(name))
+        assert np.isfinite(number.value), name
+        assert np.isnan([number.low, number.high]).all(), name
+        assert number.interval == "none: one patient decides"
+    # Of the twenty others enough is known, and of all 21 together.
+    for name in ("raw.specificity", "raw.accuracy"):
+        number = evaluation.interval(Endpoint.parse(name))
+        assert number.low < number.value < number.high
+    two = intervals.evaluate(
+        made.predictions(logits, (people >= "p19").astype(int), people),
+        made.settings().compare,
+        0.9,
+    )
+    assert not two.one_patient_decides
+    assert np.isfinite(two.interval(Endpoint("free", "auroc")).low)
+
+
+def test_a_single_step_is_shown_from_20_images_in_every_fold_on():
+    rng = np.random.default_rng(6)
+    for fewest in (19, 20):
+        counts = [(0, 30, 40), (1, fewest, 50)]
+        fold = np.concatenate([np.full(own + other, number) for number, own, other in counts])
+        labels = np.concatenate([np.repeat([1, 0], [own, other]) for _, own, other in counts])
+        logits = rng.normal(size=len(labels)) + 1.0 * labels
+        evaluation = intervals.evaluate(
+            made.predictions(logits, labels, fold=fold), made.settings().compare, 0.9
+        )
+        ranks = evaluation.table()["free"]
+        number = ranks["specificity_at_sensitivity"]
+        if fewest == 19:
+            assert np.isnan([number.value, number.low, number.high]).all()
+            assert number.interval == (
+                "none: a fold has 19 positives, 20 are needed to read a single step"
+            )
+            assert number.by_seed == []
+        else:
+            # False alarms are counted over the folds, each at its own threshold.
+            by_fold = evaluation.by_fold[Endpoint("free", "specificity_at_sensitivity")]
+            assert number.value == pytest.approx((40 * by_fold[0] + 50 * by_fold[1]) / 90)
+            assert abs(by_fold[0] - by_fold[1]) > 0.01
+        assert np.isfinite(ranks["mean_specificity_near_floor"].value)
+        assert np.isfinite(ranks["sensitivity_at_specificity"].value)
+
+
+def test_net_benefit_is_at_the_threshold_of_the_costs_in_every_row():
+    logits, labels, people = noisy()
+    settings = made.settings().compare
+    scores = special.expit(logits)
+    for cost_ratio in (1.0, 4.0):
+        at = 1 / (1 + cost_ratio)
+        alarms = scores >= at
+        harm = at / (1 - at)
+        expected = np.mean(alarms & (labels == 1)) - harm * np.mean(alarms & (labels == 0))
+        for threshold in (0.2, 0.7):
+            evaluation = intervals.evaluate(
+                made.predictions(logits, labels, people, threshold=threshold),
+                settings,
+                0.9,
+                cost_ratio=cost_ratio,
+            )
+            for point in ("raw", "locked"):
+                number = evaluation.draws[Endpoint(point, "net_benefit")][0]
+                assert number == pytest.approx(expected, abs=1e-6)
+
+
 def test_resamples_in_which_a_metric_does_not_exist_are_counted():
     labels = np.array([1, 0, 0, 1, 0, 0])
     fold = np.array([0, 0, 0, 1, 1, 1])
@@ -197,7 +361,9 @@ def test_images_of_a_patient_share_one_vote_in_the_patient_recognition_rate():
         right.mean(), abs=1e-6
     )
     assert right.mean() != pytest.approx(evaluation.draws[Endpoint("raw", "accuracy")][0], abs=1e-4)
-    names, drawn = intervals.patient_resamples(people, labels, 200, made.settings().compare.seed)
+    names, drawn = intervals.patient_resamples(
+        people, labels, 200, made.settings().compare.seed, at_large=True
+    )
     expected = np.average(right.loc[names], weights=drawn[9])
     assert evaluation.draws[Endpoint("raw", "patient_recognition_rate")][9] == pytest.approx(
         expected, abs=1e-6

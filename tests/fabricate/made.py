@@ -20,7 +20,13 @@ from equipoise.split import stage as splits
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 BACKBONE = "vgg16"
 SMALL = {
-    "split": {"folds": 3, "test_fraction": 0.3, "val_fraction": 0.3},
+    "split": {
+        "scheme": "holdout",
+        "folds": 3,
+        "repeats": 1,
+        "test_fraction": 0.3,
+        "val_fraction": 0.3,
+    },
     "embed": {"weights": "random", "image_size_px": 32, "views": 2},
     "tune": {
         "trials": 4,
@@ -338,7 +344,10 @@ def _choice(
 
 def _distribution(manifest: records.Manifest, rows: pd.DataFrame) -> dict[str, Any]:
     rows = rows.merge(manifest.table[["image_id", "label"]], on="image_id")
-    stages = {"all": rows, **{part: rows[rows["part"] == part] for part in records.PARTS}}
+    stages = {"all": rows}
+    for part in records.PARTS:
+        if (rows["part"] == part).any():
+            stages[part] = rows[rows["part"] == part]
     stages["plan"] = stages["train"]
     return {
         stage: records.class_table(table["label"].to_numpy(), table["patient_id"], manifest.classes)

@@ -9,12 +9,19 @@ from equipoise.core import config
 from equipoise.core.records import Manifest, Splits
 
 ROOT = Path(__file__).resolve().parents[2]
+HOLDOUT = {
+    "scheme": "holdout",
+    "repeats": 1,
+    "test_fraction": 0.35,
+    "val_fraction": 0.25,
+}
 SPLIT = config.load_study("demo", config.read_params(ROOT)).settings.split
 
 
 def split_settings(**changes):
-    """The demo's `split` section with some settings changed, checked again."""
+    """A holdout with some settings changed, checked again."""
     settings = SPLIT.model_dump()
+    settings.update(HOLDOUT)
     settings.update(changes)
     return config.Split.model_validate(settings)
 

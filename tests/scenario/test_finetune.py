@@ -31,6 +31,8 @@ from equipoise.split import stage as splits
 
 CHANGES = {
     "phantom": {"patients": 40, "size_px": 40, "opacity_patient_fraction": 0.3},
+    "split": {"scheme": "holdout", "repeats": 1, "test_fraction": 0.35, "val_fraction": 0.25},
+    "train": {"seeds": [0, 1]},
     "embed": {"image_size_px": 32, "views": 1, "batch_size": 16},
     "tune": {"objective": "auroc"},
     "finetune": {

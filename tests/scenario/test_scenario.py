@@ -16,15 +16,16 @@ from equipoise.core import config, records
 from equipoise.core import files as files_
 from equipoise.core.documents import Choices, ScenarioSummary, ServedModel
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.evaluation import metrics
+from equipoise.evaluation import calibration, metrics
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.scenario import head
 from equipoise.scenario import stage as scenario
 from equipoise.split import stage as splits
+from equipoise.split import strata
 from equipoise.strategies import base as strategies
 from fabricate import made
 
-FILES = ["best.json", "metrics.json", "model/head.npz", "model/model.json"]
+FILES = ["best.json", "draws.parquet", "metrics.json", "model/head.npz", "model/model.json"]
 FILES += ["plan.parquet", "predictions.parquet", "trials.parquet"]
 
 
@@ -66,7 +67,8 @@ def test_a_run_writes_its_files_with_their_columns(folder):
     summary, predictions = run(study, "weighted_augment")
     target = study.result_path(made.BACKBONE, "weighted_augment")
     assert sorted(written(target)) == FILES
-    assert summary.as_dict() == ScenarioSummary.read(target / "metrics.json").as_dict()
+    summary.write(folder / "again.json")
+    assert (folder / "again.json").read_bytes() == (target / "metrics.json").read_bytes()
     table = predictions.table
     assert list(table.columns) == [
         *(
@@ -279,6 +281,116 @@ def test_kfold_tests_every_image_once_and_serves_a_refit_on_all_rows(folder):
     assert served.calibrator.slope == pytest.approx(expected.slope, rel=1e-4)
 
 
+def out_of_fold_logits(study, choice):
+    """Scores of the train rows of a round, by scikit-learn on its inner folds; also their labels and patients."""
+    rows = records.Splits.read(study.splits_path).round(choice.repeat, choice.fold)
+    train = rows[rows["part"] == "train"]
+    known = records.Manifest.read(study.manifest_path).table.set_index("image_id")["label"]
+    labels = known.loc[train["image_id"]].to_numpy()
+    patients = train["patient_id"].to_numpy()
+    features = features_of(study, train["image_id"]).astype(float)
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    # Seeded by the split, the study's inner folds and the round: the same for every scenario.
+    seed = [study.settings.split.seed, 4, choice.repeat, choice.fold]
+    images = pd.DataFrame({"patient": patients, "label": labels})
+    fold_of = strata.assign_folds(images, choice.inner_folds, seed)
+    logits = np.zeros((len(labels), 2))
+    for fold in range(choice.inner_folds):
+        inside = fold_of != fold
+        strength = 1 / (choice.settings["l2"] * inside.sum())
+        oracle = LogisticRegression(C=strength, tol=1e-9, max_iter=5000)
+        oracle.fit(scaled[inside], labels[inside])
+        logits[~inside, 1] = oracle.decision_function(scaled[~inside])
+    return logits, labels, patients
+
+
+def test_kfold_calibrates_and_locks_on_the_inner_out_of_fold_scores_of_train(folder):
+    study = made.study(folder, split={"scheme": "kfold"}, train={"seeds": [0]})
+    _, predictions = run(study)
+    assert set(predictions.table["part"]) == {"test"}
+    choices = Choices.read(study.result_path(made.BACKBONE, "baseline") / "best.json").root
+    assert len(choices) == 3
+    for choice in choices:
+        logits, labels, patients = out_of_fold_logits(study, choice)
+        expected = Calibrator.fit(logits, labels, patients, 3)
+        assert (expected.reason, choice.calibrator.reason) == ("", "")
+        assert choice.calibrator.slope == pytest.approx(expected.slope, rel=1e-2)
+        assert choice.calibrator.biases == pytest.approx(expected.biases, abs=1e-2)
+        used = Calibrator.from_dict(choice.calibrator.model_dump())
+        prob = used.apply(logits)[:, 1]
+        found = (prob >= choice.threshold)[labels == 1]
+        assert found.mean() == pytest.approx(0.9, abs=0.06)
+        rows = predictions.table[predictions.table["fold"] == choice.fold]
+        assert (rows["threshold"] == choice.threshold).all()
+        raw = np.log(rows["prob_opacity"] / rows["prob_clear"]).to_numpy()
+        calibrated = used.apply(np.stack([np.zeros(len(raw)), raw], axis=1))[:, 1]
+        assert rows["calibrated_opacity"].to_numpy() == pytest.approx(calibrated, abs=1e-9)
+
+
+def test_the_head_of_a_round_in_kfold_is_fitted_on_every_row_outside_test(folder):
+    study = made.study(folder, split={"scheme": "kfold"}, train={"seeds": [0]})
+    run(study)
+    plan, _ = files_.read_table(study.result_path(made.BACKBONE, "baseline") / "plan.parquet")
+    images = set(records.Manifest.read(study.manifest_path).table["image_id"])
+    split = records.Splits.read(study.splits_path)
+    for repeat, fold in split.rounds():
+        rows = split.round(repeat, fold)
+        tested = set(rows.loc[rows["part"] == "test", "image_id"])
+        assert set(plan.loc[plan["fold"] == fold, "image_id"]) == images - tested
+
+
+def test_min_patients_counts_those_of_train_in_kfold(folder):
+    sections = {"split": {"scheme": "kfold"}, "train": {"seeds": [0]}}
+    study = made.study(folder, (45, 9), calibrate={"min_patients": 7}, **sections)
+    run(study)
+    for choice in Choices.read(study.result_path(made.BACKBONE, "baseline") / "best.json").root:
+        assert choice.calibrator.slope == 1
+        assert choice.calibrator.reason == (
+            "train (out of fold) has 6 patient(s) of the rarest class, 7 are needed"
+        )
+        assert 0 < choice.threshold < 1
+    served = ServedModel.read(study.result_path(made.BACKBONE, "baseline") / "model/model.json")
+    assert served.calibrator.reason == "", "all nine patients were tested once"
+    fewer = made.params(calibrate={"min_patients": 6}, **sections)
+    run(config.load_study("made", fewer, root=folder))
+    for choice in Choices.read(study.result_path(made.BACKBONE, "baseline") / "best.json").root:
+        assert choice.calibrator.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"), [({}, 0.5), ({"rule": "cost", "cost_ratio": 3.0}, 0.25)]
+)
+def test_without_inner_folds_kfold_leaves_scores_as_they_are_and_says_so(
+    folder, threshold, expected
+):
+    """Two patients of a class, one for each of two folds: a search would need two in train."""
+    study = made.study(
+        folder,
+        patients=(20, 2),
+        split={"scheme": "kfold", "folds": 2},
+        threshold=threshold,
+    )
+    _, predictions = run(study, "class_weight")
+    table = predictions.table
+    assert np.allclose(table["prob_opacity"], table["calibrated_opacity"])
+    assert (table["threshold"] == expected).all()
+    for choice in Choices.read(study.result_path(made.BACKBONE, "class_weight") / "best.json").root:
+        assert choice.calibrator.reason == (
+            "a class has fewer than 2 train patients, so no inner fold scored any; the threshold "
+            "is 0.5 or that of the costs"
+        )
+        assert choice.threshold == expected
+        assert choice.settings == {"exponent": 1.0, "l2": 0.01}
+
+
+def test_counts_and_checks_of_kfold_know_no_val(folder):
+    study = made.study(folder, split={"scheme": "kfold"})
+    summary, _ = run(study)
+    assert list(summary.distribution) == ["all", "train", "test", "plan"]
+    answers = {check.code: check.answer for check in summary.checks}
+    assert (answers["EQ003"], answers["EQ005"]) == ("none", "none")
+
+
 def test_repeats_redraw_the_folds(folder):
     study = made.study(
         folder, split={"scheme": "kfold", "folds": 2, "repeats": 2}, train={"seeds": [0]}
@@ -288,6 +400,36 @@ def test_repeats_redraw_the_folds(folder):
     assert test.groupby(["repeat", "image_id"]).size().eq(1).all()
     fold = test.pivot(index="image_id", columns="repeat", values="fold")
     assert (fold[0] != fold[1]).any()
+    # Served: calibrated on the first repeat alone, in which every patient was tested once.
+    served = ServedModel.read(study.result_path(made.BACKBONE, "baseline") / "model/model.json")
+    first = test[test["repeat"] == 0]
+    pooled = np.log(first["prob_opacity"] / first["prob_clear"]).to_numpy()
+    logits = np.stack([np.zeros(len(pooled)), pooled], axis=1)
+    expected = Calibrator.fit(logits, first["label"].to_numpy(), first["patient_id"].to_numpy(), 3)
+    assert served.calibrator.slope == pytest.approx(expected.slope, rel=1e-4)
+    prob = Calibrator.from_dict(served.calibrator.model_dump()).apply(logits)[:, 1]
+    locked = calibration.lock_threshold(
+        prob, first["label"].to_numpy() == 1, study.settings.threshold, 0.9
+    )
+    assert served.threshold == pytest.approx(locked, abs=1e-9)
+
+
+def test_a_remedy_that_the_search_switched_off_says_so_in_every_round(folder):
+    """Views that look like the other class: every copy hurts, so the search keeps none."""
+    study = made.study(folder, patients=(60, 40), tune={"trials": 20}, train={"seeds": [0]})
+    store = study.features_path(made.BACKBONE)
+    features = np.load(store / "features.npy")
+    index, _ = files_.read_table(store / "index.parquet")
+    views = (index["view"] > 0).to_numpy()
+    features[views] = -5 * features[views]
+    np.save(store / "features.npy", features)
+    run(study, "augment")
+    chosen = Choices.read(study.result_path(made.BACKBONE, "augment") / "best.json").root
+    assert [choice.settings["copies"] for choice in chosen] == [0]
+    assert [choice.switched_off for choice in chosen] == [True]
+    run(study)
+    chosen = Choices.read(study.result_path(made.BACKBONE, "baseline") / "best.json").root
+    assert [choice.switched_off for choice in chosen] == [False]
 
 
 def test_official_sides_that_share_patients_are_evaluated_with_and_without_them(folder):
@@ -340,26 +482,22 @@ def test_official_sides_without_shared_patients_have_no_second_result(folder):
 THREE = {"patients": (30, 14, 12), "classes": ("a", "b", "c")}
 
 
-def test_three_classes_with_the_default_objective_are_refused(folder):
-    study = made.study(folder, **THREE)
+def test_three_classes_with_a_metric_of_two_are_refused(folder):
+    metric = "specificity_at_sensitivity"
+    study = made.study(folder, **THREE, tune={"objective": metric})
     with pytest.raises(
         ConfigError,
         match=r"specificity_at_sensitivity needs two classes; these data have 3. Set tune.objective",
     ):
         run(study)
-    half = config.load_study("made", made.params(tune={"objective": "auroc"}), root=folder)
+    half = config.load_study("made", made.params(compare={"primary": metric}), root=folder)
     with pytest.raises(ConfigError, match="specificity_at_sensitivity needs two classes"):
         run(half)
 
 
 @pytest.mark.parametrize("scheme", ["holdout", "kfold"])
 def test_three_classes_are_ranked_one_versus_rest(folder, scheme):
-    changes = {
-        "tune": {"objective": "auroc"},
-        "compare": {"primary": "auroc"},
-        "split": {"scheme": scheme},
-    }
-    study = made.study(folder, **THREE, **changes)
+    study = made.study(folder, **THREE, split={"scheme": scheme})
     summary, predictions = run(study, "weighted_augment")
     test = predictions.part("test").table
     expected = [

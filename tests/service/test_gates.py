@@ -1,5 +1,6 @@
 """Each gate against numbers from elsewhere, and every way in which evidence can be no evidence."""
 
+import re
 import subprocess
 from dataclasses import replace
 
@@ -89,16 +90,15 @@ def test_same_rows_are_paired_as_scikit_learn_would(study):
         - roc_auc_score(labels, scores[1], sample_weight=row)
         for row in weights[1:]
     ]
-    # Hesterberg 2015: the percentile at which Student's quantile, stretched by the patients' number, would stand.
+    # One comparison on one test part: Student's interval around the estimate.
     count = intervals.evaluate(
         strong.predictions, settings, study.settings.tune.sensitivity_floor
     ).effective_patients
-    tail = stats.norm.cdf(
-        -np.sqrt(count / (count - 1)) * stats.t.ppf(1 - settings.alpha / 2, count - 1)
-    )
-    low = np.quantile(differences, tail)
+    estimate = roc_auc_score(labels, scores[0]) - roc_auc_score(labels, scores[1])
+    quantile = stats.t.ppf(1 - settings.alpha / 2, count - 1)
+    low = estimate - quantile * np.std(differences)
     comparable, not_inferior = verdicts["EQ-G2"].answer, verdicts["EQ-G3"].answer
-    assert not_inferior.number == pytest.approx(low, abs=1e-9)
+    assert not_inferior.number == pytest.approx(low, abs=1e-4)
     assert (comparable.word, not_inferior.word) == ("passed", "failed")
     assert "the same test rows" in comparable.detail
     assert f"{roc_auc_score(labels, scores[1]):.3f}" in not_inferior.detail
@@ -194,6 +194,18 @@ def test_folds_are_comparable_by_their_split_and_served_by_a_refit(study, tmp_pa
     first, second = evidence(folded), evidence(folded, "oversample", 1.9, "2")
     assert first.images["fitted"].all()
     assert gates.pair(folded.settings, first, second, never).how == "the same split"
+    pairing = gates.pair(folded.settings, first, second, never)
+    compare, floor = folded.settings.compare, folded.settings.tune.sensitivity_floor
+    evaluations = [intervals.evaluate(one.predictions, compare, floor) for one in (first, second)]
+    auroc = intervals.Endpoint("free", "auroc")
+    draws = evaluations[0].draws[auroc] - evaluations[1].draws[auroc]
+    count = evaluations[0].effective_patients
+    assert count < 30  # so few patients: half as much variance again
+    quantile = stats.t.ppf(1 - compare.alpha / 2, count - 1)
+    half_width = quantile * draws[1:].std() * np.sqrt(1.5)
+    assert pairing.difference == pytest.approx(draws[0])
+    assert pairing.low == pytest.approx(draws[0] - half_width, abs=1e-4)
+    assert pairing.high == pytest.approx(draws[0] + half_width, abs=1e-4)
     moved = change_origin(second, digests=second.origin.digests | {"splits": "0" * 64})
     assert gates.pair(folded.settings, first, moved, never).word == "failed"
 
@@ -237,6 +249,61 @@ def test_absolutes_stand_against_their_bounds(study, bounds, failed):
     assert f"low end of {right:.3f}" in verdicts["EQ-G4"].answer.detail
 
 
+def floor_case(study, floor, **threshold) -> gates.Case:
+    """A case under another floor, or another rule of the threshold."""
+    settings = study.settings
+    tune = settings.tune.model_copy(update={"sensitivity_floor": floor})
+    rule = settings.threshold.model_copy(update=threshold)
+    changed = settings.model_copy(update={"tune": tune, "threshold": rule})
+    return case(study.model_copy(update={"settings": changed}))
+
+
+def test_a_missed_floor_is_said_with_its_numbers_and_fails_beyond_chance(study):
+    test = evidence(study).predictions.table
+    diseased = test[test["label"] == 1]
+    by_image = (diseased["calibrated_opacity"] >= diseased["threshold"]).mean()
+    logits = np.log(diseased["calibrated_opacity"]), np.log(diseased["calibrated_clear"])
+    means = [values.groupby(diseased["patient_id"]).mean() for values in logits]
+    by_patient = (means[0] > means[1]).mean()  # the threshold is 0.5 of images and patients
+    assert by_image < by_patient < 1
+    lenient = gates.keeps_its_floor.judge(floor_case(study, by_image - 0.01))
+    assert lenient.answer.word == "passed"
+    assert f"image {by_image:.3f} [" in lenient.answer.detail
+    assert f"patient {by_patient:.3f} [" in lenient.answer.detail
+    assert "missed" not in lenient.answer.detail
+    assert lenient.bound == f">= {by_image - 0.01:g}"
+    close = gates.keeps_its_floor.judge(floor_case(study, by_image + 0.01))
+    assert close.answer.word == "passed"
+    assert close.answer.detail.endswith("missed by image, which chance explains")
+    ends = [float(text) for text in re.findall(r", (\d\.\d+)\]", close.answer.detail)]
+    assert close.answer.number == pytest.approx(min(ends), abs=5e-4)
+    strict = gates.keeps_its_floor.judge(floor_case(study, min(ends) + 0.01))
+    assert strict.failed
+    assert strict.forceable
+    assert "missed by image" in strict.answer.detail
+    assert "chance" not in strict.answer.detail
+
+
+def test_without_an_interval_nothing_passes(study):
+    """One patient of a class decides everything."""
+    carried = evidence(study)
+    table = carried.predictions.table
+    first = table.loc[table["label"] == 1, "patient_id"].iloc[0]
+    kept = table[(table["label"] == 0) | (table["patient_id"] == first)]
+    alone = replace(carried.predictions, table=kept.reset_index(drop=True))
+    asked = case(study, evidence=replace(carried, predictions=alone))
+    for gate in (gates.sensitive, gates.keeps_its_floor):
+        answer = gate.judge(asked).answer
+        assert answer.word == "failed"
+        assert "cannot be measured" in answer.detail
+
+
+def test_a_rule_that_promises_no_sensitivity_has_no_floor_to_keep(study):
+    answer = gates.keeps_its_floor.judge(floor_case(study, 0.99, rule="youden")).answer
+    assert (answer.word, answer.asked) == ("not applicable", False)
+    assert "youden" in answer.detail
+
+
 def test_more_than_two_classes_have_no_threshold(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = {
@@ -250,9 +317,14 @@ def test_more_than_two_classes_have_no_threshold(tmp_path, monkeypatch):
     names = Manifest.read(study.manifest_path).table[["image_id"]]
     carried = evidence_.collect(study, folder, {}, names.assign(**dict.fromkeys(columns, 1 / 3)))
     asked = case(study, evidence=carried)
-    absolutes = (gates.sensitive, gates.calibrated, gates.enough_patients)
+    absolutes = (
+        gates.sensitive,
+        gates.calibrated,
+        gates.enough_patients,
+        gates.keeps_its_floor,
+    )
     words = [gate.judge(asked).answer.word for gate in absolutes]
-    assert words == ["not applicable", "not applicable", "passed"]
+    assert words == ["not applicable", "not applicable", "passed", "not applicable"]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +407,7 @@ def test_without_evidence_only_some_gates_are_asked(study):
 
 
 def test_gates_have_codes_in_a_row():
-    assert [gate.code for gate in gates.GATES] == [f"EQ-G{number}" for number in range(1, 10)]
+    assert [gate.code for gate in gates.GATES] == [f"EQ-G{number}" for number in range(1, 11)]
 
 
 def test_a_verdict_keeps_the_form_it_has_in_the_log():

@@ -89,6 +89,12 @@ def test_winner_is_a_version_with_evidence(shop):
         described["threshold"], abs=1e-6
     )
     assert made.tags["equipoise.grey"] == "True"
+    assert made.tags["equipoise.verdict"] == row["verdict"]
+    first, *sentences = made.description.split("\n\n")
+    assert first == comparison["headline"]
+    assert sentences[-1].startswith("The winner on vgg16 is ")
+    said = client(shop).get_run(made.run_id).data
+    assert said.tags["verdict"] == row["verdict"]
 
 
 def test_evidence_travels_with_the_version(shop):

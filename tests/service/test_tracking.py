@@ -2,12 +2,15 @@
 
 import json
 
+import pandas as pd
 import pytest
 from filelock import Timeout
 from mlflow.tracking import MlflowClient
 
-from equipoise.core import config
+from equipoise.core import config, files
+from equipoise.core.documents import Difference, ScenarioSummary
 from equipoise.service import tracking
+from fabricate import comparisons, made
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,93 @@ def test_a_result_that_is_there_is_not_evaluated_again(workspace, tmp_path, monk
     (summary_only / "metrics.json").write_bytes((folder / "metrics.json").read_bytes())
     again = tracking.mirror(store, study, "vgg16", "baseline", summary_only)
     assert again == (first.run_id, False)
+
+
+@pytest.fixture
+def compared(tmp_path, monkeypatch):
+    """Two results that lie in files, and what a comparison says of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    study = made.study(tmp_path)
+    for name, strength in (("baseline", 1.0), ("oversample", 1.5)):
+        folder = made.result(study, name, strength)
+        files.write_table(folder / "trials.parquet", pd.DataFrame(), {})
+    say(study, "inconclusive", Difference(value=0.0125, low=-0.004, high=0.029))
+    return study
+
+
+def say(study, verdict, delta, result_digest=None) -> None:
+    """Write a comparison of the two results."""
+    digests = {}
+    for name in ("baseline", "oversample"):
+        path = study.result_path(made.BACKBONE, name) / "metrics.json"
+        digests[name] = ScenarioSummary.read(path).result_digest
+    rows = {
+        "baseline": comparisons.row(result_digest=digests["baseline"]),
+        "oversample": comparisons.rival(
+            verdict, delta, result_digest=result_digest or digests["oversample"]
+        ),
+    }
+    comparison = comparisons.comparison({made.BACKBONE: rows}, comparisons=1)
+    comparison.write(study.reports_path / "comparison.json")
+
+
+def said(study) -> dict:
+    """Scenario -> what its run says of the primary difference, and its tag."""
+    store = tracking.client(study.root)
+    experiment = store.get_experiment_by_name("equipoise-made").experiment_id
+    runs = {}
+    for run in store.search_runs([experiment]):
+        numbers = {
+            name: value for name, value in run.data.metrics.items() if name.startswith("primary/")
+        }
+        runs[run.data.tags["equipoise.scenario"]] = (run.data.tags.get("verdict"), numbers)
+    return runs
+
+
+def test_a_run_bears_its_verdict_and_the_simultaneous_interval(compared):
+    tracked = tracking.track(compared)
+    assert len(tracked.written) == len(tracked.judged) == 2
+    assert said(compared) == {
+        "baseline": ("baseline", {}),
+        "oversample": (
+            "inconclusive",
+            {"primary/difference": 0.0125, "primary/low": -0.004, "primary/high": 0.029},
+        ),
+    }
+
+
+def test_tracking_again_reads_no_predictions_and_writes_nothing(compared, monkeypatch):
+    first = tracking.track(compared)
+    for name in ("baseline", "oversample"):
+        (compared.result_path(made.BACKBONE, name) / "predictions.parquet").unlink()
+    again = tracking.track(compared)
+    assert (again.written, again.judged) == ([], [])
+    assert again.present == first.written
+
+
+def test_what_a_later_comparison_says_corrects_the_runs_that_are_there(compared):
+    report = compared.reports_path / "comparison.json"
+    saved = report.read_bytes()
+    report.unlink()
+    first = tracking.track(compared)
+    assert first.judged == []
+    assert said(compared)["oversample"] == (None, {})
+    report.write_bytes(saved)
+    assert len(tracking.track(compared).judged) == 2
+    say(compared, "better", Difference(value=0.0125, low=0.001, high=0.024))
+    again = tracking.track(compared)
+    assert len(again.judged) == 1
+    verdict, numbers = said(compared)["oversample"]
+    assert verdict == "better"
+    assert numbers == {"primary/difference": 0.0125, "primary/low": 0.001, "primary/high": 0.024}
+
+
+def test_the_verdict_on_another_run_of_the_scenario_is_not_believed(compared):
+    delta = Difference(value=0.0125, low=0.001, high=0.024)
+    say(compared, "better", delta, result_digest="e" * 64)
+    tracking.track(compared)
+    assert said(compared)["oversample"] == (None, {})
 
 
 def test_the_default_store_lies_in_the_root_wherever_the_user_stands(tmp_path, monkeypatch):

@@ -43,10 +43,10 @@ def test_leak_in_a_later_fold_names_that_fold():
     made = splits.make(manifest, split_settings(scheme="kfold", folds=4))
     last = made.round(0, 3)
     image = last.loc[last["part"] == "train", "image_id"].iloc[0]
-    edited = moved(made, lambda table: (table["fold"] == 3) & (table["image_id"] == image), "val")
+    edited = moved(made, lambda table: (table["fold"] == 3) & (table["image_id"] == image), "test")
     with pytest.raises(
         LeakageError,
-        match=r"is in train \(1 images\) and val \(1 images\) of .*, repeat 0, fold 3\.",
+        match=r"is in train \(1 images\) and test \(1 images\) of .*, repeat 0, fold 3\.",
     ):
         checks.check_split(edited, manifest)
 
@@ -74,7 +74,7 @@ def test_split_of_another_manifest_is_refused():
         checks.check_split(made, plain_manifest((20, 9)))
 
 
-@pytest.mark.parametrize("fault", ["dropped", "twice", "part"])
+@pytest.mark.parametrize("fault", ["dropped", "twice", "part", "val"])
 def test_round_that_is_no_division_of_the_manifest_is_refused(fault):
     manifest = plain_manifest((20, 8))
     made = splits.make(manifest, split_settings(scheme="kfold", folds=4))
@@ -84,7 +84,9 @@ def test_round_that_is_no_division_of_the_manifest_is_refused(fault):
     elif fault == "twice":
         table = pd.concat([table, table.iloc[:1]])
     else:
-        table = table.assign(part=table["part"].replace("val", "validation"))
+        # A val part in k-fold is one that an older version drew.
+        name = "val" if fault == "val" else "validation"
+        table = table.assign(part=np.where(table.index == 0, name, table["part"]))
     with pytest.raises(DataError):
         checks.check_split(Splits(table, made.meta), manifest)
 
@@ -289,17 +291,27 @@ def test_written_plan_of_train_rows_is_accepted():
 
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_written_plan_with_one_row_of_another_part_is_a_leak(part):
-    made = splits.make(plain_manifest((20, 8)), split_settings(scheme="kfold", folds=4))
-    stray = made.round(0, 2).query("part == @part")["image_id"].iloc[0]
+    made = splits.make(plain_manifest((20, 8)), split_settings(repeats=3))
+    stray = made.round(2, 0).query("part == @part")["image_id"].iloc[0]
     plan = _written(made)
-    place = plan.index[plan["fold"] == 2][5]
-    plan.loc[place, "image_id"] = stray  # the same image is a train row of another fold
+    place = plan.index[plan["repeat"] == 2][5]
+    plan.loc[place, "image_id"] = stray
     with pytest.raises(LeakageError) as error:
         checks.written_plan_within_train(plan, made)
     assert str(error.value).startswith(
         f"EQ004: the plan draws image '{stray}' (view 0, seed 0), which is in {part} of data/splits/made_up.parquet, "
-        f"repeat 0, fold 2; 1 of its {(plan['fold'] == 2).sum()} draws there are outside train."
+        f"repeat 2, fold 0; 1 of its {(plan['repeat'] == 2).sum()} draws there are outside train."
     )
+
+
+def test_written_plan_with_a_test_row_of_one_fold_is_a_leak_though_it_is_train_in_another():
+    made = splits.make(plain_manifest((20, 8)), split_settings(scheme="kfold", folds=4))
+    stray = made.round(0, 2).query("part == 'test'")["image_id"].iloc[0]
+    assert (made.round(0, 1).set_index("image_id")["part"] == "train")[stray]
+    plan = _written(made)
+    plan.loc[plan.index[plan["fold"] == 2][5], "image_id"] = stray
+    with pytest.raises(LeakageError, match=f"'{stray}'.* which is in test of .*, fold 2; 1 of"):
+        checks.written_plan_within_train(plan, made)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +333,8 @@ def test_written_plan_of_an_unknown_image_or_round_is_a_leak(change):
         ({}, 1, "a+b: 1 patient for 3 parts"),
         ({}, 3, ""),
         ({"scheme": "kfold", "folds": 4}, 3, "a+b: 3 patients for 4 folds"),
-        ({"scheme": "kfold", "folds": 2}, 3, "a+b: 3 patients for train, val and test of 2 folds"),
+        ({"scheme": "kfold", "folds": 2}, 1, "a+b: 1 patient for 2 folds"),
+        ({"scheme": "kfold", "folds": 2}, 2, ""),
         ({"scheme": "kfold", "folds": 4}, 4, ""),
     ],
 )
@@ -336,7 +349,7 @@ def test_stratum_too_small_for_the_parts_is_a_finding(changes, mixed, detail):
     # What is no finding does reach every part of every round, and what is one does not.
     own = made.table[made.table["patient_id"].str.startswith("m")]
     reached = own.groupby(["repeat", "fold"])["part"].nunique().reindex(made.rounds(), fill_value=0)
-    assert (reached == 3).all() == (not detail)
+    assert (reached == len(made.parts)).all() == (not detail)
 
 
 def test_official_strata_are_counted_on_the_published_train_side():

@@ -348,3 +348,43 @@ def test_a_fixed_setting_out_of_range_is_refused(name, fixed):
     (setting,) = fixed
     with pytest.raises(ConfigError, match=rf"scenarios\.{name}\.{setting} is .*; a number from 0"):
         strategies.load_strategy(name).published(5, fixed)
+
+
+# --- switched off ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", strategies.names())
+def test_neutral_settings_are_a_remedy_that_was_switched_off_and_published_ones_are_not(name):
+    cls = strategies.load_strategy(name)
+    has_parameters = bool(cls.parameters())
+    assert cls.switched_off({**cls.neutral(), "l2": 0.1}, fixed={}) is has_parameters
+    assert cls.switched_off({**cls.published(VIEWS, {}), "l2": 0.1}, fixed={}) is False
+
+
+def test_every_parameter_has_to_be_neutral_and_one_of_them_chosen_by_the_search():
+    cls = strategies.load_strategy("weighted_augment")
+    off = {"exponent": 0.0, "copies": 0}
+    assert cls.switched_off(off, fixed={"copies": 0}) is True
+    assert cls.switched_off(off, fixed=off) is False, "the user did it"
+    assert cls.switched_off({**off, "copies": 1}, fixed={}) is False
+    assert cls.switched_off({**off, "exponent": 0.015}, fixed={}) is True, "1 % of 0 to 1.5"
+    assert cls.switched_off({**off, "exponent": 0.016}, fixed={}) is False
+
+
+@pytest.mark.parametrize("name", strategies.names())
+def test_what_counts_as_switched_off_changes_next_to_nothing(name):
+    """At 1 % of the range from the neutral value, class weights and counts are within 6 % of the baseline's."""
+    cls = strategies.load_strategy(name)
+    near = {}
+    for parameter_name, item in cls.parameters().items():
+        near[parameter_name] = item.neutral
+        if not item.is_integer and item.allows(item.neutral + 0.01, VIEWS):
+            near[parameter_name] = item.neutral + 0.01 * (item.high - item.low)
+    rows = train_rows([300, 30])
+    _, counts, objective = applied(cls(**near), rows)
+    _, plain_counts, plain = applied(cls(**cls.neutral()), rows)
+    assert counts == pytest.approx(plain_counts, rel=0.1)
+    assert objective.weights == pytest.approx(plain.weights, rel=0.06)
+    assert objective.offsets - objective.offsets[0] == pytest.approx(
+        plain.offsets - plain.offsets[0], abs=0.06
+    )

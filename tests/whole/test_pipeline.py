@@ -34,9 +34,10 @@ def other(workspace, tmp_path_factory):
 
 def test_main_prints_table_and_report(workspace):
     log = (workspace / "main.log").read_text()
-    assert "difference to baseline" in log
+    assert "difference [low, high]" in log
     assert "are random, not ImageNet's" in log
     assert f"report: {workspace}/reports/demo/report.html" in log
+    assert "A leak would have been worth (AUROC, baseline on vgg16)" in log
     assert (workspace / "reports/demo/report.html").stat().st_size < 6e6
 
 
@@ -44,9 +45,28 @@ def test_repro_straight_after_runs_nothing(workspace):
     assert repro_lines(workspace) == set()
 
 
+def test_the_demo_is_drawn_only_where_it_is_among_the_studies(tmp_path):
+    copy_checkout(tmp_path)
+    git(tmp_path, "init", "-q")
+    plan = ["dvc", "repro", "--dry", "--keep-going"]
+    planned = run(tmp_path, *plan, check=False).stdout
+    assert "Running stage 'data/raw/dvc.yaml:phantom'" in planned
+    change_params(tmp_path, lambda params: params["run"].update(studies=["breakhis"]))
+    (tmp_path / "data/raw/breakhis").mkdir()
+    planned = run(tmp_path, *plan, check=False).stdout
+    assert "Running stage 'ingest@breakhis'" in planned
+    assert "phantom" not in planned
+
+
 def test_outputs_do_not_dirty_the_checkout(workspace):
     changed = set(git(workspace, "status", "--porcelain").split())
-    assert changed - {"??", "M"} <= {"dvc.lock", "reports/", "main.log", "predictions.csv"}
+    assert changed - {"??", "M"} <= {
+        "dvc.lock",
+        "data/raw/dvc.lock",
+        "reports/",
+        "main.log",
+        "predictions.csv",
+    }
 
 
 def test_setting_of_one_scenario_reruns_it_and_compare_only(other):

@@ -145,7 +145,7 @@ def test_clone_pulls_what_was_pushed_and_runs_nothing(project, store):
     assert {"data/splits/demo.parquet", "results/demo/vgg16/baseline/predictions.parquet"} <= set(
         versioned
     )
-    in_git = {"reports/demo/comparison.json"}
+    in_git = {"data/raw/dvc.lock", "data/raw/dvc.yaml", "reports/demo/comparison.json"}
     assert (
         md5({name: content for name, content in versioned.items() if name not in in_git})
         <= store.digests()
@@ -175,7 +175,7 @@ def test_originals_stay_at_home_when_only_stages_are_pushed(project, tmp_path):
     clone = clone_of(project, store)
     dvc(clone, "pull", *WITHOUT_RAW)
     assert "Running stage" not in dvc(clone, "repro", "--allow-missing")
-    assert not (clone / "data/raw").exists()
+    assert not (clone / "data/raw/demo").exists()
 
 
 def test_diff_of_a_new_split_names_the_split_and_no_image(project):

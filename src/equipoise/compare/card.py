@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Undefined
 
-from equipoise.compare import evidence
-from equipoise.compare.wording import metric_label
+from equipoise.compare import evidence, wording
+from equipoise.compare.wording import metric_label, primary_label
 from equipoise.core.config import Study
 from equipoise.core.documents import (
     Calibration,
@@ -83,11 +83,78 @@ def card(
         left_out=_left_out(study.manifest_path.with_suffix(".quarantine.csv")),
         compared=compared.comparison,
         row=compared.row,
+        said=_said(compared, backbone, scenario, study.settings.threshold.rule),
         subgroups=_subgroups(compared.row),
         measured=_measured(summary, compared.row),
         failures=_failures(predictions, summary.classes),
         software=software or {},
     )
+
+
+# --- what is said of a result ---------------------------------------------------------------------
+
+
+def said(comparison: Comparison, backbone: str, scenario: str, rule: str) -> list[str]:
+    """The sentences that the page, the card and the registered version say of a result.
+
+    They are the headline, the result's own sentence, and what a winner claims, or a promise that
+    another result has broken. Where the short form of a comparison holds no sentence of its own, all of them are given.
+
+    Args:
+        comparison: That holds the result.
+        backbone: Of the result.
+        scenario: Of the result.
+        rule: By which the threshold was locked.
+    """
+    row = comparison.rows[backbone][scenario]
+    sentences = [comparison.headline, row.reason]
+    if row.delta and not row.reason:
+        sentences = [comparison.verdict]
+    wins = comparison.winners.get(backbone) == scenario
+    if wins:
+        sentences.append(claim(comparison, backbone, scenario))
+    if not wins:  # of winners the headline says it
+        sentences.append(broken_promise(comparison, backbone, scenario, rule))
+    return [sentence for sentence in sentences if sentence]
+
+
+def claim(comparison: Comparison, backbone: str, scenario: str) -> str:
+    """What a winner claims: the cautious end of its interval, never its own estimate."""
+    row = comparison.rows[backbone][scenario]
+    delta = row.delta.get(comparison.primary)
+    if delta is None:
+        return f"The winner on {backbone} is doing nothing, which claims nothing."
+    primary = Endpoint.parse(comparison.primary)
+    lower_is_better = metrics.REGISTRY[primary.metric].better == "lower"
+    end = delta.high if lower_is_better else delta.low
+    if end is None:
+        return (
+            f"The winner on {backbone} is {scenario}, which claims nothing: there is no interval."
+        )
+    level = f"{100 * (1 - comparison.alpha):g} %"
+    which = "high" if lower_is_better else "low"
+    return (
+        f"The winner on {backbone} is {scenario}; its claim is the {which} end of the simultaneous {level} "
+        f"interval: {end:+.4f} in {primary_label(comparison)} against doing nothing."
+    )
+
+
+def broken_promise(comparison: Comparison, backbone: str, scenario: str, rule: str) -> str:
+    """Where the locked threshold misses the sensitivity that it was locked for; empty where it keeps it.
+
+    Args:
+        comparison: That holds the result.
+        backbone: Of the result.
+        scenario: Of the result.
+        rule: By which the threshold was locked; only `sensitivity_floor` promises one.
+    """
+    broken = []
+    for promise in wording.broken_promises(comparison, rule):
+        if (promise.backbone, promise.scenario) == (backbone, scenario):
+            broken.append(promise)
+    if not broken:
+        return ""
+    return wording.broken_words(broken, comparison.sensitivity_floor)
 
 
 # --- what the files hold --------------------------------------------------------------------------
@@ -115,6 +182,12 @@ def _compared(reports: Path, backbone: str, scenario: str, result_digest: str) -
             return _Compared()
         return _Compared(comparison, row)
     return _Compared()
+
+
+def _said(compared: _Compared, backbone: str, scenario: str, rule: str) -> list[str]:
+    if compared.comparison is None:
+        return []
+    return said(compared.comparison, backbone, scenario, rule)
 
 
 def _subgroups(row: ScenarioRow | None) -> str | None:
@@ -292,6 +365,8 @@ def _environment(summary: ScenarioSummary) -> Environment:
     environment.globals["plain"] = _plain
     environment.globals["number"] = _number
     environment.globals["cell"] = _cell
+    environment.globals["whole"] = _whole
+    environment.globals["finely"] = _finely
     return environment
 
 
@@ -307,6 +382,21 @@ def _number(value: float | Undefined | None) -> str | None:
     if value is None or isinstance(value, Undefined):
         return None
     return f"{value:.3f}"
+
+
+def _finely(delta: Interval) -> str | None:
+    """A difference and its interval: those of remedies are small, so with four digits."""
+    if delta.value is None:
+        return None
+    if delta.low is None or delta.high is None:
+        return f"{delta.value:+.4f}, without an interval"
+    return f"{delta.value:+.4f} [{delta.low:+.4f}, {delta.high:+.4f}]"
+
+
+def _whole(value: float | Undefined | None) -> str | None:
+    if value is None or isinstance(value, Undefined):
+        return None
+    return f"{value:,.0f}"
 
 
 def _cell(interval: Interval | None) -> str | None:

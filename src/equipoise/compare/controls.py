@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from equipoise.compare.wording import number
 from equipoise.core.config import Compare
 from equipoise.core.documents import Controls, MeasuredMetric, PermutedLabels
 from equipoise.core.records import CALIBRATED, RAW, Manifest, Predictions, Splits, probability_table
@@ -20,10 +21,12 @@ from equipoise.evaluation import intervals
 from equipoise.evaluation.metrics import Endpoint
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.rows import Standardiser
-from equipoise.split.checks import Check
+from equipoise.split.checks import Check, Verdict
 
 #: The control of permuted labels is a finding outside this central share of what chance gives.
 _CENTRAL = 0.99
+
+_NO_CONTROL = "no permutation of the labels leaves every class on both sides"
 
 
 class Sides(NamedTuple):
@@ -50,11 +53,18 @@ def sides(manifest: Manifest, rows: pd.DataFrame) -> Sides:
 def metadata_check(controls: Controls) -> Check:
     """EQ007: the model of files' metadata is a finding when all of its interval lies above 0.5."""
     measured = controls.metadata_only
-    tells_classes = measured.low is not None and measured.low > 0.5
+    name = "classes told apart by metadata alone"
+    if not _exist(measured.value, measured.low, measured.high):
+        return Check(
+            code="EQ007",
+            name=name,
+            answer="not applicable",
+            detail="the test patients are too few for an interval of the metadata's AUROC",
+        )
     return Check(
         code="EQ007",
-        name="classes told apart by metadata alone",
-        answer="finding" if tells_classes else "none",
+        name=name,
+        answer="finding" if number(measured.low) > 0.5 else "none",
         detail=(
             f"width, height, bytes and grey level alone reach AUROC {measured.value:.3f} "
             f"[{measured.low:.3f}, {measured.high:.3f}]"
@@ -63,25 +73,45 @@ def metadata_check(controls: Controls) -> Check:
 
 
 def permuted_labels_check(controls: Controls) -> Check:
-    """EQ008: heads of permuted labels are a finding when those of any backbone leave what chance gives."""
-    by_chance, details = [], []
+    """EQ008: heads of permuted labels are a finding when those of any backbone leave what chance gives.
+
+    Where nothing can be permuted there is nothing to answer.
+    """
+    answers: list[Verdict] = []
+    details = []
     for backbone, row in controls.permuted_labels.items():
-        by_chance.append(_is_chance(row))
-        details.append(
-            f"{backbone}: AUROC {row.auroc:.3f}, chance gives {row.low:.3f} to {row.high:.3f}"
-        )
+        answers.append(_learned(row))
+        details.append(f"{backbone}: {control_text(row)}")
+    answer: Verdict = "not applicable"
+    for possible in ("finding", "none"):
+        if possible in answers:
+            answer = possible
+            break
     return Check(
         code="EQ008",
         name="permuted labels are learned",
-        answer="none" if all(by_chance) else "finding",
+        answer=answer,
         detail="; ".join(details),
     )
 
 
-def _is_chance(row: PermutedLabels) -> bool:
-    if row.auroc is None or row.low is None or row.high is None:
-        return False
-    return row.low <= row.auroc <= row.high
+def control_text(row: PermutedLabels) -> str:
+    """The control of permuted labels in words."""
+    if not _exist(row.auroc, row.low, row.high):
+        return row.reason or _NO_CONTROL
+    return f"AUROC {row.auroc:.3f}, chance gives {row.low:.3f} to {row.high:.3f}"
+
+
+def _learned(row: PermutedLabels) -> Verdict:
+    if not _exist(row.auroc, row.low, row.high):
+        return "not applicable"
+    is_chance = number(row.low) <= number(row.auroc) <= number(row.high)
+    return "none" if is_chance else "finding"
+
+
+def _exist(*values: float | None) -> bool:
+    """Whether all of them are numbers."""
+    return all(np.isfinite(number(value)) for value in values)
 
 
 CHECKS = (metadata_check, permuted_labels_check)
@@ -199,23 +229,30 @@ def permuted_labels(
         seed: Of the permutations.
 
     Returns:
-        auroc: mean over rounds and permutations; low, high: the central 99 % of what chance gives.
+        auroc: mean over rounds and permutations; low, high: the central 99 % of what chance gives. None, with the
+        reason, where nothing can be permuted.
     """
     patient_ids = inputs.manifest.table["patient_id"]
     patient_of_image, patients = pd.factorize(patient_ids, sort=True)
     labels = _main_labels(inputs, patient_of_image, len(patients))
+    missing = sorted(set(range(len(inputs.manifest.classes))) - set(labels.tolist()))
+    if missing:
+        return _without_control(
+            f"the labels cannot be permuted between patients, for of no patient most images are "
+            f"{inputs.manifest.classes[missing[0]]}"
+        )
     rng = np.random.default_rng([seed, 8])
     permuted = [rng.permutation(labels) for _ in range(permutations)]
     shuffled = np.stack(permuted)
     observed, chance = [], []
-    for train, test in rounds:
-        train_labels = shuffled[:, patient_of_image[train]]
-        scores = ridge_scores(inputs, train, test, train_labels, l2)
-        ranks = rankdata(scores, axis=2)
-        test_labels = shuffled[:, patient_of_image[test]]
-        observed.append(np.nanmean(aurocs(ranks, test_labels)))
-        by_chance = _by_chance(ranks, shuffled, patient_of_image[test], permutations, rng)
-        chance.append(by_chance)
+    for division in rounds:
+        learned = _learned_by(inputs, division, shuffled, patient_of_image, l2, rng)
+        # A test part so small that no permutation gives it every class tells nothing.
+        if _exist(learned.auroc, *learned.by_chance):
+            observed.append(learned.auroc)
+            chance.append(learned.by_chance)
+    if not observed:
+        return _without_control(_NO_CONTROL)
     over_rounds = np.mean(chance, axis=0)
     tail = (1 - _CENTRAL) / 2
     low, high = np.quantile(over_rounds, [tail, (1 + _CENTRAL) / 2])
@@ -224,6 +261,41 @@ def permuted_labels(
         low=float(low),
         high=float(high),
     )
+
+
+class _Learned(NamedTuple):
+    """Mean AUROC of one round over permutations, and what chance gives instead, several times."""
+
+    auroc: float
+    by_chance: list[float]
+
+
+def _learned_by(
+    inputs: Inputs,
+    round_: Sides,
+    shuffled: np.ndarray,
+    patient_of_image: np.ndarray,
+    l2: float,
+    rng: np.random.Generator,
+) -> _Learned:
+    """Train on the permuted labels of one round and test on them; `shuffled` is int (permutations, num_patients)."""
+    patient_of_test = patient_of_image[round_.test]
+    train_labels = shuffled[:, patient_of_image[round_.train]]
+    scores = ridge_scores(inputs, round_.train, round_.test, train_labels, l2)
+    ranks = rankdata(scores, axis=2)
+    auroc = _mean_of_numbers(aurocs(ranks, shuffled[:, patient_of_test]))
+    by_chance = _by_chance(ranks, shuffled, patient_of_test, len(shuffled), rng)
+    return _Learned(auroc, by_chance)
+
+
+def _without_control(reason: str) -> PermutedLabels:
+    return PermutedLabels(auroc=None, low=None, high=None, reason=reason)
+
+
+def _mean_of_numbers(values: np.ndarray) -> float:
+    """Mean of those that are numbers; NaN where none is."""
+    exists = np.isfinite(values)
+    return float(values[exists].mean()) if exists.any() else np.nan
 
 
 def _by_chance(
@@ -239,7 +311,7 @@ def _by_chance(
     for _ in range(permutations):
         again = rng.permuted(shuffled[:, patients], axis=1)
         values = aurocs(ranks, again[:, place])
-        means.append(np.nanmean(values))
+        means.append(_mean_of_numbers(values))
     return means
 
 

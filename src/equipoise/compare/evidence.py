@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar as exact_test
+from statsmodels.stats.multitest import multipletests
 
-from equipoise.compare.paired import holm
 from equipoise.compare.patients import RULES, PatientPredictions, measured_by_patient
 from equipoise.compare.results import Result
 from equipoise.core import parallel
@@ -45,6 +45,9 @@ _POINTS = {"raw": "at 0.5", "locked": "at the locked threshold"}
 #: Operating point -> counts beside the baseline's.
 CountsByPoint = dict[str, PerThousand]
 
+#: Operating point -> class -> test against the baseline.
+TestsByPoint = dict[str, dict[str, McNemar]]
+
 
 class Conditions(NamedTuple):
     """How test rows are measured: resamples, the rule of the threshold, its sensitivity (0..1), and what counts once.
@@ -67,7 +70,7 @@ class RowEvidence:
         patient: Rule -> numbers of patients; empty without patient ids.
         subgroups: Numbers by the dataset's own columns.
         per_class: Of more than two classes, each against the rest; empty for two.
-        mcnemar: Operating point -> test against the baseline; empty for the baseline.
+        mcnemar: Operating point -> class -> test against the baseline; empty for the baseline.
         per_1000: Units -> operating point -> counts beside the baseline's; two classes only.
     """
 
@@ -75,7 +78,7 @@ class RowEvidence:
     patient: dict[str, PatientLevel] = field(default_factory=dict)
     subgroups: list[Subgroup] = field(default_factory=list)
     per_class: dict[str, MetricTable] = field(default_factory=dict)
-    mcnemar: dict[str, McNemar] = field(default_factory=dict)
+    mcnemar: TestsByPoint = field(default_factory=dict)
     per_1000: dict[str, CountsByPoint] = field(default_factory=dict)
 
 
@@ -137,8 +140,11 @@ def levels_of(by_rule: Mapping[str, PatientPredictions], units: str) -> dict[str
 
 def mcnemar_of(
     results: Sequence[Result], by_mean: Mapping[str, PatientPredictions], units: str
-) -> dict[str, dict[str, McNemar]]:
-    """McNemar's test of every rival against its baseline, the p of each operating point corrected together (Holm)."""
+) -> dict[str, TestsByPoint]:
+    """McNemar's test of every rival against its baseline; the p of each operating point are corrected together (Holm).
+
+    Together are all rivals and classes: a family of questions about the same decisions.
+    """
     tests = {}
     for result in results:
         if result.is_baseline:
@@ -147,15 +153,35 @@ def mcnemar_of(
         baseline = by_mean[result.baseline_key].predictions
         tests[result.key] = mcnemar(people, baseline, units)
     for point in _POINTS:
-        p_values = [by_point[point].p_value for by_point in tests.values()]
-        for by_point, p_holm in zip(tests.values(), holm(p_values)):
-            test = by_point[point]
-            by_point[point] = test.model_copy(update={"p_holm": p_holm})
+        of_point = [by_point[point] for by_point in tests.values()]
+        _correct(of_point)
     return tests
 
 
-def mcnemar(patients: Predictions, baseline: Predictions, units: str) -> dict[str, McNemar]:
-    """Whether patients decided rightly by only one of two models are too uneven for chance (McNemar 1947; exact).
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Corrected p (Holm 1979); no p, none corrected.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    if not len(p_values):
+        return []
+    return multipletests(p_values, method="holm")[1].tolist()
+
+
+def _correct(families: Sequence[dict[str, McNemar]]) -> None:
+    """Put the p after Holm's correction over all tests into each of them."""
+    p_values = [test.p_value for by_class in families for test in by_class.values()]
+    corrected = iter(holm(p_values))
+    for by_class in families:
+        for name, test in by_class.items():
+            by_class[name] = test.model_copy(update={"p_holm": next(corrected)})
+
+
+def mcnemar(patients: Predictions, baseline: Predictions, units: str) -> TestsByPoint:
+    """Whether patients of a class decided rightly by only one of two models are too uneven for chance.
+
+    McNemar 1947; exact. Of the positive class this is about sensitivity, of the other one about specificity.
 
     Args:
         patients: Of a scenario, from `by_patient`; the first repeat and seed count, a patient in several folds once.
@@ -163,31 +189,44 @@ def mcnemar(patients: Predictions, baseline: Predictions, units: str) -> dict[st
         units: "patients", or "images" where there are no patient ids.
 
     Returns:
-        raw and locked: the test at each operating point.
+        raw and locked: the test of each class at each operating point.
     """
-    right = _decided_rightly(patients)
-    baseline_right = _decided_rightly(baseline)
-    tests = {}
+    decisions = _decided_rightly(patients)
+    baseline_decisions = _decided_rightly(baseline)
+    tests: TestsByPoint = {}
     for point in _POINTS:
-        cells = pd.crosstab(right[point], baseline_right[point])
-        yes_no = [True, False]
-        cells = cells.reindex(index=yes_no, columns=yes_no, fill_value=0)
-        counts = cells.to_numpy().tolist()
-        (both, only_scenario), (only_baseline, neither) = counts
-        test = exact_test(counts, exact=True)
-        tests[point] = McNemar(
-            units=units,
-            both_right=both,
-            only_scenario_right=only_scenario,
-            only_baseline_right=only_baseline,
-            both_wrong=neither,
-            p_value=float(test.pvalue),
-        )
+        tests[point] = {}
+        for label, name in enumerate(patients.classes):
+            is_of_class = decisions["label"] == label
+            right = decisions.loc[is_of_class, point]
+            baseline_right = baseline_decisions[point].loc[right.index]
+            tests[point][name] = _exact_test(right, baseline_right, units, name)
     return tests
 
 
+def _exact_test(
+    right: pd.Series, baseline_right: pd.Series, units: str, class_name: str
+) -> McNemar:
+    """The test of decisions of a scenario beside the baseline's on the same patients, bool."""
+    cells = pd.crosstab(right, baseline_right)
+    yes_no = [True, False]
+    cells = cells.reindex(index=yes_no, columns=yes_no, fill_value=0)
+    counts = cells.to_numpy().tolist()
+    (both, only_scenario), (only_baseline, neither) = counts
+    test = exact_test(counts, exact=True)
+    return McNemar(
+        units=units,
+        class_name=class_name,
+        both_right=both,
+        only_scenario_right=only_scenario,
+        only_baseline_right=only_baseline,
+        both_wrong=neither,
+        p_value=float(test.pvalue),
+    )
+
+
 def _decided_rightly(patients: Predictions) -> pd.DataFrame:
-    """Whether each test patient is decided rightly, a column for each operating point."""
+    """Whether each test patient is decided rightly, a column for each operating point; beside it the label."""
     test = first_run(patients)
     rows = test.table
     positive = patients.positive_label
@@ -197,6 +236,7 @@ def _decided_rightly(patients: Predictions) -> pd.DataFrame:
         "locked": decide(test.probabilities(CALIBRATED), positive, locked),
     }
     right = pd.DataFrame(decided).eq(rows["label"], axis="index")
+    right = right.assign(label=rows["label"])
     right = right.set_axis(rows["patient_id"])
     is_repeated = rows["patient_id"].duplicated().to_numpy()
     return right[~is_repeated].sort_index()

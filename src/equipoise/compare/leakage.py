@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from equipoise.compare import controls
 from equipoise.compare.controls import Sides
-from equipoise.compare.paired import difference
-from equipoise.compare.wording import metric_label
+from equipoise.compare.judging import difference
+from equipoise.compare.wording import interval_text, metric_label
 from equipoise.core import parallel
 from equipoise.core.config import Split, Study
 from equipoise.core.documents import (
@@ -24,7 +24,8 @@ from equipoise.core.documents import (
     MeasuredMetric,
     PermutedLabels,
 )
-from equipoise.core.text import aligned
+from equipoise.core.records import Manifest
+from equipoise.core.text import aligned, in_words
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.metrics import Endpoint, softmax
 from equipoise.scenario import head
@@ -82,7 +83,7 @@ def measure(study: Study, backbone: str) -> LeakageReport:
             settings.compare.permutations,
             settings.compare.seed,
         )
-        rows[kind] = _row(evaluation, honest, control, settings.compare.alpha)
+        rows[kind] = _row(evaluation, honest, control)
     report = LeakageReport(
         study=study.name,
         backbone=backbone,
@@ -100,9 +101,7 @@ def measure(study: Study, backbone: str) -> LeakageReport:
     return report
 
 
-def _row(
-    evaluation: Evaluation, honest: Evaluation, control: PermutedLabels, alpha: float
-) -> LeakageRow:
+def _row(evaluation: Evaluation, honest: Evaluation, control: PermutedLabels) -> LeakageRow:
     """Numbers of one kind of split, and how far they lie above those of the honest one."""
     metrics: dict[str, MeasuredMetric] = {}
     inflation: dict[str, Difference] = {}
@@ -111,8 +110,7 @@ def _row(
             continue
         name = str(endpoint)
         metrics[name] = evaluation.interval(endpoint)
-        above_honest = difference(evaluation, honest, endpoint, alpha)
-        inflation[name] = above_honest.document()
+        inflation[name] = difference(evaluation, honest, endpoint)
     return LeakageRow(metrics=metrics, inflation=inflation, permuted_labels=control)
 
 
@@ -203,8 +201,7 @@ def table_text(report: LeakageReport) -> str:
             if kind != WHOLE:
                 cell += f" ({_interval_text(row.inflation[name], sign='+')})"
             cells.append(cell)
-        control = row.permuted_labels
-        cells.append(f"AUROC {control.auroc:.3f}, chance {control.low:.3f} to {control.high:.3f}")
+        cells.append(controls.control_text(row.permuted_labels))
         lines.append(cells)
     return (
         f"{report.study}, {report.backbone}: {report.images} images of {report.patients} patients by "
@@ -213,5 +210,32 @@ def table_text(report: LeakageReport) -> str:
 
 
 def _interval_text(number: MeasuredMetric | Difference, sign: str = "") -> str:
-    form = f"{sign}.3f"
-    return f"{number.value:{form}} [{number.low:{form}}, {number.high:{form}}]"
+    return interval_text(number, f"{sign}.3f")
+
+
+# --- beside a comparison --------------------------------------------------------------------------
+
+
+def kept(study: Study) -> list[LeakageReport]:
+    """What `measure` wrote about the study's backbones and its images as they are now."""
+    manifest = Manifest.read(study.manifest_path)
+    reports = []
+    for backbone in study.backbones:
+        path = folder(study, backbone) / "leakage.json"
+        if not path.is_file():
+            continue
+        report = LeakageReport.read(path)
+        if report.digests["manifest"] == manifest.digest:
+            reports.append(report)
+    return reports
+
+
+def sentence(report: LeakageReport) -> str:
+    """What the leaks would have been worth, in a sentence."""
+    worth = []
+    for kind in (BY_IMAGE, BEFORE):
+        added = report.rows[kind].inflation[str(SHOWN[0])]
+        worth.append(f"{_interval_text(added, sign='+')} {kind}")
+    return (
+        f"A leak would have been worth (AUROC, baseline on {report.backbone}): {in_words(worth)}."
+    )

@@ -13,12 +13,24 @@ from equipoise.core.documents import PatientLevel
 from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_columns
 from equipoise.evaluation import calibration
 from equipoise.evaluation.intervals import Evaluation, evaluate
-from equipoise.evaluation.metrics import REGISTRY, Endpoint, decide
+from equipoise.evaluation.metrics import Endpoint, decide
 
 #: How the images of a patient become one score: mean logit, highest probability, share of images decided positive.
 RULES = ("mean", "max", "vote")
 _EPSILON = 1e-12
 _ROUND = ["repeat", "fold", "seed"]
+
+#: What is shown of patients. Probabilities were calibrated for images, so that only the order of patients and the
+#: decisions on them mean something: no Brier score, no log loss, no calibration.
+_RANKED = (Endpoint("free", "auroc"),)
+_DECIDED_OF_TWO = (
+    "patient_recognition_rate",
+    "sensitivity",
+    "specificity",
+    "precision",
+    "negative_predictive_value",
+)
+_DECIDED_OF_SEVERAL = ("accuracy", "patient_recognition_rate", "balanced_accuracy")
 
 
 # --- one row per patient --------------------------------------------------------------------------
@@ -29,11 +41,13 @@ def by_patient(
 ) -> Predictions:
     """One row per patient, round and part, with `image_id` the patient; the threshold is locked again on val patients.
 
+    K-fold has no val: there the threshold that the images locked is kept.
+
     A patient with images of both classes is positive; with more classes those who show several are left out, and
     `meta["left_out"]` counts them among the test patients.
 
     Args:
-        predictions: Of images, with val rows; a round without any keeps the threshold of its images.
+        predictions: Of images, val included where there is one.
         rule: `mean`: softmax of the mean image logit. `max`: the highest probability of the positive class (of each
             class, scaled to sum to 1, when there are more). `vote`: the share of the patient's images decided for the
             class, at 0.5 in `prob_...` and at the locked threshold of the images in `calibrated_...`.
@@ -165,25 +179,19 @@ def measured_by_patient(
     settings: Compare,
     sensitivity_floor: float,
 ) -> PatientPredictions:
-    """`by_patient` and all metrics of its test rows; the arguments are those of `by_patient` and `evaluate`."""
+    """`by_patient` and what is shown of its test rows; the arguments are those of `by_patient` and `evaluate`."""
     people = by_patient(predictions, rule, threshold, sensitivity_floor)
     test = people.part("test").table
     if test["label"].nunique() < len(people.classes):
         return PatientPredictions(people, None)
-    endpoints = NO_PROBABILITY if rule == "vote" else ()
-    evaluation = evaluate(people, settings, sensitivity_floor, endpoints)
+    evaluation = evaluate(people, settings, sensitivity_floor, shown(len(people.classes)))
     return PatientPredictions(people, evaluation)
 
 
-def _without_probability() -> list[Endpoint]:
-    endpoints = []
-    for name, metric in REGISTRY.items():
-        if metric.kind == "rank":
-            endpoints.append(Endpoint("free", name))
-        elif metric.kind == "decision":
-            endpoints += [Endpoint("raw", name), Endpoint("locked", name)]
+def shown(num_classes: int) -> list[Endpoint]:
+    """The metrics of patients: what follows from their order and from the decisions on them."""
+    decided = _DECIDED_OF_TWO if num_classes == 2 else _DECIDED_OF_SEVERAL
+    endpoints = list(_RANKED)
+    for point in ("raw", "locked"):
+        endpoints += [Endpoint(point, metric) for metric in decided]
     return endpoints
-
-
-#: A vote is no probability: only what follows from its order and its decisions.
-NO_PROBABILITY = _without_probability()

@@ -15,7 +15,7 @@ from equipoise.core.documents import Choices, ClassCount, RoundChoice, ScenarioS
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Predictions, imbalance_ratio
 from equipoise.embed.backbones import load_row
-from equipoise.evaluation import intervals
+from equipoise.evaluation import draws, intervals
 from equipoise.strategies import base as strategies
 
 
@@ -68,9 +68,7 @@ def read_results(study: Study) -> list[Result]:
         )
     pairs = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
     results = []
-    for backbone, scenario in parallel.progress(
-        pairs, "resampling patients", len(pairs), "results"
-    ):
+    for backbone, scenario in parallel.progress(pairs, "reading results", len(pairs), "results"):
         load_row(backbone)
         strategies.load_strategy(scenario)
         folder = study.result_path(backbone, scenario)
@@ -85,12 +83,16 @@ def read_results(study: Study) -> list[Result]:
 
 
 def load_result(study: Study, backbone: str, scenario: str, folder: Path) -> Result:
-    """Read one result back and evaluate it with the study's resamples."""
+    """Read one result back, with the study's resamples; they are computed only where none are kept."""
     settings = study.settings
     try:
         predictions = Predictions.read(folder / "predictions.parquet")
-        evaluation = intervals.evaluate(
-            predictions, settings.compare, settings.tune.sensitivity_floor
+        evaluation = draws.evaluated(
+            folder,
+            predictions,
+            settings.compare,
+            settings.tune.sensitivity_floor,
+            settings.threshold.cost_ratio,
         )
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
@@ -146,7 +148,8 @@ def distribution(results: list[Result]) -> list[ClassShare]:
         stages[f"plan: {result.scenario}"] = result.summary.distribution["plan"]
     rows = []
     for stage, classes in stages.items():
-        rows += _class_shares(stage, classes)
+        if any(count.images for count in classes.values()):  # in folds there is no val
+            rows += _class_shares(stage, classes)
     return rows
 
 

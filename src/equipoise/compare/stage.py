@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from equipoise.compare import controls, wording
 from equipoise.compare.evidence import Conditions, RowEvidence, evidence_of
-from equipoise.compare.paired import Judged, difference, paired
+from equipoise.compare.judging import Family, Judged, difference, judge
 from equipoise.compare.results import Result, read_results
+from equipoise.compare.winners import Rule, Winners, choose_winners
 from equipoise.compare.wording import BASELINE
 from equipoise.core import parallel
 from equipoise.core.config import Settings, Study
@@ -122,9 +122,10 @@ def compare(
     controlled: Controls,
     evidence: EvidenceOf = evidence_of,
 ) -> Comparison:
-    """Build the comparison from results and controls: intervals, paired differences, Holm, verdicts and winners."""
+    """Build the comparison from results and controls: simultaneous intervals, verdicts and winners."""
     settings = study.settings
     ingest = IngestSummary.read(study.manifest_path.with_suffix(".json"))
+    splits = SplitSummary.read(study.splits_path.with_suffix(".json"))
     conditions = Conditions(
         compare=settings.compare,
         threshold=settings.threshold,
@@ -132,23 +133,38 @@ def compare(
         units="patients" if ingest.patient_ids else "images",
     )
     primary = primary_endpoint(settings.compare.primary, results[0])
-    judged = judge(results, primary, settings.compare.alpha)
+    family = family_of(results, primary, splits.scheme, conditions.units)
     manifest = Manifest.read(study.manifest_path)
     behind = evidence(results, manifest, conditions)
-    rows = build_rows(results, primary, judged, behind, settings.compare.alpha)
-    objective = metrics.load_metric(settings.tune.objective)
-    winners = choose_winners(rows, _sign(objective))
+    verdicts = Verdicts(
+        primary=primary,
+        judged=judge(family, settings.compare),
+        terms=_terms(results[0], primary, splits.scheme, conditions),
+    )
+    rows = build_rows(results, verdicts, behind)
+    rule = _rule(splits, family, settings)
     comparison = describe(
         study,
         results,
+        splits=splits,
         rows=rows,
-        winners=winners,
+        winners=choose_winners(rows, rule),
         controlled=controlled,
-        primary=primary,
+        family=family,
         units=conditions.units,
-        comparisons=len(judged),
     )
     return put_in_words(comparison, results, settings)
+
+
+def _rule(splits: SplitSummary, family: Family, settings: Settings) -> Rule:
+    """How the winners are chosen."""
+    objective = metrics.load_metric(settings.tune.objective)
+    return Rule(
+        in_folds=splits.scheme == "kfold",
+        primary=str(family.primary),
+        primary_sign=family.sign,
+        inner_sign=_sign(objective),
+    )
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -173,30 +189,66 @@ def _sign(metric: metrics.Metric) -> int:
     return 1 if metric.better == "higher" else -1
 
 
-def judge(results: Sequence[Result], primary: Endpoint, alpha: float) -> dict[str, Judged]:
-    """Key of every rival -> its difference to the baseline of its backbone in the primary endpoint, and the verdict."""
-    evaluations = {result.key: result.evaluation for result in results}
+def family_of(results: Sequence[Result], primary: Endpoint, scheme: str, units: str) -> Family:
+    """All rivals, each beside the baseline of its backbone.
+
+    Args:
+        results: Rivals and baselines.
+        primary: The endpoint that is judged.
+        scheme: Of the split: only the folds of k-fold share training sets.
+        units: patients or images, whichever are counted.
+    """
+    first = results[0]
     rivals = [result for result in results if not result.is_baseline]
-    baselines = {result.key: result.baseline_key for result in rivals}
-    metric = metrics.load_metric(primary.metric)
-    return paired(evaluations, baselines, primary, alpha, better=_sign(metric))
+    test = first.predictions.part("test").table
+    counts = wording.counted(first.summary.test, units)
+    return Family(
+        evaluations={result.key: result.evaluation for result in results},
+        baselines={result.key: result.baseline_key for result in rivals},
+        primary=primary,
+        sign=_sign(metrics.load_metric(primary.metric)),
+        folds=int(test["fold"].nunique()) if scheme == "kfold" else 1,
+        patients=min(counts.values()),
+    )
+
+
+def _terms(result: Result, primary: Endpoint, scheme: str, conditions: Conditions) -> wording.Terms:
+    """What the sentences of all rivals share."""
+    return wording.terms(
+        wording.metric_label(primary, conditions.sensitivity_floor),
+        conditions.compare.margin,
+        wording.trained(scheme, result.summary.mode),
+        wording.counted(result.summary.test, conditions.units),
+        conditions.units,
+    )
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What was judged, and the words that all sentences share.
+
+    Attributes:
+        primary: The endpoint that was judged.
+        judged: Key of a rival -> its verdict.
+        terms: What the sentences share.
+    """
+
+    primary: Endpoint
+    judged: Mapping[str, Judged]
+    terms: wording.Terms
 
 
 def build_rows(
-    results: Sequence[Result],
-    primary: Endpoint,
-    judged: Mapping[str, Judged],
-    behind: Mapping[str, RowEvidence],
-    alpha: float,
+    results: Sequence[Result], verdicts: Verdicts, behind: Mapping[str, RowEvidence]
 ) -> Rows:
-    """One row for each result: its numbers, its verdict with the reason, and what stands behind it."""
+    """One row for each result: its numbers, its verdict in a sentence, and what stands behind it."""
     of_key = {result.key: result for result in results}
     rows: Rows = {}
     for result in results:
         row = _measured_row(result, behind[result.key])
-        if result.key in judged:
+        if result.key in verdicts.judged:
             baseline = of_key[result.baseline_key]
-            row = _judged_row(row, result, baseline, primary, judged, alpha)
+            row = _judged_row(row, result, baseline, verdicts)
         of_backbone = rows.setdefault(result.backbone, {})
         of_backbone[result.scenario] = row
     return rows
@@ -230,59 +282,28 @@ def _measured_row(result: Result, behind: RowEvidence) -> ScenarioRow:
 
 
 def _judged_row(
-    row: ScenarioRow,
-    result: Result,
-    baseline: Result,
-    primary: Endpoint,
-    judged: Mapping[str, Judged],
-    alpha: float,
+    row: ScenarioRow, result: Result, baseline: Result, verdicts: Verdicts
 ) -> ScenarioRow:
-    """The row of a rival: with its verdict, the reason, and its differences to the baseline."""
-    delta, verdict = judged[result.key]
-    deltas = {str(primary): delta}
+    """The row of a rival: with its verdict, the sentence, and its differences to the baseline."""
+    judged = verdicts.judged[result.key]
+    deltas = {str(verdicts.primary): judged.delta}
     for endpoint in _SECONDARY:
-        if endpoint != primary and endpoint in result.evaluation.draws:
-            secondary = difference(result.evaluation, baseline.evaluation, endpoint, alpha)
-            deltas[str(endpoint)] = secondary.document()
-    reason = wording.reason(delta, verdict, len(judged), alpha)
-    return row.model_copy(update={"verdict": verdict, "reason": reason, "delta": deltas})
-
-
-# --- winners --------------------------------------------------------------------------------------
-
-
-class Winners(NamedTuple):
-    """backbone -> its winning scenario, and the backbone whose winner is put forward."""
-
-    by_backbone: dict[str, str]
-    challenger: str
-
-
-def choose_winners(rows: Rows, sign: int) -> Winners:
-    """Of each backbone the baseline, unless scenarios are better: then the best inner score among those.
-
-    Args:
-        rows: Of the comparison.
-        sign: 1 where a higher inner score is better, -1 where a lower one is.
-    """
-
-    def score(row: ScenarioRow) -> float:
-        if row.inner_score is None:  # nothing was searched; it loses to any score
-            return -np.inf
-        return sign * row.inner_score
-
-    winners = {}
-    for backbone, of_backbone in rows.items():
-        scores = {}
-        for name, row in of_backbone.items():
-            if row.verdict == "better":
-                scores[name] = score(row)
-        winners[backbone] = max(scores, key=scores.__getitem__, default=BASELINE)
-    winning_scores = {}
-    for backbone, winner in winners.items():
-        winning_scores[backbone] = score(rows[backbone][winner])
-    challenger = max(winning_scores, key=winning_scores.__getitem__)
-    return Winners(winners, challenger)
+        if endpoint != verdicts.primary and endpoint in result.evaluation.draws:
+            secondary = difference(result.evaluation, baseline.evaluation, endpoint)
+            deltas[str(endpoint)] = secondary
+    off = [choice.switched_off for choice in result.choices]
+    reason = wording.reason(
+        result.scenario,
+        judged.verdict,
+        judged.delta,
+        verdicts.terms,
+        obstacle=judged.obstacle,
+        switched_off=wording.switched_off(sum(off), len(off)),
+    )
+    update: dict[str, Any] = {"verdict": judged.verdict, "reason": reason, "delta": deltas}
+    if all(off):
+        update["switched_off"] = True
+    return row.model_copy(update=update)
 
 
 # --- the document ---------------------------------------------------------------------------------
@@ -291,18 +312,17 @@ def choose_winners(rows: Rows, sign: int) -> Winners:
 def describe(
     study: Study,
     results: Sequence[Result],
+    splits: SplitSummary,
     rows: Rows,
     winners: Winners,
     controlled: Controls,
-    primary: Endpoint,
+    family: Family,
     units: str,
-    comparisons: int,
 ) -> Comparison:
-    """The document without its words: verdict, notes and digest are empty."""
+    """The document without its words: headline, verdict, notes and digest are empty."""
     first = results[0]
     summary = first.summary
     settings = study.settings
-    splits = SplitSummary.read(study.splits_path.with_suffix(".json"))
     test = first.predictions.part("test").table
     # The results' own answers: beside those of the split they know the plans.
     answers = summary.checks + _answers(controlled)
@@ -318,12 +338,12 @@ def describe(
         test_images=int(test["image_id"].nunique()),
         test_patients=int(test["patient_id"].nunique()),
         test_digest=first.predictions.test_digest(),
-        primary=str(primary),
+        primary=str(family.primary),
         sensitivity_floor=settings.tune.sensitivity_floor,
         alpha=settings.compare.alpha,
         resamples=settings.compare.resamples,
         units=units,
-        comparisons=comparisons,
+        comparisons=len(family.baselines),
         seeds=int(test["seed"].nunique()),
         folds=int(test["fold"].nunique()),
         controls=controlled,
@@ -334,6 +354,9 @@ def describe(
         winners=winners.by_backbone,
         challenger=winners.challenger,
         registrable=not _has_finding(answers, "EQ-OFFICIAL"),
+        margin=settings.compare.margin,
+        effective_patients=family.effective_patients,
+        headline="",
         verdict="",
         notes=[],
         digest="",
@@ -359,9 +382,11 @@ def _has_finding(answers: Sequence[CheckAnswer], code: str) -> bool:
 def put_in_words(
     comparison: Comparison, results: Sequence[Result], settings: Settings
 ) -> Comparison:
-    """The document with its verdict and notes in words, and its digest."""
+    """The document with its headline, verdict and notes in words, and its digest."""
     choices = {f"{result.scenario} ({result.backbone})": result.choices for result in results}
-    notes = wording.notes(comparison, choices, results[0].summary.settings["tune"])
+    tune = results[0].summary.settings["tune"]
+    broken = wording.broken_promises(comparison, settings.threshold.rule)
+    notes = wording.notes(comparison, choices, tune, broken)
     small_val = calibration.small_val_note(
         results[0].predictions,
         settings.calibrate.min_patients,
@@ -370,8 +395,9 @@ def put_in_words(
     )
     if small_val:
         notes.append(small_val)
-    worded = comparison.model_copy(
-        update={"verdict": " ".join(wording.verdict(comparison)), "notes": notes}
+    headed = comparison.model_copy(update={"headline": wording.headline(comparison, broken)})
+    worded = headed.model_copy(
+        update={"verdict": " ".join(wording.verdict(headed)), "notes": notes}
     )
     return worded.model_copy(update={"digest": _digest(worded)})
 
@@ -417,11 +443,15 @@ def _short_row(row: ScenarioRow, primary: Endpoint) -> ScenarioRow:
         raw=numbers["raw"],
         locked=numbers["locked"],
         verdict=row.verdict,
+        reason=row.reason,
     )
     if not row.delta:
         return short
     primary_delta = _short_difference(row.delta[str(primary)])
-    return short.model_copy(update={"delta": {str(primary): primary_delta}})
+    update: dict[str, Any] = {"delta": {str(primary): primary_delta}}
+    if row.switched_off:
+        update["switched_off"] = True
+    return short.model_copy(update=update)
 
 
 def _short_metric(number: MeasuredMetric) -> MeasuredMetric:
@@ -435,11 +465,13 @@ def _short_difference(number: Difference) -> Difference:
         value=_rounded(number.value),
         low=_rounded(number.low),
         high=_rounded(number.high),
-        p_value=_rounded(number.p_value),
-        p_holm=_rounded(number.p_holm),
+        p_adjusted=_rounded(number.p_adjusted),
+        standard_error=_rounded(number.standard_error),
+        detectable=_rounded(number.detectable),
+        patients_to_settle=_rounded(number.patients_to_settle),
     )
 
 
 def _rounded(value: float | None) -> float | None:
-    """Five digits that count."""
-    return None if value is None else float(f"{value:.5g}")
+    """Seven digits that count: more than are ever printed, so that both forms print alike."""
+    return None if value is None else float(f"{value:.7g}")

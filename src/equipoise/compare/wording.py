@@ -1,20 +1,26 @@
-"""Words for the numbers of a comparison: labels, reasons, verdict, notes and the printed table."""
+"""Words for the numbers of a comparison: labels, reasons, headline, verdict and notes."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from equipoise.core.documents import Comparison, Difference, Interval, RoundChoice, ScenarioRow
-from equipoise.core.text import aligned, in_words
-from equipoise.evaluation.metrics import Endpoint
+from equipoise.core.documents import (
+    ClassCount,
+    Comparison,
+    Difference,
+    Interval,
+    RoundChoice,
+    ScenarioRow,
+)
+from equipoise.core.text import in_words
+from equipoise.evaluation.metrics import BELOW_FLOOR, Endpoint
 
 BASELINE = "baseline"
-
-#: The verdict on a remedy that is neither better nor worse than the baseline.
-UNCLEAR = "no clear difference"
 
 # --- labels ---------------------------------------------------------------------------------------
 
@@ -31,6 +37,13 @@ _METRIC_NAMES = {
 _AT_A_FIXED_VALUE = {
     "specificity_at_sensitivity": ("specificity", "sensitivity"),
     "sensitivity_at_specificity": ("sensitivity", "specificity"),
+}
+
+#: Net benefit has a threshold of its own, the same for all; what differs are the probabilities.
+_PROBABILITIES = {
+    "free": "",
+    "raw": " of raw probabilities",
+    "locked": " of calibrated probabilities",
 }
 
 _AT_THRESHOLD = {"free": "", "raw": " at 0.5", "locked": " at the locked threshold"}
@@ -56,6 +69,11 @@ def metric_label(endpoint: Endpoint, floor: float, binary: bool = True) -> str:
     if endpoint.metric in _AT_A_FIXED_VALUE:
         measured, fixed = _AT_A_FIXED_VALUE[endpoint.metric]
         return f"{measured} at {100 * floor:g} % {fixed}"
+    if endpoint.metric == "mean_specificity_near_floor":
+        lowest = max(floor - BELOW_FLOOR, 0)
+        return f"mean specificity at {100 * lowest:g} to 100 % sensitivity"
+    if endpoint.metric == "net_benefit":
+        return "net benefit" + _PROBABILITIES[endpoint.point]
     name = _METRIC_NAMES.get(endpoint.metric, endpoint.metric.replace("_", " "))
     decided = _AT_THRESHOLD if binary else _BY_LARGEST
     return name + decided[endpoint.point]
@@ -69,13 +87,18 @@ def primary_label(comparison: Comparison) -> str:
 # --- the verdict ----------------------------------------------------------------------------------
 
 
+#: Where half of the remedies would have to differ by more than this to be told from the baseline, the
+#: data are too few to compare them.
+TOO_FEW = 0.05
+
+
 class Rival(NamedTuple):
     """A scenario that was compared to the baseline of its backbone.
 
     Attributes:
         scenario: Its name.
-        verdict: better, worse or `UNCLEAR`.
-        reason: Why, in words; empty in the short form of a comparison.
+        verdict: better, worse, equivalent or inconclusive.
+        reason: The verdict in a sentence.
         delta: The paired difference to the baseline in the primary metric.
     """
 
@@ -100,121 +123,332 @@ def number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def reason(delta: Difference, verdict: str, comparisons: int, alpha: float) -> str:
-    """Say why a verdict is what it is.
+@dataclass(frozen=True)
+class Terms:
+    """What the sentences of all rivals of a comparison share.
+
+    Attributes:
+        measured: What was measured, for example "AUROC of heads trained on data of this size".
+        margin: The difference that nobody would care about.
+        tested: Who was tested, for example "60 opacity and 240 clear patients".
+        rarer: What there are fewest of, for example "opacity patients".
+    """
+
+    measured: str
+    margin: float
+    tested: str
+    rarer: str
+
+
+def trained(scheme: str, mode: str) -> str:
+    """What a verdict is about.
+
+    >>> trained("kfold", "probe"), trained("official", "finetune")
+    ('heads trained on data of this size', 'networks of this one training set')
+    """
+    models = "heads" if mode == "probe" else "networks"
+    if scheme == "kfold":
+        return f"{models} trained on data of this size"
+    return f"{models} of this one training set"
+
+
+def counted(counts: Mapping[str, ClassCount], units: str) -> dict[str, int]:
+    """How many patients (or images) of each class were tested, the rarest class first."""
+    numbers = {}
+    for name, count in counts.items():
+        numbers[name] = count.patients if units == "patients" else count.images
+    return dict(sorted(numbers.items(), key=lambda item: item[1]))
+
+
+def terms(
+    label: str,
+    margin: float,
+    about: str,
+    counts: Mapping[str, int],
+    units: str,
+) -> Terms:
+    """What all sentences share.
 
     Args:
-        delta: The paired difference to the baseline, with p after Holm's correction.
-        verdict: better, worse or `UNCLEAR`.
-        comparisons: Differences that p is corrected for.
-        alpha: The interval covers 1 - alpha.
+        label: Name of the primary metric.
+        margin: The difference that nobody would care about.
+        about: What was trained, of `trained`.
+        counts: Tested of each class, of `counted`.
+        units: patients or images.
     """
-    interval = f"the {_level(alpha)} interval of the paired difference, {_ends(delta)},"
-    p_holm = number(delta.p_holm)
-    p_value = f"p = {p_holm:.3f}" if p_holm >= 0.0005 else "p < 0.001"
-    plural = "s" if comparisons > 1 else ""
-    after = f"after Holm over {comparisons} comparison{plural} {p_value}"
-    if verdict != UNCLEAR:
-        return f"{interval} excludes 0, and {after}"
-    if _includes_zero(delta):
-        return f"{interval} includes 0 ({after})"
-    return f"{interval} excludes 0 on its own, but {after}"
+    words = [f"{count} {name}" for name, count in counts.items()]
+    rarest = next(iter(counts), "")
+    return Terms(
+        measured=f"{label} of {about}",
+        margin=margin,
+        tested=f"{in_words(words)} {units}",
+        rarer=f"{rarest} {units}",
+    )
+
+
+_VERDICT_WORDS = {
+    "better": "better than doing nothing",
+    "worse": "worse than doing nothing",
+    "equivalent": "equivalent to doing nothing",
+    "inconclusive": "inconclusive",
+}
+
+
+def reason(
+    scenario: str,
+    verdict: str,
+    delta: Difference,
+    shared: Terms,
+    obstacle: str = "",
+    switched_off: str = "",
+) -> str:
+    """Say a verdict with all that stands behind it.
+
+    Args:
+        scenario: The rival.
+        verdict: better, worse, equivalent or inconclusive.
+        delta: The paired difference to the baseline in the primary metric.
+        shared: What all sentences of the comparison share.
+        obstacle: Why there is no interval; empty where there is one.
+        switched_off: In how many rounds the search switched the remedy off, in words; empty where in none.
+    """
+    off = f" ({switched_off})" if switched_off else ""
+    if obstacle:
+        return f"{scenario}{off} cannot be judged: {obstacle}."
+    words = _VERDICT_WORDS[verdict]
+    if verdict in ("better", "worse") and _is_inside(delta, shared.margin):
+        words += ", but by less than the margin"
+    sentence = f"{scenario}{off} is {words}: {shared.measured} {_differs(delta, verdict, shared)}."
+    if not delta.standard_error:
+        return sentence
+    return f"{sentence} {_power(delta, verdict, shared)}"
+
+
+def switched_off(rounds_off: int, rounds: int) -> str:
+    """In how many rounds the search switched a remedy off; empty where in none.
+
+    >>> switched_off(0, 10), switched_off(3, 10), switched_off(10, 10)
+    ('', 'switched off by the search in 3 of 10 rounds', 'switched off by the search')
+    """
+    if not rounds_off:
+        return ""
+    if rounds_off == rounds:
+        return "switched off by the search"
+    return f"switched off by the search in {rounds_off} of {rounds} rounds"
+
+
+def _differs(delta: Difference, verdict: str, shared: Terms) -> str:
+    margin = f"(margin {shared.margin:g})"
+    if not delta.standard_error and not delta.value:
+        return f"does not differ at all {margin}"
+    digits = digits_of(delta)
+    at_most = "at most " if verdict == "equivalent" else ""
+    return (
+        f"differs by {_signed(delta.value, digits)}, {at_most}from {_signed(delta.low, digits)} "
+        f"to {_signed(delta.high, digits)} {margin}"
+    )
+
+
+def _power(delta: Difference, verdict: str, shared: Terms) -> str:
+    """What these patients could have shown, and how many would settle a difference of the margin."""
+    detectable = number(delta.detectable)
+    shown = (
+        f"These {shared.tested} show differences from {rounded_up(detectable):g} on (80 % power)"
+    )
+    wanted = f"about {rounded_up(number(delta.patients_to_settle)):,.0f} {shared.rarer}"
+    if detectable <= shared.margin:
+        if verdict == "inconclusive":
+            return f"{shown}; this one may be none or beyond the margin."
+        return f"{shown}: enough for {shared.margin:g}."
+    if verdict in ("better", "worse"):
+        return f"{shown}; one of {shared.margin:g} would take {wanted}."
+    return f"{shown}; {wanted} would settle {shared.margin:g}."
+
+
+def _is_inside(delta: Difference, margin: float) -> bool:
+    return -margin < number(delta.low) and number(delta.high) < margin
+
+
+def digits_of(delta: Interval) -> int:
+    """Digits behind the point that tell the ends of an interval apart."""
+    width = number(delta.high) - number(delta.low)
+    return 4 if 0 < width < 0.01 else 3
+
+
+def _signed(value: float | None, digits: int) -> str:
+    return f"{number(value):+.{digits}f}"
+
+
+def rounded_up(value: float) -> float:
+    """Two digits that count, never fewer than there are: 0.0173 becomes 0.018."""
+    if not value > 0 or not math.isfinite(value):
+        return value
+    unit = 10 ** (math.floor(math.log10(value)) - 1)
+    # A number of two digits stays what it is, however it is stored.
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """Say what was found, a sentence for each backbone, and why.
-
-    With several backbones a sentence about all of them comes first.
-    """
-    label = primary_label(comparison)
-    sentences = []
-    than = f" than the baseline in {label}"
-    if len(comparison.winners) > 1 and comparison.comparisons > 0:
-        sentences.append(_over_backbones(comparison.winners, label))
-        than = ""  # the first sentence has said it
-    for backbone in comparison.winners:
-        sentences.append(_on_backbone(comparison, backbone, than))
+    """Say what was found: what a reader must know first, then each rival in a sentence, by backbone."""
+    sentences = [comparison.headline]
+    several = len(comparison.rows) > 1
+    for backbone in comparison.rows:
+        compared = rivals(comparison, backbone)
+        if not compared:
+            sentences.append(f"{backbone}: the baseline stands alone, so nothing was compared.")
+        for rival in compared:
+            where = f"{backbone}: " if several else ""
+            sentences.append(where + rival.reason)
     return sentences
 
 
-def _over_backbones(winners: Mapping[str, str], label: str) -> str:
-    better = []
-    unclear = []
-    for backbone, winner in winners.items():
-        if winner == BASELINE:
-            unclear.append(backbone)
-        else:
-            better.append(f"{winner} on {backbone}")
-    if not better:
-        anywhere = "either backbone" if len(winners) == 2 else f"any of {len(winners)} backbones"
-        return f"No remedy is clearly better than doing nothing on {anywhere} in {label}."
-    sentence = f"Better than doing nothing in {label}: {in_words(better)}"
-    if unclear:
-        sentence += f"; no remedy is clearly better on {in_words(unclear)}"
-    return sentence + "."
+def headline(comparison: Comparison, broken: Sequence[Broken]) -> str:
+    """Say what a reader must know first: whether the data suffice, what was found, which promise was broken.
 
-
-def _on_backbone(comparison: Comparison, backbone: str, than: str) -> str:
-    compared = rivals(comparison, backbone)
-    if not compared:
-        return f"{backbone}: the baseline stands alone, so nothing was compared."
-    winner = comparison.winners[backbone]
-    if winner == BASELINE:
-        sentence = f"{backbone}: no remedy is clearly better{than}{_why_not(comparison, compared)}"
+    Args:
+        comparison: The comparison, its words aside.
+        broken: Promises of all rows that were not kept; those of winners are said here.
+    """
+    sentences = []
+    if comparison.comparisons:
+        sentences = [*_too_few(comparison), _found(comparison)]
     else:
-        best = next(rival for rival in compared if rival.scenario == winner)
-        gain = f"{best.delta.value:+.3f}"
-        sentence = f"{backbone}: {winner} is better{than} by {gain}: {best.reason}"
-    others = [rival for rival in compared if rival.scenario != winner]
-    sentence += _those_that_are("better", others, "also better")
-    sentence += _those_that_are("worse", others, "worse")
-    return sentence + "."
+        sentences.append("The baseline stands alone, so nothing was compared.")
+    of_winners = []
+    for promise in broken:
+        if comparison.winners[promise.backbone] == promise.scenario:
+            of_winners.append(promise)
+    if of_winners:
+        sentences.append(broken_words(of_winners, comparison.sensitivity_floor))
+    return " ".join(sentences)
 
 
-def _those_that_are(verdict: str, compared: Sequence[Rival], words: str) -> str:
-    named = []
-    for rival in compared:
-        if rival.verdict == verdict:
-            named.append(f"{rival.scenario} ({rival.delta.value:+.3f})")
-    return f"; {words}: {', '.join(named)}" if named else ""
+def _all_rivals(comparison: Comparison) -> list[tuple[str, Rival]]:
+    pairs = []
+    for backbone in comparison.rows:
+        for rival in rivals(comparison, backbone):
+            pairs.append((backbone, rival))
+    return pairs
 
 
-def _why_not(comparison: Comparison, compared: Sequence[Rival]) -> str:
-    """The reason why remedies are neither better nor worse, for a sentence."""
-    unclear = [rival for rival in compared if rival.verdict == UNCLEAR]
-    around_zero = [rival for rival in unclear if _includes_zero(rival.delta)]
-    beside_zero = [rival.scenario for rival in unclear if not _includes_zero(rival.delta)]
-    why = ""
-    if around_zero:
-        which = f"the paired difference of {in_words([rival.scenario for rival in around_zero])}"
-        if len(around_zero) == len(compared) > 1:
-            which = "every paired difference"
-        span = _span(around_zero)
-        why += f", because the {_level(comparison.alpha)} interval of {which} includes 0 ({span})"
-    if beside_zero:
-        tests = f"Holm over {comparison.comparisons} comparisons"
-        why += f"; that of {in_words(beside_zero)} excludes 0 only before {tests}"
-    return why
+def _too_few(comparison: Comparison) -> Iterable[str]:
+    """Where half of the remedies would have to differ by more than `TOO_FEW`, and some are inconclusive."""
+    compared = [rival for _, rival in _all_rivals(comparison)]
+    if all(rival.verdict != "inconclusive" for rival in compared):
+        return
+    detectable = [number(rival.delta.detectable) for rival in compared]
+    measured = [value for value in detectable if value > 0]
+    shared = terms_of(comparison)
+    if not measured:
+        yield f"These data are too few to compare remedies: {shared.tested} give no interval."
+        return
+    typical = statistics.median(measured)
+    if typical > TOO_FEW:
+        yield (
+            f"These data are too few to compare remedies: {shared.tested} show only differences of "
+            f"{rounded_up(typical):g} and more (80 % power)."
+        )
 
 
-def _span(compared: Sequence[Rival]) -> str:
-    """The lowest and the highest end of the intervals."""
-    low = min(number(rival.delta.low) for rival in compared)
-    high = max(number(rival.delta.high) for rival in compared)
-    within = "all within " if len(compared) > 1 else ""
-    return f"{within}{low:+.3f} to {high:+.3f}"
+def _found(comparison: Comparison) -> str:
+    """Which remedies are better, and how many got each verdict."""
+    label = primary_label(comparison)
+    compared = _all_rivals(comparison)
+    better = []
+    for backbone, rival in compared:
+        if rival.verdict == "better":
+            better.append(f"{rival.scenario} on {backbone}")
+    words = Counter(rival.verdict for _, rival in compared)
+    counts = [f"{words[word]} {word}" for word in _VERDICT_WORDS if words[word]]
+    sentence = f"No remedy is better than doing nothing in {label}"
+    if better:
+        sentence = f"Better than doing nothing in {label}: {in_words(better)}"
+    plural = "s" if len(compared) > 1 else ""
+    return f"{sentence}; of {len(compared)} comparison{plural}: {in_words(counts)}."
 
 
-def _includes_zero(delta: Difference) -> bool:
-    return number(delta.low) <= 0 <= number(delta.high)
+def terms_of(comparison: Comparison) -> Terms:
+    """What all sentences of a comparison share."""
+    return terms(
+        primary_label(comparison),
+        comparison.margin,
+        trained(comparison.scheme, comparison.mode),
+        counted(comparison.test, comparison.units),
+        comparison.units,
+    )
 
 
-def _ends(interval: Interval) -> str:
-    return f"{interval.low:+.3f} to {interval.high:+.3f}"
+# --- promises -------------------------------------------------------------------------------------
 
 
-def _level(alpha: float) -> str:
-    return f"{100 * (1 - alpha):g} %"
+class Broken(NamedTuple):
+    """A locked threshold that does not keep the sensitivity it was chosen for.
+
+    Attributes:
+        backbone: Of the row.
+        scenario: Of the row.
+        units: images or patients, whichever it was measured on.
+        reached: The sensitivity on test with its interval.
+    """
+
+    backbone: str
+    scenario: str
+    units: str
+    reached: Interval
+
+
+def broken_promises(comparison: Comparison, rule: str) -> list[Broken]:
+    """Rows whose sensitivity on test, by image or by patient, is below `sensitivity_floor`.
+
+    Args:
+        comparison: With rows.
+        rule: Of the locked threshold; only `sensitivity_floor` promises anything.
+    """
+    if rule != "sensitivity_floor" or len(comparison.classes) != 2:
+        return []
+    broken = []
+    for backbone, of_backbone in comparison.rows.items():
+        for scenario, row in of_backbone.items():
+            for units, reached in _sensitivities(row):
+                # As it is printed: a shortfall that no reader sees is none.
+                if round(number(reached.value), 3) < comparison.sensitivity_floor:
+                    broken.append(Broken(backbone, scenario, units, reached))
+    return broken
+
+
+def _sensitivities(row: ScenarioRow) -> Iterable[tuple[str, Interval]]:
+    """At the locked threshold: what it is measured on, and the number."""
+    yield "images", row.locked["sensitivity"]
+    by_patient = row.patient.get("mean")
+    if by_patient and "sensitivity" in by_patient.locked:
+        yield "patients", by_patient.locked["sensitivity"]
+
+
+def broken_words(broken: Sequence[Broken], floor: float) -> str:
+    """Say which promises were broken, with the numbers."""
+    reached: dict[tuple[str, str], list[str]] = {}
+    for promise in broken:
+        of_row = reached.setdefault((promise.scenario, promise.backbone), [])
+        of_row.append(f"{interval_text(promise.reached)} of {promise.units}")
+    rows = []
+    for (scenario, backbone), numbers in reached.items():
+        rows.append(f"{scenario} on {backbone} finds {in_words(numbers)}")
+    return (
+        f"The locked threshold misses the {100 * floor:g} % sensitivity it was chosen for on test: "
+        f"{'; '.join(rows)}."
+    )
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def interval_text(interval: Interval, form: str = ".3f") -> str:
+    """0.910 [0.874, 0.940], with a dash for a number that does not exist."""
+    shown = []
+    for end in (interval.value, interval.low, interval.high):
+        shown.append("-" if math.isnan(number(end)) else f"{end:{form}}")
+    value, low, high = shown
+    return f"{value} [{low}, {high}]"
 
 
 # --- notes ----------------------------------------------------------------------------------------
@@ -228,11 +462,13 @@ class Facts:
         comparison: The comparison, its notes aside.
         choices: Contents of best.json by "scenario (backbone)".
         tune: The section of settings by which the results were tuned, as plain data.
+        broken: Locked thresholds that do not keep their promise.
     """
 
     comparison: Comparison
     choices: Mapping[str, Sequence[RoundChoice]]
     tune: Mapping[str, Any]
+    broken: Sequence[Broken] = ()
 
     def rows(self) -> list[tuple[str, ScenarioRow]]:
         """Scenario and row, over all backbones."""
@@ -246,6 +482,7 @@ def notes(
     comparison: Comparison,
     choices: Mapping[str, Sequence[RoundChoice]],
     tune: Mapping[str, Any],
+    broken: Sequence[Broken] = (),
 ) -> list[str]:
     """Say what a reader must know before believing the table.
 
@@ -253,8 +490,9 @@ def notes(
         comparison: The comparison, its notes aside.
         choices: Contents of best.json by "scenario (backbone)".
         tune: The section of settings by which the results were tuned, as plain data.
+        broken: Locked thresholds that do not keep their promise.
     """
-    facts = Facts(comparison, choices, tune)
+    facts = Facts(comparison, choices, tune, broken)
     sentences: list[str] = []
     for note in NOTES:
         sentences.extend(note(facts))
@@ -276,10 +514,30 @@ def intervals(facts: Facts) -> Iterable[str]:
     comparison = facts.comparison
     units = comparison.units
     tested = comparison.test_patients if units == "patients" else comparison.test_images
+    together = ""
+    if comparison.comparisons > 1:
+        together = f"; those of the {comparison.comparisons} differences hold together (max-T)"
+    yield f"Intervals resample the {tested} test {units} {comparison.resamples} times{together}."
+
+
+def winners_claim(facts: Facts) -> Iterable[str]:
+    """What a winner may claim, and how it was chosen."""
+    comparison = facts.comparison
+    if set(comparison.winners.values()) <= {BASELINE}:
+        return
+    if comparison.scheme == "kfold":
+        yield "Of the better remedies the one that is better by most at least wins; that it may claim."
+        return
     yield (
-        f"Intervals resample the {tested} test {units} {comparison.resamples} times; test decided "
-        "the choice of the winner, so its own number is optimistic."
+        "There is one test part, and no standard error of one inner score beside another: of the "
+        "remedies that are better on test the best inner score wins, so its number is optimistic."
     )
+
+
+def broken_thresholds(facts: Facts) -> Iterable[str]:
+    """Locked thresholds that do not keep their promise on test."""
+    if facts.broken:
+        yield broken_words(facts.broken, facts.comparison.sensitivity_floor)
 
 
 def no_patient_ids(facts: Facts) -> Iterable[str]:
@@ -344,8 +602,8 @@ def lost_resamples(facts: Facts) -> Iterable[str]:
     if lost:
         yield (
             f"In {lost} of {facts.comparison.resamples} resamples a class is absent from the test "
-            "rows of a fold, so the primary metric does not exist there: its interval and p come "
-            "from the others and are too narrow."
+            "rows of a fold, so the primary metric does not exist there: its intervals come from "
+            "the others and are too narrow."
         )
 
 
@@ -394,7 +652,9 @@ def not_identified(facts: Facts) -> Iterable[str]:
             continue
         if not any(choice.identified for choice in rounds):
             names.append(name)
-    if names:
+    if names and facts.tune["trials"] <= len(facts.tune["l2_first"]):
+        yield "Only published settings were tried (tune.trials), so no parameter was searched."
+    elif names:
         yield (
             "The parameter is not identified by these data, so published settings are kept: "
             f"{', '.join(sorted(names))}."
@@ -417,6 +677,8 @@ def fewer_inner_folds(facts: Facts) -> Iterable[str]:
 NOTES: tuple[Callable[[Facts], Iterable[str]], ...] = (
     roles,
     intervals,
+    winners_claim,
+    broken_thresholds,
     no_patient_ids,
     positive_majority,
     findings,
@@ -428,67 +690,3 @@ NOTES: tuple[Callable[[Facts], Iterable[str]], ...] = (
     not_identified,
     fewer_inner_folds,
 )
-
-
-# --- the printed table ----------------------------------------------------------------------------
-
-
-def table(comparison: Comparison) -> str:
-    """Write the comparison as text: a table for each backbone, a line for each scenario."""
-    label = primary_label(comparison)
-    per_image = ""
-    if comparison.units == "images":
-        per_image = "; intervals are per image: there are no patient ids"
-    heads = _heads(comparison)
-    lines = []
-    for backbone in comparison.rows:
-        lines.append(
-            f"{comparison.study}, {backbone} (* the winner; difference in {label}, p after Holm"
-            f"{per_image})"
-        )
-        lines.append(aligned(_cells_of_backbone(comparison, backbone, heads)))
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _heads(comparison: Comparison) -> dict[Endpoint, str]:
-    """Endpoints of the columns with what stands above them; an endpoint stands once."""
-    primary = Endpoint.parse(comparison.primary)
-    heads = {Endpoint("free", "auroc"): "AUROC", primary: primary_label(comparison)}
-    points = {"raw": "raw", "locked": "calibrated"}
-    decisions = ["accuracy", "balanced_accuracy"]
-    if len(comparison.classes) == 2:
-        points = {"raw": "@0.5", "locked": "locked"}
-        decisions = ["sensitivity", "specificity"]
-    for point, at in points.items():
-        for metric in decisions:
-            heads[Endpoint(point, metric)] = f"{metric.replace('_', ' ')} {at}"
-    short = {}
-    for endpoint, head in heads.items():
-        short[endpoint] = head.replace("specificity", "spec").replace("sensitivity", "sens")
-    return short
-
-
-def _cells_of_backbone(
-    comparison: Comparison, backbone: str, heads: Mapping[Endpoint, str]
-) -> list[list[str]]:
-    lines = [["scenario", *heads.values(), "difference to baseline", "verdict"]]
-    for scenario, row in comparison.rows[backbone].items():
-        cells = [_cell(row.point(point)[metric]) for point, metric in heads]
-        difference = "-"
-        if row.delta:
-            delta = row.delta[comparison.primary]
-            difference = f"{_cell(delta, sign='+')} p={delta.p_holm:.3f}"
-        mark = " *" if comparison.winners[backbone] == scenario else ""
-        lines.append([scenario, *cells, difference, row.verdict + mark])
-    return lines
-
-
-def _cell(interval: Interval, sign: str = "") -> str:
-    """0.910 [0.874, 0.940], with a dash for a number that does not exist."""
-    shown = []
-    for end in (interval.value, interval.low, interval.high):
-        exists = end is not None and not math.isnan(end)
-        shown.append(f"{end:{sign}.3f}" if exists else "-")
-    value, low, high = shown
-    return f"{value} [{low}, {high}]"

@@ -134,7 +134,7 @@ class Ingest(Section):
 class Split(Section):
     """How patients are divided.
 
-    Fractions are of patients: test is taken first, and val out of the rest.
+    Fractions are of patients: test is taken first, and val out of the rest. K-fold has no val.
     """
 
     scheme: Literal["holdout", "kfold", "official"]
@@ -250,16 +250,20 @@ class Calibrate(Section):
 
 
 class Threshold(Section):
-    """The rule by which val locks the operating point."""
+    """The rule by which the operating point is locked, outside test."""
 
     rule: Literal["sensitivity_floor", "youden", "cost"]
     cost_ratio: Positive
 
 
 class Compare(Section):
-    """The paired comparison against the baseline; the level of every interval is 1 - `alpha`."""
+    """The paired comparison against the baseline; the level of every interval is 1 - `alpha`.
+
+    `margin` is the difference in `primary` that nobody would care about.
+    """
 
     primary: str
+    margin: Fraction
     alpha: Fraction
     resamples: Annotated[Integer, Field(ge=100)]
     permutations: Annotated[Integer, Field(ge=20)]

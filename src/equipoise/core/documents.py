@@ -104,10 +104,21 @@ class MeasuredMetric(Interval):
 
 
 class Difference(Interval):
-    """A paired difference to the baseline; `p_holm` is corrected for the number of comparisons."""
+    """A paired difference to the baseline.
 
-    p_value: float | None = None
-    p_holm: float | None = None
+    In the primary endpoint its interval is simultaneous: it holds for all rivals together.
+
+    Attributes:
+        p_adjusted: Chance of a difference this large somewhere among the rivals if all were equal.
+        standard_error: Of the difference.
+        detectable: The smallest difference that four studies of five of this size would find.
+        patients_to_settle: Patients of the rarer class that would settle a difference of the margin.
+    """
+
+    p_adjusted: float | None = None
+    standard_error: float | None = None
+    detectable: float | None = None
+    patients_to_settle: float | None = None
 
 
 class RowCount(Part):
@@ -224,6 +235,7 @@ class RoundChoice(Part):
         gain_se: Paired standard error of the gain over patients.
         objective: Name of the metric that was searched for.
         identified: Whether the data tell the chosen settings from the published ones.
+        switched_off: Whether the search chose settings at which the remedy does nothing.
         feasible: Whether the constraint is met.
         reason: Why nothing was searched.
         train_counts: Train images per class before the plan.
@@ -242,6 +254,7 @@ class RoundChoice(Part):
     gain_se: float | None
     objective: str
     identified: bool
+    switched_off: bool = False
     feasible: bool
     reason: str
     trials: int
@@ -354,12 +367,14 @@ class PatientLevel(Part):
 
 
 class McNemar(Part):
-    """Exact McNemar test of a scenario against the baseline, on units decided differently.
+    """Exact McNemar test of a scenario against the baseline, on units of one class decided differently.
 
-    A unit is a patient or an image, as `units` says.
+    A unit is a patient or an image, as `units` says. The classes are tested apart: a threshold that moves finds more of
+    one class at the cost of the other, and both together would say that the decisions got worse, or better.
     """
 
     units: str
+    class_name: str
     both_right: int
     only_scenario_right: int
     only_baseline_right: int
@@ -414,7 +429,14 @@ class Subgroup(Part):
 
 
 class ScenarioRow(Part):
-    """One scenario in a comparison; what the short form or the baseline lacks is never set."""
+    """One scenario in a comparison; what the short form or the baseline lacks is never set.
+
+    Attributes:
+        verdict: baseline, better, worse, equivalent or inconclusive.
+        reason: The verdict in a sentence, with its numbers.
+        switched_off: Whether the search switched the remedy off in every round.
+        delta: Differences to the baseline; only that of the primary endpoint is judged.
+    """
 
     inner_score: float | None
     result_digest: str
@@ -424,13 +446,14 @@ class ScenarioRow(Part):
     locked: dict[str, MeasuredMetric]
     verdict: str
     reason: str = ""
+    switched_off: bool = False
     delta: dict[str, Difference] = Field(default_factory=dict)
     non_overlapping: WithoutOverlap | None = None
     by_fold: dict[str, list[float | None]] = Field(default_factory=dict)
     patient: dict[str, PatientLevel] = Field(default_factory=dict)
     subgroups: list[Subgroup] = Field(default_factory=list)
     per_class: dict[str, MetricTable] = Field(default_factory=dict)
-    mcnemar: dict[str, McNemar] = Field(default_factory=dict)
+    mcnemar: dict[str, dict[str, McNemar]] = Field(default_factory=dict)
     per_1000: dict[str, dict[str, PerThousand]] = Field(default_factory=dict)
 
     def point(self, name: str) -> dict[str, MeasuredMetric]:
@@ -439,11 +462,15 @@ class ScenarioRow(Part):
 
 
 class PermutedLabels(Part):
-    """AUROC after the labels were permuted between patients, with the interval of chance."""
+    """AUROC after the labels were permuted between patients, with the interval of chance.
+
+    Where nothing can be permuted there are no numbers, and `reason` says why.
+    """
 
     auroc: float | None
     low: float | None
     high: float | None
+    reason: str = ""
 
 
 class Controls(Part):
@@ -464,9 +491,13 @@ class Comparison(Document):
     Attributes:
         rows: backbone -> scenario -> its row.
         primary: The endpoint behind every verdict, "point.metric".
-        comparisons: Rivals that were compared to a baseline; p is corrected for their number.
+        comparisons: Rivals that were compared to a baseline; their intervals hold together.
         winners: backbone -> scenario.
         challenger: The backbone whose winner is put forward.
+        margin: The difference in the primary endpoint that nobody would care about.
+        effective_patients: Patients of the rarer class, counted as many as equal ones they are worth.
+        headline: What a reader must know first.
+        verdict: All sentences, the headline first.
     """
 
     study: str
@@ -496,6 +527,9 @@ class Comparison(Document):
     winners: dict[str, str]
     challenger: str
     registrable: bool
+    margin: float
+    effective_patients: float
+    headline: str
     verdict: str
     notes: list[str]
     digest: str

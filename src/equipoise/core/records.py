@@ -318,7 +318,7 @@ class Splits(Record):
     """One row per image, repeat and fold.
 
     Columns:
-        part: train, val or test.
+        part: train, val or test; k-fold has no val.
         patient_id: The group whose images are in one part together.
     """
 
@@ -333,6 +333,14 @@ class Splits(Record):
     )
     COLUMNS: ClassVar = tuple(SCHEMA.names)
     META: ClassVar = {"study": str, "manifest": str, "group_by": str, "settings": dict}
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of every round; k-fold has no val, because train itself calibrates there."""
+        scheme = self.meta["settings"]["split"]["scheme"]
+        if scheme == "kfold":
+            return ("train", "test")
+        return PARTS
 
     @property
     def folds(self) -> int:
@@ -353,13 +361,13 @@ class Splits(Record):
 
 @dataclass(frozen=True)
 class Predictions(Record):
-    """One row per image of val and test, repeat, fold and seed.
+    """One row per image of val and test, repeat, fold and seed; k-fold has no val.
 
     Columns:
         prob_<class>: Probability of the class as the model gives it.
         calibrated_<class>: Probability of the class after the calibrator.
-        threshold: Operating point that val locked, on the calibrated probability of the positive
-            class; null for more than two classes.
+        threshold: Operating point that val locked (k-fold: the inner out-of-fold scores of train), on
+            the calibrated probability of the positive class; null for more than two classes.
         overlap: Whether the patient or the picture of a test row is also on the train side; only
             official splits have such rows.
     """

@@ -1,4 +1,7 @@
-"""The calibrator and the locked threshold, both fitted on val and nothing else."""
+"""The calibrator and the locked threshold, both fitted on scores of patients that the model never saw.
+
+These are val, and under k-fold the inner out-of-fold scores of train; never test.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +48,21 @@ class Calibrator:
 
     @classmethod
     def fit(
-        cls, logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, min_patients: int
+        cls,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        patients: np.ndarray,
+        min_patients: int,
+        where: str = "val",
     ) -> Calibrator:
-        """Fit on val.
+        """Fit on scores of patients that the model never saw.
 
         Args:
             logits: float (n, C).
             labels: int (n,).
             patients: (n,), patient of each row.
             min_patients: Per class; below, the identity is returned with the reason.
+            where: What the rows are called in the reason.
         """
         num_classes = logits.shape[1]
         fewest = len(patients)
@@ -61,7 +70,9 @@ class Calibrator:
             of_class = np.unique(patients[labels == label])
             fewest = min(fewest, len(of_class))
         if fewest < min_patients:
-            reason = f"val has {fewest} patient(s) of the rarest class, {min_patients} are needed"
+            reason = (
+                f"{where} has {fewest} patient(s) of the rarest class, {min_patients} are needed"
+            )
             return cls.identity(num_classes, reason)
         # The slope is searched as its logarithm: a calibrator must never reverse the ranking.
         slope_bounds = (-_LOG_SLOPE_BOUND, _LOG_SLOPE_BOUND)
@@ -137,7 +148,7 @@ def _smoothed_targets(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def lock_threshold(
     prob: np.ndarray, truth: np.ndarray, rule: Threshold, sensitivity_floor: float
 ) -> float:
-    """Choose the operating point on val.
+    """Choose the operating point on scores of patients that the model never saw.
 
     Args:
         prob: float (n,), calibrated probability of the positive class.
@@ -148,9 +159,12 @@ def lock_threshold(
 
     Returns:
         A threshold midway between two neighbouring scores, so that rounding while serving cannot flip a decision.
+        Without any row there is nothing to choose by, and it is 0.5.
     """
     if rule.rule == "cost":
         return 1 / (1 + rule.cost_ratio)
+    if not len(prob):
+        return 0.5
     # Most confident first: the threshold falls past one distinct score after the other.
     scores = np.unique(prob)[::-1]
     once = np.ones((1, len(prob)))
@@ -179,6 +193,8 @@ def small_val_note(
     predictions: Predictions, min_patients: int, rule: Threshold, sensitivity_floor: float
 ) -> str | None:
     """What a small val means for the calibrator and the threshold, in a sentence; None where val is large enough.
+
+    K-fold has no val, and no such note.
 
     It speaks of the round with the fewest patients of a class.
 

@@ -5,24 +5,40 @@ The same seed and patients give the same resamples, so differences between resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 from threadpoolctl import threadpool_limits
 
 from equipoise.core.config import Compare
 from equipoise.core.documents import Interval, MeasuredMetric, MetricTable
 from equipoise.core.errors import DataError
 from equipoise.core.records import CALIBRATED, RAW, Predictions
-from equipoise.evaluation.metrics import BLOCK, REGISTRY, Endpoint, Sample, decide
+from equipoise.evaluation.metrics import BLOCK, REGISTRY, Endpoint, Metric, Sample, decide
 
 #: Effective patients of an evaluation that was made without counting them: the plain percentile interval.
 _MANY_PATIENTS = 1e6
+
+#: What is read off one step of the ROC curve is shown from so many steps in every fold on.
+FEWEST_STEPS = 20
+
+#: A metric whose interval is made on the logit scale.
+_AUROC = "auroc"
+
+#: Beside the seed, so that patients at large are drawn apart from those within their classes.
+_AT_LARGE = 1
+
+#: Sets of resamples that are kept: of the test patients, and of those of a few subgroups.
+_KEPT_RESAMPLES = 4
+
+#: What stands in files where a patient alone in a class would be in every resample.
+ONE_PATIENT_DECIDES = "none: one patient decides"
 
 
 # --- one interval ---------------------------------------------------------------------------------
@@ -35,7 +51,7 @@ class Bounds(NamedTuple):
     high: float
 
 
-def wilson(successes: float, trials: int, alpha: float) -> Bounds:
+def wilson(successes: float, trials: float, alpha: float) -> Bounds:
     """Wilson's score interval of a proportion (Wilson 1927), covering 1 - alpha.
 
     It is written out because statsmodels' differs in the last bit and ends at 0.9999999999999999 where this ends at 1.
@@ -89,6 +105,33 @@ def effect(draws: np.ndarray, alpha: float, patients: float) -> Effect:
     return Effect(estimate, float(low), float(high))
 
 
+def effect_on_logits(draws: np.ndarray, alpha: float, patients: float) -> Effect:
+    r"""Estimate and interval of a number that stays between 0 and 1, which few patients push against its end.
+
+    Student's t on the logit scale, with the standard deviation s over resamples:
+    $\mathrm{logit}\,a \pm t\,s / (a(1-a))$, and back. At 0 or 1 exactly no resample differs: then Wilson's interval of
+    as many patients, of whom all, or none, were ranked rightly against another patient.
+
+    Args:
+        draws: float (B + 1,), the estimate first.
+        alpha: The interval covers 1 - alpha.
+        patients: Effective number of them, as `Evaluation.effective_patients`.
+    """
+    estimate = float(draws[0])
+    resampled = draws[1:]
+    if np.isnan(estimate) or np.isnan(resampled).all():
+        return Effect(estimate, np.nan, np.nan)
+    if estimate <= 0 or estimate >= 1:
+        bounds = wilson(estimate * patients, patients, alpha)
+        return Effect(estimate, bounds.low, bounds.high)
+    deviation = np.nanstd(resampled)
+    student = stdtrit(patients - 1, 1 - alpha / 2)
+    half_width = student * deviation / (estimate * (1 - estimate))
+    low = expit(logit(estimate) - half_width)
+    high = expit(logit(estimate) + half_width)
+    return Effect(estimate, float(low), float(high))
+
+
 # --- resamples ------------------------------------------------------------------------------------
 
 
@@ -97,7 +140,7 @@ class Resamples(NamedTuple):
 
     Attributes:
         patients: (P,), their ids, sorted.
-        drawn: float32 (B + 1, P), how often each is drawn; the first row is all ones.
+        drawn: float32 (B + 1, P), how often each is drawn; the first row is all ones. uint8 where they are kept.
     """
 
     patients: np.ndarray
@@ -105,43 +148,128 @@ class Resamples(NamedTuple):
 
 
 def patient_resamples(
-    patients: np.ndarray, labels: np.ndarray, resamples: int, seed: int
+    patients: np.ndarray, labels: np.ndarray, resamples: int, seed: int, at_large: bool = False
 ) -> Resamples:
-    """Draw whole patients with replacement, within strata of the classes that a patient shows.
+    """Draw whole patients with replacement, within strata of the classes that a patient shows, or at large.
+
+    Within strata the classes stay as common as they are: right for what does not depend on that, too narrow for the
+    rest. A patient who is alone in a stratum is drawn with those of the rarest class that he shows, or else he would be
+    in every resample.
 
     Args:
         patients: (n,), patient of each row; their order does not matter.
         labels: int (n,).
         resamples: B.
         seed: The same seed and patients give the same resamples, so differences between models are paired.
+        at_large: Draw from all patients at once, whatever their classes.
     """
+    strata = _strata(patients, labels)
+    if at_large:
+        drawn = _drawn_at_large(len(strata), resamples, seed)
+    else:
+        drawn = _drawn_within(_joined(strata), resamples, seed)
+    return Resamples(strata.index.to_numpy(), drawn.astype(np.float32))
+
+
+def _strata(patients: np.ndarray, labels: np.ndarray) -> pd.Series:
+    """The classes that each patient shows, a tuple of int, by patient."""
     rows = pd.DataFrame({"patient": patients, "label": labels})
-    by_patient = rows.groupby("patient")["label"]
-    strata = by_patient.agg(_distinct).sort_index()
-    drawn = np.ones((resamples + 1, len(strata)), dtype=np.float32)
+    shown = rows.drop_duplicates().sort_values(["patient", "label"])
+    return shown.groupby("patient")["label"].agg(tuple)
+
+
+def _joined(strata: pd.Series) -> pd.Series:
+    """Strata without a patient who is alone in his, where another stratum shows one of his classes.
+
+    He joins patients of a single class, of the rarest there is, or else the smallest stratum.
+    """
+    counts = Counter(strata)
+    joined_by: dict[tuple[int, ...], tuple[int, ...]] = {}
+    lone = [stratum for stratum, count in counts.items() if count == 1]
+    for stratum in sorted(lone, key=lambda shown: (-len(shown), shown)):
+        # Somebody may have come meanwhile.
+        if counts[stratum] > 1:
+            continue
+        others = [other for other in counts if other != stratum and set(other) & set(stratum)]
+        if not others:
+            continue
+        company = min(others, key=lambda other: (len(other), counts[other], other))
+        joined_by[stratum] = company
+        counts[company] += 1
+        del counts[stratum]
+    stratum_of = [joined_by.get(stratum, stratum) for stratum in strata]
+    return pd.Series(stratum_of, index=strata.index, dtype=object)
+
+
+def _drawn_within(strata: pd.Series, resamples: int, seed: int) -> np.ndarray:
+    drawn = np.ones((resamples + 1, len(strata)), dtype=np.uint8)
     rng = np.random.default_rng(seed)
     for stratum in sorted(strata.unique()):
         members = np.flatnonzero(strata == stratum)
-        number = len(members)
-        chances = np.full(number, 1 / number)
-        drawn[1:, members] = rng.multinomial(number, chances, size=resamples)
-    return Resamples(strata.index.to_numpy(), drawn)
+        drawn[1:, members] = _drawn(rng, len(members), resamples)
+    return drawn
 
 
-def _distinct(values: pd.Series) -> tuple[int, ...]:
-    return tuple(sorted(set(values)))
+def _drawn_at_large(num_patients: int, resamples: int, seed: int) -> np.ndarray:
+    drawn = np.ones((resamples + 1, num_patients), dtype=np.uint8)
+    rng = np.random.default_rng([seed, _AT_LARGE])
+    drawn[1:] = _drawn(rng, num_patients, resamples)
+    return drawn
 
 
-@lru_cache(maxsize=1)
+def _drawn(rng: np.random.Generator, number: int, resamples: int) -> np.ndarray:
+    """How often each of a number of patients is drawn, int (resamples, number)."""
+    chances = np.full(number, 1 / number)
+    return rng.multinomial(number, chances, size=resamples)
+
+
+class ResamplesOfBoth(NamedTuple):
+    """The same patients drawn within their classes, and at large."""
+
+    within: Resamples
+    at_large: Resamples
+
+    def for_metric(self, name: str) -> Resamples:
+        """Those that a metric needs."""
+        return self.at_large if REGISTRY[name].depends_on_mix else self.within
+
+
+def _resamples_of(table: pd.DataFrame, settings: Compare) -> ResamplesOfBoth:
+    """Drawn once for all results on the same test patients, whether of their images or of themselves."""
+    strata = _strata(table["patient_id"].to_numpy(), table["label"].to_numpy())
+    return _shared_resamples(
+        tuple(strata.index),
+        tuple(strata),
+        settings.resamples,
+        settings.seed,
+    )
+
+
+@lru_cache(maxsize=_KEPT_RESAMPLES)
 def _shared_resamples(
-    patients: tuple[str, ...], labels: tuple[int, ...], resamples: int, seed: int
-) -> Resamples:
-    """Drawn once for all results on the same test rows."""
+    patients: tuple[str, ...], strata: tuple[tuple[int, ...], ...], resamples: int, seed: int
+) -> ResamplesOfBoth:
     ids = np.array(patients, dtype=object)
-    return patient_resamples(ids, np.array(labels), resamples, seed)
+    shown = pd.Series(list(strata), index=list(patients), dtype=object)
+    within = _drawn_within(_joined(shown), resamples, seed)
+    at_large = _drawn_at_large(len(ids), resamples, seed)
+    return ResamplesOfBoth(Resamples(ids, within), Resamples(ids, at_large))
 
 
 # --- an evaluation --------------------------------------------------------------------------------
+
+
+class _Interval(NamedTuple):
+    """The ends of an interval, and how it was made, in words."""
+
+    low: float
+    high: float
+    how: str
+
+    @classmethod
+    def none(cls, reason: str) -> _Interval:
+        """No interval."""
+        return cls(np.nan, np.nan, reason)
 
 
 @dataclass(frozen=True)
@@ -157,6 +285,8 @@ class Evaluation:
         row_per_patient: Every row is another patient, so that proportions are binomial and Wilson's interval is right.
         effective_patients: Effective number of patients of the rarest class: unequal numbers of images per patient
             count as fewer patients (Kish 1965).
+        one_patient_decides: A class has one patient, so that nothing that compares the classes can be judged.
+        hidden: Why a number is not shown, for each endpoint that these rows are too few for; its draws are there.
     """
 
     draws: dict[Endpoint, np.ndarray]
@@ -166,43 +296,67 @@ class Evaluation:
     by_fold: dict[Endpoint, list[float]] = field(default_factory=dict)
     row_per_patient: bool = False
     effective_patients: float = _MANY_PATIENTS
+    one_patient_decides: bool = False
+    hidden: dict[Endpoint, str] = field(default_factory=dict)
 
     def interval(self, endpoint: Endpoint) -> MeasuredMetric:
         """Estimate and interval of a metric, how the interval was made, and how many resamples lack the metric."""
         draws = self.draws[endpoint]
         is_undefined = np.isnan(draws[1:])
-        estimate, low, high = effect(draws, self.alpha, self.effective_patients)
-        how = "patient bootstrap"
-        if is_undefined.all():
-            how = "none: undefined in every resample"
+        estimate = float(draws[0])
         patients = self.among.get(endpoint, 0)
         score = None
         if patients:
             score = wilson(estimate * patients, patients, self.alpha)
-        if score and estimate in (0.0, 1.0):
-            # All resamples of 24 out of 24 are 24 out of 24; the patients behind it still bound what is known.
-            low, high = score
-            how = f"Wilson, {patients} patients"
-        elif patients == 1:
-            low = high = np.nan
-            how = "none: one patient, who is in every resample"
+        made = self._interval_of(endpoint, is_undefined, score)
         metric = MeasuredMetric(
-            value=estimate,
-            low=low,
-            high=high,
-            interval=how,
+            value=np.nan if endpoint in self.hidden else estimate,
+            low=made.low,
+            high=made.high,
+            interval=made.how,
             degenerate=int(is_undefined.sum()),
         )
         if score is None or not self.row_per_patient:
             return metric
         return metric.model_copy(update={"wilson_low": score.low, "wilson_high": score.high})
 
+    def _interval_of(
+        self, endpoint: Endpoint, is_undefined: np.ndarray, score: Bounds | None
+    ) -> _Interval:
+        """The interval of an endpoint, and how it was made; `score` is Wilson's, of a proportion."""
+        draws = self.draws[endpoint]
+        patients = self.among.get(endpoint, 0)
+        if endpoint in self.hidden:
+            return _Interval.none(self.hidden[endpoint])
+        if is_undefined.all():
+            return _Interval.none("none: undefined in every resample")
+        if patients == 1 or (self.one_patient_decides and not patients):
+            return _Interval.none(ONE_PATIENT_DECIDES)
+        if score and draws[0] in (0.0, 1.0):
+            # All resamples of 24 out of 24 are 24 out of 24; the patients behind it still bound what is known.
+            return _Interval(score.low, score.high, f"Wilson, {patients} patients")
+        if endpoint.metric == _AUROC:
+            return self._interval_of_auroc(draws)
+        ends = effect(draws, self.alpha, self.effective_patients)
+        how = "patient bootstrap"
+        if REGISTRY[endpoint.metric].depends_on_mix:
+            how = "patient bootstrap at large"
+        return _Interval(ends.low, ends.high, how)
+
+    def _interval_of_auroc(self, draws: np.ndarray) -> _Interval:
+        ends = effect_on_logits(draws, self.alpha, self.effective_patients)
+        how = "patient bootstrap, Student's t on logits"
+        if ends.value in (0.0, 1.0):
+            how = f"Wilson, {self.effective_patients:.3g} patients of the rarest class"
+        return _Interval(ends.low, ends.high, how)
+
     def table(self) -> MetricTable:
         """Operating point -> metric -> its interval and one estimate per seed."""
         nested: MetricTable = {}
         for endpoint in self.draws:
             metric = self.interval(endpoint)
-            metric = metric.model_copy(update={"by_seed": self.by_seed[endpoint]})
+            if endpoint not in self.hidden:
+                metric = metric.model_copy(update={"by_seed": self.by_seed[endpoint]})
             of_point = nested.setdefault(endpoint.point, {})
             of_point[endpoint.metric] = metric
         return nested
@@ -216,10 +370,12 @@ def evaluate(
     sensitivity_floor: float,
     endpoints: Collection[Endpoint] = (),
     one_class: int | None = None,
+    cost_ratio: float = 1.0,
 ) -> Evaluation:
     """Compute every metric on test rows, at both operating points, with resamples.
 
-    "free" needs no threshold; "raw" is 0.5 on raw probabilities; "locked" is the threshold of val on calibrated ones.
+    "free" needs no threshold; "raw" is 0.5 on raw probabilities; "locked" is the threshold of val (k-fold: of the
+    inner out-of-fold scores) on calibrated ones.
     Rank metrics are averaged over folds, decisions pooled; repeats and seeds are averaged.
 
     Args:
@@ -228,6 +384,7 @@ def evaluate(
         sensitivity_floor: Within 0..1.
         endpoints: Only these; all when empty.
         one_class: Of more than two classes, this one against the rest instead of the mean over all.
+        cost_ratio: What a missed positive costs, in false alarms; for net benefit, which is the same for every model.
 
     Raises:
         DataError: When a class is absent from the test rows, or an image is there twice.
@@ -235,15 +392,11 @@ def evaluate(
     test = predictions.part("test")
     _require_every_class(test)
     _require_rows_once(test.table)
-    resamples = _shared_resamples(
-        tuple(test.table["patient_id"]),
-        tuple(test.table["label"].tolist()),
-        settings.resamples,
-        settings.seed,
-    )
+    resamples = _resamples_of(test.table, settings)
+    worth = 1 / (1 + cost_ratio)
 
     def measure(rows: Predictions) -> dict[Endpoint, MetricValues]:
-        group = _Group.of(rows, sensitivity_floor, one_class)
+        group = _Group.of(rows, sensitivity_floor, worth, one_class)
         return group.measure(endpoints, resamples)
 
     runs = _runs(test, measure)
@@ -259,6 +412,8 @@ def evaluate(
         by_fold=_by_fold(runs),
         row_per_patient=not is_another_row.any(),
         effective_patients=_effective_patients(test.table),
+        one_patient_decides=_one_patient_decides(test.table, one_class),
+        hidden=_hidden(measured, test),
     )
 
 
@@ -292,6 +447,35 @@ def _effective_patients(table: pd.DataFrame) -> float:
     total_of_squares = squares.groupby("label").sum()
     effective = total**2 / total_of_squares
     return max(float(effective.min()), 2.0)
+
+
+def _one_patient_decides(table: pd.DataFrame, one_class: int | None) -> bool:
+    """Whether a class has one patient; `one_class` as of `evaluate`."""
+    labels = table["label"]
+    if one_class is not None:
+        labels = labels == one_class
+    patients = table["patient_id"].groupby(labels.to_numpy()).nunique()
+    return bool(patients.min() == 1)
+
+
+def _hidden(endpoints: Iterable[Endpoint], test: Predictions) -> dict[Endpoint, str]:
+    """Why a number is not shown: the ROC curve of a fold has too few steps to read it off one of them."""
+    is_positive = test.table["label"] == test.positive_label
+    folds = is_positive.groupby([test.table[column] for column in ("repeat", "fold", "seed")])
+    positives = int(folds.sum().min())
+    negatives = int((folds.size() - folds.sum()).min())
+    fewest = {True: positives, False: negatives}
+    reasons = {}
+    for endpoint in endpoints:
+        side = REGISTRY[endpoint.metric].read_at
+        if side is None:
+            continue
+        steps = fewest[side == "positives"]
+        if steps < FEWEST_STEPS:
+            reasons[endpoint] = (
+                f"none: a fold has {steps} {side}, {FEWEST_STEPS} are needed to read a single step"
+            )
+    return reasons
 
 
 # --- repeats and seeds ----------------------------------------------------------------------------
@@ -403,8 +587,10 @@ class _Group:
     samples: dict[str, Sample]
 
     @classmethod
-    def of(cls, rows: Predictions, sensitivity_floor: float, one_class: int | None) -> _Group:
-        """The samples of some test rows; `one_class` as of `evaluate`."""
+    def of(
+        cls, rows: Predictions, sensitivity_floor: float, worth: float, one_class: int | None
+    ) -> _Group:
+        """The samples of some test rows; `worth` is of `Sample`, `one_class` as of `evaluate`."""
         table = rows.table
         positive = rows.positive_label if one_class is None else one_class
         images_of_patient = table.groupby("patient_id")["image_id"].transform("size")
@@ -420,7 +606,7 @@ class _Group:
                 positive=positive,
                 weights=once,
                 floor=sensitivity_floor,
-                threshold=threshold,
+                worth=worth,
                 shares=shares,
                 alone=one_class is not None,
             )
@@ -437,7 +623,7 @@ class _Group:
         return cls(table["patient_id"], list(rows_of_fold.values()), samples)
 
     def measure(
-        self, only: Collection[Endpoint], resamples: Resamples
+        self, only: Collection[Endpoint], resamples: ResamplesOfBoth
     ) -> dict[Endpoint, MetricValues]:
         """Every metric, or only some; `only` as `endpoints` of `evaluate`."""
         endpoints = self._endpoints(only)
@@ -467,40 +653,48 @@ class _Group:
         return endpoints
 
     def _draws(
+        self, endpoints: Sequence[Endpoint], resamples: ResamplesOfBoth
+    ) -> dict[Endpoint, np.ndarray]:
+        """Values in all resamples, float (B + 1,), in the order of the endpoints."""
+        draws = {}
+        for drawn in resamples:
+            needed = [name for name in endpoints if resamples.for_metric(name.metric) is drawn]
+            draws.update(self._draws_of(needed, drawn))
+        return {endpoint: draws[endpoint] for endpoint in endpoints}
+
+    def _draws_of(
         self, endpoints: Sequence[Endpoint], resamples: Resamples
     ) -> dict[Endpoint, np.ndarray]:
         """Values in all resamples, float (B + 1,).
 
         A few resamples at a time: memory holds no more, and all metrics share what is sorted and summed for them.
         """
+        if not endpoints:
+            return {}
         every = np.arange(len(resamples.patients))
         column_of = pd.Series(every, index=resamples.patients)
         columns = column_of.loc[self.patients].to_numpy()
         pieces: dict[Endpoint, list[np.ndarray]] = {endpoint: [] for endpoint in endpoints}
+        points = {endpoint.point for endpoint in endpoints}
         for start in range(0, len(resamples.drawn), BLOCK):
             stop = start + BLOCK
-            weights = np.take(resamples.drawn[start:stop], columns, axis=1)
-            parts = self._weighted(weights)
+            block = resamples.drawn[start:stop].astype(np.float32)
+            weights = np.take(block, columns, axis=1)
+            parts = {point: self._weighted(point, weights) for point in points}
             for endpoint in endpoints:
-                function = REGISTRY[endpoint.metric].function
-                values = [function(part) for part in parts[endpoint.point]]
-                mean = np.mean(values, axis=0)
-                pieces[endpoint].append(mean)
+                values = _averaged(REGISTRY[endpoint.metric], parts[endpoint.point])
+                pieces[endpoint].append(values)
         return {endpoint: np.concatenate(blocks) for endpoint, blocks in pieces.items()}
 
-    def _weighted(self, weights: np.ndarray) -> dict[str, list[Sample]]:
-        """Operating point -> what a metric is averaged over: the folds for ranks, all rows for the others.
+    def _weighted(self, point: str, weights: np.ndarray) -> list[Sample]:
+        """What a metric at an operating point is averaged over: the folds for ranks, all rows for the others.
 
         Scores of different folds come from different models, so ranks are compared within a fold only.
         """
-        parts = {}
-        for point, sample in self.samples.items():
-            weighted = replace(sample, weights=weights)
-            if point == "free":
-                parts[point] = [weighted.subset(rows) for rows in self.folds]
-            else:
-                parts[point] = [weighted]
-        return parts
+        weighted = replace(self.samples[point], weights=weights)
+        if point == "free":
+            return [weighted.subset(rows) for rows in self.folds]
+        return [weighted]
 
     def _by_fold(self, endpoint: Endpoint, estimate: float) -> list[float]:
         if len(self.folds) == 1:
@@ -522,3 +716,20 @@ class _Group:
             return 0
         patients = self.patients[among(sample)]
         return int(patients.nunique())
+
+
+def _averaged(metric: Metric, parts: Sequence[Sample]) -> np.ndarray:
+    """Mean of a metric over folds, float (B,).
+
+    What is read at one step counts by the images of the other class: false alarms are counted over all folds, each at
+    its own threshold.
+    """
+    values = [metric.function(part) for part in parts]
+    if metric.read_at is None or len(parts) == 1:
+        return np.mean(values, axis=0)
+    counts = []
+    for part in parts:
+        is_positive = part.labels == part.positive
+        others = ~is_positive if metric.read_at == "positives" else is_positive
+        counts.append(part.total(others))
+    return np.sum(np.multiply(values, counts), axis=0) / np.sum(counts, axis=0)

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import special
 
 from equipoise.core.errors import ConfigError, unknown_name
+from equipoise.evaluation.recalibration import fit_intercept, fit_slope
 
 #: Resamples at a time: their steps stay in the processor's cache.
 BLOCK = 64
@@ -28,14 +29,8 @@ _EPSILON = 1e-12
 #: A rate this far short of the floor still counts as reaching it: sums of floats are not exact.
 _ROUNDING = 1e-12
 
-#: Newton's method: most steps, the longest step, and the steps at which it stops and at which it counts as solved.
-_NEWTON_STEPS = 40
-_NEWTON_LONGEST_STEP = 2.0
-_NEWTON_STOP = 1e-9
-_NEWTON_SOLVED = 1e-6
-
-#: The smallest normal float64, in place of a denominator of 0.
-_TINY = np.finfo(float).tiny
+#: The mean specificity near the floor begins this far below it.
+BELOW_FLOOR = 0.05
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -47,7 +42,7 @@ class Endpoint(NamedTuple):
     """A metric at an operating point, written "point.metric" in files.
 
     Attributes:
-        point: free (no threshold), raw (0.5 on raw probabilities) or locked (the threshold of val).
+        point: free (no threshold), raw (0.5 on raw probabilities) or locked (on patients outside test).
         metric: A name of `REGISTRY`.
 
     >>> str(Endpoint.parse("locked.sensitivity")), Endpoint("free", "auroc").metric
@@ -102,8 +97,8 @@ class Sample:
         decisions: int (n,), the label decided for.
         positive: Index of the positive class; for more than two classes metrics are macro averages.
         weights: float (B, n), how often each row counts in each resample.
-        floor: For `specificity_at_sensitivity` and its reverse, within 0..1.
-        threshold: float (n,), the operating point of the decisions, for `net_benefit`.
+        floor: For `specificity_at_sensitivity`, its reverse and `mean_specificity_near_floor`, within 0..1.
+        worth: The probability from which acting is worth its cost, for `net_benefit`.
         shares: float (n,), 1 / images of the row's patient, for `patient_recognition_rate`.
         alone: Of more than two classes, look at the positive one against the rest instead of at all of them.
     """
@@ -114,7 +109,7 @@ class Sample:
     positive: int
     weights: np.ndarray
     floor: float
-    threshold: np.ndarray | float = 0.5
+    worth: float = 0.5
     shares: np.ndarray | None = None
     alone: bool = False
 
@@ -144,9 +139,6 @@ class Sample:
         """Only some of the rows, int (num_chosen,); the sample itself when these are as many as it has."""
         if len(rows) == len(self.labels):
             return self
-        threshold = self.threshold
-        if isinstance(threshold, np.ndarray):
-            threshold = threshold[rows]
         shares = self.shares
         if shares is not None:
             shares = shares[rows]
@@ -156,7 +148,6 @@ class Sample:
             probabilities=self.probabilities[rows],
             decisions=self.decisions[rows],
             weights=np.take(self.weights, rows, axis=1),
-            threshold=threshold,
             shares=shares,
         )
 
@@ -186,6 +177,12 @@ class Sample:
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Weighted mean of values (n,), float64 (B,)."""
         return _ratio(self.total(values), self.total_weight)
+
+    def where_both(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Values (B,), NaN in resamples that lack the marked rows, bool (n,), or all others."""
+        marked = self.total(truth)
+        has_both = (marked > 0) & (marked < self.total_weight)
+        return np.where(has_both, values, np.nan)
 
     def share(self, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
         """Weighted share of the marked rows among those of `of`, both bool (n,), float64 (B,)."""
@@ -302,39 +299,110 @@ def average_precision(steps: RocSteps, floor: float) -> np.ndarray:
 
 @_ranked
 def specificity_at_sensitivity(steps: RocSteps, floor: float) -> np.ndarray:
-    """The best specificity that a threshold can have which keeps the sensitivity at the floor or above.
+    """The specificity where the sensitivity is at the floor.
 
-    Read off the ROC curve of the test rows. Two classes only.
+    Of each positive image take the share of the others that score above it; of these shares the quantile at the floor,
+    in a straight line between the middles of two steps of the ROC curve (Hazen 1914). At the upper ends of the steps 19
+    positive images would be held to a sensitivity of 1 and 20 to one of 0.95. Two classes only.
 
     Returns:
         float (B,), 0..1.
     """
-    needed = (floor - _ROUNDING) * steps.positives
-    reached = steps.true >= needed[:, None]
-    first_reached = reached.argmax(axis=1)
-    every = np.arange(len(reached))
-    false_alarms = steps.false[every, first_reached]
+    false_alarms = _quantile(steps.true, steps.false, floor)
     specificity = 1 - _ratio(false_alarms, steps.negatives)
     return np.where(steps.positives > 0, specificity, np.nan)
 
 
 @_ranked
-def sensitivity_at_specificity(steps: RocSteps, floor: float) -> np.ndarray:
-    """The best sensitivity that a threshold can have which keeps the specificity at the floor or above.
+def mean_specificity_near_floor(steps: RocSteps, floor: float) -> np.ndarray:
+    r"""The specificity averaged over all sensitivities from a little (0.05) below the floor up to 1.
 
-    Read off the ROC curve of the test rows. Two classes only.
+    $\frac{1}{1-a} \int_a^1 \mathrm{specificity}(s)\,ds$ with $a$ = floor - 0.05, at least 0: the part of the area under
+    the ROC curve that a reader who must not miss a case cares about. Two classes only.
 
     Returns:
         float (B,), 0..1.
     """
-    most_alarms = (1 - floor + _ROUNDING) * steps.negatives
-    allowed = steps.false <= most_alarms[:, None]
-    num_allowed = allowed.sum(axis=1)
-    every = np.arange(len(allowed))
-    at_last_allowed = steps.true[every, num_allowed - 1]
-    detected = np.where(num_allowed > 0, at_last_allowed, 0.0)
-    sensitivity = _ratio(detected, steps.positives)
+    lowest = max(floor - BELOW_FLOOR, 0.0) * steps.positives
+    alarms_there = _on_the_curve(steps, lowest)
+    # The curve from there on: all steps before it are moved to where it begins.
+    true = np.maximum(steps.true, lowest[:, None])
+    false = np.maximum(steps.false, alarms_there[:, None])
+    first_rise = (true[:, 0] - lowest) * (false[:, 0] + alarms_there)
+    rises = np.diff(true, axis=1)
+    twice_the_area = first_rise + np.vecdot(rises, false[:, 1:] + false[:, :-1])
+    height = steps.positives - lowest
+    return 1 - _ratio(twice_the_area / 2, height * steps.negatives)
+
+
+def _on_the_curve(steps: RocSteps, found: np.ndarray) -> np.ndarray:
+    """False alarms (B,) where the ROC curve has found so many positives, float (B,)."""
+    true, false = steps
+    reached = true >= (found - _ROUNDING * steps.positives)[:, None]
+    step = reached.argmax(axis=1)
+    every = np.arange(len(reached))
+    is_first = step == 0
+    true_before = np.where(is_first, 0.0, true[every, step - 1])
+    false_before = np.where(is_first, 0.0, false[every, step - 1])
+    rise = true[every, step] - true_before
+    share = np.divide(found - true_before, rise, out=np.zeros(len(rise)), where=rise > 0)
+    share = np.clip(share, 0.0, 1.0)
+    return false_before + share * (false[every, step] - false_before)
+
+
+@_ranked
+def sensitivity_at_specificity(steps: RocSteps, floor: float) -> np.ndarray:
+    """The sensitivity where the specificity is at the floor.
+
+    As `specificity_at_sensitivity`, with the classes swapped. Two classes only.
+
+    Returns:
+        float (B,), 0..1.
+    """
+    # The lowest score first, and of each class what lies below the threshold.
+    cleared = steps.negatives[:, None] - _before_each_step(steps.false)
+    missed = steps.positives[:, None] - _before_each_step(steps.true)
+    missed_there = _quantile(cleared[:, ::-1], missed[:, ::-1], floor)
+    sensitivity = 1 - _ratio(missed_there, steps.positives)
     return np.where(steps.negatives > 0, sensitivity, np.nan)
+
+
+def _before_each_step(counts: np.ndarray) -> np.ndarray:
+    """Cumulative counts (B, K) before each step instead of after it."""
+    before = np.zeros_like(counts)
+    before[:, 1:] = counts[:, :-1]
+    return before
+
+
+def _quantile(rising: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """What `other` is where `rising` has reached a share of its end, between the middles of its steps.
+
+    Args:
+        rising: float (B, K), cumulative numbers of images, as often as they are drawn.
+        other: float (B, K), cumulative.
+        share: Within 0..1.
+
+    Returns:
+        float (B,).
+    """
+    total = rising[:, -1]
+    place = share * total + 0.5
+    before = np.clip(np.floor(place), 1, np.maximum(total, 1))
+    after = np.minimum(before + 1, total)
+    beyond = np.clip(place - before, 0, 1)
+    at_before = _halfway(rising, other, before)
+    at_after = _halfway(rising, other, after)
+    return at_before + beyond * (at_after - at_before)
+
+
+def _halfway(rising: np.ndarray, other: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """What `other` is at the images (B,) of `rising`, counted from 1; where scores are equal, half of theirs."""
+    reached = rising >= image[:, None]
+    step = reached.argmax(axis=1)
+    every = np.arange(len(reached))
+    at_step = other[every, step]
+    before_step = np.where(step > 0, other[every, step - 1], 0.0)
+    return (before_step + at_step) / 2
 
 
 # --- decisions: at a threshold --------------------------------------------------------------------
@@ -436,7 +504,7 @@ def precision(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndar
         float (B,), 0..1.
     """
     share = sample.share(truth, of=decided)
-    return np.nan_to_num(share)
+    return sample.where_both(truth, np.nan_to_num(share))
 
 
 @_one_versus_rest
@@ -447,7 +515,7 @@ def negative_predictive_value(sample: Sample, truth: np.ndarray, decided: np.nda
         float (B,), 0..1.
     """
     share = sample.share(~truth, of=~decided)
-    return np.nan_to_num(share)
+    return sample.where_both(truth, np.nan_to_num(share))
 
 
 @_one_versus_rest
@@ -459,7 +527,7 @@ def f1(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
     """
     detected = sample.total(truth & decided)
     either = sample.total(truth) + sample.total(decided)
-    return np.nan_to_num(_ratio(2 * detected, either))
+    return sample.where_both(truth, _ratio(2 * detected, either))
 
 
 def mcc(sample: Sample) -> np.ndarray:
@@ -483,7 +551,9 @@ def mcc(sample: Sample) -> np.ndarray:
     truth_variance = total**2 - (truth**2).sum(axis=0)
     decided_variance = total**2 - (decided**2).sum(axis=0)
     spread = np.sqrt(truth_variance * decided_variance)
-    return np.nan_to_num(_ratio(covariance, spread))
+    correlation = np.nan_to_num(_ratio(covariance, spread))
+    has_every_class = (truth > 0).all(axis=0)
+    return np.where(has_every_class, correlation, np.nan)
 
 
 def g_mean(sample: Sample) -> np.ndarray:
@@ -497,24 +567,23 @@ def g_mean(sample: Sample) -> np.ndarray:
     return product ** (1 / len(recalls))
 
 
-def net_benefit(sample: Sample) -> np.ndarray:
-    r"""True alarms less false alarms per image, a false one weighing as much as the threshold says.
+# --- probabilities --------------------------------------------------------------------------------
 
-    The weight of a false alarm is $t/(1-t)$ at threshold t (Vickers 2006). Two classes only.
+
+def net_benefit(sample: Sample) -> np.ndarray:
+    r"""True alarms less false alarms per image, a false one weighing as much as its cost says.
+
+    An alarm is a probability of at least t = 1 / (1 + cost of a miss over that of a false alarm); the weight of a false
+    alarm is $t/(1-t)$ (Vickers 2006). t is the same for every model, so that they can be compared. Two classes only.
 
     Returns:
         float (B,), at most the share of the positive class.
     """
-    alarms = sample.decisions == sample.positive
+    alarms = sample.probabilities[:, sample.positive] >= sample.worth
     truth = sample.labels == sample.positive
-    threshold = np.asarray(sample.threshold, dtype=np.float64)
-    below_one = np.minimum(threshold, 1 - _EPSILON)
-    harm = -threshold / (1 - below_one)
-    worth = np.where(truth, 1.0, harm)
-    return sample.mean(alarms * worth)
-
-
-# --- probabilities --------------------------------------------------------------------------------
+    harm = -sample.worth / (1 - sample.worth)
+    gain = np.where(truth, 1.0, harm)
+    return sample.mean(alarms * gain)
 
 
 def brier(sample: Sample) -> np.ndarray:
@@ -592,8 +661,8 @@ def calibration_slope(sample: Sample) -> np.ndarray:
     Returns:
         float (B,); NaN where the classes are separated.
     """
-    fits = _recalibrated(sample, fit_slope=True)
-    return fits[:, 1]
+    logit, truth = _logits_and_truth(sample)
+    return fit_slope(sample.weights, logit, truth).slope
 
 
 def calibration_intercept(sample: Sample) -> np.ndarray:
@@ -602,82 +671,18 @@ def calibration_intercept(sample: Sample) -> np.ndarray:
     $a$ of the logistic fit $a + \operatorname{logit} p$ of the truth. Two classes only.
 
     Returns:
-        float (B,); NaN where the classes are separated.
+        float (B,); NaN where a class is absent.
     """
-    fits = _recalibrated(sample, fit_slope=False)
-    return fits[:, 0]
+    logit, truth = _logits_and_truth(sample)
+    return fit_intercept(sample.weights, logit, truth)
 
 
-def _recalibrated(sample: Sample, fit_slope: bool) -> np.ndarray:
-    """Intercept and slope (B, 2) of the logistic fit for every resample; NaN where the classes are separated."""
+def _logits_and_truth(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float (n,) of the positive class, and whether a row is of it, bool (n,)."""
     prob = sample.probabilities[:, sample.positive]
     prob = np.clip(prob, _EPSILON, 1 - _EPSILON)
     logit = np.log(prob / (1 - prob))
-    is_positive = sample.labels == sample.positive
-    truth = is_positive.astype(np.float64)
-    unchanged = np.array([[0.0, 1.0]])
-    # The estimate first: from there every resample is a few steps away.
-    all_once = np.ones((1, len(truth)))
-    estimate = _newton(all_once, logit, truth, fit_slope, start=unchanged)
-    start = np.where(np.isnan(estimate), unchanged, estimate)
-    fits = []
-    for block in sample.blocks():
-        fit = _newton(block.weights, logit, truth, fit_slope, start)
-        fits.append(fit)
-    return np.concatenate(fits)
-
-
-def _newton(
-    weights: np.ndarray, logit: np.ndarray, truth: np.ndarray, fit_slope: bool, start: np.ndarray
-) -> np.ndarray:
-    """Fit `truth` on intercept + slope * logit under each row of weights by Newton's method.
-
-    Args:
-        weights: float (B, n).
-        logit: float (n,).
-        truth: float (n,), 0 or 1.
-        fit_slope: False leaves the slope where it starts.
-        start: float (1, 2), intercept and slope.
-
-    Returns:
-        float (B, 2), intercept and slope; NaN where the method does not end.
-    """
-    total = weights.sum(axis=1, keepdims=True, dtype=np.float64)
-    share = weights / total
-    fitted = np.tile(start, (len(weights), 1))
-    for _ in range(_NEWTON_STEPS):
-        intercept = fitted[:, :1]
-        slope = fitted[:, 1:]
-        prob = special.expit(intercept + slope * logit)
-        residual = share * (truth - prob)
-        curvature = share * prob * (1 - prob)
-        step = _newton_step(residual, curvature, logit, fit_slope)
-        fitted += np.clip(step, -_NEWTON_LONGEST_STEP, _NEWTON_LONGEST_STEP)
-        if np.abs(step).max() < _NEWTON_STOP:
-            break
-    last_step = np.abs(step).max(axis=1, keepdims=True)
-    return np.where(last_step < _NEWTON_SOLVED, fitted, np.nan)
-
-
-def _newton_step(
-    residual: np.ndarray, curvature: np.ndarray, logit: np.ndarray, fit_slope: bool
-) -> np.ndarray:
-    """Gradient over Hessian: the step of intercept and slope (B, 2), of residuals and curvatures (B, n)."""
-    gradient_intercept = residual.sum(axis=1)
-    hessian_intercept = curvature.sum(axis=1)
-    if not fit_slope:
-        step_intercept = gradient_intercept / np.maximum(hessian_intercept, _TINY)
-        step_slope = np.zeros_like(step_intercept)
-        return np.stack([step_intercept, step_slope], axis=1)
-    gradient_slope = residual @ logit
-    hessian_mixed = curvature @ logit
-    hessian_slope = curvature @ logit**2
-    determinant = hessian_intercept * hessian_slope - hessian_mixed * hessian_mixed
-    determinant = np.maximum(determinant, _TINY)
-    step_intercept = hessian_slope * gradient_intercept - hessian_mixed * gradient_slope
-    step_slope = hessian_intercept * gradient_slope - hessian_mixed * gradient_intercept
-    steps = np.stack([step_intercept, step_slope], axis=1)
-    return steps / determinant[:, None]
+    return logit, sample.labels == sample.positive
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -714,6 +719,10 @@ class Metric:
         better: Direction; None where a certain value is right, so that it can be neither searched for nor compared by.
         among: For proportions, the rows of the denominator: their patients give a Wilson interval at 0 and 1.
         binary: Whether it needs two classes.
+        depends_on_mix: Whether it depends on how common the classes are, so that patients are resampled at large and
+            not within their classes.
+        read_at: For what is read off one step of the ROC curve, which rows make the steps: where a fold has few of them
+            the number is not shown, and folds count by the number of their other rows.
     """
 
     function: Callable[[Sample], np.ndarray]
@@ -722,6 +731,8 @@ class Metric:
     better: Literal["higher", "lower"] | None = "higher"
     among: Callable[[Sample], np.ndarray] | None = None
     binary: bool = False
+    depends_on_mix: bool = False
+    read_at: Literal["positives", "negatives"] | None = None
 
     @property
     def name(self) -> str:
@@ -738,31 +749,93 @@ class Metric:
 #: In the order in which files and tables list them.
 _METRICS = (
     Metric(auroc, "rank", "AUROC"),
-    Metric(average_precision, "rank", "average precision"),
-    Metric(specificity_at_sensitivity, "rank", "specificity at sensitivity", binary=True),
-    Metric(sensitivity_at_specificity, "rank", "sensitivity at specificity", binary=True),
-    Metric(accuracy, "decision", "accuracy", among=_every_row),
-    Metric(patient_recognition_rate, "decision", "patient recognition rate"),
+    Metric(average_precision, "rank", "average precision", depends_on_mix=True),
+    Metric(
+        specificity_at_sensitivity,
+        "rank",
+        "specificity at sensitivity",
+        binary=True,
+        read_at="positives",
+    ),
+    Metric(
+        mean_specificity_near_floor,
+        "rank",
+        "mean specificity near the floor",
+        binary=True,
+    ),
+    Metric(
+        sensitivity_at_specificity,
+        "rank",
+        "sensitivity at specificity",
+        binary=True,
+        read_at="negatives",
+    ),
+    Metric(accuracy, "decision", "accuracy", among=_every_row, depends_on_mix=True),
+    Metric(
+        patient_recognition_rate,
+        "decision",
+        "patient recognition rate",
+        depends_on_mix=True,
+    ),
     Metric(balanced_accuracy, "decision", "balanced accuracy"),
     Metric(sensitivity, "decision", "sensitivity", among=_positives),
     Metric(specificity, "decision", "specificity", among=_negatives),
-    Metric(precision, "decision", "precision", among=_decided_positive),
+    Metric(
+        precision,
+        "decision",
+        "precision",
+        among=_decided_positive,
+        depends_on_mix=True,
+    ),
     Metric(
         negative_predictive_value,
         "decision",
         "negative predictive value",
         among=_decided_negative,
+        depends_on_mix=True,
     ),
-    Metric(f1, "decision", "F1"),
-    Metric(mcc, "decision", "MCC"),
+    Metric(f1, "decision", "F1", depends_on_mix=True),
+    Metric(mcc, "decision", "MCC", depends_on_mix=True),
     Metric(g_mean, "decision", "G-mean"),
-    Metric(net_benefit, "decision", "net benefit", binary=True),
-    Metric(brier, "probability", "Brier score", better="lower"),
-    Metric(brier_skill, "probability", "Brier skill"),
-    Metric(log_loss, "probability", "log loss", better="lower"),
-    Metric(ece, "probability", "ECE", better="lower"),
-    Metric(calibration_slope, "probability", "calibration slope", better=None, binary=True),
-    Metric(calibration_intercept, "probability", "calibration intercept", better=None, binary=True),
+    Metric(
+        net_benefit,
+        "probability",
+        "net benefit",
+        binary=True,
+        depends_on_mix=True,
+    ),
+    Metric(
+        brier,
+        "probability",
+        "Brier score",
+        better="lower",
+        depends_on_mix=True,
+    ),
+    Metric(brier_skill, "probability", "Brier skill", depends_on_mix=True),
+    Metric(
+        log_loss,
+        "probability",
+        "log loss",
+        better="lower",
+        depends_on_mix=True,
+    ),
+    Metric(ece, "probability", "ECE", better="lower", depends_on_mix=True),
+    Metric(
+        calibration_slope,
+        "probability",
+        "calibration slope",
+        better=None,
+        binary=True,
+        depends_on_mix=True,
+    ),
+    Metric(
+        calibration_intercept,
+        "probability",
+        "calibration intercept",
+        better=None,
+        binary=True,
+        depends_on_mix=True,
+    ),
 )
 
 REGISTRY: dict[str, Metric] = {metric.name: metric for metric in _METRICS}

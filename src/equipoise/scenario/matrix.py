@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -98,9 +98,15 @@ class TrainMatrix:
             make_features=lambda: self.standardiser.apply(self.features[inside], np.float32),
         )
 
-    def every_row(self) -> Plan:
-        """A plan that draws each row once, augmented views included."""
-        return Plan.of(self.row, self.view)
+    def every_image(self) -> Plan:
+        """A plan that draws each plain image once."""
+        return Plan.of(np.arange(len(self.image_labels)))
+
+    def without_views(self) -> TrainMatrix:
+        """The plain images alone; where they stand and how they are standardised stays the same."""
+        plain = np.arange(len(self.image_labels))
+        features = Rows(self.features, plain, self.features.dtype)
+        return replace(self, features=features, row=plain, view=np.zeros_like(plain))
 
     def require_views(self, plan: Plan) -> None:
         """Refuse a plan that draws augmented views which are not there.

@@ -34,7 +34,7 @@ from equipoise.scenario import artifact, finetune, head, tuning
 from equipoise.scenario.artifact import ServedParts
 from equipoise.scenario.matrix import Inputs, TrainMatrix, mixed
 from equipoise.scenario.searches import SearchStore
-from equipoise.scenario.summary import summarise
+from equipoise.scenario.summary import evaluate, summarise
 from equipoise.split import checks
 from equipoise.strategies import base as strategies
 from equipoise.strategies.base import Plan, Strategy
@@ -44,6 +44,11 @@ _REFIT = 2**31
 
 #: Beginning of the seed of the inner folds; other draws of a study begin with other numbers.
 _INNER_FOLDS = 4
+
+_NOTHING_TO_CALIBRATE_ON = (
+    "a class has fewer than 2 train patients, so no inner fold scored any; the threshold is 0.5 or "
+    "that of the costs"
+)
 
 _EVIDENCE_OF_ONE_MODEL = "exactly the model that made predictions.parquet for the first seed"
 _EVIDENCE_OF_REFIT = "out-of-fold predictions of the folds; this model is a refit on all rows"
@@ -68,7 +73,7 @@ class RoundResult:
 
     Attributes:
         key: Which round it is.
-        predictions: Rows of val and test, in the columns of predictions.parquet.
+        predictions: Rows of val, where there is one, and test, in the columns of predictions.parquet.
         logits: float64 (num_rows, C), in the order of `predictions`.
         plan: The rows trained on, in the columns of plan.parquet.
         trials: Every trial of the search, in the columns of trials.parquet.
@@ -121,7 +126,8 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     choices = Choices([item.choice for item in rounds])
     choices.write(folder / "best.json")
     _write_model(inputs, rounds, folder / "model")
-    summary = summarise(inputs, predictions, choices, plan, answers)
+    evaluation = evaluate(inputs, predictions, folder)
+    summary = summarise(inputs, predictions, evaluation, choices, plan, answers)
     summary.write(folder / "metrics.json")
     return summary
 
@@ -141,7 +147,7 @@ def _refuse_unusable_settings(inputs: Inputs) -> None:
     if several_folds and settings.train.mode == "finetune":
         raise ConfigError(
             "train.mode: finetune with several folds has no single model to serve: the refit on all "
-            "rows is a probe. Use holdout or one published split, or train.mode: probe."
+            "rows is a probe. Use split.scheme: holdout or one published split, or train.mode: probe."
         )
 
 
@@ -188,13 +194,16 @@ def _with_answer(answers: Sequence[checks.Check], new: checks.Check) -> list[che
 def run_round(study: Study, backbone: str, scenario: str, key: RoundKey) -> RoundResult:
     """Choose, fit and calibrate on the train and val rows of one round, and predict val and test.
 
+    Without a val part (k-fold) the calibrator and the threshold come from inner out-of-fold scores
+    of train, and test alone is predicted.
+
     It reads its inputs itself and can be imported, so that it can run in another process.
     """
     inputs = Inputs.read(study, backbone, scenario)
     rows = _divide(inputs, key)
     fitted = choose_and_fit(inputs, rows.train)
     model = _final_model(inputs, fitted, rows, key.seed)
-    served = _calibrated(inputs, model, rows.predicted)
+    served = _calibrated(inputs, model, _unseen_scores(inputs, fitted, model, rows))
     classes = inputs.manifest.classes
     trials = fitted.choice.trials
     return RoundResult(
@@ -272,7 +281,7 @@ class _RoundRows:
 
     Attributes:
         train: What may be learned from.
-        images: int (num_predicted,), images of val and test as positions in the manifest.
+        images: int (num_predicted,), images outside train as positions in the manifest.
         predicted: Their rows: image_id, patient_id, part, label and overlap.
     """
 
@@ -313,7 +322,7 @@ class _Model:
     """The final model of a round, before its calibrator.
 
     Attributes:
-        logits: float64 (num_predicted, C), what it says about val and test.
+        logits: float64 (num_predicted, C), what it says about the images outside train.
         head: Its head.
         backbone_weights: Tuned weights of the backbone; None for a probe.
         kept_step: Step of the fine-tuning that the weights are of; None for a probe.
@@ -337,33 +346,78 @@ def _final_model(inputs: Inputs, fitted: Fitted, rows: _RoundRows, seed: int) ->
     return _Model(tuned.logits, tuned.head, tuned.weights, tuned.kept_step)
 
 
-def _calibrated(inputs: Inputs, model: _Model, predicted: pd.DataFrame) -> ServedParts:
-    """The model with calibrator and threshold, both fitted on the rows of val."""
-    on_val = (predicted["part"] == "val").to_numpy()
-    val = predicted[on_val]
-    logits = model.logits[on_val]
-    calibrator = _fit_calibrator(inputs, logits, val)
-    threshold = _lock_threshold(inputs, calibrator, logits, val)
+@dataclass(frozen=True)
+class _UnseenScores:
+    """Scores of patients that the scoring model never saw, none of them in test of the round.
+
+    Attributes:
+        logits: float64 (num_rows, C).
+        labels: int (num_rows,).
+        patients: (num_rows,), patient of each row.
+        where: What the rows are, in words.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    patients: np.ndarray
+    where: str
+
+
+def _unseen_scores(
+    inputs: Inputs, fitted: Fitted, model: _Model, rows: _RoundRows
+) -> _UnseenScores:
+    """What calibrator and threshold of a round are made of: val, or in k-fold train out of fold."""
+    if "val" in inputs.splits.parts:
+        on_val = (rows.predicted["part"] == "val").to_numpy()
+        val = rows.predicted[on_val]
+        return _UnseenScores(
+            logits=model.logits[on_val],
+            labels=val["label"].to_numpy(),
+            patients=val["patient_id"].to_numpy(),
+            where="val",
+        )
+    return _out_of_fold_scores(inputs, fitted, rows.train)
+
+
+def _out_of_fold_scores(inputs: Inputs, fitted: Fitted, train: TrainSide) -> _UnseenScores:
+    """What the search kept of the chosen settings; no row where nothing was searched."""
+    scored = fitted.choice.out_of_fold
+    if scored is None:
+        num_classes = len(inputs.manifest.classes)
+        nothing = np.empty((0, num_classes))
+        scored = tuning.OutOfFold(np.arange(0), nothing)
+    is_slice = inputs.study.settings.tune.mode == "finetune"
+    return _UnseenScores(
+        logits=scored.logits,
+        labels=inputs.labels(train.images[scored.rows]),
+        patients=train.patients[scored.rows],
+        where="the slice of train" if is_slice else "train (out of fold)",
+    )
+
+
+def _calibrated(inputs: Inputs, model: _Model, unseen: _UnseenScores) -> ServedParts:
+    """The model with calibrator and threshold."""
+    calibrator = _fit_calibrator(inputs, unseen)
+    threshold = _lock_threshold(inputs, calibrator, unseen)
     return ServedParts(model.head, model.backbone_weights, calibrator, threshold)
 
 
-def _fit_calibrator(inputs: Inputs, logits: np.ndarray, rows: pd.DataFrame) -> Calibrator:
+def _fit_calibrator(inputs: Inputs, unseen: _UnseenScores) -> Calibrator:
+    if not len(unseen.logits):
+        num_classes = len(inputs.manifest.classes)
+        return Calibrator.identity(num_classes, _NOTHING_TO_CALIBRATE_ON)
     min_patients = inputs.study.settings.calibrate.min_patients
-    labels = rows["label"].to_numpy()
-    patients = rows["patient_id"].to_numpy()
-    return Calibrator.fit(logits, labels, patients, min_patients)
+    return Calibrator.fit(unseen.logits, unseen.labels, unseen.patients, min_patients, unseen.where)
 
 
-def _lock_threshold(
-    inputs: Inputs, calibrator: Calibrator, logits: np.ndarray, rows: pd.DataFrame
-) -> float | None:
+def _lock_threshold(inputs: Inputs, calibrator: Calibrator, unseen: _UnseenScores) -> float | None:
     """The operating point on calibrated probabilities; None for more than two classes."""
-    if logits.shape[1] > 2:
+    if len(inputs.manifest.classes) > 2:
         return None
     settings = inputs.study.settings
     positive = inputs.positive
-    prob = calibrator.apply(logits)[:, positive]
-    is_positive = rows["label"].to_numpy() == positive
+    prob = calibrator.apply(unseen.logits)[:, positive]
+    is_positive = unseen.labels == positive
     floor = settings.tune.sensitivity_floor
     return calibration.lock_threshold(prob, is_positive, settings.threshold, floor)
 
@@ -423,11 +477,15 @@ def _round_choice(
     labels = inputs.labels(fitted.images)
     num_classes = len(inputs.manifest.classes)
     train_counts = np.bincount(labels, minlength=num_classes)
+    settings = fitted.choice.settings
+    fixed = inputs.study.scenario_settings.get(inputs.scenario, {})
+    strategy = strategies.load_strategy(inputs.scenario)
     choice = RoundChoice(
         repeat=key.repeat,
         fold=key.fold,
         seed=key.seed,
-        settings=fitted.choice.settings,
+        settings=settings,
+        switched_off=strategy.switched_off(settings, fixed),
         **fitted.choice.summary.as_dict(),
         train_counts=train_counts.tolist(),
         plan_counts=fitted.plan_counts.tolist(),
@@ -563,21 +621,31 @@ def _write_model(inputs: Inputs, rounds: Sequence[RoundResult], folder: Path) ->
 
 
 def _refit_on_all_rows(inputs: Inputs, rounds: Sequence[RoundResult], seed: int) -> ServedParts:
-    """Search and fit on every image; calibrator and threshold come from pooled out-of-fold logits."""
+    """Search and fit on every image; calibrator and threshold come from the pooled test scores."""
     image_ids = inputs.manifest.table["image_id"]
     images = np.arange(len(image_ids))
     groups = inputs.splits.round(0, 0).set_index("image_id")
     patients = groups.loc[image_ids, "patient_id"].to_numpy()
     train = TrainSide.of(inputs, images, patients, seed, round_seed=[_REFIT])
     fitted = choose_and_fit(inputs, train)
+    pooled = _pooled_test_scores(rounds)
+    calibrator = _fit_calibrator(inputs, pooled)
+    threshold = _lock_threshold(inputs, calibrator, pooled)
+    return ServedParts(fitted.head, None, calibrator, threshold)
+
+
+def _pooled_test_scores(rounds: Sequence[RoundResult]) -> _UnseenScores:
+    """The test scores of the folds of one repeat and seed: every patient once, by a head that never saw them."""
     predictions = _stacked([item.predictions for item in rounds])
     logits = np.concatenate([item.logits for item in rounds])
     on_test = (predictions["part"] == "test").to_numpy()
     test = predictions[on_test]
-    test_logits = logits[on_test]
-    calibrator = _fit_calibrator(inputs, test_logits, test)
-    threshold = _lock_threshold(inputs, calibrator, test_logits, test)
-    return ServedParts(fitted.head, None, calibrator, threshold)
+    return _UnseenScores(
+        logits=logits[on_test],
+        labels=test["label"].to_numpy(),
+        patients=test["patient_id"].to_numpy(),
+        where="test (out of fold)",
+    )
 
 
 def _write_refit_predictions(inputs: Inputs, served: ServedParts, folder: Path) -> None:

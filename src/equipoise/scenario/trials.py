@@ -35,6 +35,7 @@ class Trial:
         score: The objective on the images that score; NaN when the trial failed.
         violation: By how much the constraint is missed; 0 or less where it is met.
         probabilities: float (num_images, C) of the images that score; None when the trial failed.
+        logits: float64 (num_images, C), what they were made of.
         error: Why it failed; empty where it did not.
         steps: Optimiser steps taken; None for a trial that was solved.
         pruned: Whether it was stopped early.
@@ -45,6 +46,7 @@ class Trial:
     score: float
     violation: float = 0.0
     probabilities: np.ndarray | None = None
+    logits: np.ndarray | None = None
     error: str = ""
     steps: int | None = None
     pruned: bool = False
@@ -83,6 +85,10 @@ def trial_table(trials: Sequence[Trial]) -> pd.DataFrame:
 class Scorer:
     """Scores the trials of one search, all on the same images.
 
+    Each inner fold is scored by a head of its own, and ranks of different heads say nothing about
+    each other. So rank metrics are computed within each fold and averaged, while decisions and
+    probabilities, which every head gives on the same scale, are pooled.
+
     Attributes:
         labels: int (num_images,), of the images that score.
         patients: (num_images,), patient of each.
@@ -90,6 +96,7 @@ class Scorer:
         positive: Index of the positive class.
         settings: The `tune` section.
         seed: Seed of the resamples of patients.
+        fold_of: int (num_images,), inner fold of each image; None where one model scores them all.
     """
 
     labels: np.ndarray
@@ -98,6 +105,7 @@ class Scorer:
     positive: int
     settings: Tune
     seed: int
+    fold_of: np.ndarray | None = None
 
     @cached_property
     def metric(self) -> metrics.Metric:
@@ -121,7 +129,8 @@ class Scorer:
         )
         if outcome.logits is None:
             return trial
-        probabilities = self._probabilities(outcome.logits)
+        logits = self._every_class(outcome.logits)
+        probabilities = metrics.softmax(logits)
         trial = replace(
             trial,
             score=self._measured(self.metric, probabilities),
@@ -129,7 +138,7 @@ class Scorer:
         )
         if not np.isfinite(trial.score):
             return replace(trial, error=f"{self.settings.objective} is not a number")
-        return replace(trial, probabilities=probabilities)
+        return replace(trial, probabilities=probabilities, logits=logits)
 
     def best(self, trials: Sequence[Trial]) -> Trial:
         """The best feasible trial, or else the smallest violation; of equals the earlier trial."""
@@ -177,11 +186,17 @@ class Scorer:
             scores.append(self._measure(self.metric, trial.probabilities, weights))
         return np.concatenate(scores)
 
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Probabilities float64 (num_images, C); for two classes the logit of class 0 is zero."""
+    def _every_class(self, logits: np.ndarray) -> np.ndarray:
+        """Logits float64 (num_images, C); for two classes the logit of class 0 is zero."""
         missing_columns = self.num_classes - logits.shape[1]
-        padded = np.pad(logits.astype(np.float64), ((0, 0), (missing_columns, 0)))
-        return metrics.softmax(padded)
+        return np.pad(logits.astype(np.float64), ((0, 0), (missing_columns, 0)))
+
+    @cached_property
+    def _rows_of_fold(self) -> list[np.ndarray]:
+        """The images of each inner fold, int (num_held,) each."""
+        if self.fold_of is None:
+            return [np.arange(len(self.labels))]
+        return [np.flatnonzero(self.fold_of == fold) for fold in np.unique(self.fold_of)]
 
     def _measured(self, metric: metrics.Metric, probabilities: np.ndarray) -> float:
         every_image_once = np.ones((1, len(probabilities)))
@@ -202,4 +217,19 @@ class Scorer:
             weights,
             self.settings.sensitivity_floor,
         )
-        return metric.function(sample)
+        if metric.kind != "rank":
+            return metric.function(sample)
+        values = [metric.function(sample.subset(rows)) for rows in self._rows_of_fold]
+        return _mean_of_defined(np.array(values))
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over the folds that have the metric, float (B,) of (num_folds, B); NaN where none has it.
+
+    A resample may leave a small fold without a patient of the rare class. It does so for every
+    trial alike, so the difference of two trials stays paired.
+    """
+    is_defined = ~np.isnan(values)
+    totals = np.where(is_defined, values, 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return totals / is_defined.sum(axis=0)

@@ -169,6 +169,7 @@ def _version_of(store: MlflowClient, winner: Winner) -> Registered:
         return Registered(winner.backbone, winner.scenario, str(present.version), new=False)
     study = winner.study
     run = tracking.mirror(store, study, winner.backbone, winner.scenario, winner.folder)
+    tracking.write_verdict(store, run.run_id, winner.row, winner.comparison.primary)
     code = Code(tracking.commit_tags(study.root), gates.uncommitted(study.root))
     evidence = evidence_.collect(
         study, winner.folder, winner.summary.digests, expected_predictions(winner.folder)
@@ -185,9 +186,16 @@ def _version_of(store: MlflowClient, winner: Winner) -> Registered:
         source=f"{store.get_run(run.run_id).info.artifact_uri}/model",
         run_id=run.run_id,
         tags=version_tags(winner, code, difference),
-        description=winner.comparison.verdict,
+        description=_description(winner),
     )
     return Registered(winner.backbone, winner.scenario, str(made.version), new=True)
+
+
+def _description(winner: Winner) -> str:
+    """What the page and the card say of the winner, a paragraph for each sentence."""
+    rule = winner.study.settings.threshold.rule
+    said = card.said(winner.comparison, winner.backbone, winner.scenario, rule)
+    return "\n\n".join(said)
 
 
 def existing_version(store: MlflowClient, winner: Winner) -> ModelVersion | None:

@@ -31,13 +31,15 @@ from equipoise.compare import results
 from equipoise.compare.report import figures
 from equipoise.core import parallel
 from equipoise.core.config import Study
-from equipoise.core.documents import ScenarioSummary
+from equipoise.core.documents import Comparison, ScenarioRow, ScenarioSummary
 from equipoise.core.environment import environment, git, masked
 from equipoise.core.errors import StoreError
 from equipoise.core.files import atomic_path, digest_of, read_table
 
 #: Tag of a run and of a model version: the digest of the result that it holds.
 DIGEST = "equipoise.result_digest"
+#: Tag of a run: better, worse, equivalent, inconclusive, or baseline.
+VERDICT = "verdict"
 #: Tag of a run: what it is for (writing, result, trial, launcher).
 _ROLE = "equipoise.role"
 #: Tag of a run that is being written: the digest of its result.
@@ -211,16 +213,27 @@ class Mirrored(NamedTuple):
 
 @dataclass(frozen=True)
 class Tracked:
-    """Ids of the runs of a study: those written now, and those that were there already."""
+    """Ids of the runs of a study.
+
+    Attributes:
+        written: Written now.
+        present: There already.
+        judged: Those of both whose verdict was added or corrected now.
+    """
 
     written: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
+    judged: list[str] = field(default_factory=list)
 
 
 def track(study: Study) -> Tracked:
-    """Mirror every result of a study that the store lacks. Doing it again writes nothing."""
+    """Mirror every result of a study that the store lacks, and the verdict on it.
+
+    Doing it again writes nothing.
+    """
     store = client(study.root)
     tracked = Tracked()
+    comparison = _comparison(study)
     pairs = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
     steps = parallel.progress(pairs, f"tracking {study.name}", len(pairs), "results")
     for backbone, scenario in steps:
@@ -232,6 +245,9 @@ def track(study: Study) -> Tracked:
             tracked.written.append(run.run_id)
         else:
             tracked.present.append(run.run_id)
+        row = _row_of(comparison, backbone, scenario, folder)
+        if comparison and row and write_verdict(store, run.run_id, row, comparison.primary):
+            tracked.judged.append(run.run_id)
     return tracked
 
 
@@ -259,7 +275,7 @@ def mirror(
         if adopt and adopt != present:
             mark_launcher(store, adopt, {"equipoise.result_run_id": present})
         return Mirrored(present, written=False)
-    # The figures need the resamples, which take a second: they are drawn for what is written only.
+    # The figures need the predictions and their resamples: they are read for what is written only.
     result = results.load_result(study, backbone, scenario, folder)
     experiment = experiment_id(store, f"equipoise-{study.name}", study.root)
     _remove_unfinished(store, experiment, summary.result_digest)
@@ -283,6 +299,65 @@ def mirror(
     if not adopt:
         store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
     return Mirrored(run_id, written=True)
+
+
+def _comparison(study: Study) -> Comparison | None:
+    """What was compared last, by the short form that git keeps, or by the whole."""
+    for name in ("comparison.json", "evidence.json"):
+        path = study.reports_path / name
+        if path.is_file():
+            return Comparison.read(path)
+    return None
+
+
+def _row_of(
+    comparison: Comparison | None, backbone: str, scenario: str, folder: Path
+) -> ScenarioRow | None:
+    """What was said of a result; None where nothing was, or only of an older run of this scenario."""
+    if comparison is None:
+        return None
+    row = comparison.rows.get(backbone, {}).get(scenario)
+    summary = ScenarioSummary.read(folder / "metrics.json")
+    if row is None or row.result_digest != summary.result_digest:
+        return None
+    return row
+
+
+def write_verdict(store: MlflowClient, run_id: str, row: ScenarioRow, primary: str) -> bool:
+    """Add or correct what a comparison says of a result: known only after `compare`.
+
+    Args:
+        store: The tracking store.
+        run_id: The run of the result.
+        row: Of the result, in the comparison.
+        primary: The endpoint behind the verdict.
+
+    Returns:
+        Whether the run said anything else before.
+    """
+    said = store.get_run(run_id).data
+    now = _now_milliseconds()
+    metrics = []
+    for name, value in _primary_numbers(row, primary):
+        if said.metrics.get(name) != value:
+            metrics.append(Metric(name, value, now, 0))
+    tags = []
+    if said.tags.get(VERDICT) != row.verdict:
+        tags.append(RunTag(VERDICT, row.verdict))
+    if metrics or tags:
+        store.log_batch(run_id, metrics=metrics, tags=tags)
+    return bool(metrics or tags)
+
+
+def _primary_numbers(row: ScenarioRow, primary: str) -> Iterator[tuple[str, float]]:
+    """Name and value of the difference to the baseline and its ends; nothing for a baseline."""
+    delta = row.delta.get(primary)
+    if delta is None:
+        return
+    ends = {"difference": delta.value, "low": delta.low, "high": delta.high}
+    for name, value in ends.items():
+        if value is not None:
+            yield f"primary/{name}", value
 
 
 def find(store: MlflowClient, digest: str) -> str | None:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from equipoise.core.documents import CheckAnswer
 from equipoise.core.errors import LeakageError
-from equipoise.core.records import PARTS, Manifest, Splits
+from equipoise.core.records import Manifest, Splits
 from equipoise.split.division import SPLIT_AGAIN, Division, divide, split_file
 from equipoise.split.groups import count_images, counted, first_of, short_digest, spread_groups
 from equipoise.split.official import divided_rows, published_fold
@@ -200,7 +200,7 @@ class AbsentClass(CodedCheck):
         lacking = []
         for round_name, part in division.parts.items():
             images = count_images(division.classes, part)
-            for number, part_name in enumerate(PARTS):
+            for number, part_name in enumerate(part.categories):
                 absent = _absent_classes(images[:, number], division.manifest.classes)
                 if absent:
                     lacking.append(f"no {absent} in {part_name} of {round_name}")
@@ -237,6 +237,7 @@ class TooFewPatients(CodedCheck):
         label = division.manifest.table["label"].to_numpy()
         sides = division.published_sides
         needed = patients_needed(division.scheme, division.folds)
+        wanted = f"{needed} folds" if division.scheme == "kfold" else f"{needed} parts"
         too_few = []
         for column, rows in divided_rows(sides, len(label)).items():
             side = f"{published_fold(column, sides)}published train side, " if sides else ""
@@ -244,20 +245,10 @@ class TooFewPatients(CodedCheck):
             for name, patients in strata.items():
                 count = len(patients)
                 if count < needed:
-                    goal = self._goal(division, count)
-                    too_few.append(f"{side}{name}: {counted(count, 'patient')} for {goal}")
+                    too_few.append(f"{side}{name}: {counted(count, 'patient')} for {wanted}")
         if not too_few:
             return Answer("none")
         return Answer("finding", first_of(too_few))
-
-    @staticmethod
-    def _goal(division: Division, count: int) -> str:
-        """What that many patients fall short of, in words."""
-        if division.scheme != "kfold":
-            return f"{patients_needed(division.scheme, division.folds)} parts"
-        if count < division.folds:
-            return f"{division.folds} folds"
-        return f"train, val and test of {division.folds} folds"
 
 
 class LabelConflict(CodedCheck):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from equipoise.core.errors import DataError, LeakageError
-from equipoise.core.records import PARTS, Manifest, Splits
+from equipoise.core.records import Manifest, Splits
 from equipoise.split.official import (
     PublishedOverlap,
     Sides,
@@ -84,7 +84,7 @@ def divide(splits: Splits, manifest: Manifest) -> Division:
         round_name = f"repeat {repeat}, fold {fold}"
         rows = splits.round(repeat, fold).set_index("image_id")
         aligned = _in_order_of(rows, owner.index)
-        part = pd.Categorical(aligned["part"], PARTS)
+        part = pd.Categorical(aligned["part"], splits.parts)
         if len(rows) != len(owner) or part.isna().any():
             _refuse_incomplete(splits, owner.index, round_name)
         _refuse_renamed_patients(aligned["patient_id"], owner, f"{file}, {round_name}")
@@ -123,7 +123,7 @@ def _refuse_incomplete(splits: Splits, image_ids: pd.Index, round_name: str) -> 
         )
     raise DataError(
         f"{split_file(splits)}, {round_name} does not put every image of the manifest into exactly "
-        f"one of {', '.join(PARTS)}. Run {SPLIT_AGAIN}"
+        f"one of {', '.join(splits.parts)}. Run {SPLIT_AGAIN}"
     )
 
 

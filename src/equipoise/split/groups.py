@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from equipoise.core.records import PARTS
-
 
 def count_images(groups: pd.Categorical, kinds: pd.Categorical) -> np.ndarray:
     """Count the images of each group by kind, int (num_groups, num_kinds)."""
@@ -31,7 +29,7 @@ def spread_groups(groups: pd.Categorical, parts: pd.Categorical) -> dict[str, st
     spread = {}
     for group in np.flatnonzero(num_parts > 1):
         places = []
-        for part, count in zip(PARTS, images[group]):
+        for part, count in zip(parts.categories, images[group]):
             if count:
                 places.append(f"{part} ({count} images)")
         name = groups.categories[group]

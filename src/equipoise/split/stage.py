@@ -1,8 +1,8 @@
-"""Manifest -> splits: train, val and test in whole patients, stratified by class."""
+"""Manifest -> splits: train, val and test in whole patients, stratified by class; k-fold has no val."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from equipoise.core.config import Split, Study
 from equipoise.core.documents import ClassCount, RoundCounts, SplitSummary
 from equipoise.core.errors import DataError, unknown_name
-from equipoise.core.records import PARTS, Manifest, Splits, class_table
+from equipoise.core.records import Manifest, Splits, class_table
 from equipoise.split.checks import check_split
 from equipoise.split.official import Sides, divided_rows, published_test_sides
 from equipoise.split.strata import (
@@ -62,8 +62,9 @@ def make(manifest: Manifest, settings: Split) -> Splits:
     Args:
         manifest: The usable images.
         settings: The `split` section: scheme, group_by, fractions of patients, folds, repeats,
-            seed. With the scheme official every published division is one fold, and only val is
-            drawn.
+            seed. With the scheme kfold every patient is in test once per repeat and in train
+            otherwise. With the scheme official every published division is one fold, and only val
+            is drawn.
 
     Raises:
         DataError: When a class has too few patients for the parts, or an image no patient or no
@@ -108,14 +109,14 @@ def counts_reached(splits: Splits, manifest: Manifest) -> list[RoundCounts]:
     for repeat, fold in splits.rounds():
         rows = splits.round(repeat, fold)
         of_rows = images.reindex(rows["image_id"])
-        part = pd.Categorical(rows["part"], PARTS).codes
-        in_part = np.zeros((num_patients, len(PARTS)), dtype=bool)
-        in_part[of_rows["patient"], part] = True
+        part = pd.Categorical(rows["part"], splits.parts)
+        in_part = np.zeros((num_patients, len(splits.parts)), dtype=bool)
+        in_part[of_rows["patient"], part.codes] = True
         counts = RoundCounts(
             repeat=repeat,
             fold=fold,
             parts=_classes_by_part(of_rows, part, manifest.classes),
-            strata=_strata_by_part(in_part, strata),
+            strata=_strata_by_part(in_part, splits.parts, strata),
         )
         rounds.append(counts)
     return rounds
@@ -186,7 +187,9 @@ def _test_rows(
 def _parts(
     rows: pd.DataFrame, test: np.ndarray, settings: Split, repeat: int, fold: int
 ) -> np.ndarray:
-    """Draw val from the rows that are not test, and name the part of every row."""
+    """Name the part of every row; val is drawn from the rows that are not test, unless it is k-fold."""
+    if settings.scheme == "kfold":
+        return np.where(test, "test", "train")
     val = np.zeros(len(rows), dtype=bool)
     val[~test] = draw(rows[~test], settings.val_fraction, [settings.seed, 3, repeat, fold])
     part = np.where(val, "val", "train")
@@ -223,33 +226,34 @@ def _side(column: str, sides: Sides) -> str:
 
 
 def _classes_by_part(
-    images: pd.DataFrame, part: np.ndarray, classes: tuple[str, ...]
+    images: pd.DataFrame, part: pd.Categorical, classes: tuple[str, ...]
 ) -> dict[str, dict[str, ClassCount]]:
     """Images and patients of each class in each part.
 
     Args:
         images: Columns `patient` and `label`, the rows of one round.
-        part: Number of the part of each row, int (num_rows,).
+        part: Of each row.
         classes: Names.
     """
     table = {}
-    for number, name in enumerate(PARTS):
-        inside = images[part == number]
+    for name in part.categories:
+        inside = images[part == name]
         table[name] = class_table(inside["label"].to_numpy(), inside["patient"], classes)
     return table
 
 
 def _strata_by_part(
-    in_part: np.ndarray, strata: dict[str, np.ndarray]
+    in_part: np.ndarray, parts: Sequence[str], strata: dict[str, np.ndarray]
 ) -> dict[str, dict[str, int]]:
     """Patients of each stratum in each part.
 
     Args:
         in_part: Whether a patient has an image in a part, boolean (num_patients, num_parts).
+        parts: Their names.
         strata: Numbers of the patients by the name of their stratum.
     """
     table = {}
     for name, patients in strata.items():
         counts = in_part[patients].sum(axis=0).tolist()
-        table[name] = dict(zip(PARTS, counts))
+        table[name] = dict(zip(parts, counts))
     return table

@@ -148,10 +148,8 @@ def patients_needed(scheme: str, folds: int) -> int:
     >>> patients_needed("holdout", 5), patients_needed("official", 5), patients_needed("kfold", 5)
     (3, 2, 5)
     """
-    if scheme == "holdout":
-        return 3
+    if scheme == "kfold":
+        return folds
     if scheme == "official":
         return 2
-    # Of two folds, one is tested and the other one holds train and val: two patients in each.
-    fewest = 3 if folds > 2 else 4
-    return max(folds, fewest)
+    return 3

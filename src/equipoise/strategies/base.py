@@ -19,6 +19,10 @@ from equipoise.core.records import minority_labels
 #: The upper end of a parameter that may grow to K, the augmented views of `embed.views`.
 VIEWS: Final = "views"
 
+#: A searched value this close to the neutral one, as a share of the range, does nothing either:
+#: a search draws from a continuous range and never meets one value exactly.
+_NEUTRAL_SHARE = 0.01
+
 #: Modules of this folder that are no strategy; names with an underscore are none either.
 _SHARED = ("base",)
 
@@ -66,6 +70,19 @@ class Parameter:
     def highest(self, views: int) -> float:
         """The upper end where there are that many augmented views."""
         return views if self.high == VIEWS else self.high
+
+    def does_nothing(self, value: float) -> bool:
+        """Whether a value is the neutral one, or within 1 % of the range of it where it is continuous.
+
+        >>> exponent = Parameter(1.0, low=0.0, high=1.5, neutral=0.0)
+        >>> exponent.does_nothing(0.0), exponent.does_nothing(0.01), exponent.does_nothing(0.1)
+        (True, True, False)
+        """
+        if self.neutral is None:
+            return False
+        if self.is_integer or self.high == VIEWS:
+            return value == self.neutral
+        return abs(value - self.neutral) <= _NEUTRAL_SHARE * (self.high - self.low)
 
     def allows(self, value: Any, views: int) -> bool:
         """Whether a user may fix the parameter at this value: in the range, or the neutral one."""
@@ -267,6 +284,22 @@ class Strategy:
     def neutral(cls) -> dict[str, float | None]:
         """The settings at which the strategy is the baseline exactly."""
         return {name: item.neutral for name, item in cls.parameters().items()}
+
+    @classmethod
+    def switched_off(cls, settings: Mapping[str, Any], fixed: Mapping[str, Any]) -> bool:
+        """Whether a search chose settings at which the strategy does nothing.
+
+        What the user fixed was not chosen by a search, and a strategy without parameters cannot be
+        switched off.
+
+        Args:
+            settings: Chosen values by name; others, as `l2`, are left aside.
+            fixed: Settings that the user chose.
+        """
+        parameters = cls.parameters()
+        searched = parameters.keys() - fixed.keys()
+        does_nothing = [item.does_nothing(settings[name]) for name, item in parameters.items()]
+        return bool(searched) and all(does_nothing)
 
     @classmethod
     def published(cls, views: int, fixed: Mapping[str, Any]) -> dict[str, Any]:

@@ -237,11 +237,14 @@ def _is_class(predictions: Predictions, label: int) -> np.ndarray:
     return labels == label
 
 
-def _weights(test: Predictions) -> np.ndarray:
-    """How often each test row counts, float (RESAMPLES + 1, n); the first row is all ones."""
+def _weights(test: Predictions, at_large: bool = False) -> np.ndarray:
+    """How often each test row counts, float (RESAMPLES + 1, n); the first row is all ones.
+
+    `at_large` is for what depends on how common the classes are.
+    """
     patients = test.table["patient_id"].to_numpy()
     labels = test.table["label"].to_numpy()
-    people, drawn = patient_resamples(patients, labels, RESAMPLES, 0)
+    people, drawn = patient_resamples(patients, labels, RESAMPLES, 0, at_large)
     column_of_row = np.searchsorted(people, patients)
     return drawn[:, column_of_row]
 
@@ -267,7 +270,7 @@ def reliability(result: Result, kind: str, label: int, bins: int = 10) -> Reliab
     test = first_run(result.predictions)
     prob = test.probabilities(kind)[:, label]
     truth = _is_class(test, label)
-    resamples = _weights(test)[1:]
+    resamples = _weights(test, at_large=True)[1:]
     ends = _ends(result)
     bins = min(bins, len(prob))
     by_prob = np.argsort(prob, kind="stable")

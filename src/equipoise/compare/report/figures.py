@@ -23,16 +23,15 @@ from equipoise.compare.evidence import first_run
 from equipoise.compare.report import curves
 from equipoise.compare.report.curves import Band
 from equipoise.compare.results import Result
-from equipoise.compare.wording import BASELINE, UNCLEAR, Rival, number, primary_label, rivals
-from equipoise.core.documents import Comparison
+from equipoise.compare.wording import BASELINE, Rival, number, primary_label, rivals
+from equipoise.core.documents import Comparison, Interval
 from equipoise.core.records import CALIBRATED, RAW
-from equipoise.evaluation.metrics import Endpoint
+from equipoise.evaluation.metrics import REGISTRY, Endpoint
 
 #: Okabe and Ito's colours: told apart by readers with colour-vision deficiency. Black is the ink of
 #: the page.
 _INK = "#000000"
 _COLOURS = (_INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-_VERDICTS = {"better": "#009e73", "worse": "#d55e00", UNCLEAR: "#808080"}
 _GREY = "#8c8c8c"
 
 _Corner = Literal["upper left", "upper center", "center left", "lower left", "lower right"]
@@ -60,43 +59,96 @@ class Drawn:
 # --- differences to the baseline ------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a verdict is drawn: colour and marker say the same."""
+
+    colour: str
+    marker: str
+    words: str
+
+
+#: Okabe and Ito's colours again; hollow where nothing is settled.
+VERDICTS = {
+    "better": Look("#009e73", ">", "green triangle to the right"),
+    "worse": Look("#d55e00", "<", "orange triangle to the left"),
+    "equivalent": Look("#0072b2", "s", "blue square"),
+    "inconclusive": Look("#808080", "o", "hollow grey circle"),
+}
+
+
 def forest(comparison: Comparison) -> Drawn:
-    """Differences to the baseline with intervals, one line per backbone and scenario."""
+    """Differences to the baseline with simultaneous intervals, one line per backbone and scenario."""
     names = []
     compared = []
     for backbone in comparison.rows:
         for rival in rivals(comparison, backbone):
-            names.append(f"{backbone}  {rival.scenario}")
+            names.append(f"{backbone}, {rival.scenario}")
             compared.append(rival)
     lines = max(len(compared), 1)
-    figure, axis = _one_panel(width=7.6, height=0.8 + 0.32 * lines)
+    figure, axis = _one_panel(width=7.6, height=1.0 + 0.32 * lines)
+    margin = comparison.margin
+    axis.axvspan(-margin, margin, color=_GREY, alpha=0.18, linewidth=0)
     for height, rival in enumerate(compared):
         _draw_difference(axis, height, rival)
     axis.axvline(0, color=_GREY, linewidth=1, linestyle="--")
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(lines - 0.5, -0.5)
     label = primary_label(comparison)
-    axis.set_xlabel(f"difference to the baseline in {label}")
-    caption = (
-        f"Difference to the baseline in {label}: point and {_level(comparison.alpha)} interval, "
-        f"paired over {comparison.resamples} resamples of {comparison.units}. Right of the line "
-        "means a higher value than the baseline. Colour follows the verdict after Holm: green "
-        "better, orange worse, grey no clear difference. The numbers stand in the table of "
-        "scenarios."
-    )
-    return _drawn(figure, "Differences to the baseline", caption)
+    axis.set_xlabel(_directions(comparison, label))
+    caption = _forest_caption(comparison, label)
+    head = ["backbone, scenario", "verdict", "difference", "low end", "high end"]
+    rows = [_difference_row(name, rival) for name, rival in zip(names, compared)]
+    return _drawn(figure, "Differences to the baseline", caption, head, rows)
 
 
 def _draw_difference(axis: Axes, height: int, rival: Rival) -> None:
     value = number(rival.delta.value)
     low = number(rival.delta.low)
     high = number(rival.delta.high)
-    colour = _VERDICTS[rival.verdict]
-    axis.plot([low, high], [height, height], color=colour, linewidth=2)
-    axis.plot(value, height, "o", color=colour, markersize=5)
-    text = f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+    look = VERDICTS[rival.verdict]
+    fill = "none" if rival.verdict == "inconclusive" else look.colour
+    axis.plot([low, high], [height, height], color=look.colour, linewidth=2)
+    axis.plot(
+        value,
+        height,
+        look.marker,
+        color=look.colour,
+        markersize=6,
+        markerfacecolor=fill,
+    )
+    text = f"{rival.verdict}: {value:+.4f} ({low:+.4f} to {high:+.4f})"
+    if np.isnan(low):
+        text = f"{rival.verdict}: {value:+.4f}, no interval"
     beside = axis.get_yaxis_transform()
     axis.text(1.02, height, text, transform=beside, fontsize=8, va="center")
+
+
+def _directions(comparison: Comparison, label: str) -> str:
+    """What stands below the axis: which side is the better one."""
+    primary = Endpoint.parse(comparison.primary)
+    left, right = "worse", "better"
+    if REGISTRY[primary.metric].better == "lower":
+        left, right = right, left
+    return f"\u2190 {left} \u00b7 difference to the baseline in {label} \u00b7 {right} \u2192"
+
+
+def _forest_caption(comparison: Comparison, label: str) -> str:
+    looks = [f"{verdict}: {look.words}" for verdict, look in VERDICTS.items()]
+    return (
+        f"Difference to the baseline in {label}: estimate and simultaneous {_level(comparison.alpha)} "
+        f"interval, paired over {comparison.resamples} resamples of {comparison.units}; the "
+        f"{comparison.comparisons} intervals hold together. Shaded: the margin of "
+        f"{comparison.margin:g}, within which a difference does not matter. "
+        f"{'; '.join(looks)}."
+    )
+
+
+def _difference_row(name: str, rival: Rival) -> list[str]:
+    cells = [name, rival.verdict]
+    for end in (rival.delta.value, rival.delta.low, rival.delta.high):
+        cells.append("\u2013" if end is None else f"{end:+.4f}")
+    return cells
 
 
 # --- ROC and precision-recall ---------------------------------------------------------------------
@@ -272,9 +324,15 @@ def _finish_panel(axis: Axes, result: Result, kind: _CurveKind, corner: bool) ->
     axis.set_xlim(0, right)
     axis.set_ylim(bottom, 1.01)
     area = result.evaluation.interval(kind.area)
-    measured = f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
-    axis.set_title(f"{result.scenario}\n{measured}", fontsize=9)
+    axis.set_title(f"{result.scenario}\n{_measured(area)}", fontsize=9)
     _legend(axis, kind.legend)
+
+
+def _measured(area: Interval) -> str:
+    value, low, high = number(area.value), number(area.low), number(area.high)
+    if np.isnan(low):
+        return f"{value:.3f} (no interval)"
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _estimate(result: Result, endpoint: Endpoint) -> float:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from equipoise import __version__
-from equipoise.compare import patients, wording
-from equipoise.compare.card import card
+from equipoise.compare import leakage, patients, wording
+from equipoise.compare.card import card, claim
 from equipoise.compare.report import curves, figures
 from equipoise.compare.report.curves import StepCounts
 from equipoise.compare.report.figures import Drawn
@@ -24,8 +24,9 @@ from equipoise.compare.report.mistakes import Mistake, mistakes
 from equipoise.compare.results import Result, distribution
 from equipoise.compare.wording import metric_label
 from equipoise.core.config import Study
-from equipoise.core.documents import Comparison, IngestSummary, RoundChoice
+from equipoise.core.documents import Comparison, Difference, IngestSummary, RoundChoice
 from equipoise.core.files import atomic_path, read_table
+from equipoise.core.text import in_words
 from equipoise.evaluation import metrics
 from equipoise.evaluation.metrics import Endpoint
 
@@ -68,7 +69,10 @@ def write(
         comparison=comparison,
         binary=_is_binary(comparison),
         columns=_columns(comparison),
-        verdict=wording.verdict(comparison),
+        columns_beside=_secondary(comparison),
+        claims=_claims(comparison),
+        floor_missed=_floor_missed(study, comparison),
+        leaks=[leakage.sentence(report) for report in leakage.kept(study)],
         ingest=IngestSummary.read(study.manifest_path.with_suffix(".json")),
         drawings=_drawings(study, comparison, results),
         slider=[entry.as_json() for entry in slider],
@@ -119,6 +123,9 @@ def _environment(comparison: Comparison) -> Environment:
     environment.filters["label"] = label
     environment.filters["number"] = _number
     environment.filters["signed"] = _signed
+    environment.filters["finely"] = _finely
+    environment.filters["detectable"] = _detectable
+    environment.globals["to_settle"] = _to_settle
     environment.filters["sha256"] = _sha256
     return environment
 
@@ -129,6 +136,25 @@ def _number(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
+
+
+def _finely(value: float | None) -> str:
+    """Differences of remedies are small: four digits."""
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def _detectable(value: float | None) -> str:
+    """The smallest difference that these data show, as the sentences round it."""
+    return f"{wording.rounded_up(value):g}" if value else "–"
+
+
+def _to_settle(delta: Difference, margin: float) -> str:
+    """About how many patients would settle the margin, as the sentences round it."""
+    if not delta.detectable or delta.patients_to_settle is None:
+        return "–"
+    if delta.detectable <= margin:
+        return "enough"
+    return f"about {wording.rounded_up(delta.patients_to_settle):,.0f}"
 
 
 def _sha256(text: str) -> str:
@@ -160,6 +186,36 @@ def _columns(comparison: Comparison) -> Columns:
     if _is_binary(comparison):
         return Columns(ranked, ["sensitivity", "specificity"])
     return Columns(ranked, ["accuracy", "balanced_accuracy"])
+
+
+def _secondary(comparison: Comparison) -> list[str]:
+    """Endpoints whose differences stand beside the primary one, without a verdict."""
+    endpoints: dict[str, None] = {}
+    for rows in comparison.rows.values():
+        for row in rows.values():
+            endpoints.update(dict.fromkeys(row.delta))
+    endpoints.pop(comparison.primary, None)
+    return list(endpoints)
+
+
+def _claims(comparison: Comparison) -> dict[str, str]:
+    """What the winner of each backbone claims."""
+    claims = {}
+    for backbone, winner in comparison.winners.items():
+        claims[backbone] = claim(comparison, backbone, winner)
+    return claims
+
+
+def _floor_missed(study: Study, comparison: Comparison) -> dict[str, dict[str, str]]:
+    """Backbone -> scenario -> the sensitivities by which its locked threshold misses the floor, where it does."""
+    numbers: dict[str, dict[str, list[str]]] = {backbone: {} for backbone in comparison.rows}
+    for promise in wording.broken_promises(comparison, study.settings.threshold.rule):
+        of_row = numbers[promise.backbone].setdefault(promise.scenario, [])
+        of_row.append(f"{wording.interval_text(promise.reached)} of {promise.units}")
+    missed: dict[str, dict[str, str]] = {}
+    for backbone, of_backbone in numbers.items():
+        missed[backbone] = {scenario: in_words(said) for scenario, said in of_backbone.items()}
+    return missed
 
 
 class Choice(NamedTuple):

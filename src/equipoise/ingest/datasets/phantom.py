@@ -1,8 +1,9 @@
 """The demo's images, drawn from a seed: radiograph-like frames, some with an opacity in a lung.
 
 Several images per patient share that patient's anatomy and exposure, so a split by image would
-leak. A few faults are planted for `ingest` to find: an exact duplicate, a truncated file and an
-empty one.
+leak. Nothing but the picture tells the class: files are stored uncompressed, so all have one size, and
+an image is as bright as its patient's exposure says, with or without an opacity. A few faults are
+planted for `ingest` to find: an exact duplicate, a truncated file and an empty one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ _NAME = re.compile(r"patient(?P<patient>\d+)_\d+(_copy)?\.png")
 #: Each kind of random numbers has a stream of its own: [seed, stream, patient, ...].
 _PATIENT_STREAM = 1
 _OPACITY_STREAM = 2
+
+#: Mean grey level (0..1) of an image at the usual exposure.
+_MEAN_GREY = 0.45
 
 #: By how far the chest moves from image to image (standard deviation), and where a lung is from the
 #: middle; fractions of the image width.
@@ -98,7 +102,8 @@ def draw(folder: Path, settings: Phantom) -> int:
             for frame in _frames_of(patient, settings):
                 path = scratch / frame.path
                 path.parent.mkdir(exist_ok=True)
-                Image.fromarray(frame.pixels).save(path, compress_level=6)
+                # Compressed, a speckled opacity would take more bytes than a clear lung.
+                Image.fromarray(frame.pixels).save(path, compress_level=0)
         _plant_faults(scratch)
     paths = Path(folder).rglob("*")
     return sum(path.is_file() for path in paths)
@@ -133,6 +138,7 @@ def _frames_of(patient: int, settings: Phantom) -> Iterator[_Frame]:
             speckle = 1 + settings.opacity_speckle * rng.standard_normal(size)
             picture = picture + settings.opacity_contrast * blob * speckle
         picture = picture + rng.normal(0, settings.noise, size)
+        picture = _exposed(picture, anatomy.exposure)
         levels = np.clip(picture * 255, 0, 255)
         path = f"{class_name}/patient{patient:04d}_{image}.png"
         yield _Frame(path, levels.astype(np.uint8))
@@ -169,8 +175,17 @@ def _chest(grid: _Grid, anatomy: _Anatomy, moved_x: float, moved_y: float) -> np
 
     picture = 0.75 * body - darkness * lungs
     picture = picture + 0.05 * ribs * lungs
-    picture = picture + 0.22 * heart
-    return picture + anatomy.exposure
+    return picture + 0.22 * heart
+
+
+def _exposed(picture: np.ndarray, exposure: float) -> np.ndarray:
+    """The picture at the mean grey level of an exposure, whatever it shows.
+
+    A detector does the same. Without it an image with an opacity would be brighter, and its mean alone
+    would tell the class.
+    """
+    missing = _MEAN_GREY + exposure - picture.mean()
+    return picture + missing
 
 
 def _lung(x: np.ndarray, y: np.ndarray, anatomy: _Anatomy) -> np.ndarray:

@@ -1,0 +1,147 @@
+"""A comparison as lines of text for a terminal: verdicts first, nothing wider than 100 columns."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from equipoise.compare.wording import (
+    digits_of,
+    interval_text,
+    number,
+    primary_label,
+    rivals,
+    verdict,
+)
+from equipoise.core.documents import Comparison, Interval, ScenarioRow
+from equipoise.core.text import aligned
+from equipoise.evaluation.metrics import Endpoint
+
+WIDTH = 100
+#: Longer names of scenarios are cut in the table; the sentences have them whole.
+_NAME_WIDTH = 24
+_AUROC = Endpoint("free", "auroc")
+
+
+def text(comparison: Comparison, beside: Sequence[str] = ()) -> str:
+    """Everything a reader should see: headline, tables, a sentence for each rival, controls, notes.
+
+    Args:
+        comparison: In its whole or its short form.
+        beside: Sentences that stand beside the comparison, for example what a leak would have been worth.
+    """
+    first, *sentences = verdict(comparison)
+    parts = [_paragraph(first)]
+    for backbone in comparison.rows:
+        parts.append(table(comparison, backbone))
+    parts.append(_paragraph(_legend(comparison)))
+    if comparison.comparisons:
+        parts.append(_list(sentences))
+    parts.append(_list([*_controls(comparison), *beside, *comparison.notes]))
+    return "\n\n".join(parts)
+
+
+def table(comparison: Comparison, backbone: str) -> str:
+    """One line for each scenario: verdict, difference to the baseline, and main numbers."""
+    shown = _shown(comparison)
+    heads = [
+        f"{comparison.study}, {backbone}"[:_NAME_WIDTH],
+        "verdict",
+        "difference [low, high]",
+        *shown,
+    ]
+    compared = rivals(comparison, backbone)
+    digits = max((digits_of(rival.delta) for rival in compared), default=3)
+    lines = [heads]
+    for scenario, row in comparison.rows[backbone].items():
+        winner = comparison.winners[backbone] == scenario
+        lines.append(_cells(comparison, scenario, row, winner, digits))
+    widths_right = range(3, len(heads))
+    return aligned(lines, right=widths_right)
+
+
+def _shown(comparison: Comparison) -> dict[str, Endpoint]:
+    """Head of a column -> the endpoint below it."""
+    shown = {"AUROC": _AUROC}
+    primary = Endpoint.parse(comparison.primary)
+    if primary != _AUROC:
+        shown["primary"] = primary
+    if len(comparison.classes) == 2:
+        shown["sens"] = Endpoint("locked", "sensitivity")
+        shown["spec"] = Endpoint("locked", "specificity")
+    else:
+        shown["acc"] = Endpoint("locked", "accuracy")
+        shown["bal acc"] = Endpoint("locked", "balanced_accuracy")
+    return shown
+
+
+def _cells(
+    comparison: Comparison, scenario: str, row: ScenarioRow, winner: bool, digits: int
+) -> list[str]:
+    name = scenario
+    if len(name) > _NAME_WIDTH - 2:
+        name = f"{name[: _NAME_WIDTH - 3]}…"
+    difference = "-"
+    if row.delta:
+        difference = interval_text(row.delta[comparison.primary], f"+.{digits}f")
+    word = row.verdict
+    if row.switched_off:
+        word += " (off)"
+    numbers = []
+    for point, metric in _shown(comparison).values():
+        numbers.append(_cell(row.point(point)[metric]))
+    return [f"{name} *" if winner else name, word, difference, *numbers]
+
+
+def _cell(measured: Interval) -> str:
+    value = number(measured.value)
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _legend(comparison: Comparison) -> str:
+    """What the columns of the tables are."""
+    says = ["* the winner", f"difference to the baseline in {primary_label(comparison)}"]
+    if comparison.comparisons > 1:
+        level = 100 * (1 - comparison.alpha)
+        says.append(f"all {comparison.comparisons} intervals hold together ({level:g} %)")
+    if comparison.units == "images":
+        says.append("intervals are per image: there are no patient ids")
+    if len(comparison.classes) == 2:
+        says.append("sens, spec: at the locked threshold")
+    else:
+        says.append("acc, bal acc: accuracy and balanced accuracy, calibrated")
+    rows = [row for of_backbone in comparison.rows.values() for row in of_backbone.values()]
+    if any(row.switched_off for row in rows):
+        says.append("(off): switched off by the search")
+    return f"{'; '.join(says)}."
+
+
+def _controls(comparison: Comparison) -> list[str]:
+    """What the files' metadata alone tell, where the notes do not say it."""
+    lines = []
+    for check in comparison.checks:
+        if check.code == "EQ007" and check.answer != "finding":
+            answer = "no finding" if check.answer == "none" else check.answer
+            lines.append(f"EQ007: {answer}: {check.detail}.")
+    return lines
+
+
+def _paragraph(sentence: str) -> str:
+    return textwrap.fill(sentence, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _list(sentences: Sequence[str]) -> str:
+    lines = []
+    for sentence in sentences:
+        lines.append(
+            textwrap.fill(
+                sentence,
+                WIDTH,
+                initial_indent="- ",
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+    return "\n".join(lines)
