@@ -118,10 +118,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _no_options(verb: argparse.ArgumentParser) -> None:
-    """For a verb that takes none."""
-
-
 def _one_study(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--study", required=True, help="a study of params.yaml")
 
