@@ -6,7 +6,6 @@ taken where they lead there, and steps that must not make things worse are taken
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -116,10 +115,13 @@ def _ends(weights: np.ndarray, logit: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return nothing, nothing
     order = np.argsort(logit)
     ranked = logit[order]
-    counts = np.take(weights, order, axis=1) > 0
+    ranked_weights = np.take(weights, order, axis=1)
+    counts = ranked_weights > 0
     is_there = counts.any(axis=1)
     first = counts.argmax(axis=1)
-    last = len(ranked) - 1 - counts[:, ::-1].argmax(axis=1)
+    backwards = counts[:, ::-1]
+    from_the_end = backwards.argmax(axis=1)
+    last = len(ranked) - 1 - from_the_end
     lowest = np.where(is_there, ranked[first], np.nan)
     highest = np.where(is_there, ranked[last], np.nan)
     return lowest, highest
@@ -154,7 +156,9 @@ class _Problem(NamedTuple):
     @property
     def products(self) -> np.ndarray:
         """Every column of the design times every other one, float (n, p * p)."""
-        products = self.design[:, :, None] * self.design[:, None, :]
+        left = self.design[:, :, None]
+        right = self.design[:, None, :]
+        products = left * right
         return products.reshape(len(self.design), -1)
 
 
@@ -171,13 +175,16 @@ class _Slopes(NamedTuple):
         size = np.trace(self.curvature, axis1=1, axis2=2)
         scale = np.maximum(size, _NO_CURVATURE)
         ridge = _RIDGE * scale[:, None, None] * diagonal
-        solved = np.linalg.solve(self.curvature + ridge, self.gradient[:, :, None])
+        curvature = self.curvature + ridge
+        column = self.gradient[:, :, None]
+        solved = np.linalg.solve(curvature, column)
         return solved[:, :, 0]
 
 
 def _fit(problem: _Problem, weights: np.ndarray, exists: np.ndarray) -> np.ndarray:
     """The fit under each row of weights, float (B, p); NaN where there is none."""
-    fitted = np.full((len(weights), problem.design.shape[1]), np.nan)
+    num_parameters = problem.design.shape[1]
+    fitted = np.full((len(weights), num_parameters), np.nan)
     if not exists.any():
         return fitted
     # A resample has no rows but these, so that they have a fit where it has one.
@@ -186,19 +193,16 @@ def _fit(problem: _Problem, weights: np.ndarray, exists: np.ndarray) -> np.ndarr
         problem.offset.tobytes(),
         problem.truth.tobytes(),
     )
-    for rows in _blocks(np.flatnonzero(exists)):
-        of_block = weights[rows].astype(np.float64)
-        found = _plain(problem, of_block, start)
-        is_lost = np.isnan(found).any(axis=1)
+    resamples = np.flatnonzero(exists)
+    block_ends = range(_BLOCK, len(resamples), _BLOCK)
+    for block in np.split(resamples, block_ends):
+        weights_of_block = weights[block].astype(np.float64)
+        fit_of_block = _plain(problem, weights_of_block, start)
+        is_lost = np.isnan(fit_of_block).any(axis=1)
         if is_lost.any():
-            found[is_lost] = _careful(problem, of_block[is_lost])
-        fitted[rows] = found
+            fit_of_block[is_lost] = _careful(problem, weights_of_block[is_lost])
+        fitted[block] = fit_of_block
     return fitted
-
-
-def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), _BLOCK):
-        yield rows[start : start + _BLOCK]
 
 
 @lru_cache(maxsize=8)
@@ -222,14 +226,17 @@ def _plain(problem: _Problem, weights: np.ndarray, start: np.ndarray) -> np.ndar
     prob = _expit(problem.scores(start))
     residual = problem.truth - prob
     spread = prob * (1 - prob)
-    gradient = weights @ (residual[:, None] * problem.design)
-    curvature = weights @ (spread[:, None] * products)
+    gradient_of_row = residual[:, None] * problem.design
+    curvature_of_row = spread[:, None] * products
+    gradient = weights @ gradient_of_row
+    curvature = weights @ curvature_of_row
     shape = (len(weights), len(start), len(start))
-    step = _Slopes(gradient, curvature.reshape(shape)).step()
-    fitted = start + _not_too_long(step, start[None])
+    slopes = _Slopes(gradient, curvature.reshape(shape))
+    first_step = _not_too_long(slopes.step(), start[None])
+    fitted = start + first_step
     for _ in range(_PLAIN_STEPS):
-        step = _slopes(problem, weights, fitted, products).step()
-        step = _not_too_long(step, fitted)
+        slopes = _slopes(problem, weights, fitted, products)
+        step = _not_too_long(slopes.step(), fitted)
         fitted = fitted + step
         is_small = _is_small(step, fitted)
         if is_small.all():
@@ -263,8 +270,13 @@ def _expit(scores: np.ndarray) -> np.ndarray:
 
 def _is_small(step: np.ndarray, fitted: np.ndarray) -> np.ndarray:
     """Whether a step is small beside the fit, bool (B,)."""
-    size = 1 + np.abs(fitted).max(axis=1)
-    return np.abs(step).max(axis=1) < _SMALL_STEP * size
+    size = 1 + _largest(fitted)
+    return _largest(step) < _SMALL_STEP * size
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """The largest of each row in size, float (B,)."""
+    return np.abs(values).max(axis=1)
 
 
 def _careful(problem: _Problem, weights: np.ndarray) -> np.ndarray:
@@ -286,8 +298,8 @@ def _careful(problem: _Problem, weights: np.ndarray) -> np.ndarray:
 
 
 def _not_too_long(step: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-    longest = _LONGEST_STEP * (1 + np.abs(fitted).max(axis=1))
-    length = np.abs(step).max(axis=1)
+    longest = _LONGEST_STEP * (1 + _largest(fitted))
+    length = _largest(step)
     share = longest / np.maximum(length, longest)
     return step * share[:, None]
 
@@ -303,9 +315,11 @@ def _helpful_share(
     before = problem.loss(weights, fitted)
     share = np.ones(len(fitted))
     for _ in range(_HALVINGS):
-        after = problem.loss(weights, fitted + share[:, None] * step)
+        tried = fitted + share[:, None] * step
+        after = problem.loss(weights, tried)
         enough = before - _PROMISED_SHARE * share * promised
-        is_worse = after > enough + _ROUNDING * np.abs(before)
+        rounding = _ROUNDING * np.abs(before)
+        is_worse = after > enough + rounding
         if not is_worse.any():
             break
         share = np.where(is_worse, share / 2, share)
