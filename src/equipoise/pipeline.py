@@ -384,7 +384,8 @@ def _scenario_step(
     settings = study.settings
     num_features = backbones.load_row(backbone).num_features
     split = settings.split
-    rounds = split.folds * split.repeats if split.scheme == "kfold" else 1
+    folds = split.folds if split.scheme == "kfold" else 1
+    rounds = folds * split.repeats
     jobs = rounds * len(settings.train.seeds)
     heads = jobs * settings.tune.trials * settings.tune.inner_folds
     views = settings.embed.views if settings.embed.views_of == "all" else 0

@@ -44,6 +44,22 @@ def test_study_lies_over_the_defaults_key_by_key(params):
     assert (split.folds, split.seed) == (7, 4)
 
 
+def test_only_kfold_deals_all_patients_anew_unless_a_number_says_so(params):
+    def repeats(scheme, **own):
+        params["studies"]["breakhis"]["split"] = {"scheme": scheme, **own}
+        return load_study("breakhis", params).settings.split.repeats
+
+    assert repeats("kfold") == 5
+    assert repeats("holdout") == repeats("official") == 1
+    assert repeats("holdout", repeats=3) == 3
+
+
+def test_a_scheme_without_repeats_is_named(params):
+    params["studies"]["breakhis"]["split"] = {"scheme": "official", "repeats": {"kfold": 2}}
+    with pytest.raises(ConfigError, match="repeats names kfold, and the scheme is official"):
+        load_study("breakhis", params)
+
+
 def test_loading_leaves_the_params_as_they_were(params):
     before = yaml.safe_dump(params)
     load_study("demo", params, {"tune.trials": 3})

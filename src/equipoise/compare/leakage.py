@@ -190,22 +190,27 @@ def _cross_validated(study: Study, inputs: Inputs, rounds: list[Sides], l2: floa
 
 
 def table_text(report: LeakageReport) -> str:
-    """The report as lines of text: one per kind of split."""
-    names = list(report.rows[WHOLE].metrics)
-    labels = [metric_label(Endpoint.parse(name), report.sensitivity_floor) for name in names]
-    lines = [["", *(f"{label} (inflation)" for label in labels), "labels permuted"]]
+    """The report as lines of text: of each metric its value under every kind of split, and what a leak adds.
+
+    The answers of the control with permuted labels stand below the table.
+    """
+    lines = []
+    for name in report.rows[WHOLE].metrics:
+        lines.append([metric_label(Endpoint.parse(name), report.sensitivity_floor), "", ""])
+        for kind, row in report.rows.items():
+            adds = "" if kind == WHOLE else _interval_text(row.inflation[name], sign="+")
+            lines.append([f"  {kind}", _interval_text(row.metrics[name]), adds])
+    permuted = []
     for kind, row in report.rows.items():
-        cells = [kind]
-        for name in names:
-            cell = _interval_text(row.metrics[name])
-            if kind != WHOLE:
-                cell += f" ({_interval_text(row.inflation[name], sign='+')})"
-            cells.append(cell)
-        cells.append(controls.control_text(row.permuted_labels))
-        lines.append(cells)
-    return (
-        f"{report.study}, {report.backbone}: {report.images} images of {report.patients} patients by "
-        f"{report.group_by}, {report.folds} folds, the same baseline\n{aligned(lines)}"
+        permuted.append(f"  {kind}: {controls.control_text(row.permuted_labels)}")
+    return "\n".join(
+        [
+            f"{report.study}, {report.backbone}: {report.images} images of {report.patients} "
+            f"patients by {report.group_by}, {report.folds} folds, the same baseline",
+            aligned(lines, header=["", "value", "the leak adds"]),
+            "Labels permuted between patients, where nothing is left to learn but a leak:",
+            *permuted,
+        ]
     )
 
 

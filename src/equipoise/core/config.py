@@ -135,6 +135,7 @@ class Split(Section):
     """How patients are divided.
 
     Fractions are of patients: test is taken first, and val out of the rest. K-fold has no val.
+    `repeats` may be given as one number, or as a mapping that has one for each scheme.
     """
 
     scheme: Literal["holdout", "kfold", "official"]
@@ -144,6 +145,21 @@ class Split(Section):
     folds: Annotated[Integer, Field(ge=2)]
     repeats: Count
     seed: Seed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _repeats_of_the_scheme(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Take from a mapping of repeats what stands under the scheme."""
+        repeats = values.get("repeats")
+        if not isinstance(repeats, dict):
+            return values
+        scheme = values.get("scheme")
+        if scheme not in repeats:
+            raise ValueError(
+                f"repeats names {', '.join(map(str, repeats)) or 'no scheme'}, "
+                f"and the scheme is {scheme}; give it a number there, or one number for all"
+            )
+        return values | {"repeats": repeats[scheme]}
 
 
 class Augment(Section):
