@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from equipoise.core.config import Compare
-from equipoise.core.records import Predictions
+from equipoise.core.config import Compare, Study
+from equipoise.core.records import Manifest, Predictions
 from equipoise.evaluation import intervals, metrics
 
 FLOOR = 0.95
@@ -361,3 +361,39 @@ def expected_gains(cell: Cell, studies: int = 100) -> dict[str, float]:
         for rival in (UNDERSAMPLE, EXTRA):
             sums[rival] += (truth[rival] - truth[BASELINE]) / studies
     return sums
+
+
+# --- studies on files -----------------------------------------------------------------------------
+
+#: Number of features, and how far they tell the classes apart, in standard deviations of an image.
+WIDTH = 20
+_APART = 2.4
+
+
+def draw_features(study: Study, rng: np.random.Generator) -> None:
+    """Put drawn features in the place of those of a fabricated study without views.
+
+    So much of their variance is the patient's as for the heads on drawn features.
+    """
+    manifest = Manifest.read(study.manifest_path)
+    patients, names = pd.factorize(manifest.table["patient_id"])
+    labels = manifest.table["label"].to_numpy()
+    of_patients = rng.normal(size=(len(names), WIDTH))[patients]
+    of_images = rng.normal(size=(len(labels), WIDTH))
+    noise = np.sqrt(_WITHIN_PATIENT) * of_patients + np.sqrt(1 - _WITHIN_PATIENT) * of_images
+    features = noise + _centres()[labels]
+    for backbone in study.backbones:
+        store = study.features_path(backbone)
+        np.save(store / "features.npy", features.astype(np.float32))
+
+
+def new_images(rng: np.random.Generator, label: int, count: int = 20_000) -> np.ndarray:
+    """Features of images of one class that no study holds, each of a patient of its own, (count, WIDTH)."""
+    return rng.normal(size=(count, WIDTH)) + _centres()[label]
+
+
+def _centres() -> np.ndarray:
+    """Mean of the features of each class, float (2, WIDTH)."""
+    direction = np.random.default_rng(8).normal(size=WIDTH)
+    apart = _APART * direction / np.linalg.norm(direction)
+    return np.stack([-apart / 2, apart / 2])

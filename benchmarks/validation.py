@@ -1,6 +1,6 @@
 """Do the intervals cover, and how often is a verdict right? Simulated studies through the product's own functions.
 
-python benchmarks/validation.py [--quick] [--only coverage remedies] [--workers 2] [--json FILE] [--fresh]
+python benchmarks/validation.py [--quick] [--only coverage remedies thresholds] [--workers 2] [--json FILE] [--fresh]
 
 `coverage`: a study has as many patients in each class, every patient of one class, with 1 + Poisson(2) images ("even"),
 or with 1 + Poisson(2 G), G a gamma variable of shape 1/2 and mean 1 ("uneven": some with more than 15, so that 50
@@ -11,15 +11,20 @@ variance is the patient's. True values are those of 1,000,000 images at evenly s
 is drawn, and three in ten of them are hard. Ten rivals: eight that equal the baseline (other features that say
 nothing), undersampling, and one more feature that helps. They are judged as the product judges.
 
+`thresholds`: the baseline runs on drawn features in 5 folds of whole patients, as the scenario stage runs it, and its
+models decide 20,000 images of each class that no study holds: is the sensitivity that was locked the one they have?
+
 Cells are kept in the JSON file as they are done, so a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
@@ -31,14 +36,18 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import simulated
-from simulated import ALONE, AUROC, BASE_SPECIFICITY, EQUAL, RIVALS, SPECIFICITY, Cell
+from simulated import ALONE, AUROC, BASE_SPECIFICITY, EQUAL, FLOOR, RIVALS, SPECIFICITY, Cell
 
 from equipoise.compare.judging import Family, difference, judge
 from equipoise.core.documents import Difference, Interval
 from equipoise.evaluation.intervals import Evaluation
+from equipoise.scenario import stage as scenario
+from equipoise.scenario.artifact import ServedParts
+from equipoise.scenario.stage import RoundKey
+from fabricate import made
 
 RESAMPLES = 2_000
 UNITS = ("patients", "images")
@@ -53,6 +62,8 @@ REMEDIES = (
     Cell(150, 600, 5, 0.9),
 )
 QUICK = (Cell(60, 240, 2, 0.9),)
+#: Patients with the finding and without it.
+LOCKED = ((50, 200), (100, 400))
 CHUNK = 5
 
 Numbers = dict[str, float]
@@ -164,7 +175,51 @@ def _note_winner(found: Numbers, name: str, delta: Difference, value: float) -> 
     found[f"{name}: interval covers"] = float(delta.low <= value <= delta.high)
 
 
+# --- is a locked sensitivity kept ----------------------------------------------------------------
+
+
+def locked(positives: int, negatives: int, _resamples: int, study: int) -> Numbers:
+    """Sensitivity and specificity of a study's models at their locked thresholds, in new patients.
+
+    The numbers of the five models of the folds are averaged, as they are in a comparison. Nothing is resampled.
+    """
+    rng = np.random.default_rng([6, positives, negatives, study])
+    found = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        written = made.study(
+            Path(folder),
+            patients=(negatives, positives),
+            num_features=simulated.WIDTH,
+            split={"scheme": "kfold", "folds": simulated.FOLDS, "seed": study},
+            embed={"views": 0},
+            tune={"trials": 10, "inner_folds": 4, "batch_trials": 10, "sensitivity_floor": FLOOR},
+            calibrate={"min_patients": 10},
+        )
+        simulated.draw_features(written, rng)
+        for fold in range(simulated.FOLDS):
+            key = RoundKey(repeat=0, fold=fold, seed=0)
+            result = scenario.run_round(written, made.BACKBONE, simulated.BASELINE, key)
+            found.append(_decided(result.served, np.random.default_rng([7, study])))
+    sensitivity, specificity = np.mean(found, axis=0)
+    return {"sensitivity": float(sensitivity), "specificity": float(specificity)}
+
+
+def _decided(model: ServedParts, rng: np.random.Generator) -> tuple[float, float]:
+    """Share of new positive images that a model calls positive, and of new negative ones that it does not."""
+    shares = []
+    for label in (1, 0):
+        features = simulated.new_images(rng, label)
+        prob = model.calibrator.apply(model.head.logits(features))[:, 1]
+        is_called_positive = prob >= model.threshold
+        shares.append(float(np.mean(is_called_positive == label)))
+    sensitivity, specificity = shares
+    return sensitivity, specificity
+
+
 # --- cells ----------------------------------------------------------------------------------------
+
+#: Numbers whose standard deviation over studies is told.
+SPREAD = ("sensitivity", "specificity")
 
 Study = Callable[..., Numbers]
 Task = tuple[str, Study, tuple[Any, ...]]
@@ -179,6 +234,8 @@ def cells(quick: bool) -> Iterator[Task]:
     for cell in QUICK if quick else REMEDIES:
         name = f"remedies|{cell.positives}|{cell.negatives}|{cell.repeats}|{cell.extra}"
         yield name, remedied, (cell,)
+    for positives, negatives in LOCKED[:1] if quick else LOCKED:
+        yield f"thresholds|{positives}|{negatives}", locked, (positives, negatives)
 
 
 def _chunk(
@@ -191,7 +248,7 @@ def _chunk(
 def measure(
     function: Study, arguments: tuple[Any, ...], studies: int, resamples: int, workers: int
 ) -> dict[str, Any]:
-    """Means over studies; of what only some studies have, over those."""
+    """Means over studies; of what only some studies have, over those. Of few numbers the spread too."""
     start = time.perf_counter()
     ranges = [range(first, min(first + CHUNK, studies)) for first in range(0, studies, CHUNK)]
     chunks = joblib.Parallel(workers)(
@@ -203,8 +260,13 @@ def measure(
             for name, value in numbers.items():
                 of_name.setdefault(name, []).append(value)
     means = {name: math.fsum(values) / len(values) for name, values in of_name.items()}
-    seconds = round(time.perf_counter() - start, 1)
-    return {"studies": studies, "resamples": resamples, "seconds": seconds, "means": means}
+    return {
+        "studies": studies,
+        "resamples": resamples,
+        "seconds": round(time.perf_counter() - start, 1),
+        "means": means,
+        "spreads": {name: float(np.std(of_name[name])) for name in SPREAD if name in of_name},
+    }
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -274,10 +336,33 @@ def remedies_table(found: Mapping[str, dict[str, Any]]) -> str:
     return f"Ten rivals, margin {simulated.MARGIN:g}; share of studies:\n\n{_table(heads, rows)}"
 
 
+def thresholds_table(found: Mapping[str, dict[str, Any]]) -> str:
+    """Markdown of the cells of `locked`."""
+    rows = []
+    for name, cell in found.items():
+        _, positives, negatives = name.split("|")
+        shares = []
+        for number in SPREAD:
+            shares.append(f"{cell['means'][number]:.3f} ± {cell['spreads'][number]:.3f}")
+        rows.append([f"{positives} + {negatives}", str(cell["studies"]), *shares])
+    heads = ["patients", "studies", *SPREAD]
+    return (
+        f"Locked at a sensitivity of {FLOOR:g}; in new patients, mean and standard deviation over "
+        f"studies:\n\n{_table(heads, rows)}"
+    )
+
+
+TABLES = {
+    "coverage": coverage_table,
+    "remedies": remedies_table,
+    "thresholds": thresholds_table,
+}
+
+
 def tables(found: Mapping[str, dict[str, Any]]) -> str:
     """Markdown of all cells."""
     texts = []
-    for kind, text_of in (("coverage", coverage_table), ("remedies", remedies_table)):
+    for kind, text_of in TABLES.items():
         of_kind = {name: cell for name, cell in found.items() if name.startswith(f"{kind}|")}
         if of_kind:
             texts.append(text_of(of_kind))
@@ -294,7 +379,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="few and small cells, two minutes; writes no file"
     )
-    parser.add_argument("--only", nargs="+", choices=("coverage", "remedies"), help="one table")
+    parser.add_argument("--only", nargs="+", choices=TABLES, help="these tables")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--studies", type=int, help="simulated studies per cell")
     parser.add_argument("--json", type=Path, help="file to write and to go on from")
@@ -309,8 +394,8 @@ def _studies(kind: str, options: argparse.Namespace) -> int:
     if options.studies:
         return options.studies
     if options.quick:
-        return {"coverage": 100, "remedies": 40}[kind]
-    return {"coverage": 500, "remedies": 200}[kind]
+        return {"coverage": 100, "remedies": 40, "thresholds": 10}[kind]
+    return {"coverage": 500, "remedies": 200, "thresholds": 200}[kind]
 
 
 def main() -> int:

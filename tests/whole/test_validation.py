@@ -122,3 +122,24 @@ def test_a_large_loss_and_a_large_gain_are_found():
     assert found["undersample worse, alone"] >= 0.5
     assert found["winner: claim holds"] == 1
     assert "| 50 + 400, 5 x 1 |" in validation.tables({"remedies|50|400|1|2.5": {"means": found}})
+
+
+def test_a_locked_sensitivity_is_measured_in_patients_no_study_holds():
+    rng = np.random.default_rng(4)
+    apart = [simulated.new_images(rng, label, 4_000).mean(axis=0) for label in (0, 1)]
+    assert np.linalg.norm(apart[1] - apart[0]) == pytest.approx(2.4, abs=0.1)
+    found = shares(validation.locked, 60, 120, studies=2, resamples=20)
+    assert 0.85 < found["sensitivity"] < 1
+    # The best rule for two normal laws so far apart reaches this at the floor.
+    assert 0.3 < found["specificity"] < norm.cdf(2.4 - norm.ppf(simulated.FLOOR)) + 0.1
+
+
+def test_the_spread_over_studies_is_told():
+    def study(resamples, number):
+        return {"sensitivity": [0.9, 0.96][number], "specificity": 0.5}
+
+    cell = validation.measure(study, (), 2, 10, workers=1)
+    assert cell["means"]["sensitivity"] == pytest.approx(0.93)
+    assert cell["spreads"] == pytest.approx({"sensitivity": 0.03, "specificity": 0})
+    text = validation.tables({"thresholds|60|120": cell})
+    assert "| 60 + 120 | 2 | 0.930 ± 0.030 | 0.500 ± 0.000 |" in text
