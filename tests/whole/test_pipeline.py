@@ -5,10 +5,12 @@ import re
 import shutil
 import sys
 
+import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
 from conftest import change_params, copy_checkout, git, make_small, run
+from equipoise.core.files import read_table
 
 RESULT = "results/demo/vgg16"
 
@@ -244,3 +246,47 @@ def test_doctor_runs_from_a_git_address(workspace, tmp_path):
     assert "will be drawn" in done.stdout + done.stderr
     (state,) = client(elsewhere).search_runs(["0"])
     assert state.info.status == "FINISHED"
+
+
+@pytest.fixture(scope="module")
+def in_folds(workspace, tmp_path_factory):
+    """A copy of the workspace in which `equipoise main` ran again, as the shipped demo does: repeated folds."""
+    folder = tmp_path_factory.mktemp("folds") / "copy"
+    shutil.copytree(workspace, folder, symlinks=True)
+    split = {"scheme": "kfold", "folds": 3, "repeats": 2}
+    change_params(folder, lambda params: params["studies"]["demo"].update(split=split))
+    done = run(folder, sys.executable, "src", "main")
+    (folder / "main.log").write_text(done.stdout)
+    return folder
+
+
+def test_folds_end_in_one_interval_for_each_rival(in_folds):
+    said = json.loads((in_folds / "reports/demo/comparison.json").read_text())
+    assert (said["scheme"], said["folds"]) == ("kfold", 3)
+    row = said["rows"]["vgg16"]["weighted_augment"]
+    assert row["verdict"] in ("better", "worse", "equivalent", "inconclusive")
+    log = (in_folds / "main.log").read_text()
+    assert said["headline"].split(";")[0][:60] in log.replace("\n", " ")
+    predictions, _ = read_table(in_folds / RESULT / "baseline/predictions.parquet")
+    assert set(predictions["part"]) == {"test"}
+    assert set(predictions.groupby("image_id").size()) == {2 * 2}  # repeats x seeds
+
+
+def test_after_folds_the_version_is_the_refit_on_all_rows(in_folds):
+    service = client(in_folds)
+    version = service.get_model_version_by_alias("equipoise-demo", "challenger")
+    winner = json.loads((in_folds / "reports/demo/comparison.json").read_text())["winners"]["vgg16"]
+    refit, _ = read_table(in_folds / RESULT / winner / "model/refit_predictions.parquet")
+    assert version.tags["equipoise.scenario"] == winner
+    images = sorted((in_folds / "data/raw/demo/opacity").glob("*.png"))[:5]
+    answers = in_folds / "answers.csv"
+    model = "models:/equipoise-demo@challenger"
+    run(
+        in_folds,
+        *(sys.executable, "src", "predict", "--model", model, "--out", str(answers)),
+        *map(str, images),
+    )
+    served = pd.read_csv(answers)
+    of_image = refit.set_index("image_id")["calibrated_opacity"]
+    expected = of_image[[f"opacity/{image.name}" for image in images]]
+    assert served["prob_opacity"].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-5)
