@@ -229,6 +229,7 @@ def test_every_check_is_listed_in_one_order(scheme):
     found = checks.check_split(splits.make(manifest, split_settings(scheme=scheme)), manifest)
     assert [check.code for check in found] == [
         *(f"EQ00{number}" for number in range(1, 7)),
+        "EQ009",
         "EQ-OFFICIAL",
     ]
     assert [check.name for check in found] == [check.title for check in checks.CHECKS]
@@ -399,6 +400,36 @@ def test_quarantined_label_conflicts_are_a_finding(count, detail):
     assert check.detail == (
         f"{detail} until their label is decided, see the quarantine list" if count else ""
     )
+
+
+# --- EQ009 -----------------------------------------------------------------------------------------------------------
+
+
+def test_patient_with_more_than_a_third_of_a_class_is_a_finding():
+    patients = {f"a{number}": (0, 0) for number in range(12)}
+    patients |= {f"b{number}": (1,) for number in range(12)}
+    patients["unknown"] = (0,) * 13 + (1,)
+    manifest = manifest_of(patients)
+    made = splits.make(manifest, split_settings(scheme="kfold", folds=2, repeats=2))
+    answer = _answers(made, manifest)["EQ009"]
+    assert answer.answer == "finding"
+    assert answer.detail.startswith("patient 'unknown' has 13 of 37 images (35 %) of class a; ")
+    assert "of class b" not in answer.detail, "1 of 13 images"
+    in_test = made.table[made.table["part"] == "test"].groupby(["repeat", "fold"])["patient_id"]
+    share = in_test.agg(lambda ids: (ids == "unknown").mean()).max()
+    assert f"({100 * share:.0f} %) of test in repeat" in answer.detail
+    assert "map it to nothing (ingest.aliases: {ID: ''})" in answer.detail
+
+
+def test_a_third_exactly_is_no_finding():
+    manifest = manifest_of({"a0": (0,), "a1": (0,), "a2": (0,), "b0": (1,), "b1": (1,), "b2": (1,)})
+    made = splits.make(manifest, split_settings(scheme="kfold", folds=3, repeats=1))
+    detail = _answers(made, manifest)["EQ009"].detail
+    assert "of class" not in detail
+    assert "train" not in detail
+    assert detail.count("has 1 of 2 images (50 %) of test") == 5
+    even = plain_manifest((20, 8))
+    assert _answers(splits.make(even, split_settings()), even)["EQ009"].answer == "none"
 
 
 # --- EQ-OFFICIAL -----------------------------------------------------------------------------------------------------

@@ -116,6 +116,51 @@ class Phantom(Section):
     seed: Seed
 
 
+def _named_columns(value: Any) -> Any:
+    """A path alone is a table with the usual columns."""
+    if isinstance(value, dict):
+        _require_known_keys(value, ImageTable.model_fields, "ingest.table.")
+    return {"file": value} if isinstance(value, str) else value
+
+
+def _in_a_list(value: Any) -> Any:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+def _in_quotes(value: Any) -> Any:
+    """Ids are text; YAML reads 0012 without quotes as the number 10."""
+    if not isinstance(value, dict):
+        return value
+    for spelling, right in value.items():
+        if not isinstance(spelling, str) or not isinstance(right, str):
+            raise ValueError(
+                f"ids stand in quotes, as in {{'0012': '12'}}; without them YAML made "
+                f"{spelling!r}: {right!r} of it"
+            )
+    return value
+
+
+class ImageTable(Section):
+    """The columns of a CSV that says what the images of own folders show.
+
+    Attributes:
+        file: Its path inside the raw folder.
+        image: Column with the path, the name or the id of an image.
+        label: Column with the class; several: one for each class, which holds 1 or 0; none: the
+            folders name the classes.
+        patient: Column of patient ids; null: every image counts as a patient.
+        split: Column with the published side; null: the folders name it, if they do.
+    """
+
+    file: str
+    image: str = "image"
+    label: Annotated[list[str], BeforeValidator(_in_a_list)] = []
+    patient: str | None = "patient_id"
+    split: str | None = None
+
+
 class Ingest(Section):
     """Where the originals lie, which question is asked of them, and what happens to copies."""
 
@@ -127,8 +172,10 @@ class Ingest(Section):
     trusted: list[str]
     pseudonymise: bool | None
     positive_class: str | None
-    table: str | None
+    table: Annotated[ImageTable | None, BeforeValidator(_named_columns)]
     columns: list[str]
+    #: Excluded from what is kept beside results, because it holds ids that may be hidden there.
+    aliases: Annotated[dict[str, str], BeforeValidator(_in_quotes), Field(exclude=True)]
 
 
 class Split(Section):

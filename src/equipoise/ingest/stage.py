@@ -37,11 +37,13 @@ class Ingested:
         manifest: One row per usable image, as written.
         summary: The counts, as written.
         quarantined: The files that were left out.
+        remarks: Sentences for the user to judge, in no file: they may name patients.
     """
 
     manifest: Manifest
     summary: IngestSummary
     quarantined: list[Quarantined]
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def run(study: Study) -> Ingested:
     card = dataset.card
     readings = list(card.readings)
     paths, ignored = originals.list_files(study.raw, dataset)
+    dataset = dataset.among(paths)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
 
     reader = Reader(study.raw, study.dataset, dataset, task)
@@ -108,7 +111,7 @@ def run(study: Study) -> Ingested:
     summary = _summary(manifest, card, counts, _count_flags(table), tally)
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
-    return Ingested(manifest, summary, quarantined)
+    return Ingested(manifest, summary, quarantined, dataset.remarks)
 
 
 # --- steps between the files and the manifest -----------------------------------------------------

@@ -11,12 +11,15 @@ from equipoise.ingest.quarantine import Quarantined
 _NAMED = 10
 
 
-def summary_text(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> str:
+def summary_text(
+    summary: IngestSummary, quarantined: Sequence[Quarantined], remarks: Sequence[str] = ()
+) -> str:
     """What is shown when `ingest` has run: counts by class, what is odd, and what was left out.
 
     Args:
         summary: The counts.
         quarantined: The files that were left out.
+        remarks: Further sentences, of the dataset.
     """
     lines = [
         f"{summary.images} usable images of {summary.patients} patients ({summary.completeness})"
@@ -28,6 +31,7 @@ def summary_text(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> 
         f"{summary.other_files_ignored} other files ignored"
     )
     lines += _remarks(summary)
+    lines += [f"  {remark}" for remark in remarks]
     lines += _quarantine_lines(summary, quarantined)
     return "\n".join(lines)
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import PARTS, Manifest
-from equipoise.split.groups import first_of, short_digest, spread_groups
+from equipoise.core.text import first_of
+from equipoise.split.groups import short_digest, spread_groups
 
 #: Column of the manifest -> whether each image is on the published test side, boolean
 #: (num_images,). There is one column for each published fold; a study with a split of its own has
