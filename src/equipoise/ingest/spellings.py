@@ -183,7 +183,7 @@ def joined_names(cells: pd.Series, names: pd.Series) -> str:
     """Which spellings `class_names` joined, in words; empty where there are none."""
     pairs = pd.DataFrame({"written": cells, "name": names})
     other = pairs[(pairs["written"] != pairs["name"]) & (pairs["name"] != "")]
-    counts = other.value_counts(["written", "name"], sort=False)
+    counts = other.value_counts(["written", "name"]).sort_index()
     joined = []
     for (written, name), count in counts.items():
         joined.append(f"{written!r} is {name!r} ({counted(count, 'row')})")

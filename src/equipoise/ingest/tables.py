@@ -34,7 +34,7 @@ _MARKS = {
 #: How files begin that are no text: zip (Excel, OpenDocument), Excel of 1997, Parquet.
 _NO_TEXT = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"PAR1")
 #: Excel writes this line to say which delimiter follows.
-_EXCEL_LINE = re.compile(r'\s*"?sep=(.)"?[^\r\n]*(\r\n|\r|\n|$)', re.I)
+_EXCEL_LINE = re.compile(r'\s*"?sep=([,;:|\t])"?[^\r\n]*(\r\n|\r|\n|$)', re.I)
 #: What `str.strip` leaves although nobody sees it.
 _INVISIBLE = "\ufeff\u200b\u2060"
 
