@@ -107,7 +107,7 @@ def test_class_names_that_are_one_become_the_commonest():
     cells = pd.Series(["mel", "Mel", "nv", "mel", "none", "NA", "1.0", "1"])
     names = spellings.class_names(cells)
     assert names.tolist() == ["mel", "mel", "nv", "mel", "none", "", "1", "1"]
-    assert spellings.joined_names(cells, names) == "'1.0' is '1' (1 row); 'Mel' is 'mel' (1 row)"
+    assert spellings.joined_names(cells) == "'1.0' is '1' (1 row); 'Mel' is 'mel' (1 row)"
 
 
 @pytest.mark.parametrize(

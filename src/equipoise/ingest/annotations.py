@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,7 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
 from equipoise.core.text import counted, first_of, in_words
 from equipoise.ingest import spellings
+from equipoise.ingest.datasets.base import Unrecognised
 from equipoise.ingest.matching import Match, match, plain_path
 from equipoise.ingest.tables import Table, read_table
 
@@ -46,51 +47,50 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Annotations:
-    """The rows of a table, one for each image.
+    """What a table says of the files there are.
 
     Attributes:
         table: Which columns were read.
         classes: Names of the classes, sorted; empty where the table has no column of them.
-        of_image: Name of an image in the table -> what its row says. After `among` the names are
-            the paths of files.
+        of_path: Path of a file -> what its row says; files without a row are not there.
         remarks: Sentences about what was found on the way.
     """
 
     table: ImageTable
     classes: tuple[str, ...]
-    of_image: Mapping[str, Annotation]
-    remarks: tuple[str, ...] = field(default=())
+    of_path: Mapping[str, Annotation]
+    remarks: tuple[str, ...]
 
-    def among(self, paths: Sequence[str]) -> Annotations:
-        """The same with the paths of files as names, and remarks on what fits only one of both.
+    def of(self, path: str) -> Annotation:
+        """What the table says of one file.
 
         Raises:
-            DataError: When no row fits a file, when a row fits several files, or when several rows
-                mean one file.
+            Unrecognised: When it has no row for it, or its row lacks the label or the patient.
         """
-        names = list(self.of_image)
-        matched = match(names, paths)
-        _refuse_ambiguous(self.table, matched)
-        if not matched.path_of:
-            raise DataError(
-                f"None of the {counted(len(names), 'image')} that {self.table.file} names is among the "
-                f"{counted(len(paths), 'image file')}: the first row says {names[0]!r}, the first file is "
-                f"{paths[0]!r}. Expected in column {self.table.image} is the path inside the raw folder, or the "
-                f"file's name with or without its ending."
-            )
-        of_path = {path: self.of_image[name] for name, path in matched.path_of.items()}
-        remarks = [*self.remarks, *_remarks_on(self.table, matched)]
-        return replace(self, of_image=of_path, remarks=tuple(remarks))
+        annotation = self.of_path.get(path)
+        if annotation is None:
+            raise Unrecognised("ingest.table has no row for this file")
+        if self.table.label and not annotation.class_name:
+            raise Unrecognised(f"ingest.table gives this file no {' or '.join(self.table.label)}")
+        if self.table.patient is not None and not annotation.patient:
+            raise Unrecognised(f"ingest.table gives this file no {self.table.patient}")
+        return annotation
 
 
-def read_annotations(raw: Path, settings: Ingest) -> Annotations | None:
+def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annotations | None:
     """Read the table that `ingest.table` names; None where it names none.
 
     Rows that say the same of one image are one row.
 
+    Args:
+        raw: Folder of the originals.
+        settings: The `ingest` section.
+        paths: Relative paths of all image files.
+
     Raises:
         DataError: When the table cannot be used as it is: columns that are missing, unlike rows for
-            one image, several labels for one image, ids of one patient in two spellings.
+            one image, several labels for one image, ids of one patient in two spellings, rows that
+            fit no file or several.
         ConfigError: When settings that speak of the table do not fit it.
     """
     columns = settings.table
@@ -102,29 +102,55 @@ def read_annotations(raw: Path, settings: Ingest) -> Annotations | None:
     if not path.exists():
         raise DataError(f"There is no {path}. ingest.table is a path inside the raw folder.")
     table = read_table(path)
+    rows = _read_rows(table, columns, settings)
+    named = rows[rows["image"] != ""]
+    if named.empty:
+        raise DataError(f"{path} names no image: it has no rows below its header ({table.names}).")
+    distinct = named.drop_duplicates()
+    _refuse_unlike_rows(distinct, columns)
+    matched = match(distinct["image"].tolist(), paths)
+    if paths:
+        _refuse_unusable(columns, matched, paths)
+    remarks = [
+        *table.remarks,
+        *_remarks_on_names(table, columns),
+        *_remarks_on_rows(columns, len(rows), len(named), len(distinct)),
+        *_remarks_on_files(columns, matched),
+    ]
+    return Annotations(
+        table=columns,
+        classes=_classes(rows, columns),
+        of_path=_annotations_by_path(distinct, matched, settings.columns),
+        remarks=tuple(remarks),
+    )
+
+
+def _read_rows(table: Table, columns: ImageTable, settings: Ingest) -> pd.DataFrame:
+    """The columns of a table that are used, under the names they have in the manifest."""
     rows = pd.DataFrame({"image": table.column(columns.image).map(plain_path)})
-    remarks = list(table.remarks)
-    rows["class_name"] = _labels(table, columns, remarks)
-    rows["patient"] = _patients(table, settings)
+    rows["class_name"] = _labels(table, columns)
+    rows["patient"] = _patients(table, columns, settings.aliases)
     rows["official_split"] = _sides(table, columns)
     for name in settings.columns:
         rows[name] = table.column(name)
-    rows = _one_row_per_image(rows, columns, remarks)
-    if rows.empty:
-        raise DataError(f"{path} names no image: it has no rows below its header ({table.names}).")
-    classes = sorted(name for name in rows["class_name"].unique() if name)
-    if columns.label:
-        _check_classes(columns, classes)
-    of_image = {}
+    return rows
+
+
+def _annotations_by_path(
+    rows: pd.DataFrame, matched: Match, kept_columns: Sequence[str]
+) -> dict[str, Annotation]:
+    annotations = {}
     for row in rows.to_dict("records"):
-        kept = {name: row[name] for name in settings.columns}
-        of_image[row["image"]] = Annotation(
+        path = matched.path_of.get(row["image"])
+        if path is None:
+            continue
+        annotations[path] = Annotation(
             class_name=row["class_name"],
             patient=row["patient"],
             side=row["official_split"],
-            columns=kept,
+            columns={name: row[name] for name in kept_columns},
         )
-    return Annotations(columns, tuple(classes), of_image, tuple(remarks))
+    return annotations
 
 
 # --- settings that do not fit ---------------------------------------------------------------------
@@ -149,19 +175,18 @@ def _refuse_taken(names: Sequence[str]) -> None:
 # --- columns --------------------------------------------------------------------------------------
 
 
-def _patients(table: Table, settings: Ingest) -> pd.Series | str:
+def _patients(table: Table, columns: ImageTable, aliases: Mapping[str, str]) -> pd.Series | str:
     """Ids of the patients, each person under one; empty without a column of them."""
-    columns = settings.table
-    if columns is None or columns.patient is None:
+    if columns.patient is None:
         return ""
     if not table.has(columns.patient):
         raise DataError(
-            f"{table.path} lacks the column(s) {columns.patient}; it has {table.names}. Name the column of patient "
-            f"ids in ingest.table: {{file, patient}}, or set patient: null there: then every image counts as a "
-            f"patient."
+            f"{table.path} lacks the column(s) {columns.patient}; it has {table.names}. Name the column of "
+            f"patient ids in ingest.table: {{file, patient}}, or set patient: null there: then every image "
+            f"counts as a patient."
         )
     where = f"column {columns.patient} of {columns.file}"
-    return spellings.patient_ids(table.column(columns.patient), settings.aliases, where)
+    return spellings.patient_ids(table.column(columns.patient), aliases, where)
 
 
 def _sides(table: Table, columns: ImageTable) -> pd.Series | str:
@@ -182,18 +207,14 @@ def _sides(table: Table, columns: ImageTable) -> pd.Series | str:
     return cells.map(side_of)
 
 
-def _labels(table: Table, columns: ImageTable, remarks: list[str]) -> pd.Series | str:
+def _labels(table: Table, columns: ImageTable) -> pd.Series | str:
     """The class of each row; empty where the folders name the classes."""
     if not columns.label:
         return ""
     if len(columns.label) > 1:
         return _labels_of_flags(table, columns)
-    cells = table.column(columns.label[0])
-    names = spellings.class_names(cells)
+    names = spellings.class_names(table.column(columns.label[0]))
     _refuse_several_labels(names, columns)
-    joined = spellings.joined_names(cells, names)
-    if joined:
-        remarks.append(f"class names in {columns.file} that mean one class: {joined}")
     return names
 
 
@@ -258,11 +279,15 @@ def _flags(cells: pd.Series, name: str, columns: ImageTable) -> pd.Series:
     return is_yes
 
 
-def _check_classes(columns: ImageTable, classes: Sequence[str]) -> None:
+def _classes(rows: pd.DataFrame, columns: ImageTable) -> tuple[str, ...]:
+    """The classes that a table names, sorted; none where it has no column of them."""
+    if not columns.label:
+        return ()
     label = in_words(columns.label)
+    classes = sorted(name for name in rows["class_name"].unique() if name)
     if len(classes) < 2:
         raise DataError(
-            f"Column {label} of {columns.file} names at least two classes where it can be used; found: "
+            f"Column {label} of {columns.file} has to name at least two classes; found: "
             f"{', '.join(classes) or 'none'}."
         )
     if len(classes) > _CLASSES_MAX:
@@ -270,34 +295,18 @@ def _check_classes(columns: ImageTable, classes: Sequence[str]) -> None:
             f"Column {label} of {columns.file} holds {len(classes)} different values, as {_examples(classes)}. "
             f"Name the column of the classes in ingest.table.label."
         )
+    return tuple(classes)
 
 
 # --- rows and files -------------------------------------------------------------------------------
 
 
-def _one_row_per_image(rows: pd.DataFrame, columns: ImageTable, remarks: list[str]) -> pd.DataFrame:
-    """One row for each image; rows that name none are left out.
-
-    Raises:
-        DataError: When two rows say different things of one image.
-    """
-    named = rows[rows["image"] != ""]
-    if len(named) < len(rows):
-        unnamed = counted(len(rows) - len(named), "row")
-        remarks.append(f"{unnamed} of {columns.file} left out: column {columns.image} is empty")
-    distinct = named.drop_duplicates()
-    is_repeated = distinct["image"].duplicated(keep=False)
-    if is_repeated.any():
-        _refuse_unlike_rows(distinct[is_repeated], columns)
-    if len(distinct) < len(named):
-        remarks.append(
-            f"{columns.file} names {counted(len(distinct), 'image')} in {len(named)} rows, which say the same of it"
-        )
-    return distinct
-
-
 def _refuse_unlike_rows(rows: pd.DataFrame, columns: ImageTable) -> None:
-    images = rows["image"].unique()
+    """Refuse rows that say different things of one image."""
+    is_repeated = rows["image"].duplicated(keep=False)
+    images = rows.loc[is_repeated, "image"].unique()
+    if len(images) == 0:
+        return
     of_first = rows[rows["image"] == images[0]]
     name_of_column = {
         "class_name": " or ".join(columns.label),
@@ -316,37 +325,65 @@ def _refuse_unlike_rows(rows: pd.DataFrame, columns: ImageTable) -> None:
     )
 
 
-def _refuse_ambiguous(table: ImageTable, matched: Match) -> None:
-    """Refuse a row that fits several files, and several rows that fit one file."""
-    advice = f"Write the path inside the raw folder in column {table.image}."
-    for name, paths in matched.ambiguous.items():
+def _refuse_unusable(columns: ImageTable, matched: Match, paths: Sequence[str]) -> None:
+    """Refuse a row that fits several files, several rows that fit one, and rows that all fit none."""
+    advice = f"Write the path inside the raw folder in column {columns.image}."
+    for name, fitting in matched.ambiguous.items():
         raise DataError(
-            f"{table.file} names {name!r}, which fits {len(paths)} files: {first_of(paths, separator=', ')} "
+            f"{columns.file} names {name!r}, which fits {len(fitting)} files: {first_of(fitting, separator=', ')} "
             f"({counted(len(matched.ambiguous), 'such row')}). {advice}"
         )
     name_of_path: dict[str, str] = {}
     for name, path in matched.path_of.items():
         if path in name_of_path:
             raise DataError(
-                f"{table.file} names {name_of_path[path]!r} and {name!r}, which both fit the file {path}. {advice}"
+                f"{columns.file} names {name_of_path[path]!r} and {name!r}, which both fit the file {path}. {advice}"
             )
         name_of_path[path] = name
+    if not name_of_path:
+        raise DataError(
+            f"None of the {counted(len(matched.absent), 'image')} that {columns.file} names is among the "
+            f"{counted(len(paths), 'image file')}: its first row says {matched.absent[0]!r}, the first file is "
+            f"{paths[0]!r}. Expected in column {columns.image} is the path inside the raw folder, or the "
+            f"file's name with or without its ending."
+        )
 
 
-def _remarks_on(table: ImageTable, matched: Match) -> list[str]:
+def _remarks_on_names(table: Table, columns: ImageTable) -> list[str]:
+    """Which class names were joined."""
+    if len(columns.label) != 1:
+        return []
+    joined = spellings.joined_names(table.column(columns.label[0]))
+    return [f"class names in {columns.file} that mean one class: {joined}"] if joined else []
+
+
+def _remarks_on_rows(columns: ImageTable, all_rows: int, named: int, distinct: int) -> list[str]:
+    """How many rows name no image, and how many only repeat what another says."""
+    remarks = []
+    if named < all_rows:
+        rows = counted(all_rows - named, "row")
+        remarks.append(f"{rows} of {columns.file} left out: column {columns.image} is empty")
+    if distinct < named:
+        images = counted(distinct, "image")
+        remarks.append(f"{columns.file} names {images} in {named} rows, which say the same of it")
+    return remarks
+
+
+def _remarks_on_files(columns: ImageTable, matched: Match) -> list[str]:
+    """What was matched by name only, and what has no counterpart."""
     remarks = []
     if matched.loose:
+        rows = counted(len(matched.loose), "row")
         first = matched.loose[0]
         remarks.append(
-            f"{counted(len(matched.loose), 'row')} of {table.file} matched by name, as {first!r} is "
-            f"{matched.path_of[first]}"
+            f"{rows} of {columns.file} matched by name, as {first!r} is {matched.path_of[first]}"
         )
     if matched.absent:
         rows = counted(len(matched.absent), "row")
-        remarks.append(f"no file for {rows} of {table.file}, {_the_first(matched.absent)}")
+        remarks.append(f"no file for {rows} of {columns.file}, {_the_first(matched.absent)}")
     if matched.unnamed:
         files = counted(len(matched.unnamed), "file")
-        remarks.append(f"no row in {table.file} for {files}, {_the_first(matched.unnamed)}")
+        remarks.append(f"no row in {columns.file} for {files}, {_the_first(matched.unnamed)}")
     return remarks
 
 

@@ -179,9 +179,9 @@ def class_names(cells: pd.Series) -> pd.Series:
     return known.map(lambda name: commonest[folded(name)])
 
 
-def joined_names(cells: pd.Series, names: pd.Series) -> str:
-    """Which spellings `class_names` joined, in words; empty where there are none."""
-    pairs = pd.DataFrame({"written": cells, "name": names})
+def joined_names(cells: pd.Series) -> str:
+    """Which spellings `class_names` joins, in words; empty where there are none."""
+    pairs = pd.DataFrame({"written": cells, "name": class_names(cells)})
     other = pairs[(pairs["written"] != pairs["name"]) & (pairs["name"] != "")]
     counts = other.value_counts(["written", "name"]).sort_index()
     joined = []

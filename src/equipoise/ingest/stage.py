@@ -72,7 +72,6 @@ def run(study: Study) -> Ingested:
     card = dataset.card
     readings = list(card.readings)
     paths, ignored = originals.list_files(study.raw, dataset)
-    dataset = dataset.among(paths)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
 
     reader = Reader(study.raw, study.dataset, dataset, task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -184,24 +184,10 @@ class Dataset:
         card: What it says about itself.
         parse: Relative path of an image -> what is known of it; raises Unrecognised.
         suffixes: Endings of the files that hold images.
-        match: Relative paths of all images -> the dataset that knows which of them its table means;
-            None where `parse` needs no other path.
         remarks: Sentences about what was found on the way, for the user to judge.
     """
 
     card: Card
     parse: Callable[[PurePosixPath], Parsed]
     suffixes: frozenset[str] = images.SUFFIXES
-    match: Callable[[Sequence[str]], Dataset] | None = None
     remarks: tuple[str, ...] = ()
-
-    def among(self, paths: Sequence[str]) -> Dataset:
-        """The same dataset, knowing which images there are.
-
-        Args:
-            paths: Relative paths of all images.
-
-        Raises:
-            DataError: When a table of the dataset does not fit them.
-        """
-        return self if self.match is None else self.match(paths)

@@ -48,7 +48,8 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     """
     top_folders = _folders(raw)
     has_sides = bool(top_folders) and all(name.lower() in _SIDES for name in top_folders)
-    annotations = read_annotations(raw, settings)
+    paths, _ = images.walk(raw)
+    annotations = read_annotations(raw, settings, paths)
     if annotations is not None and annotations.classes:
         classes = list(annotations.classes)
     else:
@@ -63,21 +64,9 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
         readings=CARD.readings if has_patients else _READINGS_WITHOUT_PATIENTS,
         patient_ids=has_patients,
     )
-    return _dataset(card, _Reader(has_sides, annotations))
-
-
-def _dataset(card: Card, reader: _Reader) -> Dataset:
-    """The dataset of a reader, whose table learns which files there are before it is asked."""
-    annotations = reader.annotations
-    if annotations is None:
-        return Dataset(card, reader.parse)
-
-    def match(paths: Sequence[str]) -> Dataset:
-        of_files = annotations.among(paths)
-        informed = replace(reader, annotations=of_files)
-        return Dataset(card, informed.parse, remarks=of_files.remarks)
-
-    return Dataset(card, reader.parse, match=match)
+    reader = _Reader(has_sides, annotations)
+    remarks = () if annotations is None else annotations.remarks
+    return Dataset(card, reader.parse, remarks=remarks)
 
 
 @dataclass(frozen=True)
@@ -93,29 +82,23 @@ class _Reader:
     annotations: Annotations | None
 
     def parse(self, path: PurePosixPath) -> Parsed:
-        """Class, side and patient, from the table where it has columns of them, else from the folders."""
+        """Class, side and patient, from the table where it names them, else from the folders."""
         columns = {}
         inside_side = path.parts
         if self.has_sides:
             columns["official_split"] = _SIDES[path.parts[0].lower()]
             inside_side = path.parts[1:]
+        by_image = {"image": str(path)}
         if self.annotations is None:
-            return Parsed(_class_of(inside_side), {"image": str(path)}, columns)
-        annotation = self.annotations.of_image.get(str(path))
-        if annotation is None:
-            raise Unrecognised("ingest.table has no row for this file")
+            return Parsed(_class_of(inside_side), by_image, columns)
+        annotation = self.annotations.of(str(path))
         table = self.annotations.table
-        class_name = annotation.class_name if table.label else _class_of(inside_side)
-        if not class_name:
-            raise Unrecognised(f"ingest.table gives this file no {' or '.join(table.label)}")
         if table.split is not None:
             columns["official_split"] = annotation.side
         columns.update(annotation.columns)
-        if table.patient is None:
-            return Parsed(class_name, {"image": str(path)}, columns)
-        if not annotation.patient:
-            raise Unrecognised(f"ingest.table gives this file no {table.patient}")
-        return Parsed(class_name, {"patient": annotation.patient}, columns)
+        class_name = annotation.class_name if table.label else _class_of(inside_side)
+        patients = by_image if table.patient is None else {"patient": annotation.patient}
+        return Parsed(class_name, patients, columns)
 
 
 def _class_of(inside_side: Sequence[str]) -> str:
