@@ -157,7 +157,8 @@ def _annotations_by_path(
 
 
 def _refuse_settings_without_table(settings: Ingest) -> None:
-    for name, value in (("columns", settings.columns), ("aliases", settings.aliases)):
+    values = {"columns": settings.columns, "aliases": settings.aliases}
+    for name, value in values.items():
         if value:
             raise ConfigError(
                 f"ingest.{name} speaks of ingest.table, which is null. Set ingest.table."

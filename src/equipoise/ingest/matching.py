@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from posixpath import splitext
 
 from equipoise.core import images
 
@@ -91,17 +92,17 @@ class _Files:
     def candidates(self, name: str) -> list[str]:
         """The files whose path ends with a name, and those whose path is an end of it."""
         bare = _bare(name)
-        found = list(self._of_end.get(bare, []))
+        candidates = list(self._of_end.get(bare, []))
         for end in _ends(bare)[1:]:
-            found += self._of_path.get(end, [])
-        return found
+            candidates += self._of_path.get(end, [])
+        return candidates
 
 
 def _bare(plain: str) -> str:
     """A path in lower case, without the ending of an image file."""
     path = plain.casefold()
-    ending = PurePosixPath(path).suffix
-    return path.removesuffix(ending) if ending in images.SUFFIXES else path
+    without_ending, ending = splitext(path)
+    return without_ending if ending in images.SUFFIXES else path
 
 
 def _ends(bare: str) -> list[str]:
@@ -116,6 +117,8 @@ def _ends(bare: str) -> list[str]:
 
 def _best(name: str, candidates: Sequence[str]) -> list[str]:
     """The candidates that are most like a name."""
+    if len(candidates) < 2:
+        return list(candidates)
     best: list[str] = []
     likeness_of_best = (False, 0, False)
     for plain in candidates:

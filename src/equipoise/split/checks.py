@@ -331,10 +331,13 @@ class GiantPatient(CodedCheck):
             for giant in _giants(division.patients, part):
                 same_part = rounds_of.setdefault((giant.kind, giant.patient), [])
                 same_part.append((giant, round_name))
-        for found in rounds_of.values():
-            largest, round_name = max(found, key=lambda item: item[0].share)
-            others = f" and less in {counted(len(found) - 1, 'other round')}" if found[1:] else ""
-            sentences.append(f"{largest} of {largest.kind} in {round_name}{others}")
+        for same_part in rounds_of.values():
+            largest, round_name = max(same_part, key=lambda item: item[0].share)
+            sentence = f"{largest} of {largest.kind} in {round_name}"
+            num_others = len(same_part) - 1
+            if num_others:
+                sentence += f", and more than a third in {counted(num_others, 'other round')}"
+            sentences.append(sentence)
         if not sentences:
             return Answer("none")
         return Answer("finding", f"{first_of(sentences)}. {self.advice}")
