@@ -85,7 +85,7 @@ def test_ham10000_ids_without_ending_in_two_folders(tmp_path):
 def test_aptos_numbers_as_classes_and_no_patients(tmp_path):
     files = [f"train_images/{number:012x}.png" for number in range(6)]
     rows = [f"{number:012x},{number % 3}" for number in range(6)]
-    columns = {"file": "table.csv", "image": "id_code", "label": "diagnosis", "patient": None}
+    columns = {"file": "table.csv", "image": "id_code", "label": "diagnosis"}
     study = _study(
         tmp_path, files, "id_code,diagnosis\n" + "\n".join(rows), table=columns, positive_class="2"
     )
@@ -93,15 +93,18 @@ def test_aptos_numbers_as_classes_and_no_patients(tmp_path):
     assert done.manifest.classes == ("0", "1", "2")
     assert done.summary.patient_ids is False
     assert done.summary.patients == 6
-    forgotten = {"file": "table.csv", "image": "id_code", "label": "diagnosis"}
-    study = _study(
-        tmp_path,
-        files,
-        "id_code,diagnosis\n" + "\n".join(rows),
-        table=forgotten,
-        positive_class="2",
-    )
-    with pytest.raises(DataError, match=r"lacks the column\(s\) patient_id.*or set patient: null"):
+
+
+def test_a_column_patient_id_is_used_where_no_other_is_named(tmp_path):
+    columns = {"file": "table.csv", "label": "dx"}
+    text = "image,dx,Patient_ID\na/1.png,x,p1\na/2.png,y,p1\n"
+    done = ingest.run(_study(tmp_path, FILES[:2], text, table=columns, positive_class="x"))
+    assert (done.summary.patient_ids, done.summary.patients) == (True, 1)
+    columns["patient"] = "person"
+    study = _study(tmp_path, FILES[:2], text, table=columns, positive_class="x")
+    with pytest.raises(
+        DataError, match=r"lacks the column\(s\) person.*without patient every image counts"
+    ):
         ingest.run(study)
 
 
@@ -115,7 +118,7 @@ def test_isic_one_column_for_each_class(tmp_path):
             "BCC": [0.0, 0.0, 0.0, 1.0, 0.0],
         }
     )
-    columns = {"file": "table.csv", "label": ["MEL", "nv"], "patient": None}
+    columns = {"file": "table.csv", "label": ["MEL", "nv"]}
     study = _study(tmp_path, files, frame.to_csv(index=False), table=columns, positive_class="MEL")
     done = ingest.run(study)
     assert done.manifest.classes == ("nv", "MEL"), "as the settings spell them"
@@ -170,7 +173,7 @@ def test_a_list_of_labels_is_known_by_its_parts(tmp_path, label):
         "2.png;Mass",
         '3.png;"carcinoma, in situ"',
     ]
-    columns = {"file": "table.csv", "label": "dx", "patient": None}
+    columns = {"file": "table.csv", "label": "dx"}
     files = [f"{number}.png" for number in range(4)]
     study = _study(
         tmp_path, files, "image;dx\n" + "\n".join(rows), table=columns, positive_class="Mass"
@@ -209,7 +212,7 @@ def test_rsna_several_boxes_of_one_image_are_one_row(tmp_path):
 def test_chexpert_paths_that_begin_higher_up(tmp_path):
     files = [f"train/patient{number}/study1/view1_frontal.jpg" for number in range(4)]
     rows = [f"CheXpert-v1.0-small/{file},{number % 2}.0" for number, file in enumerate(files)]
-    columns = {"file": "table.csv", "image": "Path", "label": "Edema", "patient": None}
+    columns = {"file": "table.csv", "image": "Path", "label": "Edema"}
     study = _study(
         tmp_path, files, "Path,Edema\n" + "\n".join(rows), table=columns, positive_class="1.0"
     )
@@ -282,6 +285,16 @@ def test_settings_of_the_table_that_cannot_be_used_are_said(tmp_path):
         ConfigError, match=r"no key 'ingest\.table\.lable'.*Did you mean 'ingest\.table\.label'"
     ):
         _study(tmp_path, FILES, IDS, table={"file": "table.csv", "lable": "dx"})
+    study = _study(
+        tmp_path,
+        FILES,
+        IDS.replace("patient_id", "who"),
+        table={"file": "table.csv"},
+        aliases={"1": "0001"},
+        positive_class="b",
+    )
+    with pytest.raises(ConfigError, match=r"ingest\.table has no column of them"):
+        ingest.run(study)
     study = _study(tmp_path, FILES, IDS, table=None, aliases={"1": "0001"}, positive_class="b")
     with pytest.raises(
         ConfigError, match=r"ingest\.aliases speaks of ingest\.table, which is null"

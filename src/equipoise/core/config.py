@@ -116,11 +116,15 @@ class Phantom(Section):
     seed: Seed
 
 
+#: Column of patient ids in a table that names no other.
+PATIENT_COLUMN = "patient_id"
+
+
 def _named_columns(value: Any) -> Any:
-    """A path alone is a table with the usual columns."""
+    """A path alone is a table that has to have patient ids."""
     if isinstance(value, dict):
         _require_known_keys(value, ImageTable.model_fields, "ingest.table.")
-    return {"file": value} if isinstance(value, str) else value
+    return {"file": value, "patient": PATIENT_COLUMN} if isinstance(value, str) else value
 
 
 def _in_a_list(value: Any) -> Any:
@@ -150,14 +154,15 @@ class ImageTable(Section):
         image: Column with the path, the name or the id of an image.
         label: Column with the class; several: one for each class, which holds 1 or 0; none: the
             folders name the classes.
-        patient: Column of patient ids; null: every image counts as a patient.
+        patient: Column of patient ids; null: `patient_id`, and where there is none every image
+            counts as a patient.
         split: Column with the published side; null: the folders name it, if they do.
     """
 
     file: str
     image: str = "image"
     label: Annotated[list[str], BeforeValidator(_in_a_list)] = []
-    patient: str | None = "patient_id"
+    patient: str | None = None
     split: str | None = None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from equipoise.core.config import ImageTable, Ingest
+from equipoise.core.config import PATIENT_COLUMN, ImageTable, Ingest
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
 from equipoise.core.text import counted, first_of, in_words
@@ -93,15 +93,15 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
             fit no file or several.
         ConfigError: When settings that speak of the table do not fit it.
     """
-    columns = settings.table
-    if columns is None:
+    if settings.table is None:
         _refuse_settings_without_table(settings)
         return None
     _refuse_taken(settings.columns)
-    path = raw / columns.file
+    path = raw / settings.table.file
     if not path.exists():
         raise DataError(f"There is no {path}. ingest.table is a path inside the raw folder.")
     table = read_table(path)
+    columns = _with_patients(settings.table, table)
     rows = _read_rows(table, columns, settings)
     named = rows[rows["image"] != ""]
     if named.empty:
@@ -123,6 +123,13 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
         of_path=_annotations_by_path(distinct, matched, settings.columns),
         remarks=tuple(remarks),
     )
+
+
+def _with_patients(columns: ImageTable, table: Table) -> ImageTable:
+    """The columns with that of patient ids, where it is there without being named."""
+    if columns.patient is None and table.has(PATIENT_COLUMN):
+        return columns.model_copy(update={"patient": PATIENT_COLUMN})
+    return columns
 
 
 def _read_rows(table: Table, columns: ImageTable, settings: Ingest) -> pd.DataFrame:
@@ -165,6 +172,14 @@ def _refuse_settings_without_table(settings: Ingest) -> None:
             )
 
 
+def _refuse_idle_aliases(aliases: Mapping[str, str]) -> None:
+    if aliases:
+        raise ConfigError(
+            "ingest.aliases speaks of patient ids, and ingest.table has no column of them. Name it in "
+            "ingest.table: {file, patient}."
+        )
+
+
 def _refuse_taken(names: Sequence[str]) -> None:
     taken = sorted(_TAKEN.intersection(names))
     if taken:
@@ -179,12 +194,12 @@ def _refuse_taken(names: Sequence[str]) -> None:
 def _patients(table: Table, columns: ImageTable, aliases: Mapping[str, str]) -> pd.Series | str:
     """Ids of the patients, each person under one; empty without a column of them."""
     if columns.patient is None:
+        _refuse_idle_aliases(aliases)
         return ""
     if not table.has(columns.patient):
         raise DataError(
             f"{table.path} lacks the column(s) {columns.patient}; it has {table.names}. Name the column of "
-            f"patient ids in ingest.table: {{file, patient}}, or set patient: null there: then every image "
-            f"counts as a patient."
+            f"patient ids in ingest.table: {{file, patient}}; without patient every image counts as one."
         )
     where = f"column {columns.patient} of {columns.file}"
     return spellings.patient_ids(table.column(columns.patient), aliases, where)
