@@ -121,6 +121,8 @@ class Ingest(Section):
 
     dataset: str | None
     raw: str | None
+    skip: list[str]
+    keep: list[str]
     task: str | None
     only: dict[str, str]
     duplicates: Literal["drop", "drop_near", "keep"]

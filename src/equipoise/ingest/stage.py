@@ -50,6 +50,7 @@ class _Tally:
 
     files_seen: int
     other_files_ignored: int
+    left_out: dict[str, int]
     selection: str
     not_selected: int
     near_copies: int
@@ -69,11 +70,11 @@ def run(study: Study) -> Ingested:
     dataset, task = open_dataset(study.dataset, study.raw, settings)
     card = dataset.card
     readings = list(card.readings)
-    paths, ignored = originals.list_files(study.raw, dataset)
+    listing = originals.list_files(study.raw, dataset, settings)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
 
     reader = Reader(study.raw, study.dataset, dataset, task)
-    read = reader.read(paths)
+    read = reader.read(listing.paths)
     selected = _select(read, settings.only, study.dataset)
     selection = _selection_name(settings.only)
     # Copies belong to what was published: these are counted before copies are left out.
@@ -93,8 +94,9 @@ def run(study: Study) -> Ingested:
     _check_every_class(study.raw, counts, quarantined)
 
     tally = _Tally(
-        files_seen=len(paths),
-        other_files_ignored=ignored,
+        files_seen=len(listing.paths),
+        other_files_ignored=listing.num_left_out,
+        left_out=listing.left_out,
         selection=selection,
         not_selected=len(read.rows) - len(selected.rows),
         near_copies=near_copies,
@@ -282,6 +284,7 @@ def _summary(
         pseudonymised=manifest.meta["pseudonym_key"] is not None,
         files_seen=tally.files_seen,
         other_files_ignored=tally.other_files_ignored,
+        left_out=tally.left_out,
         selection=tally.selection,
         not_selected=tally.not_selected,
         quarantined=tally.quarantined,
