@@ -131,6 +131,7 @@ class Ingest(Section):
     positive_class: str | None
     table: str | None
     columns: list[str]
+    patient_folder: Literal["below", "above"] | None
 
 
 class Split(Section):

@@ -28,6 +28,9 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
 
+#: Endings of formats that hold several pages or frames.
+_SUFFIXES_WITH_PAGES = (".tif", ".tiff", ".gif", ".webp")
+
 #: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
 #: A picture with a shorter side is tiny.
@@ -231,6 +234,25 @@ def _decoded(image: Image.Image, draft_px: int) -> np.ndarray:
         if image.mode == "RGB":
             return np.asarray(image)
         return np.asarray(image.convert("RGB"))
+
+
+def count_pages(data: bytes, name: str) -> int:
+    """How many pages (or frames) an image file has, of which `decode` gives the first.
+
+    Args:
+        data: The bytes of the file.
+        name: Its name: only formats with pages are looked at.
+
+    Returns:
+        1 also for what Pillow cannot read.
+    """
+    if not name.lower().endswith(_SUFFIXES_WITH_PAGES):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return getattr(image, "n_frames", 1)
+    except (OSError, SyntaxError, ValueError):
+        return 1
 
 
 def as_rgb(values: np.ndarray | list[Any]) -> np.ndarray:

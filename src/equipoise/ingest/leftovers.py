@@ -7,6 +7,7 @@ have the last word.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,6 +97,11 @@ class Listing:
     idle_patterns: list[str]
 
     @property
+    def remarks(self) -> list[str]:
+        """What the user should know of the patterns."""
+        return [f"no file fits the pattern {pattern!r}" for pattern in self.idle_patterns]
+
+    @property
     def num_left_out(self) -> int:
         """How many files are no images of the study."""
         return sum(self.left_out.values())
@@ -128,6 +134,28 @@ def list_images(
             paths += images.pictures_in(raw, path)
     idle = [pattern for pattern in (*skip, *keep) if not any(fits(path, pattern) for path in files)]
     return Listing(sorted(paths), dict(kinds.most_common()), idle)
+
+
+def idle_folders(raw: Path, paths: Sequence[str]) -> list[str]:
+    """Relative paths of the folders without an image, but for those that are left out by their names.
+
+    Folders inside such a folder are not named.
+
+    Args:
+        raw: The raw folder.
+        paths: Relative paths of all images.
+    """
+    holding = {""}
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        parts = folder.split("/")
+        holding.update("/".join(parts[:length]) for length in range(1, len(parts) + 1))
+    idle = []
+    for folder in sorted(holding):
+        for entry in os.scandir(raw / folder):
+            relative = f"{folder}/{entry.name}".removeprefix("/")
+            if entry.is_dir() and relative not in holding and not _is_left_out(entry.name):
+                idle.append(relative)
+    return sorted(idle)
 
 
 def in_words(left_out: Mapping[str, int]) -> str:
@@ -216,6 +244,12 @@ class _Rules:
         if not match:
             return False
         return any(word + match["picture"] in self.stems for word in _IMAGE_WORDS)
+
+
+def _is_left_out(folder: str) -> bool:
+    """Whether a folder's name says that nothing in it is an image of a study."""
+    is_systems = folder.lower() in _SYSTEM_FOLDERS or images.hidden(folder)
+    return is_systems or _plain(folder) in _MASK_FOLDERS | _THUMBNAIL_FOLDERS
 
 
 def _kind_of_other(raw: Path, path: str) -> str:

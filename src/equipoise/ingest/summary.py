@@ -12,12 +12,15 @@ from equipoise.ingest.quarantine import Quarantined
 _NAMED = 10
 
 
-def summary_text(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> str:
+def summary_text(
+    summary: IngestSummary, quarantined: Sequence[Quarantined], remarks: Sequence[str] = ()
+) -> str:
     """What is shown when `ingest` has run: counts by class, what is odd, and what was left out.
 
     Args:
         summary: The counts.
         quarantined: The files that were left out.
+        remarks: Further sentences, of the dataset.
     """
     lines = [
         f"{summary.images} usable images of {summary.patients} patients ({summary.completeness})"
@@ -26,6 +29,7 @@ def summary_text(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> 
         lines.append(_class_line(name, count, summary))
     lines.append(f"  imbalance 1:{summary.imbalance_ratio:.1f}; {_other_files(summary)}")
     lines += _remarks(summary)
+    lines += [f"  {remark}" for remark in remarks]
     lines += _quarantine_lines(summary, quarantined)
     return "\n".join(lines)
 

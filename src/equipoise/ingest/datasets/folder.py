@@ -1,12 +1,13 @@
 """Your own images: a folder per class, and if you have one a CSV that says whose image is whose.
 
-Expected is `CLASS/…/NAME.png`, or `train/CLASS/…` and `test/CLASS/…` where you have fixed sides.
-The CSV (`ingest.table`, a path inside the raw folder) has a column `image` (path inside the raw
+Expected is `CLASS/…/NAME.png`, with folders of published sides above or below those of the classes
+where you have them; `ingest/layouts.py` tells which folders are which. The CSV (`ingest.table`, a
+path inside the raw folder) has a column `image` (path inside the raw
 folder), a column `patient_id`, and any others, of which only those named in `ingest.columns` are
 kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -14,9 +15,11 @@ import pandas as pd
 
 from equipoise.core import images
 from equipoise.core.config import Ingest
-from equipoise.core.errors import ConfigError, DataError, unknown_name
+from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
+from equipoise.ingest import layouts, leftovers
 from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task, Unrecognised
+from equipoise.ingest.layouts import Classes, Sides
 
 CARD = Card(
     title="Own images",
@@ -31,13 +34,8 @@ CARD = Card(
 _READINGS_WITHOUT_TABLE = {
     "image": "every image counts as a patient: there is no ingest.table",
 }
-_SIDES = {
-    "train": "train",
-    "val": "train",
-    "valid": "train",
-    "validation": "train",
-    "test": "test",
-}
+#: Folders that a remark names.
+_NAMED = 8
 #: Names that columns of the manifest, or of what is made from it, have already.
 _TAKEN = {*Manifest.COLUMNS, "pixels", "patient", "image", "official_split", "part"}
 
@@ -46,28 +44,36 @@ TableRows = dict[str, dict[str, str]]
 
 
 def open_folder(raw: Path, settings: Ingest) -> Dataset:
-    """Read the classes from the folders and the patients from the CSV.
+    """Read the classes from the folders and the patients from the CSV or from folders.
 
     Raises:
-        DataError: For fewer than two class folders, or a CSV that cannot be used.
+        DataError: For fewer than two class folders, folders that may mean one thing or another, or
+            a CSV that cannot be used.
         ConfigError: When the positive class or the columns are not named as they are.
     """
-    top_folders = _folders(raw)
-    has_sides = bool(top_folders) and all(name.lower() in _SIDES for name in top_folders)
-    classes = _classes_of_sides(raw, top_folders) if has_sides else top_folders
-    positive_class = _positive_class(raw, classes, settings)
-    others = [name for name in classes if name != positive_class]
-    task = Task(classes=(*others, positive_class), positive_class=positive_class)
+    listing = leftovers.list_images(raw, images.SUFFIXES, settings.skip, settings.keep)
+    folders = [layouts.folders_of(path) for path in listing.paths]
+    sides = layouts.find_sides(folders)
+    inside_sides = [sides.without(names) for names in folders]
+    idle = leftovers.idle_folders(raw, listing.paths)
+    classes = layouts.find_classes(inside_sides, settings.positive_class, idle, str(raw))
     table_rows = _table_rows(raw, settings)
-    has_table = table_rows is not None
+    others = [name for name in classes.names if name != classes.positive]
+    task = Task(classes=(*others, classes.positive), positive_class=classes.positive)
+    readings = _readings(settings)
     card = replace(
         CARD,
         tasks={"classes": task},
-        readings=CARD.readings if has_table else _READINGS_WITHOUT_TABLE,
-        patient_ids=has_table,
+        readings=readings,
+        patient_ids="patient" in readings,
     )
-    reader = _Reader(has_sides, table_rows, settings.columns)
-    return Dataset(card, reader.parse)
+    remarks = [*sides.remarks, *classes.remarks]
+    if idle:
+        remarks.append(f"folders without an image, which are no classes: {_first_of(idle)}")
+    if not card.patient_ids:
+        remarks += layouts.remarks_on_patients(inside_sides, classes)
+    reader = _Reader(sides, classes, table_rows, settings)
+    return Dataset(card, reader.parse, remarks=tuple(remarks))
 
 
 @dataclass(frozen=True)
@@ -75,25 +81,29 @@ class _Reader:
     """Reads what is known of an image.
 
     Attributes:
-        has_sides: Whether the class folders lie in folders of published sides.
+        sides: The folders of published sides.
+        classes: The folders of classes.
         table_rows: Rows of the CSV; None without one.
-        columns: Columns of the CSV that are kept.
+        settings: The `ingest` section.
     """
 
-    has_sides: bool
+    sides: Sides
+    classes: Classes
     table_rows: TableRows | None
-    columns: Sequence[str]
+    settings: Ingest
 
     def parse(self, path: PurePosixPath) -> Parsed:
         """Class from the folder, patient and columns from the CSV."""
+        folders = path.parts[:-1]
         columns = {}
-        inside_side = path.parts
-        if self.has_sides:
-            columns["official_split"] = _SIDES[path.parts[0].lower()]
-            inside_side = path.parts[1:]
-        if len(inside_side) < 2:
-            raise Unrecognised("the file lies in no class folder")
-        class_name = inside_side[0]
+        if self.sides.level is not None:
+            columns["official_split"] = self.sides.of(folders)
+        inside_side = self.sides.without(folders)
+        class_name = self.classes.of(inside_side)
+        place = self.settings.patient_folder
+        if place is not None:
+            patient = layouts.patient_folder(inside_side, self.classes.level, place)
+            return Parsed(class_name, {"patient": patient}, columns)
         if self.table_rows is None:
             return Parsed(class_name, {"image": str(path)}, columns)
         row = self.table_rows.get(str(path))
@@ -101,39 +111,28 @@ class _Reader:
             raise Unrecognised("ingest.table has no row for this file")
         if not row["patient_id"]:
             raise Unrecognised("ingest.table gives this file no patient_id")
-        for name in self.columns:
+        for name in self.settings.columns:
             columns[name] = row[name]
         return Parsed(class_name, {"patient": row["patient_id"]}, columns)
 
 
-def _folders(folder: Path) -> list[str]:
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
-    return sorted(name for name in names if not images.hidden(name))
-
-
-def _classes_of_sides(raw: Path, sides: Sequence[str]) -> list[str]:
-    """Names of the class folders in all of the sides together."""
-    classes: set[str] = set()
-    for side in sides:
-        classes.update(_folders(raw / side))
-    return sorted(classes)
-
-
-def _positive_class(raw: Path, classes: Sequence[str], settings: Ingest) -> str:
-    """The class that `ingest.positive_class` names, which must be one of at least two."""
-    if len(classes) < 2:
-        raise DataError(
-            f"{raw} needs a folder for each class (or train/CLASS, test/CLASS), at least two; found: "
-            f"{', '.join(classes) or 'none'}."
-        )
-    positive_class = settings.positive_class
-    if positive_class is None:
+def _readings(settings: Ingest) -> Mapping[str, str]:
+    """How the patient is told."""
+    place = settings.patient_folder
+    if place is None:
+        return CARD.readings if settings.table else _READINGS_WITHOUT_TABLE
+    if settings.table:
         raise ConfigError(
-            f"Name the disease: set ingest.positive_class to one of {', '.join(classes)}. Sensitivity speaks of it."
+            f"ingest.table and ingest.patient_folder: {place} both say who the patient is. Set one to null."
         )
-    if positive_class not in classes:
-        raise unknown_name("class", positive_class, classes, f" in {raw}")
-    return positive_class
+    meaning = f"the folder {place} that of the class; one name under two classes is one patient"
+    return {"patient": meaning}
+
+
+def _first_of(names: Sequence[str]) -> str:
+    further = len(names) - _NAMED
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {further} more" if further > 0 else shown
 
 
 def _table_rows(raw: Path, settings: Ingest) -> TableRows | None:
