@@ -109,6 +109,16 @@ def sides_of(folders: Collection[str]) -> dict[str, str]:
     return sides
 
 
+def side_of_one(folder: str) -> str:
+    """The published side, train or test, of a folder that is called like nothing else; else nothing.
+
+    >>> side_of_one("Val"), side_of_one("Testing"), side_of_one("test lung")
+    ('train', 'test', '')
+    """
+    name = side_name(folder)
+    return sides_of([folder])[folder] if name and not name.rest else ""
+
+
 @dataclass(frozen=True)
 class Sides:
     """Where the folders of published sides are.

@@ -143,7 +143,7 @@ def _select(files: ReadFiles, only: Mapping[str, str], dataset: str) -> ReadFile
         if column not in rows:
             known = set(rows.columns) - set(INTERNAL_COLUMNS)
             raise unknown_name("column", column, known, f" of dataset '{dataset}'")
-        has_value = rows[column] == value
+        has_value = rows[column].astype(str) == value
         if not has_value.any():
             values = sorted(map(str, rows[column].unique()))
             raise ConfigError(
