@@ -319,7 +319,7 @@ def _count_images(study: Study, manifest: Manifest | None) -> int:
     if manifest is not None:
         return len(manifest.table)
     if study.raw.is_dir():
-        return sum(path.suffix.lower() in images.SUFFIXES for path in study.raw.rglob("*"))
+        return len(images.walk(study.raw).paths)
     drawn = study.settings.phantom
     return round(drawn.patients * drawn.mean_images_per_patient) if drawn else 0
 

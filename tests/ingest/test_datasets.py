@@ -183,7 +183,7 @@ def test_kermany_names(path, class_name, person, subtype_person, side):
     "path",
     [
         "NORMAL/IM-0012-0001.jpeg",  # the published side is missing
-        "training/NORMAL/IM-0012-0001.jpeg",
+        "trained/NORMAL/IM-0012-0001.jpeg",
         "train/NORMAL/person1_virus_11.jpeg",  # filed under the wrong class
         "train/PNEUMONIA/IM-0012-0001.jpeg",
         "train/PNEUMONIA/person1_fungus_11.jpeg",

@@ -108,23 +108,3 @@ def test_class_names_that_are_one_become_the_commonest():
     names = spellings.class_names(cells)
     assert names.tolist() == ["mel", "mel", "nv", "mel", "none", "", "1", "1"]
     assert spellings.joined_names(cells) == "'1.0' is '1' (1 row); 'Mel' is 'mel' (1 row)"
-
-
-@pytest.mark.parametrize(
-    ("word", "side"),
-    [
-        ("Train", "train"),
-        ("TRAIN ", "train"),
-        ("training", "train"),
-        ("train_set", "train"),
-        ("val", "train"),
-        ("Validation", "train"),
-        ("test", "test"),
-        ("Testing", "test"),
-        ("Test Data", "test"),
-        ("left", None),
-        ("contest", None),
-    ],
-)
-def test_sides_are_read_whatever_they_are_called(word, side):
-    assert spellings.side(word) == side

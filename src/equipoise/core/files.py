@@ -226,3 +226,43 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, Path):
         return value.as_posix()
     return value
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Relative paths of all files below a folder, in no order; links to folders are followed.
+
+    A link that leads nowhere is given too, as a path that is no file.
+
+    Raises:
+        DataError: For a link that leads back to a folder above it.
+    """
+    yield from _files_below(str(folder), "", (os.path.realpath(folder),))
+
+
+def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> Iterator[str]:
+    """Walk one folder.
+
+    Args:
+        folder: Where it lies.
+        relative: The same from where the walk began, with a slash at its end unless it is empty.
+        real_folders: It and the folders above it, with links resolved.
+    """
+    with os.scandir(folder) as entries:
+        found = list(entries)
+    for entry in found:
+        if not entry.is_dir():
+            yield relative + entry.name
+            continue
+        real = os.path.join(real_folders[-1], entry.name)
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            _refuse_circle(entry.path, real, real_folders)
+        yield from _files_below(entry.path, f"{relative}{entry.name}/", (*real_folders, real))
+
+
+def _refuse_circle(link: str, real: str, real_folders: tuple[str, ...]) -> None:
+    if real in real_folders:
+        raise DataError(
+            f"The link {link} leads back to {real}, in which it lies: a circle without end. "
+            f"Remove the link, or let it point to a folder outside."
+        )

@@ -12,7 +12,7 @@ from equipoise.core.config import PATIENT_COLUMN, ImageTable, Ingest
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
 from equipoise.core.text import counted, first_of, in_words
-from equipoise.ingest import spellings
+from equipoise.ingest import layouts, spellings
 from equipoise.ingest.datasets.base import Unrecognised
 from equipoise.ingest.matching import Match, match, plain_path
 from equipoise.ingest.tables import Table, read_table
@@ -212,8 +212,8 @@ def _sides(table: Table, columns: ImageTable) -> pd.Series | str:
     cells = spellings.without_missing(table.column(columns.split))
     side_of = {}
     for word in cells.unique():
-        side = spellings.side(word) if word else ""
-        if side is None:
+        side = layouts.side_of_one(word) if word else ""
+        if word and not side:
             num_rows = int((cells == word).sum())
             raise DataError(
                 f"Column {columns.split} of {columns.file} says {word!r} in {counted(num_rows, 'row')}. Expected are "

@@ -11,8 +11,9 @@ from equipoise.core import images
 from equipoise.core.config import Ingest, Study
 from equipoise.core.errors import DataError
 from equipoise.core.records import Manifest
-from equipoise.ingest import pseudonyms
+from equipoise.ingest import leftovers, pseudonyms
 from equipoise.ingest.datasets.base import Card, Dataset, open_dataset
+from equipoise.ingest.leftovers import Listing
 from equipoise.ingest.pseudonyms import Pseudonyms
 
 
@@ -67,19 +68,20 @@ def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def list_files(raw: Path, dataset: Dataset) -> tuple[list[str], int]:
-    """Relative paths of the image files of a dataset, sorted, and how many other files there are.
+def list_files(raw: Path, dataset: Dataset, settings: Ingest) -> Listing:
+    """The image files of a dataset, and what else lies in its folder.
 
     Raises:
-        DataError: When there is no image file.
+        DataError: When there is no image file, or a link leads back to a folder above it.
     """
-    paths, ignored = images.walk(raw, dataset.suffixes)
-    if not paths:
+    listing = leftovers.list_images(raw, dataset.suffixes, settings.skip, settings.keep)
+    if not listing.paths:
+        found = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
         raise DataError(
-            f"{raw} holds no image file ({ignored} other files). Expected are files ending in "
-            f"{', '.join(sorted(dataset.suffixes))}."
+            f"{raw} holds no image file ({listing.num_left_out} other files{found}). Expected are "
+            f"files ending in {', '.join(sorted(dataset.suffixes))}."
         )
-    return paths, ignored
+    return listing
 
 
 def load_pseudonyms(study: str, settings: Ingest, card: Card, root: Path) -> Pseudonyms | None:
@@ -99,6 +101,6 @@ def _paths_by_hash(study: Study) -> dict[str, str]:
         places = pd.read_csv(study.places_path, dtype=str)
         return dict(zip(places["image_id"], places["path"]))
     dataset, _ = open_dataset(study.dataset, study.raw, study.settings.ingest)
-    paths, _ = list_files(study.raw, dataset)
+    listing = list_files(study.raw, dataset, study.settings.ingest)
     hashed = pseudonyms.load(study.name, study.root)
-    return {hashed.of("image", path): path for path in paths}
+    return {hashed.of("image", path): path for path in listing.paths}

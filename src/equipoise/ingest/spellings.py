@@ -1,4 +1,4 @@
-"""What people mean by what they typed: words for missing, one id in two spellings, train and test."""
+"""What people mean by what they typed: words for missing, one id or one class in two spellings."""
 
 from __future__ import annotations
 
@@ -20,20 +20,6 @@ _PHRASES = ("not available", "not known", "not applicable", "not specified", "no
 _MISSING = frozenset((*_NOTHING, *_ABBREVIATIONS, *_OF_SPREADSHEETS, *_WORDS, *_PHRASES))
 #: Of them, a word that is a class where people grade (none, mild, severe).
 _CLASS_NAMES = frozenset({"none"})
-
-_SIDES = {
-    "train": "train",
-    "training": "train",
-    "val": "train",
-    "valid": "train",
-    "validation": "train",
-    "dev": "train",
-    "development": "train",
-    "test": "test",
-    "testing": "test",
-}
-#: What may follow the word of a side, as in train_set or Test data.
-_AFTER_SIDES = re.compile(r"[\s_-]*(set|data|split|images?)$")
 
 #: A long number as Excel shows it, which has lost its last digits.
 _ROUNDED = re.compile(r"\d([.,]\d+)?E\+?\d+", re.I)
@@ -61,16 +47,6 @@ def without_missing(cells: pd.Series, keep: frozenset[str] = frozenset()) -> pd.
         is_word = cell.casefold() in keep
         known[cell] = cell if is_word or not is_missing(cell) else ""
     return cells.map(known)
-
-
-def side(word: str) -> str | None:
-    """The published side that a word names: train (also for val), test, or None.
-
-    >>> [side(word) for word in ("TRAIN ", "testing", "val_set", "left")]
-    ['train', 'test', 'train', None]
-    """
-    plain = _AFTER_SIDES.sub("", word.strip().casefold())
-    return _SIDES.get(plain)
 
 
 # --- ids ------------------------------------------------------------------------------------------

@@ -1,21 +1,21 @@
 """Your own images: a folder per class, or a CSV that names the classes; it also says whose image is whose.
 
-Expected is `CLASS/…/NAME.png`, or `train/CLASS/…` and `test/CLASS/…` where you have fixed sides.
-The CSV (`ingest.table`) is read by `ingest/annotations.py`. Where it has a column of classes, images
-lie in any folders.
+Expected is `CLASS/…/NAME.png`, with folders of published sides above or below those of the classes
+where you have them; `ingest/layouts.py` tells which folders are which. The CSV (`ingest.table`) is
+read by `ingest/annotations.py`. Where it has a column of classes, images lie in any folders.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from equipoise.core import images
 from equipoise.core.config import Ingest
-from equipoise.core.errors import ConfigError, DataError, unknown_name
+from equipoise.core.errors import ConfigError, unknown_name
+from equipoise.ingest import layouts, leftovers
 from equipoise.ingest.annotations import Annotations, read_annotations
-from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task, Unrecognised
+from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task
+from equipoise.ingest.layouts import Classes, Sides
 
 CARD = Card(
     title="Own images",
@@ -30,43 +30,48 @@ CARD = Card(
 _READINGS_WITHOUT_PATIENTS = {
     "image": "every image counts as a patient: ingest.table names no patients",
 }
-_SIDES = {
-    "train": "train",
-    "val": "train",
-    "valid": "train",
-    "validation": "train",
-    "test": "test",
-}
+_NO_SIDES = Sides(None, {})
+#: Folders that a remark names.
+_NAMED = 8
 
 
 def open_folder(raw: Path, settings: Ingest) -> Dataset:
-    """Read the classes from the table or from the folders, and the patients from the table.
+    """Read classes, sides and patients from the table where it names them, else from the folders.
 
     Raises:
-        DataError: For fewer than two classes, or a table that cannot be used.
+        DataError: For fewer than two classes, folders that may mean one thing or another, or a
+            table that cannot be used.
         ConfigError: When the positive class or the columns are not named as they are.
     """
-    top_folders = _folders(raw)
-    has_sides = bool(top_folders) and all(name.lower() in _SIDES for name in top_folders)
-    paths, _ = images.walk(raw)
-    annotations = read_annotations(raw, settings, paths)
+    listing = leftovers.list_images(raw, images.SUFFIXES, settings.skip, settings.keep)
+    annotations = read_annotations(raw, settings, listing.paths)
+    folders = [layouts.folders_of(path) for path in listing.paths]
+    sides = _NO_SIDES if annotations and annotations.table.split else layouts.find_sides(folders)
+    remarks = list(sides.remarks)
+    classes = None
     if annotations is not None and annotations.classes:
-        classes = list(annotations.classes)
+        task = _task(annotations.classes, _positive_class(annotations.classes, settings))
     else:
-        classes = _classes_of_sides(raw, top_folders) if has_sides else top_folders
-    positive_class = _positive_class(raw, classes, settings)
-    others = [name for name in classes if name != positive_class]
-    task = Task(classes=(*others, positive_class), positive_class=positive_class)
-    has_patients = annotations is not None and annotations.table.patient is not None
+        inside_sides = [sides.without(names) for names in folders]
+        idle = leftovers.idle_folders(raw, listing.paths)
+        classes = layouts.find_classes(inside_sides, settings.positive_class, idle, str(raw))
+        task = _task(classes.names, classes.positive)
+        remarks += classes.remarks
+        if idle:
+            remarks.append(f"folders without an image, which are no classes: {_first_of(idle)}")
+        if annotations is None and settings.patient_folder is None:
+            remarks += layouts.remarks_on_patients(inside_sides, classes)
+    if annotations is not None:
+        remarks += annotations.remarks
+    readings = _readings(settings, annotations)
     card = replace(
         CARD,
         tasks={"classes": task},
-        readings=CARD.readings if has_patients else _READINGS_WITHOUT_PATIENTS,
-        patient_ids=has_patients,
+        readings=readings,
+        patient_ids="patient" in readings,
     )
-    reader = _Reader(has_sides, annotations)
-    remarks = () if annotations is None else annotations.remarks
-    return Dataset(card, reader.parse, remarks=remarks)
+    reader = _Reader(sides, classes, annotations, settings.patient_folder)
+    return Dataset(card, reader.parse, remarks=tuple(remarks))
 
 
 @dataclass(frozen=True)
@@ -74,64 +79,76 @@ class _Reader:
     """Reads what is known of an image.
 
     Attributes:
-        has_sides: Whether the images lie in folders of published sides.
+        sides: The folders of published sides.
+        classes: The folders of classes; None where the table names them.
         annotations: Rows of the table; None without one.
+        patient_folder: Where the folder of the patient is, `below` or `above` that of the class;
+            None where no folder says who the patient is.
     """
 
-    has_sides: bool
+    sides: Sides
+    classes: Classes | None
     annotations: Annotations | None
+    patient_folder: str | None
 
     def parse(self, path: PurePosixPath) -> Parsed:
         """Class, side and patient, from the table where it names them, else from the folders."""
+        folders = path.parts[:-1]
+        inside_side = self.sides.without(folders)
         columns = {}
-        inside_side = path.parts
-        if self.has_sides:
-            columns["official_split"] = _SIDES[path.parts[0].lower()]
-            inside_side = path.parts[1:]
-        by_image = {"image": str(path)}
+        if self.sides.level is not None:
+            columns["official_split"] = self.sides.of(folders)
+        class_name = self.classes.of(inside_side) if self.classes else ""
+        patients = {"image": str(path)}
+        if self.classes and self.patient_folder is not None:
+            place = self.patient_folder
+            patients = {"patient": layouts.patient_folder(inside_side, self.classes.level, place)}
         if self.annotations is None:
-            return Parsed(_class_of(inside_side), by_image, columns)
+            return Parsed(class_name, patients, columns)
         annotation = self.annotations.of(str(path))
         table = self.annotations.table
         if table.split is not None:
             columns["official_split"] = annotation.side
         columns.update(annotation.columns)
-        class_name = annotation.class_name if table.label else _class_of(inside_side)
-        patients = by_image if table.patient is None else {"patient": annotation.patient}
-        return Parsed(class_name, patients, columns)
+        if table.patient is not None:
+            patients = {"patient": annotation.patient}
+        return Parsed(class_name or annotation.class_name, patients, columns)
 
 
-def _class_of(inside_side: Sequence[str]) -> str:
-    if len(inside_side) < 2:
-        raise Unrecognised("the file lies in no class folder")
-    return inside_side[0]
+def _task(classes: Sequence[str], positive_class: str) -> Task:
+    others = [name for name in classes if name != positive_class]
+    return Task(classes=(*others, positive_class), positive_class=positive_class)
 
 
-def _folders(folder: Path) -> list[str]:
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
-    return sorted(name for name in names if not images.hidden(name))
-
-
-def _classes_of_sides(raw: Path, sides: Sequence[str]) -> list[str]:
-    """Names of the class folders in all of the sides together."""
-    classes: set[str] = set()
-    for side in sides:
-        classes.update(_folders(raw / side))
-    return sorted(classes)
-
-
-def _positive_class(raw: Path, classes: Sequence[str], settings: Ingest) -> str:
-    """The class that `ingest.positive_class` names, which must be one of at least two."""
-    if len(classes) < 2:
-        raise DataError(
-            f"{raw} needs a folder for each class (or train/CLASS, test/CLASS), at least two; found: "
-            f"{', '.join(classes) or 'none'}."
-        )
-    positive_class = settings.positive_class
-    if positive_class is None:
+def _positive_class(classes: Sequence[str], settings: Ingest) -> str:
+    """The class of a table that `ingest.positive_class` names."""
+    wanted = settings.positive_class
+    if wanted is None:
         raise ConfigError(
-            f"Name the disease: set ingest.positive_class to one of {', '.join(classes)}. Sensitivity speaks of it."
+            f"Name the disease: set ingest.positive_class to one of {', '.join(classes)}. "
+            f"Sensitivity speaks of it."
         )
-    if positive_class not in classes:
-        raise unknown_name("class", positive_class, classes, f" in {raw}")
-    return positive_class
+    for name in classes:
+        if layouts.key(name) == layouts.key(wanted):
+            return name
+    raise unknown_name("class", wanted, classes, " in ingest.table")
+
+
+def _readings(settings: Ingest, annotations: Annotations | None) -> Mapping[str, str]:
+    """How the patient is told."""
+    place = settings.patient_folder
+    if place is None:
+        has_patients = annotations is not None and annotations.table.patient is not None
+        return CARD.readings if has_patients else _READINGS_WITHOUT_PATIENTS
+    if annotations is not None:
+        raise ConfigError(
+            f"ingest.table and ingest.patient_folder: {place} both say who the patient is. Set one to null."
+        )
+    meaning = f"the folder {place} that of the class; one name under two classes is one patient"
+    return {"patient": meaning}
+
+
+def _first_of(names: Sequence[str]) -> str:
+    further = len(names) - _NAMED
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {further} more" if further > 0 else shown
