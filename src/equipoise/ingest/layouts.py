@@ -238,7 +238,7 @@ def find_classes(
     idle_folders: Sequence[str],
     where: str,
 ) -> Classes:
-    """Find the level of the classes: the outermost on which the positive class is a folder.
+    """Find the level of the classes: the one on which the positive class is a folder.
 
     Args:
         folders_of_files: Folders of every image, without those of sides.
@@ -251,15 +251,21 @@ def find_classes(
         DataError: When there are fewer than two classes.
     """
     counts = Counter(folders_of_files)
-    level = _level_of(counts, positive_class)
-    if level is None:
+    levels = _levels_of(counts, positive_class)
+    if not levels:
         raise _no_such_class(counts, positive_class, idle_folders, where)
+    level = levels[0]
     images_of_name = _images_of_names(counts, level)
     class_of = _join_spellings(images_of_name)
     if len(set(class_of.values())) < 2:
         raise _too_few_classes(images_of_name, where)
     positive = next(name for name in class_of.values() if key(name) == key(positive_class or ""))
     remarks = _remarks_on_spellings(images_of_name, class_of)
+    if len(levels) > 1:
+        remarks.append(
+            f"folders called {positive} lie on {len(levels)} levels; the classes are taken from the one with "
+            f"{_shown(set(class_of.values()))}"
+        )
     if level:
         above = {folders[:level] for folders in counts if len(folders) > level}
         remarks.append(f"the classes are the folders below {_counted(len(above), 'folder')}")
@@ -270,14 +276,24 @@ def find_classes(
     return Classes(level, class_of, positive, tuple(remarks))
 
 
-def _level_of(counts: Counter[Folders], positive_class: str | None) -> int | None:
+def _levels_of(counts: Counter[Folders], positive_class: str | None) -> list[int]:
+    """The levels on which the positive class is a folder, the likeliest of the classes first.
+
+    That is one on which most images lie, with the fewest folders: a patient may be called like a
+    class, and an archive may hold a folder of its own name.
+    """
     if positive_class is None:
-        return None
+        return []
     depth = max(map(len, counts), default=0)
+    found = []
     for level in range(depth):
-        if key(positive_class) in map(key, _images_of_names(counts, level)):
-            return level
-    return None
+        images_of_name = _images_of_names(counts, level)
+        names = set(map(key, images_of_name))
+        if key(positive_class) in names:
+            is_alone = len(names) < 2
+            holds_few = 2 * images_of_name.total() < counts.total()
+            found.append((is_alone, holds_few, len(names), level))
+    return [level for *_, level in sorted(found)]
 
 
 def _images_of_names(counts: Counter[Folders], level: int) -> Counter[str]:

@@ -145,10 +145,7 @@ def idle_folders(raw: Path, paths: Sequence[str]) -> list[str]:
         raw: The raw folder.
         paths: Relative paths of all images.
     """
-    holding = {""}
-    for folder in {path.rpartition("/")[0] for path in paths}:
-        parts = folder.split("/")
-        holding.update("/".join(parts[:length]) for length in range(1, len(parts) + 1))
+    holding = _folders_with_images(paths)
     idle = []
     for folder in sorted(holding):
         for entry in os.scandir(raw / folder):
@@ -156,6 +153,19 @@ def idle_folders(raw: Path, paths: Sequence[str]) -> list[str]:
             if entry.is_dir() and relative not in holding and not _is_left_out(entry.name):
                 idle.append(relative)
     return sorted(idle)
+
+
+def remarks_on_links(raw: Path, paths: Iterable[str]) -> list[str]:
+    """What to say of linked folders inside a raw folder."""
+    linked = [
+        folder for folder in _folders_with_images(paths) if folder and (raw / folder).is_symlink()
+    ]
+    if not linked:
+        return []
+    return [
+        f"linked folders followed: {len(linked)}. DVC does not look behind them: it keeps no copy of "
+        f"their files, and after a change there `dvc repro --force ingest@STUDY` is needed"
+    ]
 
 
 def in_words(left_out: Mapping[str, int]) -> str:
@@ -244,6 +254,15 @@ class _Rules:
         if not match:
             return False
         return any(word + match["picture"] in self.stems for word in _IMAGE_WORDS)
+
+
+def _folders_with_images(paths: Iterable[str]) -> set[str]:
+    """Relative paths of all folders in which images lie at some depth, the raw folder's among them."""
+    holding = {""}
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        parts = folder.split("/")
+        holding.update("/".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return holding
 
 
 def _is_left_out(folder: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +44,27 @@ def locate(study: Study, manifest: Manifest) -> dict[str, str]:
             f"(EQUIPOISE_KEY), or run `equipoise ingest --study {study.name}` again."
         )
     return {image_id: path_of[image_id] for image_id in table["image_id"]}
+
+
+def advice_to_link(study: Study) -> str:
+    """What to do so that DVC finds originals that lie elsewhere; empty where it finds them.
+
+    The stages of dvc.yaml depend on `data/raw/<study>`: a path in a dependency cannot come from a
+    setting that may be null.
+    """
+    expected = study.root / "data/raw" / study.name
+    if not study.raw.is_dir() or expected.resolve() == study.raw.resolve():
+        return ""
+    relative = expected.relative_to(study.root).as_posix()
+    command = f"ln -s {shlex.quote(str(study.raw.resolve()))} {relative}"
+    if os.name == "nt":
+        command = f'mklink /D "{expected}" "{study.raw.resolve()}"'
+    if expected.is_symlink() or expected.exists():
+        command = f"mv {relative} {relative}.old && {command}"
+        found = "which is something else"
+    else:
+        found = "which is not there"
+    return f"`dvc repro` looks for the originals in {relative}, {found}. Link it: `{command}`"
 
 
 def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:

@@ -19,7 +19,7 @@ from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
-from equipoise.ingest import copies, masks, originals, quarantine
+from equipoise.ingest import copies, leftovers, masks, originals, quarantine
 from equipoise.ingest.datasets.base import Card, Task, open_dataset
 from equipoise.ingest.pseudonyms import Pseudonyms
 from equipoise.ingest.quarantine import Quarantined
@@ -117,6 +117,8 @@ def run(study: Study) -> Ingested:
         *listing.remarks,
         *masks.remarks(table),
         *_remarks_on_pages(table),
+        *leftovers.remarks_on_links(study.raw, listing.paths),
+        *filter(None, [originals.advice_to_link(study)]),
     )
     return Ingested(manifest, summary, quarantined, remarks)
 
