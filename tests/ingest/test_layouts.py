@@ -62,6 +62,14 @@ def test_sides_are_told_by_their_names_above_and_below_the_classes(train, test, 
     assert _read(list(expected), "glioma") == expected
 
 
+def test_images_in_no_side_are_counted():
+    paths = ["a/train/1.png", "a/test/1.png", "b/1.png", "b/2.png"]
+    assert {side for _, side in _read(paths, "b").values()} == {"train", "test", ""}
+    folders = [layouts.folders_of(path) for path in paths]
+    told = layouts.find_sides(folders).remarks(folders)
+    assert told == ["published sides: train as train, test as test, 2 images in none of them"]
+
+
 def test_evaluation_beside_test_is_validation():
     assert layouts.sides_of(["train", "eval", "test"]) == {
         "train": "train",

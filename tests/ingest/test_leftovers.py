@@ -217,7 +217,10 @@ def test_masks_that_only_the_pixels_tell_wait_in_quarantine(tmp_path, raw):
     reasons = {item.image_id: item.reason for item in done.quarantined}
     assert reasons == {f"sick/sick ({number}) lesion.png": masks.REASON for number in range(3)}
     assert done.summary.by_class["sick"].images == 3
-    assert any("1 pictures have two or three grey values" in remark for remark in done.remarks)
+    assert any(
+        "that stay, because no picture of their names lies beside them: 1;" in remark
+        for remark in done.remarks
+    )
     kept = ingest.run(_study(tmp_path, keep=["* lesion.png"]))
     assert kept.summary.by_class["sick"].images == 6
     assert not kept.quarantined
@@ -228,7 +231,7 @@ def test_pages_beyond_the_first_are_said(tmp_path, raw):
     pages[0].save(raw / "sick" / "stack.tif", save_all=True, append_images=pages[1:])
     done = ingest.run(_study(tmp_path))
     assert done.summary.by_class["sick"].images == 4
-    said = "1 files have several pages: the first of each is read, 2 further pages are not"
+    said = "files with several pages: 1; the first page of each is read, 2 further ones are not"
     assert said in done.remarks
 
 

@@ -143,8 +143,7 @@ class Sides:
             return folders
         return folders[: self.level] + folders[self.level + 1 :]
 
-    @property
-    def remarks(self) -> list[str]:
+    def remarks(self, folders_of_files: Iterable[Folders]) -> list[str]:
         """What was recognised, in words."""
         if self.level is None:
             return []
@@ -153,6 +152,9 @@ class Sides:
             names = sorted(name for name, its in self.side_of.items() if its == side)
             if names:
                 told.append(f"{in_words(names)} as {side}")
+        outside = sum(not self.of(folders) for folders in folders_of_files)
+        if outside:
+            told.append(f"{_counted(outside, 'image')} in none of them")
         return [f"published sides: {', '.join(told)}"]
 
 
@@ -189,7 +191,7 @@ def _refuse_mixture(names: Collection[str], level: int, counts: Counter[Folders]
             f"by their folders: train/CLASS/... and test/CLASS/... are expected (links will do)."
         )
     images_of_name = _images_of_names(counts, level)
-    told = [f"{other} ({images_of_name[other]} images)" for other in others]
+    told = [f"{other} ({_counted(images_of_name[other], 'image')})" for other in others]
     patterns = ", ".join(f"{other}/" for other in others[:_NAMED])
     raise DataError(
         f"The folders {_shown(side_names)} look like published sides, and beside them lie "
@@ -323,7 +325,7 @@ def _remarks_on_spellings(
     for class_name in sorted(set(class_of.values())):
         same = sorted(name for name, its in class_of.items() if its == class_name)
         if len(same) > 1:
-            told = [f"{name!r} ({images_of_name[name]} images)" for name in same]
+            told = [f"{name!r} ({_counted(images_of_name[name], 'image')})" for name in same]
             remarks.append(
                 f"counted as one class, {class_name}: {in_words(told)}, which differ only in letter "
                 f"case, blanks or the form of accents"

@@ -144,8 +144,8 @@ def remarks(rows: pd.DataFrame) -> list[str]:
     if not count:
         return []
     return [
-        f"{count} pictures have two or three grey values and stay, because no picture of their "
-        f"names lies beside them; ingest.skip leaves masks out"
+        f"pictures of two or three grey values that stay, because no picture of their names lies "
+        f"beside them: {count}; ingest.skip leaves masks out"
     ]
 
 

@@ -269,8 +269,8 @@ def _remarks_on_pages(table: pd.DataFrame) -> list[str]:
     if not surplus.any():
         return []
     return [
-        f"{(surplus > 0).sum()} files have several pages: the first of each is read, "
-        f"{surplus.sum()} further pages are not"
+        f"files with several pages: {(surplus > 0).sum()}; the first page of each is read, "
+        f"{surplus.sum()} further ones are not"
     ]
 
 

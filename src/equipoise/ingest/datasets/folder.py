@@ -67,7 +67,7 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
         readings=readings,
         patient_ids="patient" in readings,
     )
-    remarks = [*sides.remarks, *classes.remarks]
+    remarks = [*sides.remarks(folders), *classes.remarks]
     if idle:
         remarks.append(f"folders without an image, which are no classes: {_first_of(idle)}")
     if not card.patient_ids:
