@@ -287,15 +287,15 @@ def _levels_of(counts: Counter[Folders], positive_class: str | None) -> list[int
     if positive_class is None:
         return []
     depth = max(map(len, counts), default=0)
-    found = []
+    candidates = []
     for level in range(depth):
         images_of_name = _images_of_names(counts, level)
         names = set(map(key, images_of_name))
         if key(positive_class) in names:
             is_alone = len(names) < 2
             holds_few = 2 * images_of_name.total() < counts.total()
-            found.append((is_alone, holds_few, len(names), level))
-    return [level for *_, level in sorted(found)]
+            candidates.append((is_alone, holds_few, len(names), level))
+    return [level for *_, level in sorted(candidates)]
 
 
 def _images_of_names(counts: Counter[Folders], level: int) -> Counter[str]:
@@ -428,7 +428,7 @@ def remarks_on_patients(folders_of_files: Iterable[Folders], classes: Classes) -
 
 def folders_of(path: str) -> Folders:
     """Names of the folders that a file lies in."""
-    return PurePosixPath(path).parts[:-1]
+    return tuple(path.split("/")[:-1])
 
 
 def _shown(names: Iterable[str]) -> str:

@@ -61,10 +61,10 @@ def advice_to_link(study: Study) -> str:
         command = f'mklink /D "{expected}" "{study.raw.resolve()}"'
     if expected.is_symlink() or expected.exists():
         command = f"mv {relative} {relative}.old && {command}"
-        found = "which is something else"
+        state = "which is something else"
     else:
-        found = "which is not there"
-    return f"`dvc repro` looks for the originals in {relative}, {found}. Link it: `{command}`"
+        state = "which is not there"
+    return f"`dvc repro` looks for the originals in {relative}, {state}. Link it: `{command}`"
 
 
 def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:
@@ -99,9 +99,9 @@ def list_files(raw: Path, dataset: Dataset, settings: Ingest) -> Listing:
     """
     listing = leftovers.list_images(raw, dataset.suffixes, settings.skip, settings.keep)
     if not listing.paths:
-        found = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
+        kinds = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
         raise DataError(
-            f"{raw} holds no image file ({listing.num_left_out} other files{found}). Expected are "
+            f"{raw} holds no image file ({listing.num_left_out} other files{kinds}). Expected are "
             f"files ending in {', '.join(sorted(dataset.suffixes))}."
         )
     return listing

@@ -129,11 +129,11 @@ def run(study: Study) -> Ingested:
 def _leave_out_masks(files: ReadFiles, keep: Sequence[str]) -> ReadFiles:
     """Move the masks among the pictures into quarantine."""
     is_mask = masks.find(files.rows, keep)
-    found = [Quarantined(path, masks.REASON) for path in files.rows.loc[is_mask, "path"]]
+    quarantined = [Quarantined(path, masks.REASON) for path in files.rows.loc[is_mask, "path"]]
     return ReadFiles(
         rows=files.rows[~is_mask].reset_index(drop=True),
         thumbnails=files.thumbnails[~is_mask],
-        quarantined=[*files.quarantined, *found],
+        quarantined=[*files.quarantined, *quarantined],
     )
 
 
