@@ -231,7 +231,8 @@ def _jsonable(value: Any) -> Any:
 def files_below(folder: Path) -> Iterator[str]:
     """Relative paths of all files below a folder, in no order; links to folders are followed.
 
-    A link that leads nowhere is given too, as a path that is no file.
+    A link that leads nowhere, and a folder that this user may not read, are given too, as paths
+    that are no files.
 
     Raises:
         DataError: For a link that leads back to a folder above it.
@@ -247,9 +248,15 @@ def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> I
         relative: The same from where the walk began, with a slash at its end unless it is empty.
         real_folders: It and the folders above it, with links resolved.
     """
-    with os.scandir(folder) as entries:
-        found = list(entries)
-    for entry in found:
+    try:
+        with os.scandir(folder) as entries:
+            listed = list(entries)
+    except PermissionError:
+        if not relative:
+            raise
+        yield relative.rstrip("/")
+        return
+    for entry in listed:
         if not entry.is_dir():
             yield relative + entry.name
             continue

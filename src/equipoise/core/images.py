@@ -88,7 +88,8 @@ def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Walk:
 
 def holds_images(folder: Path, path: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Whether a path below a folder is a file with one of the endings."""
-    return Path(path).suffix.lower() in suffixes and Path(folder, path).is_file()
+    ending = os.path.splitext(path)[1].lower()
+    return ending in suffixes and os.path.isfile(os.path.join(folder, path))
 
 
 def pictures_in(folder: Path, path: str) -> list[str]:

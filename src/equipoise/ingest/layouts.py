@@ -143,8 +143,7 @@ class Sides:
             return folders
         return folders[: self.level] + folders[self.level + 1 :]
 
-    @property
-    def remarks(self) -> list[str]:
+    def remarks(self, folders_of_files: Iterable[Folders]) -> list[str]:
         """What was recognised, in words."""
         if self.level is None:
             return []
@@ -153,6 +152,9 @@ class Sides:
             names = sorted(name for name, its in self.side_of.items() if its == side)
             if names:
                 told.append(f"{in_words(names)} as {side}")
+        outside = sum(not self.of(folders) for folders in folders_of_files)
+        if outside:
+            told.append(f"{_counted(outside, 'image')} in none of them")
         return [f"published sides: {', '.join(told)}"]
 
 
@@ -189,7 +191,7 @@ def _refuse_mixture(names: Collection[str], level: int, counts: Counter[Folders]
             f"by their folders: train/CLASS/... and test/CLASS/... are expected (links will do)."
         )
     images_of_name = _images_of_names(counts, level)
-    told = [f"{other} ({images_of_name[other]} images)" for other in others]
+    told = [f"{other} ({_counted(images_of_name[other], 'image')})" for other in others]
     patterns = ", ".join(f"{other}/" for other in others[:_NAMED])
     raise DataError(
         f"The folders {_shown(side_names)} look like published sides, and beside them lie "
@@ -238,7 +240,7 @@ def find_classes(
     idle_folders: Sequence[str],
     where: str,
 ) -> Classes:
-    """Find the level of the classes: the outermost on which the positive class is a folder.
+    """Find the level of the classes: the one on which the positive class is a folder.
 
     Args:
         folders_of_files: Folders of every image, without those of sides.
@@ -251,15 +253,21 @@ def find_classes(
         DataError: When there are fewer than two classes.
     """
     counts = Counter(folders_of_files)
-    level = _level_of(counts, positive_class)
-    if level is None:
+    levels = _levels_of(counts, positive_class)
+    if not levels:
         raise _no_such_class(counts, positive_class, idle_folders, where)
+    level = levels[0]
     images_of_name = _images_of_names(counts, level)
     class_of = _join_spellings(images_of_name)
     if len(set(class_of.values())) < 2:
         raise _too_few_classes(images_of_name, where)
     positive = next(name for name in class_of.values() if key(name) == key(positive_class or ""))
     remarks = _remarks_on_spellings(images_of_name, class_of)
+    if len(levels) > 1:
+        remarks.append(
+            f"folders called {positive} lie on {len(levels)} levels; the classes are taken from the one with "
+            f"{_shown(set(class_of.values()))}"
+        )
     if level:
         above = {folders[:level] for folders in counts if len(folders) > level}
         remarks.append(f"the classes are the folders below {_counted(len(above), 'folder')}")
@@ -270,14 +278,24 @@ def find_classes(
     return Classes(level, class_of, positive, tuple(remarks))
 
 
-def _level_of(counts: Counter[Folders], positive_class: str | None) -> int | None:
+def _levels_of(counts: Counter[Folders], positive_class: str | None) -> list[int]:
+    """The levels on which the positive class is a folder, the likeliest of the classes first.
+
+    That is one on which most images lie, with the fewest folders: a patient may be called like a
+    class, and an archive may hold a folder of its own name.
+    """
     if positive_class is None:
-        return None
+        return []
     depth = max(map(len, counts), default=0)
+    candidates = []
     for level in range(depth):
-        if key(positive_class) in map(key, _images_of_names(counts, level)):
-            return level
-    return None
+        images_of_name = _images_of_names(counts, level)
+        names = set(map(key, images_of_name))
+        if key(positive_class) in names:
+            is_alone = len(names) < 2
+            holds_few = 2 * images_of_name.total() < counts.total()
+            candidates.append((is_alone, holds_few, len(names), level))
+    return [level for *_, level in sorted(candidates)]
 
 
 def _images_of_names(counts: Counter[Folders], level: int) -> Counter[str]:
@@ -307,7 +325,7 @@ def _remarks_on_spellings(
     for class_name in sorted(set(class_of.values())):
         same = sorted(name for name, its in class_of.items() if its == class_name)
         if len(same) > 1:
-            told = [f"{name!r} ({images_of_name[name]} images)" for name in same]
+            told = [f"{name!r} ({_counted(images_of_name[name], 'image')})" for name in same]
             remarks.append(
                 f"counted as one class, {class_name}: {in_words(told)}, which differ only in letter "
                 f"case, blanks or the form of accents"
@@ -410,7 +428,7 @@ def remarks_on_patients(folders_of_files: Iterable[Folders], classes: Classes) -
 
 def folders_of(path: str) -> Folders:
     """Names of the folders that a file lies in."""
-    return PurePosixPath(path).parts[:-1]
+    return tuple(path.split("/")[:-1])
 
 
 def _shown(names: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ have the last word.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from posixpath import basename, splitext
 
 from equipoise.core import images
 from equipoise.core.files import files_below
@@ -25,6 +27,7 @@ MASK_FOLDERS = "in folders of masks"
 MASK_NAMES = "masks by their names"
 THUMBNAILS = "thumbnails"
 BROKEN_LINKS = "links that lead nowhere"
+UNREADABLE = "folders that may not be read"
 WITHOUT_ENDING = "without an ending"
 
 #: Kinds that may hold pictures somebody wants: the summary says how to get them back.
@@ -145,17 +148,27 @@ def idle_folders(raw: Path, paths: Sequence[str]) -> list[str]:
         raw: The raw folder.
         paths: Relative paths of all images.
     """
-    holding = {""}
-    for folder in {path.rpartition("/")[0] for path in paths}:
-        parts = folder.split("/")
-        holding.update("/".join(parts[:length]) for length in range(1, len(parts) + 1))
+    holding = _folders_with_images(paths)
     idle = []
     for folder in sorted(holding):
         for entry in os.scandir(raw / folder):
             relative = f"{folder}/{entry.name}".removeprefix("/")
-            if entry.is_dir() and relative not in holding and not _is_left_out(entry.name):
+            if entry.is_dir() and relative not in holding and not _kind_of_folder(entry.name):
                 idle.append(relative)
     return sorted(idle)
+
+
+def remarks_on_links(raw: Path, paths: Iterable[str]) -> list[str]:
+    """What to say of linked folders inside a raw folder."""
+    linked = [
+        folder for folder in _folders_with_images(paths) if folder and (raw / folder).is_symlink()
+    ]
+    if not linked:
+        return []
+    return [
+        f"linked folders followed: {len(linked)}. DVC does not look behind them: it keeps no copy of "
+        f"their files, and after a change there `dvc repro --force ingest@STUDY` is needed"
+    ]
 
 
 def in_words(left_out: Mapping[str, int]) -> str:
@@ -178,7 +191,7 @@ def fits(path: str, pattern: str) -> bool:
     >>> fits("benign/masks/1.png", "benign/masks"), fits("benign/1.png", "malignant/*")
     (True, False)
     """
-    parts = PurePosixPath(path).parts
+    parts = path.split("/")
     wanted = pattern.removeprefix("./").rstrip("/")
     of_folders = pattern.endswith("/")
     if "/" not in wanted:
@@ -224,15 +237,13 @@ class _Rules:
             return ""
         if fits_one(path, self.skip):
             return SKIPPED
-        names = PurePosixPath(path).parts[:-1]
-        if any(name.lower() in _SYSTEM_FOLDERS for name in names):
-            return SYSTEM
-        if any(map(images.hidden, path.split("/"))):
+        folder, _, name = path.rpartition("/")
+        kind = _kind_of_folder(folder)
+        if kind:
+            return kind
+        if images.hidden(name):
             return HIDDEN
-        folders = {_plain(name) for name in names}
-        if folders & _MASK_FOLDERS:
-            return MASK_FOLDERS
-        if folders & _THUMBNAIL_FOLDERS or self._belongs_to_another(path, _THUMBNAIL_OF):
+        if self._belongs_to_another(path, _THUMBNAIL_OF):
             return THUMBNAILS
         if any(self._belongs_to_another(path, naming) for naming in (_MASK_OF, _MASK_BEFORE)):
             return MASK_NAMES
@@ -246,23 +257,42 @@ class _Rules:
         return any(word + match["picture"] in self.stems for word in _IMAGE_WORDS)
 
 
-def _is_left_out(folder: str) -> bool:
-    """Whether a folder's name says that nothing in it is an image of a study."""
-    is_systems = folder.lower() in _SYSTEM_FOLDERS or images.hidden(folder)
-    return is_systems or _plain(folder) in _MASK_FOLDERS | _THUMBNAIL_FOLDERS
+def _folders_with_images(paths: Iterable[str]) -> set[str]:
+    """Relative paths of all folders in which images lie at some depth, the raw folder's among them."""
+    holding = {""}
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        parts = folder.split("/")
+        holding.update("/".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return holding
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind_of_folder(folder: str) -> str:
+    """Why nothing in a folder is an image of a study; empty where its path does not say so."""
+    names = folder.split("/")
+    if any(name.lower() in _SYSTEM_FOLDERS for name in names):
+        return SYSTEM
+    if any(map(images.hidden, names)):
+        return HIDDEN
+    plain_names = set(map(_plain, names))
+    if plain_names & _MASK_FOLDERS:
+        return MASK_FOLDERS
+    return THUMBNAILS if plain_names & _THUMBNAIL_FOLDERS else ""
 
 
 def _kind_of_other(raw: Path, path: str) -> str:
     """The kind of a file that is no image by its ending."""
     if any(map(images.hidden, path.split("/"))):
         return HIDDEN
+    if (raw / path).is_dir():
+        return UNREADABLE
     if not (raw / path).exists():
         return BROKEN_LINKS
     return PurePosixPath(path).suffix.lower() or WITHOUT_ENDING
 
 
 def _stem(path: str) -> str:
-    return PurePosixPath(path).stem
+    return splitext(basename(path))[0]
 
 
 def _plain(name: str) -> str:

@@ -49,12 +49,12 @@ def count_few_values(pixels: np.ndarray) -> int:
     if num_values <= _VALUES_MAX:
         return num_values
     near = np.bincount(_NEAR_OF_VALUE, weights=count_of_value)
-    commonest = np.sort(np.argsort(near)[-_VALUES_MAX:])
-    commonest = commonest[near[commonest] > (1 - _NEAR_FRACTION) * near.sum()]
+    share = near / near.sum()
+    fullest = np.argsort(share)[-_VALUES_MAX:]
+    commonest = np.sort(fullest[share[fullest] > 1 - _NEAR_FRACTION])
     are_apart = np.all(np.diff(commonest) > _APART)
-    if are_apart and near[commonest].sum() >= _NEAR_FRACTION * near.sum():
-        return len(commonest)
-    return 0
+    are_nearly_all = share[commonest].sum() >= _NEAR_FRACTION
+    return len(commonest) if are_apart and are_nearly_all else 0
 
 
 def find(rows: pd.DataFrame, keep: Sequence[str]) -> np.ndarray:
@@ -79,36 +79,55 @@ def find(rows: pd.DataFrame, keep: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Names of the pictures that are no masks, without endings, where a mask of them may lie.
+    """Names of the pictures that are no masks, without endings, by where masks of them may lie.
 
     Attributes:
-        in_folder: Folder -> names.
-        beside_folder: Folders with one of their parts left open, and the parent of a folder with
-            its last part left open -> names.
+        in_folder: Folder -> names of the pictures in it.
+        at_place: Place, as of `_places_beside` -> names of the pictures beside it.
     """
 
     in_folder: Mapping[str, set[str]]
-    beside_folder: Mapping[tuple[str, ...], set[str]]
+    at_place: Mapping[str, set[str]]
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> _Pictures:
         """Sort the names of pictures by where masks of them may lie."""
         in_folder: dict[str, set[str]] = {}
         for path in paths:
-            folder, _, name = path.rpartition("/")
-            in_folder.setdefault(folder, set()).add(PurePosixPath(name).stem)
-        beside: dict[tuple[str, ...], set[str]] = {}
-        for folder, stems in in_folder.items():
-            for place in (*_with_one_part_open(folder), (*_parts(folder), "")):
-                beside.setdefault(place, set()).update(stems)
-        return cls(in_folder, beside)
+            names = in_folder.setdefault(_folder_of(path), set())
+            names.add(PurePosixPath(path).stem)
+        at_place: dict[str, set[str]] = {}
+        for folder, names in in_folder.items():
+            folder_below = f"{folder}/" if folder else ""
+            for place in [folder_below, *_places_beside(folder)]:
+                at_place.setdefault(place, set()).update(names)
+        return cls(in_folder, at_place)
 
     def beside(self, folder: str) -> set[str]:
         """Names in the folders beside one, and in the one above it."""
         names: set[str] = set()
-        for place in _with_one_part_open(folder):
-            names |= self.beside_folder.get(place, set())
+        for place in _places_beside(folder):
+            names |= self.at_place.get(place, set())
         return names
+
+
+def _places_beside(folder: str) -> list[str]:
+    """A folder with each of its parts left open in turn: what folders beside each other share.
+
+    >>> _places_beside("benign/roi")
+    ['/roi', 'benign/']
+    """
+    parts = folder.split("/") if folder else []
+    places = []
+    for position in range(len(parts)):
+        place = list(parts)
+        place[position] = ""
+        places.append("/".join(place))
+    return places
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _masks_among(values_of_path: Mapping[str, int], pictures: _Pictures) -> set[str]:
@@ -121,19 +140,18 @@ def _masks_among(values_of_path: Mapping[str, int], pictures: _Pictures) -> set[
     masks = set()
     by_folder: dict[str, list[str]] = {}
     for path, num_values in values_of_path.items():
-        folder = path.rpartition("/")[0]
+        folder = _folder_of(path)
         by_folder.setdefault(folder, []).append(path)
-        is_beside = _belongs_to(path, pictures.in_folder.get(folder, set()))
-        if leftovers.named_like_a_mask(path) or (is_beside and num_values > 1):
+        names = pictures.in_folder.get(folder, set())
+        is_beside = num_values > 1 and _belongs_to(path, names)
+        if is_beside or leftovers.named_like_a_mask(path):
             masks.add(path)
     for folder, paths in by_folder.items():
+        if folder in pictures.in_folder:
+            continue
         names = pictures.beside(folder)
-        is_folder_of_masks = (
-            folder not in pictures.in_folder
-            and any(values_of_path[path] > 1 for path in paths)
-            and all(_belongs_to(path, names) for path in paths)
-        )
-        if is_folder_of_masks:
+        show_something = any(values_of_path[path] > 1 for path in paths)
+        if show_something and all(_belongs_to(path, names) for path in paths):
             masks.update(paths)
     return masks
 
@@ -144,8 +162,8 @@ def remarks(rows: pd.DataFrame) -> list[str]:
     if not count:
         return []
     return [
-        f"{count} pictures have two or three grey values and stay, because no picture of their "
-        f"names lies beside them; ingest.skip leaves masks out"
+        f"pictures of two or three grey values that stay, because no picture of their names lies "
+        f"beside them: {count}; ingest.skip leaves masks out"
     ]
 
 
@@ -155,16 +173,3 @@ def _belongs_to(path: str, names: set[str]) -> bool:
     if stem in names:
         return True
     return any(stem[: match.start()] in names for match in _SEPARATORS.finditer(stem))
-
-
-def _parts(folder: str) -> tuple[str, ...]:
-    return tuple(folder.split("/")) if folder else ()
-
-
-def _with_one_part_open(folder: str) -> list[tuple[str, ...]]:
-    """The parts of a folder, each in turn replaced by nothing."""
-    parts = _parts(folder)
-    places = []
-    for position in range(len(parts)):
-        places.append((*parts[:position], "", *parts[position + 1 :]))
-    return places

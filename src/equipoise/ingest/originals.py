@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +46,27 @@ def locate(study: Study, manifest: Manifest) -> dict[str, str]:
     return {image_id: path_of[image_id] for image_id in table["image_id"]}
 
 
+def advice_to_link(study: Study) -> str:
+    """What to do so that DVC finds originals that lie elsewhere; empty where it finds them.
+
+    The stages of dvc.yaml depend on `data/raw/<study>`: a path in a dependency cannot come from a
+    setting that may be null.
+    """
+    expected = study.root / "data/raw" / study.name
+    if not study.raw.is_dir() or expected.resolve() == study.raw.resolve():
+        return ""
+    relative = expected.relative_to(study.root).as_posix()
+    command = f"ln -s {shlex.quote(str(study.raw.resolve()))} {relative}"
+    if os.name == "nt":
+        command = f'mklink /D "{expected}" "{study.raw.resolve()}"'
+    if expected.is_symlink() or expected.exists():
+        command = f"mv {relative} {relative}.old && {command}"
+        state = "which is something else"
+    else:
+        state = "which is not there"
+    return f"`dvc repro` looks for the originals in {relative}, {state}. Link it: `{command}`"
+
+
 def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:
     """Bytes of one original, which must be those that `ingest` read.
 
@@ -76,9 +99,9 @@ def list_files(raw: Path, dataset: Dataset, settings: Ingest) -> Listing:
     """
     listing = leftovers.list_images(raw, dataset.suffixes, settings.skip, settings.keep)
     if not listing.paths:
-        found = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
+        kinds = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
         raise DataError(
-            f"{raw} holds no image file ({listing.num_left_out} other files{found}). Expected are "
+            f"{raw} holds no image file ({listing.num_left_out} other files{kinds}). Expected are "
             f"files ending in {', '.join(sorted(dataset.suffixes))}."
         )
     return listing

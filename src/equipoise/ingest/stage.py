@@ -19,7 +19,7 @@ from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
-from equipoise.ingest import copies, masks, originals, quarantine
+from equipoise.ingest import copies, leftovers, masks, originals, quarantine
 from equipoise.ingest.datasets.base import Card, Task, open_dataset
 from equipoise.ingest.pseudonyms import Pseudonyms
 from equipoise.ingest.quarantine import Quarantined
@@ -117,6 +117,8 @@ def run(study: Study) -> Ingested:
         *listing.remarks,
         *masks.remarks(table),
         *_remarks_on_pages(table),
+        *leftovers.remarks_on_links(study.raw, listing.paths),
+        *filter(None, [originals.advice_to_link(study)]),
     )
     return Ingested(manifest, summary, quarantined, remarks)
 
@@ -127,11 +129,11 @@ def run(study: Study) -> Ingested:
 def _leave_out_masks(files: ReadFiles, keep: Sequence[str]) -> ReadFiles:
     """Move the masks among the pictures into quarantine."""
     is_mask = masks.find(files.rows, keep)
-    found = [Quarantined(path, masks.REASON) for path in files.rows.loc[is_mask, "path"]]
+    quarantined = [Quarantined(path, masks.REASON) for path in files.rows.loc[is_mask, "path"]]
     return ReadFiles(
         rows=files.rows[~is_mask].reset_index(drop=True),
         thumbnails=files.thumbnails[~is_mask],
-        quarantined=[*files.quarantined, *found],
+        quarantined=[*files.quarantined, *quarantined],
     )
 
 
@@ -267,8 +269,8 @@ def _remarks_on_pages(table: pd.DataFrame) -> list[str]:
     if not surplus.any():
         return []
     return [
-        f"{(surplus > 0).sum()} files have several pages: the first of each is read, "
-        f"{surplus.sum()} further pages are not"
+        f"files with several pages: {(surplus > 0).sum()}; the first page of each is read, "
+        f"{surplus.sum()} further ones are not"
     ]
 
 

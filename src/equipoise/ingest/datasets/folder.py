@@ -47,7 +47,7 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     annotations = read_annotations(raw, settings, listing.paths)
     folders = [layouts.folders_of(path) for path in listing.paths]
     sides = _NO_SIDES if annotations and annotations.table.split else layouts.find_sides(folders)
-    remarks = list(sides.remarks)
+    remarks = sides.remarks(folders)
     classes = None
     if annotations is not None and annotations.classes:
         task = _task(annotations.classes, _positive_class(annotations.classes, settings))
