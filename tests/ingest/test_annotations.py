@@ -276,6 +276,9 @@ def test_one_patient_in_two_spellings_is_an_error_until_it_is_decided(tmp_path):
         "b/2.png": "not recognised: ingest.table gives this file no patient_id"
     }
     assert "0001" not in json.dumps(done.manifest.meta), "ids of people stay out of what is kept"
+    decided_again = _study(tmp_path, FILES, IDS, positive_class="b", aliases={"0001": "1"})
+    assert done.manifest.meta["settings"] == study.settings.sections("ingest")
+    assert done.manifest.meta["settings"] != decided_again.settings.sections("ingest")
 
 
 def test_settings_of_the_table_that_cannot_be_used_are_said(tmp_path):

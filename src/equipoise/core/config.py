@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import re
 import reprlib
 from collections.abc import Collection
@@ -16,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
@@ -179,8 +182,15 @@ class Ingest(Section):
     positive_class: str | None
     table: Annotated[ImageTable | None, BeforeValidator(_named_columns)]
     columns: list[str]
-    #: Excluded from what is kept beside results, because it holds ids that may be hidden there.
-    aliases: Annotated[dict[str, str], BeforeValidator(_in_quotes), Field(exclude=True)]
+    aliases: Annotated[dict[str, str], BeforeValidator(_in_quotes)]
+
+    @field_serializer("aliases")
+    def _without_ids(self, aliases: dict[str, str]) -> str:
+        # Settings are kept beside results, where ids may be hidden: a digest tells a change, and no id.
+        if not aliases:
+            return ""
+        text = json.dumps(aliases, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Split(Section):
