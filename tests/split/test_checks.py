@@ -421,15 +421,38 @@ def test_patient_with_more_than_a_third_of_a_class_is_a_finding():
     assert "map it to nothing (ingest.aliases: {ID: ''})" in answer.detail
 
 
-def test_a_third_exactly_is_no_finding():
-    manifest = manifest_of({"a0": (0,), "a1": (0,), "a2": (0,), "b0": (1,), "b1": (1,), "b2": (1,)})
-    made = splits.make(manifest, split_settings(scheme="kfold", folds=3, repeats=1))
-    detail = _answers(made, manifest)["EQ009"].detail
-    assert "of class" not in detail
-    assert "train" not in detail
-    assert detail.count("has 1 of 2 images (50 %) of test") == 5
+@pytest.mark.parametrize(
+    ("images", "giants"),
+    [
+        ((2, 2, 2), 0),  # a third exactly
+        ((3, 2, 2), 1),
+        ((5, 1, 1), 1),
+        ((2, 2, 1), 0),  # neither of the two weighs more than the other
+    ],
+)
+def test_a_giant_has_more_than_a_third_and_more_than_the_others(images, giants):
+    patients = {f"a{number}": (0,) * count for number, count in enumerate(images)}
+    patients |= {f"b{number}": (1,) * 3 for number in range(9)}
+    manifest = manifest_of(patients)
+    made = splits.make(manifest, split_settings())
+    assert _answers(made, manifest)["EQ009"].detail.count("of class a") == giants
+
+
+def test_a_patient_alone_in_a_part_is_a_giant():
+    manifest = plain_manifest((20, 8))
+    made = splits.make(manifest, split_settings())
+    in_val = made.table.loc[made.table["part"] == "val", "patient_id"]
+    others = in_val[in_val != in_val.iloc[0]]
+    alone = moved(made, lambda table: table["patient_id"].isin(others), "train")
+    assert _answers(alone, manifest)["EQ009"].detail.startswith(
+        f"patient '{in_val.iloc[0]}' has 2 of 2 images (100 %) of val in repeat 0, fold 0. Where such"
+    )
+
+
+def test_patients_of_one_size_are_no_giants():
     even = plain_manifest((20, 8))
-    assert _answers(splits.make(even, split_settings()), even)["EQ009"].answer == "none"
+    made = splits.make(even, split_settings(scheme="kfold", folds=8))
+    assert _answers(made, even)["EQ009"].answer == "none"
 
 
 # --- EQ-OFFICIAL -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import re
 import reprlib
 from collections.abc import Collection
@@ -16,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
@@ -148,19 +151,6 @@ def _in_a_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _in_quotes(value: Any) -> Any:
-    """Ids are text; YAML reads 0012 without quotes as the number 10."""
-    if not isinstance(value, dict):
-        return value
-    for spelling, right in value.items():
-        if not isinstance(spelling, str) or not isinstance(right, str):
-            raise ValueError(
-                f"ids stand in quotes, as in {{'0012': '12'}}; without them YAML made "
-                f"{spelling!r}: {right!r} of it"
-            )
-    return value
-
-
 class ImageTable(Section):
     """The columns of a CSV that says what the images of own folders show.
 
@@ -196,9 +186,16 @@ class Ingest(Section):
     positive_class: Text | None
     table: Annotated[ImageTable | None, BeforeValidator(_named_columns)]
     columns: list[Text]
-    #: Excluded from what is kept beside results, because it holds ids that may be hidden there.
-    aliases: Annotated[dict[str, str], BeforeValidator(_in_quotes), Field(exclude=True)]
+    aliases: dict[str, Text]
     patient_folder: Literal["below", "above"] | None
+
+    @field_serializer("aliases")
+    def _without_ids(self, aliases: dict[str, str]) -> str:
+        # Settings are kept beside results, where ids may be hidden: a digest tells a change, and no id.
+        if not aliases:
+            return ""
+        text = json.dumps(aliases, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Split(Section):

@@ -434,21 +434,28 @@ class _Giant(NamedTuple):
 def _giants(patients: pd.Categorical, kinds: pd.Categorical) -> list[_Giant]:
     """The patients who have more than `_GIANT_SHARE` of the images of a class or a part.
 
+    Where there are two or three patients with as many images each, none of them is a giant.
+
     Args:
         patients: The patient of each image.
         kinds: The class or the part of each image.
     """
-    images = count_images(patients, kinds)
-    all_images = images.sum(axis=0)
     giants = []
-    for kind, patient in np.argwhere((images > _GIANT_SHARE * all_images).T):
-        giant = _Giant(
-            patient=patients.categories[patient],
-            kind=kinds.categories[kind],
-            images=int(images[patient, kind]),
-            all_images=int(all_images[kind]),
-        )
-        giants.append(giant)
+    for kind, images in zip(kinds.categories, count_images(patients, kinds).T):
+        present = images[images > 0]
+        if not present.size:
+            continue
+        limit = _GIANT_SHARE * present.sum()
+        if present.size > 1:
+            limit = max(limit, np.median(present))
+        for patient in np.flatnonzero(images > limit):
+            giant = _Giant(
+                patient=patients.categories[patient],
+                kind=kind,
+                images=int(images[patient]),
+                all_images=int(present.sum()),
+            )
+            giants.append(giant)
     return giants
 
 
