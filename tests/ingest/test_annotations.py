@@ -369,3 +369,15 @@ def test_class_names_in_several_spellings_are_one_class_and_said(tmp_path):
     done = ingest.run(_study(tmp_path, FILES, table, table=columns, positive_class="mel"))
     assert done.summary.by_class["mel"].images == 3
     assert "class names in table.csv that mean one class: 'Mel' is 'mel' (1 row)" in done.remarks
+
+
+def test_patients_that_are_folders_follow_the_same_rules(tmp_path):
+    files = ["a/P01/1.png", "a/p1/2.png", "b/P02/3.png", "b/unknown/4.png"]
+    settings = {"table": None, "positive_class": "b", "patient_folder": "below"}
+    with pytest.raises(DataError, match=r"In the folders below .*'P01' and 'p1'"):
+        ingest.run(_study(tmp_path, files, "", **settings))
+    done = ingest.run(_study(tmp_path, files, "", **settings, aliases={"p1": "P01"}))
+    assert list(_column(done, "patient_id").values()) == ["P01", "P01", "P02"]
+    assert _reasons(done) == {
+        "b/unknown/4.png": "not recognised: the folder below that of the class names no patient"
+    }

@@ -164,12 +164,12 @@ def _annotations_by_path(
 
 
 def _refuse_settings_without_table(settings: Ingest) -> None:
-    values = {"columns": settings.columns, "aliases": settings.aliases}
-    for name, value in values.items():
-        if value:
-            raise ConfigError(
-                f"ingest.{name} speaks of ingest.table, which is null. Set ingest.table."
-            )
+    if settings.columns:
+        raise ConfigError("ingest.columns speaks of ingest.table, which is null. Set ingest.table.")
+    if settings.aliases and settings.patient_folder is None:
+        raise ConfigError(
+            "ingest.aliases speaks of ingest.table, which is null. Set ingest.table, or patient_folder."
+        )
 
 
 def _refuse_idle_aliases(aliases: Mapping[str, str]) -> None:

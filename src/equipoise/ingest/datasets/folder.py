@@ -5,16 +5,19 @@ where you have them; `ingest/layouts.py` tells which folders are which. The CSV 
 read by `ingest/annotations.py`. Where it has a column of classes, images lie in any folders.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+
+import pandas as pd
 
 from equipoise.core import images
 from equipoise.core.config import Ingest
 from equipoise.core.errors import ConfigError, unknown_name
-from equipoise.ingest import layouts, leftovers
+from equipoise.ingest import layouts, leftovers, spellings
 from equipoise.ingest.annotations import Annotations, read_annotations
-from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task
+from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task, Unrecognised
 from equipoise.ingest.layouts import Classes, Sides
 
 CARD = Card(
@@ -70,7 +73,8 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
         readings=readings,
         patient_ids="patient" in readings,
     )
-    reader = _Reader(sides, classes, annotations, settings.patient_folder)
+    patients = _patients_of_folders(settings, classes, map(sides.without, folders))
+    reader = _Reader(sides, classes, annotations, settings.patient_folder, patients)
     return Dataset(card, reader.parse, remarks=tuple(remarks))
 
 
@@ -84,12 +88,14 @@ class _Reader:
         annotations: Rows of the table; None without one.
         patient_folder: Where the folder of the patient is, `below` or `above` that of the class;
             None where no folder says who the patient is.
+        patients: Name of such a folder -> id of the patient.
     """
 
     sides: Sides
     classes: Classes | None
     annotations: Annotations | None
     patient_folder: str | None
+    patients: Mapping[str, str]
 
     def parse(self, path: PurePosixPath) -> Parsed:
         """Class, side and patient, from the table where it names them, else from the folders."""
@@ -102,7 +108,10 @@ class _Reader:
         patients = {"image": str(path)}
         if self.classes and self.patient_folder is not None:
             place = self.patient_folder
-            patients = {"patient": layouts.patient_folder(inside_side, self.classes.level, place)}
+            name = layouts.patient_folder(inside_side, self.classes.level, place)
+            if not self.patients[name]:
+                raise Unrecognised(f"the folder {place} that of the class names no patient")
+            patients = {"patient": self.patients[name]}
         if self.annotations is None:
             return Parsed(class_name, patients, columns)
         annotation = self.annotations.of(str(path))
@@ -146,6 +155,23 @@ def _readings(settings: Ingest, annotations: Annotations | None) -> Mapping[str,
         )
     meaning = f"the folder {place} that of the class; one name under two classes is one patient"
     return {"patient": meaning}
+
+
+def _patients_of_folders(
+    settings: Ingest, classes: Classes | None, folders_of_files: Iterable[layouts.Folders]
+) -> dict[str, str]:
+    """Name of a patient's folder -> id, by the rules for the ids of a table; empty without such folders."""
+    place = settings.patient_folder
+    if place is None or classes is None:
+        return {}
+    names = set()
+    for folders in folders_of_files:
+        with suppress(Unrecognised):
+            names.add(layouts.patient_folder(folders, classes.level, place))
+    cells = pd.Series(sorted(names), dtype=object)
+    where = f"the folders {place} those of the classes"
+    ids = spellings.patient_ids(cells, settings.aliases, where)
+    return dict(zip(cells, ids))
 
 
 def _first_of(names: Sequence[str]) -> str:
