@@ -14,6 +14,7 @@ import threading
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from equipoise.core.errors import DataError
-from equipoise.core.files import files_below
 
 # Larger images are refused below: as an error, because a warning filter is shared by all threads.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -51,6 +51,53 @@ NPZ_PARTS = ("train", "val", "test")
 def hidden(name: str) -> bool:
     """Whether a file or folder is no part of the data: `.DS_Store`, `._copy.png`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Relative paths of all files below a folder, in no order; links to folders are followed.
+
+    A link that leads nowhere, and a folder that this user may not read, are given too, as paths
+    that are no files.
+
+    Raises:
+        DataError: For a link that leads back to a folder above it.
+    """
+    yield from _files_below(str(folder), "", (os.path.realpath(folder),))
+
+
+def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> Iterator[str]:
+    """Walk one folder.
+
+    Args:
+        folder: Where it lies.
+        relative: The same from where the walk began, with a slash at its end unless it is empty.
+        real_folders: It and the folders above it, with links resolved.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            listed = list(entries)
+    except PermissionError:
+        if not relative:
+            raise
+        yield relative.rstrip("/")
+        return
+    for entry in listed:
+        if not entry.is_dir():
+            yield relative + entry.name
+            continue
+        real = os.path.join(real_folders[-1], entry.name)
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            _refuse_circle(entry.path, real, real_folders)
+        yield from _files_below(entry.path, f"{relative}{entry.name}/", (*real_folders, real))
+
+
+def _refuse_circle(link: str, real: str, real_folders: tuple[str, ...]) -> None:
+    if real in real_folders:
+        raise DataError(
+            f"The link {link} leads back to {real}, in which it lies: a circle without end. "
+            f"Remove the link, or let it point to a folder outside."
+        )
 
 
 class Walk(NamedTuple):

@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from posixpath import basename, splitext
 
 from equipoise.core import images
-from equipoise.core.files import files_below
 
 HIDDEN = "hidden"
 SYSTEM = "in system folders"
@@ -59,15 +58,12 @@ _MASK_FOLDERS = frozenset(
         "lung masks",
         "left mask",
         "right mask",
-        "seg",
-        "segs",
         "segmentation",
         "segmentations",
         "segmentation mask",
         "segmentation masks",
         "ground truth",
         "groundtruth",
-        "gt",
         "annotation",
         "annotations",
         "superpixels",
@@ -124,7 +120,7 @@ def list_images(
     Raises:
         DataError: For a link that leads back to a folder above it.
     """
-    files = sorted(files_below(raw))
+    files = sorted(images.files_below(raw))
     readable = frozenset(path for path in files if images.holds_images(raw, path, suffixes))
     rules = _Rules(skip, keep, frozenset(map(_stem, readable)))
     paths: list[str] = []

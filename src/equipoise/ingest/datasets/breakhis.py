@@ -11,9 +11,9 @@ import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from equipoise.core import images
 from equipoise.core.config import Ingest
 from equipoise.core.errors import DataError
-from equipoise.core.files import files_below
 from equipoise.ingest.datasets.base import Archive, Card, Dataset, Parsed, Task, Unrecognised
 
 _SUBTYPES = {
@@ -97,7 +97,7 @@ def parse(path: PurePosixPath) -> Parsed:
 def open_folder(raw: Path, settings: Ingest) -> Dataset:
     """The dataset on a folder, with the published sides where the fold files lie in it."""
     side_by_fold = {}
-    for path in sorted(files_below(raw)):
+    for path in sorted(images.files_below(raw)):
         if match := _FOLD_FILE.fullmatch(PurePosixPath(path).name):
             side_by_fold[int(match[1])] = _read_fold(raw / path)
 
