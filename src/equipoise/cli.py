@@ -297,7 +297,7 @@ def _ingest(options: Options) -> None:
     from equipoise.ingest.summary import summary_text
 
     done = stage.run(_study(options))
-    _say(summary_text(done.summary, done.quarantined))
+    _say(summary_text(done.summary, done.quarantined, done.remarks))
 
 
 def _split(options: Options) -> None:

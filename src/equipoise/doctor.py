@@ -18,6 +18,7 @@ from equipoise import pipeline
 from equipoise.core import config, environment, parallel
 from equipoise.core.errors import EquipoiseError
 from equipoise.embed import backbones
+from equipoise.ingest import originals
 from equipoise.ingest.datasets import base as datasets
 from equipoise.strategies import base as strategies
 
@@ -309,6 +310,9 @@ def _check_names(study: config.Study) -> None:
 def _raw_images(study: config.Study) -> Finding:
     what = f"{study.name}: raw images"
     if study.raw.is_dir():
+        advice = originals.advice_to_link(study)
+        if advice:
+            return Finding("error", what, f"{study.raw}; {advice}")
         return Finding("ok", what, str(study.raw))
     if study.dataset == "phantom":
         return Finding("ok", what, "will be drawn")

@@ -16,13 +16,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from equipoise.core import images
-from equipoise.core.config import SCENARIO_SECTIONS, Finetune, Study
+from equipoise.core.config import (
+    SCENARIO_SECTIONS,
+    Finetune,
+    Study,
+    load_study,
+    read_params,
+    run_studies,
+)
 from equipoise.core.documents import FeatureSummary, ScenarioSummary
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
 from equipoise.embed import backbones, shards
 from equipoise.embed import stage as embed_stage
+from equipoise.ingest import originals
 from equipoise.ingest import stage as ingest_stage
 from equipoise.ingest.datasets import phantom
 from equipoise.split import stage as split_stage
@@ -196,7 +204,17 @@ def adhoc_folder(study: Study, backbone: str, scenario: str, overrides: Mapping[
 
 
 def reproduce(root: Path) -> None:
-    """Run `dvc repro` in a project, with this interpreter first on the path."""
+    """Run `dvc repro` in a project, with this interpreter first on the path.
+
+    Raises:
+        ConfigError: When the originals of a study lie where DVC does not look.
+        EquipoiseError: When `dvc repro` fails.
+    """
+    params = read_params(root)
+    for name in run_studies(params):
+        advice = originals.advice_to_link(load_study(name, params, root=root))
+        if advice:
+            raise ConfigError(f"Study '{name}' has its originals elsewhere (ingest.raw). {advice}.")
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "dvc", "repro"]
@@ -319,7 +337,7 @@ def _count_images(study: Study, manifest: Manifest | None) -> int:
     if manifest is not None:
         return len(manifest.table)
     if study.raw.is_dir():
-        return sum(path.suffix.lower() in images.SUFFIXES for path in study.raw.rglob("*"))
+        return len(images.walk(study.raw).paths)
     drawn = study.settings.phantom
     return round(drawn.patients * drawn.mean_images_per_patient) if drawn else 0
 

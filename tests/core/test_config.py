@@ -337,6 +337,94 @@ def test_override_with_broken_yaml_is_a_config_error():
         parse_override("train.seeds=[1, 2")
 
 
+# --- names that YAML reads as something else ------------------------------------------------------
+
+
+def _written(tmp_path, old, new):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "params.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    return read_params(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("no", "no"),
+        ("yes", "yes"),
+        ("Off", "Off"),
+        ("on", "on"),
+        ("4", "4"),
+        ("-1", "-1"),
+        ("1.5", "1.5"),
+        ("007", "007"),
+        ("1_2", "1_2"),
+        ("2024-01-05", "2024-01-05"),
+        ("12:30", "12:30"),
+        ("1e5", "1e5"),
+        ("'true'", "true"),
+        ("null", None),
+    ],
+)
+def test_a_class_may_be_called_like_a_number_or_a_word_of_yaml(tmp_path, written, read):
+    given = f"positive_class: {written} # of"
+    params = _written(tmp_path, "positive_class: null # for", given)
+    assert load_study("demo", params).settings.ingest.positive_class == read
+    key, value = parse_override(f"ingest.positive_class={written}")
+    settings = load_study("demo", read_params(ROOT), {key: value}).settings
+    assert settings.ingest.positive_class == read
+
+
+@pytest.mark.parametrize("word", ["true", "False"])
+def test_a_truth_value_in_place_of_a_name_asks_for_quotes(params, word):
+    key, value = parse_override(f"ingest.positive_class={word}")
+    with pytest.raises(ConfigError, match=f"write it in quotes: '{word.lower()}'"):
+        load_study("demo", params, {key: value})
+    params["run"]["studies"] = [value]
+    with pytest.raises(ConfigError, match=f"write it in quotes: '{word.lower()}'"):
+        config.run_studies(params)
+
+
+@pytest.mark.parametrize("name", ["off", "no", "2024", "007", "1.5"])
+def test_a_study_may_be_called_so_too(tmp_path, name):
+    params = _written(tmp_path, "\n  breakhis:\n", f"\n  {name}:\n")
+    listed = parse_override(f"run.studies=[{name}]")[1]
+    params["run"]["studies"] = listed
+    assert config.run_studies(params) == [name]
+    assert load_study(name, params).name == name
+
+
+def test_values_of_columns_are_text(params):
+    key, value = parse_override("ingest.only={age: 50, smoker: no, 2: 1.0}")
+    only = load_study("demo", params, {key: value}).settings.ingest.only
+    assert only == {"age": "50", "smoker": "no", "2": "1.0"}
+
+
+def test_switches_may_still_be_yes_and_no(tmp_path):
+    params = _written(tmp_path, "horizontal_flip: true", "horizontal_flip: no")
+    assert load_study("chest_xray", params).settings.augment.horizontal_flip is False
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: 2\na: 3\n", "a: 1\nc: {1: x, '1': y}\n", "a: {no: 1, no: 2}\n"]
+)
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"the key '\w+' stands there twice \(line \d, column \d+\)"
+    ):
+        read_params(tmp_path)
+
+
+def test_a_merged_key_may_be_overwritten():
+    assert parse_override("tune.a={<<: {x: 1, y: 2}, x: 3}")[1] == {"x": 3, "y": 2}
+
+
+def test_the_shipped_settings_read_as_in_yaml_1_1():
+    plain = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert read_params(ROOT) == plain
+
+
 # --- weights --------------------------------------------------------------------------------------
 
 

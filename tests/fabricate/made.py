@@ -188,6 +188,7 @@ def _ingest_summary(manifest: records.Manifest) -> documents.IngestSummary:
         pseudonymised=False,
         files_seen=len(table),
         other_files_ignored=0,
+        left_out={},
         selection="",
         not_selected=0,
         quarantined=0,

@@ -180,10 +180,34 @@ def test_kermany_names(path, class_name, person, subtype_person, side):
 
 
 @pytest.mark.parametrize(
+    ("path", "subtype", "patient", "side"),
+    [
+        ("train/PNEUMONIA/BACTERIA-1008087-0001.jpeg", "bacteria", "1008087", "train"),
+        ("test/PNEUMONIA/VIRUS-1008087-0002.jpeg", "virus", "1008087", "test"),
+        ("CellData/chest_xray/train/NORMAL/NORMAL-1003233-0001.jpeg", "normal", "1003233", "train"),
+        ("Test/Normal/normal-0003233-1.JPG", "normal", "0003233", "test"),
+    ],
+)
+def test_kermany_names_of_the_later_release_hold_the_patient(path, subtype, patient, side):
+    parsed = chest_xray.parse(PurePosixPath(path))
+    assert parsed.class_name == parsed.columns["subtype"] == subtype
+    assert parsed.patients == {"person": patient, "subtype_person": patient}
+    assert parsed.columns["official_split"] == side
+
+
+def test_kermany_folders_may_be_in_any_case():
+    given = chest_xray.parse(PurePosixPath("Train/Pneumonia/person1_virus_11.jpeg"))
+    assert given == chest_xray.parse(PurePosixPath("train/PNEUMONIA/person1_virus_11.jpeg"))
+
+
+@pytest.mark.parametrize(
     "path",
     [
+        "train/NORMAL/BACTERIA-1008087-0001.jpeg",
+        "train/PNEUMONIA/NORMAL-1008087-0001.jpeg",
+        "train/PNEUMONIA/FUNGUS-1008087-0001.jpeg",
         "NORMAL/IM-0012-0001.jpeg",  # the published side is missing
-        "training/NORMAL/IM-0012-0001.jpeg",
+        "trained/NORMAL/IM-0012-0001.jpeg",
         "train/NORMAL/person1_virus_11.jpeg",  # filed under the wrong class
         "train/PNEUMONIA/IM-0012-0001.jpeg",
         "train/PNEUMONIA/person1_fungus_11.jpeg",
@@ -440,6 +464,19 @@ def test_a_slide_on_both_published_sides_is_named_and_its_copies_are_kept(tmp_pa
                 assert (part == "test") == (side == "test")
 
 
+def test_fold_files_are_found_behind_a_linked_folder(tmp_path):
+    study = _breakhis_study(tmp_path)
+    names = [f"SOB_{kind}-14-{slide}-40-001.png" for kind in ("B_A", "M_DC") for slide in (1, 2)]
+    elsewhere = tmp_path / "elsewhere"
+    _slides(elsewhere, names)
+    _fold_file(elsewhere, 1, dict.fromkeys(names, "train"))
+    study.raw.mkdir(parents=True)
+    (study.raw / "linked").symlink_to(elsewhere)
+    done = ingest.run(study)
+    assert set(done.manifest.table["official_split_1"]) == {"train"}
+    assert done.summary.images == 4
+
+
 def test_a_fold_file_that_is_none_is_refused_with_its_line(tmp_path):
     study = _breakhis_study(tmp_path)
     _slides(study.raw, ["SOB_B_A-14-101-40-001.png"])
@@ -475,6 +512,7 @@ def test_subtypes_and_magnification_are_settings(tmp_path):
     for change, text in (
         ({"ingest.task": "subtype"}, "Did you mean 'subtypes'"),
         ({"ingest.only": {"magnifcation": "40X"}}, "Did you mean 'magnification'"),
+        ({"ingest.only": {"width_px": "7"}}, "'7', which no image has. Found are: 30"),
         ({"ingest.only": {"magnification": "50X"}}, "which no image has. Found are: 400X, 40X"),
         ({"ingest.only": {"magnification": "40X", "subtype": "Z"}}, "'Z', which no image has"),
     ):

@@ -216,7 +216,9 @@ def test_missing_folder_says_where_it_should_be(root):
 def test_empty_folder_counts_the_other_files(root):
     _put(root, "notes.txt", b"x")
     _put(root, ".DS_Store", b"x")
-    with pytest.raises(DataError, match=r"data/raw/demo holds no image file \(2 other files\)"):
+    with pytest.raises(
+        DataError, match=r"data/raw/demo holds no image file \(2 other files: 1 hidden, 1 .txt\)"
+    ):
         ingest.run(_study(root))
 
 

@@ -21,6 +21,7 @@ def summary(**changes) -> IngestSummary:
         pseudonymised=False,
         files_seen=400,
         other_files_ignored=2,
+        left_out={".csv": 1, "hidden": 1},
         selection="",
         not_selected=0,
         quarantined=0,
@@ -43,7 +44,7 @@ def test_a_plain_study_has_counts_and_no_remarks():
         "400 usable images of 90 patients (complete)",
         "  clear: 350 images (87.5 %), 80 patients",
         "  opacity (positive, minority): 50 images (12.5 %), 10 patients",
-        "  imbalance 1:7.0; 2 other files ignored",
+        "  imbalance 1:7.0; 2 other files ignored: 1 .csv, 1 hidden",
         "  0 files quarantined",
     ]
 

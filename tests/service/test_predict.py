@@ -151,7 +151,7 @@ def test_patterns_and_lists_name_images(folder, tmp_path):
     (tmp_path / "other.csv").write_text("file\na.png\n")
     with pytest.raises(DataError, match="no column `path` or `image`"):
         predict.find([str(tmp_path / "other.csv")])
-    with pytest.raises(DataError, match="cannot be read as CSV"):
+    with pytest.raises(DataError, match=r"There is no .*missing\.csv"):
         predict.find([str(tmp_path / "missing.csv")])
 
 

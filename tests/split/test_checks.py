@@ -229,6 +229,7 @@ def test_every_check_is_listed_in_one_order(scheme):
     found = checks.check_split(splits.make(manifest, split_settings(scheme=scheme)), manifest)
     assert [check.code for check in found] == [
         *(f"EQ00{number}" for number in range(1, 7)),
+        "EQ009",
         "EQ-OFFICIAL",
     ]
     assert [check.name for check in found] == [check.title for check in checks.CHECKS]
@@ -399,6 +400,59 @@ def test_quarantined_label_conflicts_are_a_finding(count, detail):
     assert check.detail == (
         f"{detail} until their label is decided, see the quarantine list" if count else ""
     )
+
+
+# --- EQ009 -----------------------------------------------------------------------------------------------------------
+
+
+def test_patient_with_more_than_a_third_of_a_class_is_a_finding():
+    patients = {f"a{number}": (0, 0) for number in range(12)}
+    patients |= {f"b{number}": (1,) for number in range(12)}
+    patients["unknown"] = (0,) * 13 + (1,)
+    manifest = manifest_of(patients)
+    made = splits.make(manifest, split_settings(scheme="kfold", folds=2, repeats=2))
+    answer = _answers(made, manifest)["EQ009"]
+    assert answer.answer == "finding"
+    assert answer.detail.startswith("patient 'unknown' has 13 of 37 images (35 %) of class a; ")
+    assert "of class b" not in answer.detail, "1 of 13 images"
+    in_test = made.table[made.table["part"] == "test"].groupby(["repeat", "fold"])["patient_id"]
+    share = in_test.agg(lambda ids: (ids == "unknown").mean()).max()
+    assert f"({100 * share:.0f} %) of test in repeat" in answer.detail
+    assert "map it to nothing (ingest.aliases: {ID: ''})" in answer.detail
+
+
+@pytest.mark.parametrize(
+    ("images", "giants"),
+    [
+        ((2, 2, 2), 0),  # a third exactly
+        ((3, 2, 2), 1),
+        ((5, 1, 1), 1),
+        ((2, 2, 1), 0),  # neither of the two weighs more than the other
+    ],
+)
+def test_a_giant_has_more_than_a_third_and_more_than_the_others(images, giants):
+    patients = {f"a{number}": (0,) * count for number, count in enumerate(images)}
+    patients |= {f"b{number}": (1,) * 3 for number in range(9)}
+    manifest = manifest_of(patients)
+    made = splits.make(manifest, split_settings())
+    assert _answers(made, manifest)["EQ009"].detail.count("of class a") == giants
+
+
+def test_a_patient_alone_in_a_part_is_a_giant():
+    manifest = plain_manifest((20, 8))
+    made = splits.make(manifest, split_settings())
+    in_val = made.table.loc[made.table["part"] == "val", "patient_id"]
+    others = in_val[in_val != in_val.iloc[0]]
+    alone = moved(made, lambda table: table["patient_id"].isin(others), "train")
+    assert _answers(alone, manifest)["EQ009"].detail.startswith(
+        f"patient '{in_val.iloc[0]}' has 2 of 2 images (100 %) of val in repeat 0, fold 0. Where such"
+    )
+
+
+def test_patients_of_one_size_are_no_giants():
+    even = plain_manifest((20, 8))
+    made = splits.make(even, split_settings(scheme="kfold", folds=8))
+    assert _answers(made, even)["EQ009"].answer == "none"
 
 
 # --- EQ-OFFICIAL -----------------------------------------------------------------------------------------------------

@@ -380,6 +380,43 @@ def test_official_without_published_sides_is_refused():
         splits.make(plain_manifest(), split_settings(scheme="official"))
 
 
+@pytest.mark.parametrize(
+    ("in_test", "text"),
+    [
+        ((), "holds no usable image: none of 24 images is test in column official_split"),
+        ((0, 2, 4), r"lacks a class \(a 3, b 0\), so nothing can be compared on it"),
+    ],
+)
+def test_official_sides_on_which_nothing_can_be_measured_are_refused(in_test, text):
+    patients = {f"p{number}": (number % 2,) for number in range(24)}
+    sides = {
+        patient: ("test" if number in in_test else "train",)
+        for number, patient in enumerate(patients)
+    }
+    with pytest.raises(DataError, match=text) as error:
+        splits.make(manifest_of(patients, sides=sides), split_settings(scheme="official"))
+    assert "use split.scheme: holdout or kfold" in str(error.value)
+
+
+def test_one_test_patient_of_a_class_is_said():
+    manifest = manifest_of({f"p{number}": (int(number < 3),) for number in range(43)})
+    for scheme, is_said in (("holdout", True), ("kfold", False)):
+        settings = split_settings(scheme=scheme, folds=3, repeats=1)
+        made = splits.make(manifest, settings)
+        summary = SplitSummary(
+            study="made",
+            splits="",
+            manifest="",
+            scheme=scheme,
+            group_by="patient",
+            patients=43,
+            checks=[],
+            rounds=splits.counts_reached(made, manifest),
+        )
+        text = splits.summary_text(summary)
+        assert ("test has 1 patient of b in 1 of 1 round(s)" in text) is is_said
+
+
 def test_official_folds_each_need_patients_on_their_train_side():
     manifest = published_folds(
         "train train train train test test", "train test train test train test"

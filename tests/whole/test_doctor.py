@@ -3,15 +3,18 @@
 import http.server
 import json
 import os
+import shlex
+import subprocess
 import threading
 
 import pytest
 import yaml
 
-from conftest import REPO
+from conftest import REPO, change_params
 from equipoise import cli, doctor, pipeline
 from equipoise.core import config
 from equipoise.core.config import Engine
+from equipoise.core.errors import ConfigError
 from equipoise.embed import backbones, embedder, shards
 from equipoise.embed import stage as features
 from equipoise.ingest import stage as ingest
@@ -48,6 +51,40 @@ def test_nothing_is_made_or_changed_by_looking(study, tmp_path):
     assert "mlflow.db will be made" in findings["tracking"].detail
     assert findings["dvc repository"].detail == "run `dvc init`"
     assert findings["made: raw images"].level == "error"
+
+
+@pytest.fixture
+def on_another_disk(study, tmp_path):
+    """A folder with an image outside the repository, which `ingest.raw` names."""
+    folder = tmp_path.parent / f"{tmp_path.name} disk"
+    (folder / "well").mkdir(parents=True)
+    change_params(
+        tmp_path, lambda params: params["studies"]["made"]["ingest"].update(raw=str(folder))
+    )
+    return folder
+
+
+def test_originals_on_another_disk_need_a_link_for_dvc(on_another_disk, tmp_path):
+    level, detail = said(tmp_path, "made: raw images")
+    assert level == "error"
+    command = f"ln -s '{on_another_disk}' data/raw/made"
+    assert (
+        f"looks for the originals in data/raw/made, which is not there. Link it: `{command}`"
+        in (detail)
+    )
+    with pytest.raises(ConfigError, match="has its originals elsewhere") as error:
+        pipeline.reproduce(tmp_path)
+    assert command in str(error.value)
+    (tmp_path / "data/raw").mkdir(parents=True, exist_ok=True)
+    subprocess.run(shlex.split(command), cwd=tmp_path, check=True)
+    assert said(tmp_path, "made: raw images") == ("ok", str(on_another_disk))
+
+
+def test_another_folder_where_dvc_looks_is_moved_away_first(on_another_disk, tmp_path):
+    (tmp_path / "data/raw/made").mkdir(parents=True)
+    _, detail = said(tmp_path, "made: raw images")
+    assert "which is something else" in detail
+    assert "`mv data/raw/made data/raw/made.old && ln -s " in detail
 
 
 def test_every_line_that_is_not_ok_names_a_step(study, tmp_path, monkeypatch):

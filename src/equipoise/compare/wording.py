@@ -566,6 +566,7 @@ _WARNINGS = {
     "EQ006": "one picture under two classes",
     "EQ007": "the files' metadata tell the classes apart, and a network may use the same shortcut",
     "EQ008": "labels permuted between patients are learned, so test is not independent of train",
+    "EQ009": "results hang on few patients",
     "EQ-OFFICIAL": (
         "nothing can be registered from this split, and results are also given without the "
         "shared rows"

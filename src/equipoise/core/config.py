@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import re
 import reprlib
 from collections.abc import Collection
@@ -16,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
@@ -43,6 +46,21 @@ def _no_truth_value(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a number is expected, not true or false")
     return value
+
+
+def _as_text(value: Any) -> Any:
+    # A class or a study may be called 4 or 2024: YAML makes numbers of these.
+    if isinstance(value, bool):
+        word = str(value).lower()
+        raise ValueError(
+            f"YAML reads {word} as a truth value; where it is a name write it in quotes: '{word}'"
+        )
+    if isinstance(value, int | float):
+        return str(value)
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
 
 
 Integer = Annotated[int, BeforeValidator(_no_truth_value)]
@@ -116,19 +134,68 @@ class Phantom(Section):
     seed: Seed
 
 
+#: Column of patient ids in a table that names no other.
+PATIENT_COLUMN = "patient_id"
+
+
+def _named_columns(value: Any) -> Any:
+    """A path alone is a table that has to have patient ids."""
+    if isinstance(value, dict):
+        _require_known_keys(value, ImageTable.model_fields, "ingest.table.")
+    return {"file": value, "patient": PATIENT_COLUMN} if isinstance(value, str) else value
+
+
+def _in_a_list(value: Any) -> Any:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+class ImageTable(Section):
+    """The columns of a CSV that says what the images of own folders show.
+
+    Attributes:
+        file: Its path inside the raw folder.
+        image: Column with the path, the name or the id of an image.
+        label: Column with the class; several: one for each class, which holds 1 or 0; none: the
+            folders name the classes.
+        patient: Column of patient ids; null: `patient_id`, and where there is none every image
+            counts as a patient.
+        split: Column with the published side; null: the folders name it, if they do.
+    """
+
+    file: Text
+    image: Text = "image"
+    label: Annotated[list[Text], BeforeValidator(_in_a_list)] = []
+    patient: Text | None = None
+    split: Text | None = None
+
+
 class Ingest(Section):
     """Where the originals lie, which question is asked of them, and what happens to copies."""
 
-    dataset: str | None
-    raw: str | None
-    task: str | None
-    only: dict[str, str]
+    dataset: Text | None
+    raw: Text | None
+    skip: list[Text]
+    keep: list[Text]
+    task: Text | None
+    only: dict[str, Text]
     duplicates: Literal["drop", "drop_near", "keep"]
-    trusted: list[str]
+    trusted: list[Text]
     pseudonymise: bool | None
-    positive_class: str | None
-    table: str | None
-    columns: list[str]
+    positive_class: Text | None
+    table: Annotated[ImageTable | None, BeforeValidator(_named_columns)]
+    columns: list[Text]
+    aliases: dict[str, Text]
+    patient_folder: Literal["below", "above"] | None
+
+    @field_serializer("aliases")
+    def _without_ids(self, aliases: dict[str, str]) -> str:
+        # Settings are kept beside results, where ids may be hidden: a digest tells a change, and no id.
+        if not aliases:
+            return ""
+        text = json.dumps(aliases, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Split(Section):
@@ -139,7 +206,7 @@ class Split(Section):
     """
 
     scheme: Literal["holdout", "kfold", "official"]
-    group_by: str | None
+    group_by: Text | None
     val_fraction: Fraction
     test_fraction: Fraction
     folds: Annotated[Integer, Field(ge=2)]
@@ -502,13 +569,56 @@ def parse_override(text: str) -> tuple[str, Any]:
 # --- reading YAML ---------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML as version 1.2 and DVC do: only true and false are truth values.
+
+    In version 1.1 a class called no is False, a study called 2024-01-05 a date, a patient 0012 the
+    number 10. Keys are names, so they are the text that was written; twice the same is refused.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        written: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if key.value in written:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{key.value:.100}' stands there twice",
+                    problem_mark=key.start_mark,
+                )
+            written.add(key.value)
+            key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+#: The values that are no text, by the characters they begin with.
+_SCALARS = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(0|[1-9][0-9]*)?\.[0-9]+([eE][-+]?[0-9]+)?", "-+0123456789."),
+    (
+        "float",
+        r"[-+]?[0-9]+\.([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+)
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+    )
+
+
 def _parse_yaml(text: str, where: str) -> Any:
     """Read YAML.
 
     Anchors that repeat each other without end are refused before anything walks through them.
     """
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)  # noqa: S506, a SafeLoader of our own
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         position = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -619,11 +729,29 @@ def _mapping(params: dict[str, Any], key: str) -> dict[str, Any]:
 def _names(run: dict[str, Any], key: str) -> tuple[str, ...]:
     """Return the names listed under a key of `run`, each once."""
     names = run.get(key) or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list):
+        raise _no_names(names, key)
+    return tuple(dict.fromkeys(_name(name, names, key) for name in names))
+
+
+def _name(value: Any, names: list[Any], key: str) -> str:
+    """One of the names listed under a key of `run`; a number is the text that stands for it."""
+    if isinstance(value, bool):
+        word = str(value).lower()
         raise ConfigError(
-            f"run.{key} is {_short(names)}, a list of names is expected, for example [demo]."
+            f"run.{key} holds {word}, which YAML reads as a truth value; write it in quotes: '{word}'."
         )
-    return tuple(dict.fromkeys(names))
+    if isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, str):
+        raise _no_names(names, key)
+    return value
+
+
+def _no_names(value: Any, key: str) -> ConfigError:
+    return ConfigError(
+        f"run.{key} is {_short(value)}, a list of names is expected, for example [demo]."
+    )
 
 
 def _require_known_keys(values: Any, known: Collection[str], prefix: str) -> None:

@@ -166,6 +166,7 @@ class IngestSummary(Document):
     pseudonymised: bool
     files_seen: int
     other_files_ignored: int
+    left_out: dict[str, int]
     selection: str
     not_selected: int
     quarantined: int

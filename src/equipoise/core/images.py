@@ -14,6 +14,7 @@ import threading
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ from equipoise.core.errors import DataError
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
+
+#: Endings of formats that hold several pages or frames.
+_SUFFIXES_WITH_PAGES = (".tif", ".tiff", ".gif", ".webp")
 
 #: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
@@ -49,6 +53,53 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def files_below(folder: Path) -> Iterator[str]:
+    """Relative paths of all files below a folder, in no order; links to folders are followed.
+
+    A link that leads nowhere, and a folder that this user may not read, are given too, as paths
+    that are no files.
+
+    Raises:
+        DataError: For a link that leads back to a folder above it.
+    """
+    yield from _files_below(str(folder), "", (os.path.realpath(folder),))
+
+
+def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> Iterator[str]:
+    """Walk one folder.
+
+    Args:
+        folder: Where it lies.
+        relative: The same from where the walk began, with a slash at its end unless it is empty.
+        real_folders: It and the folders above it, with links resolved.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            listed = list(entries)
+    except PermissionError:
+        if not relative:
+            raise
+        yield relative.rstrip("/")
+        return
+    for entry in listed:
+        if not entry.is_dir():
+            yield relative + entry.name
+            continue
+        real = os.path.join(real_folders[-1], entry.name)
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            _refuse_circle(entry.path, real, real_folders)
+        yield from _files_below(entry.path, f"{relative}{entry.name}/", (*real_folders, real))
+
+
+def _refuse_circle(link: str, real: str, real_folders: tuple[str, ...]) -> None:
+    if real in real_folders:
+        raise DataError(
+            f"The link {link} leads back to {real}, in which it lies: a circle without end. "
+            f"Remove the link, or let it point to a folder outside."
+        )
+
+
 class Walk(NamedTuple):
     """The files below a folder.
 
@@ -64,35 +115,35 @@ class Walk(NamedTuple):
 def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Walk:
     """Find the images below a folder.
 
-    The pictures of a MedMNIST file have paths such as `NAME.npz/train/00017`.
-
     Args:
-        folder: Where to look; hidden files and folders are ignored.
+        folder: Where to look; hidden files and folders are ignored, linked folders are followed.
         suffixes: Endings of the files that hold images, in lower case.
+
+    Raises:
+        DataError: For a link that leads back to a folder above it.
     """
     paths: list[str] = []
     ignored = 0
-    for parent, folder_names, file_names in os.walk(folder):
-        visible = sorted(name for name in folder_names if not hidden(name))
-        for name in set(folder_names) - set(visible):
-            ignored += _count_files(Path(parent, name))
-        folder_names[:] = visible  # tells os.walk where to go on
-        for name in file_names:
-            path = Path(parent, name)
-            suffix = path.suffix.lower()
-            if hidden(name) or suffix not in suffixes or not path.is_file():
-                ignored += 1
-                continue
-            relative = path.relative_to(folder).as_posix()
-            if suffix == ".npz":
-                paths += _npz_members(path, relative)
-            else:
-                paths.append(relative)
+    for path in files_below(folder):
+        is_hidden = any(map(hidden, path.split("/")))
+        if is_hidden or not holds_images(folder, path, suffixes):
+            ignored += 1
+        else:
+            paths += pictures_in(folder, path)
     return Walk(sorted(paths), ignored)
 
 
-def _count_files(folder: Path) -> int:
-    return sum(len(file_names) for _, _, file_names in os.walk(folder))
+def holds_images(folder: Path, path: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
+    """Whether a path below a folder is a file with one of the endings."""
+    ending = os.path.splitext(path)[1].lower()
+    return ending in suffixes and os.path.isfile(os.path.join(folder, path))
+
+
+def pictures_in(folder: Path, path: str) -> list[str]:
+    """Paths of the pictures in a file: its own, or for a MedMNIST file `NAME.npz/train/00017`, ..."""
+    if path.lower().endswith(".npz"):
+        return _npz_members(Path(folder, path), path)
+    return [path]
 
 
 def read(folder: Path, path: str) -> bytes:
@@ -231,6 +282,25 @@ def _decoded(image: Image.Image, draft_px: int) -> np.ndarray:
         if image.mode == "RGB":
             return np.asarray(image)
         return np.asarray(image.convert("RGB"))
+
+
+def count_pages(data: bytes, name: str) -> int:
+    """How many pages (or frames) an image file has, of which `decode` gives the first.
+
+    Args:
+        data: The bytes of the file.
+        name: Its name: only formats with pages are looked at.
+
+    Returns:
+        1 also for what Pillow cannot read.
+    """
+    if not name.lower().endswith(_SUFFIXES_WITH_PAGES):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return getattr(image, "n_frames", 1)
+    except (OSError, SyntaxError, ValueError):
+        return 1
 
 
 def as_rgb(values: np.ndarray | list[Any]) -> np.ndarray:

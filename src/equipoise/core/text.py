@@ -19,6 +19,30 @@ def in_words(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
+def first_of(texts: Sequence[str], most: int = 5, separator: str = "; ") -> str:
+    """Join the first few texts and count the rest.
+
+    >>> first_of(["a", "b", "c"], most=2)
+    'a; b; and 1 more'
+    """
+    shown = list(texts[:most])
+    more = len(texts) - most
+    if more > 0:
+        shown.append(f"and {more} more")
+    return separator.join(shown)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "patient"), counted(2, "patient")
+    ('1 patient', '2 patients')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}s"
+
+
 def aligned(
     rows: Sequence[Sequence[str]],
     header: Sequence[str] = (),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +13,9 @@ from equipoise.core import images
 from equipoise.core.config import Ingest, Study
 from equipoise.core.errors import DataError
 from equipoise.core.records import Manifest
-from equipoise.ingest import pseudonyms
+from equipoise.ingest import leftovers, pseudonyms
 from equipoise.ingest.datasets.base import Card, Dataset, open_dataset
+from equipoise.ingest.leftovers import Listing
 from equipoise.ingest.pseudonyms import Pseudonyms
 
 
@@ -43,6 +46,27 @@ def locate(study: Study, manifest: Manifest) -> dict[str, str]:
     return {image_id: path_of[image_id] for image_id in table["image_id"]}
 
 
+def advice_to_link(study: Study) -> str:
+    """What to do so that DVC finds originals that lie elsewhere; empty where it finds them.
+
+    The stages of dvc.yaml depend on `data/raw/<study>`: a path in a dependency cannot come from a
+    setting that may be null.
+    """
+    expected = study.root / "data/raw" / study.name
+    if not study.raw.is_dir() or expected.resolve() == study.raw.resolve():
+        return ""
+    relative = expected.relative_to(study.root).as_posix()
+    command = f"ln -s {shlex.quote(str(study.raw.resolve()))} {relative}"
+    if os.name == "nt":
+        command = f'mklink /D "{expected}" "{study.raw.resolve()}"'
+    if expected.is_symlink() or expected.exists():
+        command = f"mv {relative} {relative}.old && {command}"
+        state = "which is something else"
+    else:
+        state = "which is not there"
+    return f"`dvc repro` looks for the originals in {relative}, {state}. Link it: `{command}`"
+
+
 def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:
     """Bytes of one original, which must be those that `ingest` read.
 
@@ -67,19 +91,20 @@ def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:
     return content
 
 
-def list_files(raw: Path, dataset: Dataset) -> tuple[list[str], int]:
-    """Relative paths of the image files of a dataset, sorted, and how many other files there are.
+def list_files(raw: Path, dataset: Dataset, settings: Ingest) -> Listing:
+    """The image files of a dataset, and what else lies in its folder.
 
     Raises:
-        DataError: When there is no image file.
+        DataError: When there is no image file, or a link leads back to a folder above it.
     """
-    paths, ignored = images.walk(raw, dataset.suffixes)
-    if not paths:
+    listing = leftovers.list_images(raw, dataset.suffixes, settings.skip, settings.keep)
+    if not listing.paths:
+        kinds = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
         raise DataError(
-            f"{raw} holds no image file ({ignored} other files). Expected are files ending in "
-            f"{', '.join(sorted(dataset.suffixes))}."
+            f"{raw} holds no image file ({listing.num_left_out} other files{kinds}). Expected are "
+            f"files ending in {', '.join(sorted(dataset.suffixes))}."
         )
-    return paths, ignored
+    return listing
 
 
 def load_pseudonyms(study: str, settings: Ingest, card: Card, root: Path) -> Pseudonyms | None:
@@ -99,6 +124,6 @@ def _paths_by_hash(study: Study) -> dict[str, str]:
         places = pd.read_csv(study.places_path, dtype=str)
         return dict(zip(places["image_id"], places["path"]))
     dataset, _ = open_dataset(study.dataset, study.raw, study.settings.ingest)
-    paths, _ = list_files(study.raw, dataset)
+    listing = list_files(study.raw, dataset, study.settings.ingest)
     hashed = pseudonyms.load(study.name, study.root)
-    return {hashed.of("image", path): path for path in paths}
+    return {hashed.of("image", path): path for path in listing.paths}

@@ -15,13 +15,14 @@ import pandas as pd
 
 from equipoise.core import images, parallel
 from equipoise.core.errors import DataError
-from equipoise.ingest import duplicates
+from equipoise.ingest import duplicates, masks
 from equipoise.ingest.datasets.base import Dataset, Parsed, Task, Unrecognised
 from equipoise.ingest.quarantine import Quarantined
 
 #: Columns that serve the comparison of images and are not written to the manifest: a digest of the
-#: pixels, and what is odd about the picture.
-INTERNAL_COLUMNS = ("pixels", "odd")
+#: pixels, what is odd about the picture, how many grey values it has where they are as few as in a
+#: mask, and how many pages its file has.
+INTERNAL_COLUMNS = ("pixels", "odd", "few_values", "pages")
 
 #: Small images are read faster than threads can be handed over: a few at a time.
 _FILES_AT_A_TIME = 16
@@ -122,6 +123,8 @@ class Reader:
             "sha256": hashlib.sha256(content).hexdigest(),
             "pixels": _digest_of_pixels(pixels),
             "odd": images.flags(pixels, grey=True),
+            "few_values": masks.count_few_values(pixels),
+            "pages": images.count_pages(content, path),
             "path": path,
             "label": self.task.classes.index(class_name),
             "class_name": class_name,

@@ -19,7 +19,7 @@ from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
-from equipoise.ingest import copies, originals, quarantine
+from equipoise.ingest import copies, leftovers, masks, originals, quarantine
 from equipoise.ingest.datasets.base import Card, Task, open_dataset
 from equipoise.ingest.pseudonyms import Pseudonyms
 from equipoise.ingest.quarantine import Quarantined
@@ -37,11 +37,13 @@ class Ingested:
         manifest: One row per usable image, as written.
         summary: The counts, as written.
         quarantined: The files that were left out.
+        remarks: Sentences for the user to judge, in no file: they may name patients.
     """
 
     manifest: Manifest
     summary: IngestSummary
     quarantined: list[Quarantined]
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class _Tally:
 
     files_seen: int
     other_files_ignored: int
+    left_out: dict[str, int]
     selection: str
     not_selected: int
     near_copies: int
@@ -69,18 +72,18 @@ def run(study: Study) -> Ingested:
     dataset, task = open_dataset(study.dataset, study.raw, settings)
     card = dataset.card
     readings = list(card.readings)
-    paths, ignored = originals.list_files(study.raw, dataset)
+    listing = originals.list_files(study.raw, dataset, settings)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
 
     reader = Reader(study.raw, study.dataset, dataset, task)
-    read = reader.read(paths)
+    read = _leave_out_masks(reader.read(listing.paths), settings.keep)
     selected = _select(read, settings.only, study.dataset)
     selection = _selection_name(settings.only)
     # Copies belong to what was published: these are counted before copies are left out.
     published = _images_of_classes(selected.rows, task)
     if pseudonyms is not None:
         hidden = _hide(selected, readings, pseudonyms)
-        _write_places(study.places_path, hidden.rows["image_id"], selected.rows, readings)
+        _write_places(study.places_path, selected, hidden, readings)
         selected = hidden
 
     rows = _join_copies(_sort(selected), readings)
@@ -93,8 +96,9 @@ def run(study: Study) -> Ingested:
     _check_every_class(study.raw, counts, quarantined)
 
     tally = _Tally(
-        files_seen=len(paths),
-        other_files_ignored=ignored,
+        files_seen=len(listing.paths),
+        other_files_ignored=listing.num_left_out,
+        left_out=listing.left_out,
         selection=selection,
         not_selected=len(read.rows) - len(selected.rows),
         near_copies=near_copies,
@@ -108,10 +112,29 @@ def run(study: Study) -> Ingested:
     summary = _summary(manifest, card, counts, _count_flags(table), tally)
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
-    return Ingested(manifest, summary, quarantined)
+    remarks = (
+        *dataset.remarks,
+        *listing.remarks,
+        *masks.remarks(table),
+        *_remarks_on_pages(table),
+        *leftovers.remarks_on_links(study.raw, listing.paths),
+        *filter(None, [originals.advice_to_link(study)]),
+    )
+    return Ingested(manifest, summary, quarantined, remarks)
 
 
 # --- steps between the files and the manifest -----------------------------------------------------
+
+
+def _leave_out_masks(files: ReadFiles, keep: Sequence[str]) -> ReadFiles:
+    """Move the masks among the pictures into quarantine."""
+    is_mask = masks.find(files.rows, keep)
+    quarantined = [Quarantined(path, masks.REASON) for path in files.rows.loc[is_mask, "path"]]
+    return ReadFiles(
+        rows=files.rows[~is_mask].reset_index(drop=True),
+        thumbnails=files.thumbnails[~is_mask],
+        quarantined=[*files.quarantined, *quarantined],
+    )
 
 
 def _select(files: ReadFiles, only: Mapping[str, str], dataset: str) -> ReadFiles:
@@ -122,7 +145,7 @@ def _select(files: ReadFiles, only: Mapping[str, str], dataset: str) -> ReadFile
         if column not in rows:
             known = set(rows.columns) - set(INTERNAL_COLUMNS)
             raise unknown_name("column", column, known, f" of dataset '{dataset}'")
-        has_value = rows[column] == value
+        has_value = rows[column].astype(str) == value
         if not has_value.any():
             values = sorted(map(str, rows[column].unique()))
             raise ConfigError(
@@ -156,12 +179,24 @@ def _hide(files: ReadFiles, readings: Sequence[str], pseudonyms: Pseudonyms) -> 
     return replace(files, rows=rows, quarantined=quarantined)
 
 
-def _write_places(
-    path: Path, image_ids: pd.Series, rows: pd.DataFrame, readings: Sequence[str]
-) -> None:
-    """Write the only file that leads from hashed ids back to people; it stays on this machine."""
-    places = rows[["path", *readings]].copy()
-    places.insert(0, "image_id", image_ids)
+def _write_places(path: Path, known: ReadFiles, hidden: ReadFiles, readings: Sequence[str]) -> None:
+    """Write the only file that leads from hashed ids back to people; it stays on this machine.
+
+    Args:
+        path: Where it is written.
+        known: The images with their names; files in quarantine are among them.
+        hidden: The same in the same order, as of `_hide`.
+        readings: Columns of patient ids.
+    """
+    places = known.rows[["path", *readings]].copy()
+    places.insert(0, "image_id", hidden.rows["image_id"])
+    unusable = pd.DataFrame(
+        {
+            "image_id": [item.image_id for item in hidden.quarantined],
+            "path": [item.image_id for item in known.quarantined],
+        }
+    )
+    places = pd.concat([places, unusable])
     with atomic_path(path) as temporary:
         places.sort_values("image_id").to_csv(temporary, index=False, lineterminator="\n")
 
@@ -228,6 +263,17 @@ def _count_flags(table: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
+def _remarks_on_pages(table: pd.DataFrame) -> list[str]:
+    """What to say of pages that nobody reads."""
+    surplus = table["pages"] - 1
+    if not surplus.any():
+        return []
+    return [
+        f"files with several pages: {(surplus > 0).sum()}; the first page of each is read, "
+        f"{surplus.sum()} further ones are not"
+    ]
+
+
 def _selection_name(only: Mapping[str, str]) -> str:
     """A selection as "column=value", "" for everything; a dataset's card names it like this."""
     return ", ".join(f"{column}={value}" for column, value in sorted(only.items()))
@@ -282,6 +328,7 @@ def _summary(
         pseudonymised=manifest.meta["pseudonym_key"] is not None,
         files_seen=tally.files_seen,
         other_files_ignored=tally.other_files_ignored,
+        left_out=tally.left_out,
         selection=tally.selection,
         not_selected=tally.not_selected,
         quarantined=tally.quarantined,

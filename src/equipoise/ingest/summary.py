@@ -5,31 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from equipoise.core.documents import ClassCount, IngestSummary
+from equipoise.ingest import leftovers
 from equipoise.ingest.quarantine import Quarantined
 
 #: Quarantined files that are named; the others are counted.
 _NAMED = 10
 
 
-def summary_text(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> str:
+def summary_text(
+    summary: IngestSummary, quarantined: Sequence[Quarantined], remarks: Sequence[str] = ()
+) -> str:
     """What is shown when `ingest` has run: counts by class, what is odd, and what was left out.
 
     Args:
         summary: The counts.
         quarantined: The files that were left out.
+        remarks: Further sentences, of the dataset.
     """
     lines = [
         f"{summary.images} usable images of {summary.patients} patients ({summary.completeness})"
     ]
     for name, count in summary.by_class.items():
         lines.append(_class_line(name, count, summary))
-    lines.append(
-        f"  imbalance 1:{summary.imbalance_ratio:.1f}; "
-        f"{summary.other_files_ignored} other files ignored"
-    )
+    lines.append(f"  imbalance 1:{summary.imbalance_ratio:.1f}; {_other_files(summary)}")
     lines += _remarks(summary)
+    lines += [f"  {remark}" for remark in remarks]
     lines += _quarantine_lines(summary, quarantined)
     return "\n".join(lines)
+
+
+def _other_files(summary: IngestSummary) -> str:
+    """What was left out by its name, by kind and count."""
+    text = f"{summary.other_files_ignored} other files ignored"
+    if not summary.left_out:
+        return text
+    advice = ""
+    if any(kind in summary.left_out for kind in leftovers.DOUBTFUL):
+        advice = " (ingest.keep takes what is an image after all)"
+    return f"{text}: {leftovers.in_words(summary.left_out)}{advice}"
 
 
 def _class_line(name: str, count: ClassCount, summary: IngestSummary) -> str:

@@ -95,10 +95,17 @@ def summary_text(summary: ScenarioSummary) -> str:
         # In a small test part a number may be hidden.
         if measured is not None and measured.value is not None and np.isfinite(measured.value):
             label = name.replace("_", " ")
-            ends = f"[{measured.low:.3f}, {measured.high:.3f}]"
-            numbers.append(f"{label} {measured.value:.3f} {ends}")
+            ends = f"{_end(measured.low)}, {_end(measured.high)}"
+            numbers.append(f"{label} {measured.value:.3f} [{ends}]")
     what = f"{summary.scenario} on {summary.study}, {summary.backbone}"
     return f"{what}: test {', '.join(numbers)}"
+
+
+def _end(value: float | None) -> str:
+    """An end of an interval, a dash where there is none."""
+    if value is None or not np.isfinite(value):
+        return "-"
+    return f"{value:.3f}"
 
 
 def evaluate(inputs: Inputs, predictions: Predictions, folder: Path) -> intervals.Evaluation:

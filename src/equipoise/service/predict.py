@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from equipoise.core import images, parallel
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
+from equipoise.ingest import tables
 from equipoise.service import audit, evidence, tracking
 
 SUFFIXES = (".csv", ".parquet")
@@ -153,7 +154,7 @@ def _paths_of(source: str) -> list[str]:
     if path.is_dir():
         names, _ = images.walk(path)
         return [str(path / name) for name in names]
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in tables.SUFFIXES:
         return _listed(path)
     if not path.exists() and glob.has_magic(source):
         names = sorted(glob.glob(source, recursive=True))
@@ -163,14 +164,11 @@ def _paths_of(source: str) -> list[str]:
 
 def _listed(path: Path) -> list[str]:
     """Paths that a CSV file lists."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
-        raise DataError(f"{path} cannot be read as CSV: {error}.") from error
+    table = tables.read_table(path)
     for column in _PATH_COLUMNS:
-        if column in table:
-            return [str(path.parent / name) for name in table[column] if name]
-    raise DataError(f"{path} has no column `path` or `image` (it has: {', '.join(table)}).")
+        if table.has(column):
+            return [str(path.parent / name) for name in table.column(column) if name]
+    raise DataError(f"{path} has no column `path` or `image` (it has: {table.names}).")
 
 
 def resolve(uri: str, root: Path) -> NamedModel:

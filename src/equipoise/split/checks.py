@@ -17,10 +17,14 @@ import pandas as pd
 from equipoise.core.documents import CheckAnswer
 from equipoise.core.errors import LeakageError
 from equipoise.core.records import Manifest, Splits
+from equipoise.core.text import counted, first_of
 from equipoise.split.division import SPLIT_AGAIN, Division, divide, split_file
-from equipoise.split.groups import count_images, counted, first_of, short_digest, spread_groups
+from equipoise.split.groups import count_images, short_digest, spread_groups
 from equipoise.split.official import divided_rows, published_fold
 from equipoise.split.strata import named_strata, patients_needed
+
+#: A patient with more than this share of a class or a part decides what is found there.
+_GIANT_SHARE = 1 / 3
 
 Verdict = Literal["finding", "none", "not applicable"]
 
@@ -303,6 +307,42 @@ class LabelConflict(CodedCheck):
         return "; ".join(examples)
 
 
+class GiantPatient(CodedCheck):
+    """EQ009: one patient on whom a part or a class hangs.
+
+    Often it is no patient at all, but a word for "not known" or a number such as 999.
+    """
+
+    code = "EQ009"
+    title = "one patient weighs too much"
+    question = "Has one patient more than a third of the images of a class, or of a part?"
+    advice = (
+        "Where such an id stands for patients who are not known, map it to nothing "
+        "(ingest.aliases: {ID: ''}); else keep fewer of its images, or get more patients"
+    )
+
+    def answer(self, division: Division) -> Answer:
+        """Name these patients, with their share of each class and of each part, where it is largest."""
+        sentences = []
+        for giant in _giants(division.patients, division.classes):
+            sentences.append(f"{giant} of class {giant.kind}")
+        rounds_of: dict[tuple[str, str], list[tuple[_Giant, str]]] = {}
+        for round_name, part in division.parts.items():
+            for giant in _giants(division.patients, part):
+                same_part = rounds_of.setdefault((giant.kind, giant.patient), [])
+                same_part.append((giant, round_name))
+        for same_part in rounds_of.values():
+            largest, round_name = max(same_part, key=lambda item: item[0].share)
+            sentence = f"{largest} of {largest.kind} in {round_name}"
+            num_others = len(same_part) - 1
+            if num_others:
+                sentence += f", and more than a third in {counted(num_others, 'other round')}"
+            sentences.append(sentence)
+        if not sentences:
+            return Answer("none")
+        return Answer("finding", f"{first_of(sentences)}. {self.advice}")
+
+
 class OfficialOverlap(CodedCheck):
     """EQ-OFFICIAL: the published train and test share patients or pictures.
 
@@ -342,6 +382,7 @@ CHECKS: tuple[CodedCheck, ...] = (
     PlanOutsideTrain(),
     TooFewPatients(),
     LabelConflict(),
+    GiantPatient(),
     OfficialOverlap(),
 )
 
@@ -368,6 +409,54 @@ def _first_leak(division: Division, groups: pd.Categorical) -> _Leak | None:
         for group, places in spread.items():
             return _Leak(group, places, where=f"{division.file}, {round_name}")
     return None
+
+
+class _Giant(NamedTuple):
+    """A patient with a large share of the images of a class or a part."""
+
+    patient: str
+    kind: str
+    images: int
+    all_images: int
+
+    @property
+    def share(self) -> float:
+        """Of the images, 0..1."""
+        return self.images / self.all_images
+
+    def __str__(self) -> str:
+        return (
+            f"patient '{self.patient}' has {self.images} of {counted(self.all_images, 'image')} "
+            f"({100 * self.share:.0f} %)"
+        )
+
+
+def _giants(patients: pd.Categorical, kinds: pd.Categorical) -> list[_Giant]:
+    """The patients who have more than `_GIANT_SHARE` of the images of a class or a part.
+
+    Where there are two or three patients with as many images each, none of them is a giant.
+
+    Args:
+        patients: The patient of each image.
+        kinds: The class or the part of each image.
+    """
+    giants = []
+    for kind, images in zip(kinds.categories, count_images(patients, kinds).T):
+        present = images[images > 0]
+        if not present.size:
+            continue
+        limit = _GIANT_SHARE * present.sum()
+        if present.size > 1:
+            limit = max(limit, np.median(present))
+        for patient in np.flatnonzero(images > limit):
+            giant = _Giant(
+                patient=patients.categories[patient],
+                kind=kind,
+                images=int(images[patient]),
+                all_images=int(present.sum()),
+            )
+            giants.append(giant)
+    return giants
 
 
 def _where_none(division: Division) -> str:

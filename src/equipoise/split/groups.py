@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -40,27 +38,3 @@ def spread_groups(groups: pd.Categorical, parts: pd.Categorical) -> dict[str, st
 def short_digest(picture: str) -> str:
     """The beginning of a picture's name, which is a digest."""
     return f"{picture[:12]}..."
-
-
-def first_of(texts: Sequence[str], most: int = 5, separator: str = "; ") -> str:
-    """Join the first few texts and count the rest.
-
-    >>> first_of(["a", "b", "c"], most=2)
-    'a; b; and 1 more'
-    """
-    shown = list(texts[:most])
-    more = len(texts) - most
-    if more > 0:
-        shown.append(f"and {more} more")
-    return separator.join(shown)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and its noun.
-
-    >>> counted(1, "patient"), counted(2, "patient")
-    ('1 patient', '2 patients')
-    """
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun}s"

@@ -11,7 +11,8 @@ import pandas as pd
 
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import PARTS, Manifest
-from equipoise.split.groups import first_of, short_digest, spread_groups
+from equipoise.core.text import first_of
+from equipoise.split.groups import short_digest, spread_groups
 
 #: Column of the manifest -> whether each image is on the published test side, boolean
 #: (num_images,). There is one column for each published fold; a study with a split of its own has
@@ -32,7 +33,8 @@ def published_test_sides(manifest: Manifest) -> dict[str, np.ndarray]:
 
     Raises:
         ConfigError: When the dataset publishes no split.
-        DataError: When an image is neither in train nor in test.
+        DataError: When an image is neither in train nor in test, or when a test side holds no
+            image, or all of them together none of a class.
     """
     dataset = manifest.meta["dataset"]
     names = manifest.table.filter(regex=_COLUMNS).columns
@@ -45,7 +47,9 @@ def published_test_sides(manifest: Manifest) -> dict[str, np.ndarray]:
         )
     for column in columns:
         _refuse_unknown_sides(manifest, column)
-    return {column: (manifest.table[column] == "test").to_numpy() for column in columns}
+    sides = {column: (manifest.table[column] == "test").to_numpy() for column in columns}
+    _refuse_empty_test(manifest, sides)
+    return sides
 
 
 def _refuse_unknown_sides(manifest: Manifest, column: str) -> None:
@@ -59,6 +63,30 @@ def _refuse_unknown_sides(manifest: Manifest, column: str) -> None:
         f"'{image}': {_quoted(value)}). Complete the published list, leave these images out, or use "
         f"split.scheme: holdout or kfold."
     )
+
+
+def _refuse_empty_test(manifest: Manifest, sides: Sides) -> None:
+    """Refuse sides on which nothing could be measured, before a backbone runs for hours."""
+    advice = (
+        "Files of that side may lie in no class folder, or be unusable: see the quarantine list "
+        "beside the manifest. Complete it, or use split.scheme: holdout or kfold."
+    )
+    for column, test in sides.items():
+        if not test.any():
+            raise DataError(
+                f"split.scheme is official, but the published test side of dataset "
+                f"'{manifest.meta['dataset']}' holds no usable image: none of {len(test)} images is "
+                f"test in column {column}. {advice}"
+            )
+    is_tested = np.any(list(sides.values()), axis=0)
+    counts = np.bincount(manifest.table["label"][is_tested], minlength=len(manifest.classes))
+    if counts.min() == 0:
+        by_class = ", ".join(f"{name} {count}" for name, count in zip(manifest.classes, counts))
+        raise DataError(
+            f"split.scheme is official, but the published test side of dataset "
+            f"'{manifest.meta['dataset']}' lacks a class ({by_class}), so nothing can be compared "
+            f"on it. {advice}"
+        )
 
 
 def _quoted(value: Any) -> str:

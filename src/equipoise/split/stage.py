@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -134,10 +135,27 @@ def summary_text(summary: SplitSummary) -> str:
             for name, count in classes.items()
         ]
         lines.append(f"  {part}: {', '.join(counts)}")
+    lines += _lone_patients(summary)
     for check in summary.checks:
         line = f"  {check.code} {check.name}: {check.answer}"
         lines.append(f"{line}; {check.detail}" if check.detail else line)
     return "\n".join(lines)
+
+
+def _lone_patients(summary: SplitSummary) -> list[str]:
+    """Warn of a class of which test holds one patient; under k-fold every patient is tested."""
+    if summary.scheme == "kfold":
+        return []
+    rounds_of_class: Counter[str] = Counter()
+    for of_round in summary.rounds:
+        for name, count in of_round.parts["test"].items():
+            rounds_of_class[name] += count.patients == 1
+    return [
+        f"  test has 1 patient of {name} in {rounds} of {len(summary.rounds)} round(s): what depends on one "
+        f"patient gets no interval and no verdict; scheme kfold would test every patient"
+        for name, rounds in rounds_of_class.items()
+        if rounds
+    ]
 
 
 # --- dividing -------------------------------------------------------------------------------------

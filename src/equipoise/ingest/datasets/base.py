@@ -184,8 +184,10 @@ class Dataset:
         card: What it says about itself.
         parse: Relative path of an image -> what is known of it; raises Unrecognised.
         suffixes: Endings of the files that hold images.
+        remarks: Sentences about what was found on the way, for the user to judge.
     """
 
     card: Card
     parse: Callable[[PurePosixPath], Parsed]
     suffixes: frozenset[str] = images.SUFFIXES
+    remarks: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from equipoise.core import images
 from equipoise.core.config import Ingest
 from equipoise.core.errors import DataError
 from equipoise.ingest.datasets.base import Archive, Card, Dataset, Parsed, Task, Unrecognised
@@ -69,6 +70,8 @@ _NAME = re.compile(
     re.I,
 )
 
+_FOLD_FILE = re.compile(r"dsfold([1-5])\.txt")
+
 
 def parse(path: PurePosixPath) -> Parsed:
     """Read class, patient, tumour type and magnification from the file name; folders do not matter.
@@ -94,9 +97,9 @@ def parse(path: PurePosixPath) -> Parsed:
 def open_folder(raw: Path, settings: Ingest) -> Dataset:
     """The dataset on a folder, with the published sides where the fold files lie in it."""
     side_by_fold = {}
-    for path in sorted(raw.rglob("dsfold[1-5].txt")):
-        fold = int(path.stem[-1])
-        side_by_fold[fold] = _read_fold(path)
+    for path in sorted(images.files_below(raw)):
+        if match := _FOLD_FILE.fullmatch(PurePosixPath(path).name):
+            side_by_fold[int(match[1])] = _read_fold(raw / path)
 
     def parse_with_sides(path: PurePosixPath) -> Parsed:
         parsed = parse(path)

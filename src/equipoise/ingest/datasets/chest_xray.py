@@ -1,12 +1,15 @@
 """Kermany 2018 chest X-rays of children: pneumonia (bacterial or viral) against normal.
 
-Layout: `{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg`, at any depth (Kaggle nests it once more).
-Kaggle's `val` was moved out of `train` (16 files), so it counts as train.
+Layout: `{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg`, at any depth (Kaggle nests it once more), in
+any letter case. Kaggle's `val` was moved out of `train` (16 files), so it counts as train. A later
+release calls the files `BACTERIA-1008087-0001.jpeg`: disease, patient, number of the image.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from equipoise.ingest import layouts
 from equipoise.ingest.datasets.base import Archive, Card, Parsed, Task, Unrecognised
 
 CARD = Card(
@@ -42,7 +45,18 @@ CARD = Card(
 
 _PNEUMONIA = re.compile(r"person(?P<person>\d+)_(?P<subtype>bacteria|virus)_\d+\.jpe?g$", re.I)
 _NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<study>\d+)-\d+(-\d+)?\.jpe?g$", re.I)
-_SIDES = {"train": "train", "val": "train", "test": "test"}
+_LATER_RELEASE = re.compile(
+    r"(?P<subtype>NORMAL|BACTERIA|VIRUS)-(?P<patient>\d+)-\d+\.jpe?g$", re.I
+)
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What a file name says: the subtype, and the patient in both readings."""
+
+    subtype: str
+    person: str
+    subtype_person: str
 
 
 def parse(path: PurePosixPath) -> Parsed:
@@ -51,23 +65,32 @@ def parse(path: PurePosixPath) -> Parsed:
     >>> parse(PurePosixPath("train/PNEUMONIA/person7_virus_12.jpeg")).patients["person"]
     'person7'
     """
-    if len(path.parts) < 3 or path.parts[-3] not in _SIDES:
+    side = layouts.side_of_one(path.parts[-3]) if len(path.parts) > 2 else ""
+    if not side:
         raise Unrecognised("expected .../{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg")
-    side, folder, name = path.parts[-3:]
-    if folder == "PNEUMONIA" and (match := _PNEUMONIA.fullmatch(name)):
+    name = _read_name(path.name)
+    folder = "normal" if name and name.subtype == "normal" else "pneumonia"
+    if name is None or layouts.key(path.parts[-2]) != folder:
+        raise Unrecognised("the name is not of Kermany's grammar for its folder")
+    return Parsed(
+        class_name=name.subtype,
+        patients={"person": name.person, "subtype_person": name.subtype_person},
+        columns={"official_split": side, "subtype": name.subtype},
+    )
+
+
+def _read_name(name: str) -> _Name | None:
+    """Read a file name; None where it is not of Kermany's grammar."""
+    if match := _PNEUMONIA.fullmatch(name):
         person = f"person{int(match['person'])}"
         subtype = match["subtype"].lower()
-        subtype_person = f"{subtype}_{person}"
-    elif folder == "NORMAL" and (match := _NORMAL.fullmatch(name)):
+        return _Name(subtype, person, f"{subtype}_{person}")
+    if match := _NORMAL.fullmatch(name):
         # Whether IM-k and NORMAL2-IM-k are one child is unknown: one under `person`, two under
         # `subtype_person`.
         person = f"IM-{match['study']}"
-        subtype = "normal"
-        subtype_person = f"{match['series'] or ''}{person}"
-    else:
-        raise Unrecognised("the name is not of Kermany's grammar for its folder")
-    return Parsed(
-        class_name=subtype,
-        patients={"person": person, "subtype_person": subtype_person},
-        columns={"official_split": _SIDES[side], "subtype": subtype},
-    )
+        return _Name("normal", person, f"{match['series'] or ''}{person}")
+    if match := _LATER_RELEASE.fullmatch(name):
+        # A patient id, no count within a subtype: nothing has to be guessed.
+        return _Name(match["subtype"].lower(), match["patient"], match["patient"])
+    return None

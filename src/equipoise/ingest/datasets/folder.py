@@ -1,12 +1,12 @@
-"""Your own images: a folder per class, and if you have one a CSV that says whose image is whose.
+"""Your own images: a folder per class, or a CSV that names the classes; it also says whose image is whose.
 
-Expected is `CLASS/…/NAME.png`, or `train/CLASS/…` and `test/CLASS/…` where you have fixed sides.
-The CSV (`ingest.table`, a path inside the raw folder) has a column `image` (path inside the raw
-folder), a column `patient_id`, and any others, of which only those named in `ingest.columns` are
-kept.
+Expected is `CLASS/…/NAME.png`, with folders of published sides above or below those of the classes
+where you have them; `ingest/layouts.py` tells which folders are which. The CSV (`ingest.table`) is
+read by `ingest/annotations.py`. Where it has a column of classes, images lie in any folders.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -14,9 +14,11 @@ import pandas as pd
 
 from equipoise.core import images
 from equipoise.core.config import Ingest
-from equipoise.core.errors import ConfigError, DataError, unknown_name
-from equipoise.core.records import Manifest
+from equipoise.core.errors import ConfigError, unknown_name
+from equipoise.ingest import layouts, leftovers, spellings
+from equipoise.ingest.annotations import Annotations, read_annotations
 from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task, Unrecognised
+from equipoise.ingest.layouts import Classes, Sides
 
 CARD = Card(
     title="Own images",
@@ -24,50 +26,56 @@ CARD = Card(
     licence="as you have it",
     citation="none",
     tasks={},
-    readings={"patient": "the column patient_id of ingest.table"},
+    readings={"patient": "the column of patient ids of ingest.table"},
     pseudonymise=True,
 )
 
-_READINGS_WITHOUT_TABLE = {
-    "image": "every image counts as a patient: there is no ingest.table",
+_READINGS_WITHOUT_PATIENTS = {
+    "image": "every image counts as a patient: ingest.table names no patients",
 }
-_SIDES = {
-    "train": "train",
-    "val": "train",
-    "valid": "train",
-    "validation": "train",
-    "test": "test",
-}
-#: Names that columns of the manifest, or of what is made from it, have already.
-_TAKEN = {*Manifest.COLUMNS, "pixels", "patient", "image", "official_split", "part"}
-
-#: Path of an image -> its row of the CSV, by column.
-TableRows = dict[str, dict[str, str]]
+_NO_SIDES = Sides(None, {})
+#: Folders that a remark names.
+_NAMED = 8
 
 
 def open_folder(raw: Path, settings: Ingest) -> Dataset:
-    """Read the classes from the folders and the patients from the CSV.
+    """Read classes, sides and patients from the table where it names them, else from the folders.
 
     Raises:
-        DataError: For fewer than two class folders, or a CSV that cannot be used.
+        DataError: For fewer than two classes, folders that may mean one thing or another, or a
+            table that cannot be used.
         ConfigError: When the positive class or the columns are not named as they are.
     """
-    top_folders = _folders(raw)
-    has_sides = bool(top_folders) and all(name.lower() in _SIDES for name in top_folders)
-    classes = _classes_of_sides(raw, top_folders) if has_sides else top_folders
-    positive_class = _positive_class(raw, classes, settings)
-    others = [name for name in classes if name != positive_class]
-    task = Task(classes=(*others, positive_class), positive_class=positive_class)
-    table_rows = _table_rows(raw, settings)
-    has_table = table_rows is not None
+    listing = leftovers.list_images(raw, images.SUFFIXES, settings.skip, settings.keep)
+    annotations = read_annotations(raw, settings, listing.paths)
+    folders = [layouts.folders_of(path) for path in listing.paths]
+    sides = _NO_SIDES if annotations and annotations.table.split else layouts.find_sides(folders)
+    remarks = sides.remarks(folders)
+    classes = None
+    if annotations is not None and annotations.classes:
+        task = _task(annotations.classes, _positive_class(annotations.classes, settings))
+    else:
+        inside_sides = [sides.without(names) for names in folders]
+        idle = leftovers.idle_folders(raw, listing.paths)
+        classes = layouts.find_classes(inside_sides, settings.positive_class, idle, str(raw))
+        task = _task(classes.names, classes.positive)
+        remarks += classes.remarks
+        if idle:
+            remarks.append(f"folders without an image, which are no classes: {_first_of(idle)}")
+        if annotations is None and settings.patient_folder is None:
+            remarks += layouts.remarks_on_patients(inside_sides, classes)
+    if annotations is not None:
+        remarks += annotations.remarks
+    readings = _readings(settings, annotations)
     card = replace(
         CARD,
         tasks={"classes": task},
-        readings=CARD.readings if has_table else _READINGS_WITHOUT_TABLE,
-        patient_ids=has_table,
+        readings=readings,
+        patient_ids="patient" in readings,
     )
-    reader = _Reader(has_sides, table_rows, settings.columns)
-    return Dataset(card, reader.parse)
+    patients = _patients_of_folders(settings, classes, map(sides.without, folders))
+    reader = _Reader(sides, classes, annotations, settings.patient_folder, patients)
+    return Dataset(card, reader.parse, remarks=tuple(remarks))
 
 
 @dataclass(frozen=True)
@@ -75,109 +83,98 @@ class _Reader:
     """Reads what is known of an image.
 
     Attributes:
-        has_sides: Whether the class folders lie in folders of published sides.
-        table_rows: Rows of the CSV; None without one.
-        columns: Columns of the CSV that are kept.
+        sides: The folders of published sides.
+        classes: The folders of classes; None where the table names them.
+        annotations: Rows of the table; None without one.
+        patient_folder: Where the folder of the patient is, `below` or `above` that of the class;
+            None where no folder says who the patient is.
+        patients: Name of such a folder -> id of the patient.
     """
 
-    has_sides: bool
-    table_rows: TableRows | None
-    columns: Sequence[str]
+    sides: Sides
+    classes: Classes | None
+    annotations: Annotations | None
+    patient_folder: str | None
+    patients: Mapping[str, str]
 
     def parse(self, path: PurePosixPath) -> Parsed:
-        """Class from the folder, patient and columns from the CSV."""
+        """Class, side and patient, from the table where it names them, else from the folders."""
+        folders = path.parts[:-1]
+        inside_side = self.sides.without(folders)
         columns = {}
-        inside_side = path.parts
-        if self.has_sides:
-            columns["official_split"] = _SIDES[path.parts[0].lower()]
-            inside_side = path.parts[1:]
-        if len(inside_side) < 2:
-            raise Unrecognised("the file lies in no class folder")
-        class_name = inside_side[0]
-        if self.table_rows is None:
-            return Parsed(class_name, {"image": str(path)}, columns)
-        row = self.table_rows.get(str(path))
-        if row is None:
-            raise Unrecognised("ingest.table has no row for this file")
-        if not row["patient_id"]:
-            raise Unrecognised("ingest.table gives this file no patient_id")
-        for name in self.columns:
-            columns[name] = row[name]
-        return Parsed(class_name, {"patient": row["patient_id"]}, columns)
+        if self.sides.level is not None:
+            columns["official_split"] = self.sides.of(folders)
+        class_name = self.classes.of(inside_side) if self.classes else ""
+        patients = {"image": str(path)}
+        if self.classes and self.patient_folder is not None:
+            place = self.patient_folder
+            name = layouts.patient_folder(inside_side, self.classes.level, place)
+            if not self.patients[name]:
+                raise Unrecognised(f"the folder {place} that of the class names no patient")
+            patients = {"patient": self.patients[name]}
+        if self.annotations is None:
+            return Parsed(class_name, patients, columns)
+        annotation = self.annotations.of(str(path))
+        table = self.annotations.table
+        if table.split is not None:
+            columns["official_split"] = annotation.side
+        columns.update(annotation.columns)
+        if table.patient is not None:
+            patients = {"patient": annotation.patient}
+        return Parsed(class_name or annotation.class_name, patients, columns)
 
 
-def _folders(folder: Path) -> list[str]:
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
-    return sorted(name for name in names if not images.hidden(name))
+def _task(classes: Sequence[str], positive_class: str) -> Task:
+    others = [name for name in classes if name != positive_class]
+    return Task(classes=(*others, positive_class), positive_class=positive_class)
 
 
-def _classes_of_sides(raw: Path, sides: Sequence[str]) -> list[str]:
-    """Names of the class folders in all of the sides together."""
-    classes: set[str] = set()
-    for side in sides:
-        classes.update(_folders(raw / side))
-    return sorted(classes)
-
-
-def _positive_class(raw: Path, classes: Sequence[str], settings: Ingest) -> str:
-    """The class that `ingest.positive_class` names, which must be one of at least two."""
-    if len(classes) < 2:
-        raise DataError(
-            f"{raw} needs a folder for each class (or train/CLASS, test/CLASS), at least two; found: "
-            f"{', '.join(classes) or 'none'}."
-        )
-    positive_class = settings.positive_class
-    if positive_class is None:
+def _positive_class(classes: Sequence[str], settings: Ingest) -> str:
+    """The class of a table that `ingest.positive_class` names."""
+    wanted = settings.positive_class
+    if wanted is None:
         raise ConfigError(
-            f"Name the disease: set ingest.positive_class to one of {', '.join(classes)}. Sensitivity speaks of it."
+            f"Name the disease: set ingest.positive_class to one of {', '.join(classes)}. "
+            f"Sensitivity speaks of it."
         )
-    if positive_class not in classes:
-        raise unknown_name("class", positive_class, classes, f" in {raw}")
-    return positive_class
+    for name in classes:
+        if layouts.key(name) == layouts.key(wanted):
+            return name
+    raise unknown_name("class", wanted, classes, " in ingest.table")
 
 
-def _table_rows(raw: Path, settings: Ingest) -> TableRows | None:
-    """The CSV that `ingest.table` names; None where it names none."""
-    if settings.table:
-        return _read_table(raw / settings.table, settings.columns)
-    if settings.columns:
+def _readings(settings: Ingest, annotations: Annotations | None) -> Mapping[str, str]:
+    """How the patient is told."""
+    place = settings.patient_folder
+    if place is None:
+        has_patients = annotations is not None and annotations.table.patient is not None
+        return CARD.readings if has_patients else _READINGS_WITHOUT_PATIENTS
+    if annotations is not None:
         raise ConfigError(
-            "ingest.columns names columns of ingest.table, which is null. Set ingest.table."
+            f"ingest.table and ingest.patient_folder: {place} both say who the patient is. Set one to null."
         )
-    return None
+    meaning = f"the folder {place} that of the class; one name under two classes is one patient"
+    return {"patient": meaning}
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> TableRows:
-    table = _read_csv(path)
-    missing = [name for name in ("image", "patient_id", *columns) if name not in table]
-    if missing:
-        raise DataError(
-            f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.columns)}. Expected are image "
-            f"(path inside the raw folder), patient_id, and what ingest.columns names."
-        )
-    taken = sorted(_TAKEN.intersection(columns))
-    if taken:
-        raise ConfigError(
-            f"ingest.columns cannot hold {', '.join(taken)}: the manifest has columns of that name."
-        )
-    paths = table["image"].str.strip()
-    paths = paths.str.replace("\\", "/")
-    table["image"] = paths.str.removeprefix("./")
-    table["patient_id"] = table["patient_id"].str.strip()
-    is_repeated = table["image"].duplicated()
-    if is_repeated.any():
-        first = table.loc[is_repeated, "image"].iloc[0]
-        raise DataError(f"{path} has more than one row for {first}. Keep one.")
-    return {row["image"]: row for row in table.to_dict("records")}
+def _patients_of_folders(
+    settings: Ingest, classes: Classes | None, folders_of_files: Iterable[layouts.Folders]
+) -> dict[str, str]:
+    """Name of a patient's folder -> id, by the rules for the ids of a table; empty without such folders."""
+    place = settings.patient_folder
+    if place is None or classes is None:
+        return {}
+    names = set()
+    for folders in folders_of_files:
+        with suppress(Unrecognised):
+            names.add(layouts.patient_folder(folders, classes.level, place))
+    cells = pd.Series(sorted(names), dtype=object)
+    where = f"the folders {place} those of the classes"
+    ids = spellings.patient_ids(cells, settings.aliases, where)
+    return dict(zip(cells, ids))
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """A CSV as text, nothing of it read as a number or as missing."""
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"There is no {path}. ingest.table is a path inside the raw folder."
-        ) from error
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path} is not readable as a CSV in UTF-8: {error}") from error
+def _first_of(names: Sequence[str]) -> str:
+    further = len(names) - _NAMED
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {further} more" if further > 0 else shown

@@ -1,0 +1,443 @@
+"""How the folders of own images are meant: which ones are published sides, which ones are classes.
+
+Sides are told by their names (`Training`, `test_set`), at any level. The classes are on the level
+on which `ingest.positive_class` is found, because nobody but the user knows the disease. What
+cannot be told is refused with what was found.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from equipoise.core.errors import ConfigError, DataError, unknown_name
+from equipoise.core.text import in_words
+from equipoise.ingest.datasets.base import Unrecognised
+
+#: Names of the folders that a file lies in, the outermost first.
+Folders = tuple[str, ...]
+
+_TRAIN = frozenset({"train", "training", "trn"})
+_VAL = frozenset({"val", "valid", "validation", "dev", "development"})
+_TEST = frozenset({"test", "testing", "tst", "holdout"})
+#: Means test where there is no other test folder, else what val means.
+_EVAL = frozenset({"eval", "evaluation"})
+_SIDE_WORDS = _TRAIN | _VAL | _TEST | _EVAL
+#: Words beside the one that names a side: `test_set`, `Training Data`.
+_FILLING = frozenset(
+    {"set", "sets", "data", "dataset", "image", "images", "imgs", "split", "folder", "samples"}
+)
+#: `trainset`, `testdata`
+_JOINED = re.compile(rf"({'|'.join(sorted(_SIDE_WORDS))})({'|'.join(sorted(_FILLING))})")
+#: Names that a sentence shows.
+_NAMED = 8
+
+
+def spelled(name: str) -> str:
+    """A name as it is shown: accents composed (NFC), no blanks at its ends.
+
+    >>> spelled(" Me\u0301lanome ") == "M\u00e9lanome"
+    True
+    """
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def key(name: str) -> str:
+    """What two names share when they differ in letter case, outer blanks or form of accents only.
+
+    >>> key("NORMAL") == key("Normal ")
+    True
+    """
+    return unicodedata.normalize("NFC", spelled(name).casefold())
+
+
+# --- published sides ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SideName:
+    """A folder name that speaks of a published side.
+
+    Attributes:
+        word: The word that does, for example training.
+        rest: The other words that mean something, in lower case.
+    """
+
+    word: str
+    rest: str
+
+
+def side_name(folder: str) -> SideName | None:
+    """Read a folder's name as that of a published side; None where it speaks of none, or of two.
+
+    >>> side_name("Train_Set"), side_name("ISIC-testing")
+    (SideName(word='train', rest=''), SideName(word='testing', rest='isic'))
+    """
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", spelled(folder))
+    words = re.split(r"[\W_]+", _JOINED.sub(r"\1 \2", apart.casefold()))
+    sides = [word for word in words if word in _SIDE_WORDS]
+    if len(sides) != 1:
+        return None
+    rest = [word for word in words if word and word not in _SIDE_WORDS | _FILLING]
+    return SideName(sides[0], " ".join(rest))
+
+
+def sides_of(folders: Collection[str]) -> dict[str, str]:
+    """The published side, train or test, of every folder of a level; empty where they are no sides.
+
+    They are sides when each name holds one word for a side and the rest is the same in all.
+    Validation counts as train: val is drawn by `split`.
+
+    >>> sides_of(["Training", "Testing"])
+    {'Training': 'train', 'Testing': 'test'}
+    >>> sides_of(["train", "masks"])
+    {}
+    """
+    names = {folder: side_name(folder) for folder in folders}
+    rests = {name.rest if name else None for name in names.values()}
+    if len(rests) != 1 or None in rests:
+        return {}
+    words = {name.word for name in names.values() if name}
+    test_words = _TEST if words & _TEST else _TEST | _EVAL
+    sides = {}
+    for folder, name in names.items():
+        sides[folder] = "test" if name and name.word in test_words else "train"
+    return sides
+
+
+def side_of_one(folder: str) -> str:
+    """The published side, train or test, of a folder that is called like nothing else; else nothing.
+
+    >>> side_of_one("Val"), side_of_one("Testing"), side_of_one("test lung")
+    ('train', 'test', '')
+    """
+    name = side_name(folder)
+    return sides_of([folder])[folder] if name and not name.rest else ""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Where the folders of published sides are.
+
+    Attributes:
+        level: Position of their names in a path, 0 for the outermost folder; None without sides.
+        side_of: Folder name -> train or test.
+    """
+
+    level: int | None
+    side_of: Mapping[str, str]
+
+    def of(self, folders: Folders) -> str:
+        """The published side of a file, train or test; empty where it lies in none."""
+        if self.level is None or len(folders) <= self.level:
+            return ""
+        return self.side_of[folders[self.level]]
+
+    def without(self, folders: Folders) -> Folders:
+        """The folders of a file but for that of its side."""
+        if self.level is None:
+            return folders
+        return folders[: self.level] + folders[self.level + 1 :]
+
+    def remarks(self, folders_of_files: Iterable[Folders]) -> list[str]:
+        """What was recognised, in words."""
+        if self.level is None:
+            return []
+        told = []
+        for side in ("train", "test"):
+            names = sorted(name for name, its in self.side_of.items() if its == side)
+            if names:
+                told.append(f"{in_words(names)} as {side}")
+        outside = sum(not self.of(folders) for folders in folders_of_files)
+        if outside:
+            told.append(f"{_counted(outside, 'image')} in none of them")
+        return [f"published sides: {', '.join(told)}"]
+
+
+def find_sides(folders_of_files: Iterable[Folders]) -> Sides:
+    """Find the level whose folders all speak of published sides.
+
+    Args:
+        folders_of_files: Folders of every image.
+
+    Raises:
+        DataError: When some folders of a level are sides and others are not.
+    """
+    counts = Counter(folders_of_files)
+    depth = max(map(len, counts), default=0)
+    for level in range(depth):
+        names = {folders[level] for folders in counts if len(folders) > level}
+        sides = sides_of(names)
+        if sides:
+            return Sides(level, sides)
+        _refuse_mixture(names, level, counts)
+    return Sides(None, {})
+
+
+def _refuse_mixture(names: Collection[str], level: int, counts: Counter[Folders]) -> None:
+    """Refuse a level on which sides and other folders stand beside each other."""
+    side_names = {name: side for name in names if (side := side_name(name))}
+    words = {side.word for side in side_names.values()}
+    if not words & _TRAIN or not words & (_VAL | _TEST | _EVAL):
+        return
+    others = sorted(set(names) - set(side_names))
+    if not others:
+        raise DataError(
+            f"The folders {_shown(names)} name a published side and something else. Sides are told "
+            f"by their folders: train/CLASS/... and test/CLASS/... are expected (links will do)."
+        )
+    images_of_name = _images_of_names(counts, level)
+    told = [f"{other} ({_counted(images_of_name[other], 'image')})" for other in others]
+    patterns = ", ".join(f"{other}/" for other in others[:_NAMED])
+    raise DataError(
+        f"The folders {_shown(side_names)} look like published sides, and beside them lie "
+        f"{_shown(told)}. Leave out what is no side with ingest.skip: [{patterns}], or rename it."
+    )
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Where the folders of classes are.
+
+    Attributes:
+        level: Position of their names in a path without its side, 0 for the outermost folder.
+        class_of: Folder name -> class.
+        positive: The class that `ingest.positive_class` means, as it is shown.
+        remarks: What was recognised, and what may be meant otherwise.
+    """
+
+    level: int
+    class_of: Mapping[str, str]
+    positive: str
+    remarks: tuple[str, ...]
+
+    def of(self, folders: Folders) -> str:
+        """The class of a file.
+
+        Raises:
+            Unrecognised: When it lies in no class folder.
+        """
+        if len(folders) <= self.level:
+            raise Unrecognised("the file lies in no class folder")
+        return self.class_of[folders[self.level]]
+
+    @property
+    def names(self) -> list[str]:
+        """The classes, sorted."""
+        return sorted(set(self.class_of.values()))
+
+
+def find_classes(
+    folders_of_files: Iterable[Folders],
+    positive_class: str | None,
+    idle_folders: Sequence[str],
+    where: str,
+) -> Classes:
+    """Find the level of the classes: the one on which the positive class is a folder.
+
+    Args:
+        folders_of_files: Folders of every image, without those of sides.
+        positive_class: `ingest.positive_class`.
+        idle_folders: Relative paths of folders without an image, which are no classes.
+        where: The raw folder, for messages.
+
+    Raises:
+        ConfigError: When the positive class is not named, or is no folder.
+        DataError: When there are fewer than two classes.
+    """
+    counts = Counter(folders_of_files)
+    levels = _levels_of(counts, positive_class)
+    if not levels:
+        raise _no_such_class(counts, positive_class, idle_folders, where)
+    level = levels[0]
+    images_of_name = _images_of_names(counts, level)
+    class_of = _join_spellings(images_of_name)
+    if len(set(class_of.values())) < 2:
+        raise _too_few_classes(images_of_name, where)
+    positive = next(name for name in class_of.values() if key(name) == key(positive_class or ""))
+    remarks = _remarks_on_spellings(images_of_name, class_of)
+    if len(levels) > 1:
+        remarks.append(
+            f"folders called {positive} lie on {len(levels)} levels; the classes are taken from the one with "
+            f"{_shown(set(class_of.values()))}"
+        )
+    if level:
+        above = {folders[:level] for folders in counts if len(folders) > level}
+        remarks.append(f"the classes are the folders below {_counted(len(above), 'folder')}")
+    else:
+        question = _question(counts, level)
+        if question:
+            remarks.append(f"{question} Then name one of them in ingest.positive_class")
+    return Classes(level, class_of, positive, tuple(remarks))
+
+
+def _levels_of(counts: Counter[Folders], positive_class: str | None) -> list[int]:
+    """The levels on which the positive class is a folder, the likeliest of the classes first.
+
+    That is one on which most images lie, with the fewest folders: a patient may be called like a
+    class, and an archive may hold a folder of its own name.
+    """
+    if positive_class is None:
+        return []
+    depth = max(map(len, counts), default=0)
+    candidates = []
+    for level in range(depth):
+        images_of_name = _images_of_names(counts, level)
+        names = set(map(key, images_of_name))
+        if key(positive_class) in names:
+            is_alone = len(names) < 2
+            holds_few = 2 * images_of_name.total() < counts.total()
+            candidates.append((is_alone, holds_few, len(names), level))
+    return [level for *_, level in sorted(candidates)]
+
+
+def _images_of_names(counts: Counter[Folders], level: int) -> Counter[str]:
+    """Folder name on one level -> how many images lie below it."""
+    images: Counter[str] = Counter()
+    for folders, count in counts.items():
+        if len(folders) > level:
+            images[folders[level]] += count
+    return images
+
+
+def _join_spellings(images_of_name: Mapping[str, int]) -> dict[str, str]:
+    """Folder name -> class: of several spellings the one with the most images."""
+    images_of_spelling: Counter[str] = Counter()
+    for name, count in images_of_name.items():
+        images_of_spelling[spelled(name)] += count
+    shown: dict[str, str] = {}
+    for name in sorted(images_of_spelling, key=lambda name: (-images_of_spelling[name], name)):
+        shown.setdefault(key(name), name)
+    return {name: shown[key(name)] for name in images_of_name}
+
+
+def _remarks_on_spellings(
+    images_of_name: Mapping[str, int], class_of: Mapping[str, str]
+) -> list[str]:
+    remarks = []
+    for class_name in sorted(set(class_of.values())):
+        same = sorted(name for name, its in class_of.items() if its == class_name)
+        if len(same) > 1:
+            told = [f"{name!r} ({_counted(images_of_name[name], 'image')})" for name in same]
+            remarks.append(
+                f"counted as one class, {class_name}: {in_words(told)}, which differ only in letter "
+                f"case, blanks or the form of accents"
+            )
+    return remarks
+
+
+def _question(counts: Counter[Folders], level: int) -> str:
+    """Ask whether the classes lie one level deeper, where all folders hold the same ones."""
+    below: dict[str, set[str]] = {}
+    for folders in counts:
+        if len(folders) > level:
+            below.setdefault(folders[level], set()).update(map(key, folders[level + 1 : level + 2]))
+    held = list(below.values())
+    same = len(held) > 1 and len(held[0]) > 1 and all(names == held[0] for names in held)
+    if not same:
+        return ""
+    shown = {spelled(folders[level + 1]) for folders in counts if len(folders) > level + 1}
+    return f"The folders below {_shown(below)} are {_shown(shown)}: are those the classes?"
+
+
+def _no_such_class(
+    counts: Counter[Folders],
+    positive_class: str | None,
+    idle_folders: Sequence[str],
+    where: str,
+) -> ConfigError | DataError:
+    """The error for a positive class that is not named, or that no folder is called."""
+    level = _outermost_choice(counts)
+    names = _images_of_names(counts, level)
+    if len(names) < 2:
+        return _too_few_classes(names, where)
+    shown = sorted(set(map(spelled, names)))
+    question = _question(counts, level)
+    if positive_class is None:
+        advice = f" {question}" if question else ""
+        return ConfigError(
+            f"Name the disease: set ingest.positive_class to one of {', '.join(shown)}. "
+            f"Sensitivity speaks of it.{advice}"
+        )
+    for folder in idle_folders:
+        if key(PurePosixPath(folder).name) == key(positive_class):
+            question = f"The folder {folder} is there and holds no image."
+    error = unknown_name("class", positive_class, shown, f" in {where}")
+    return ConfigError(f"{error} {question}") if question else error
+
+
+def _outermost_choice(counts: Counter[Folders]) -> int:
+    """The outermost level with more than one folder; 0 where there is none."""
+    depth = max(map(len, counts), default=0)
+    for level in range(depth):
+        if len(_images_of_names(counts, level)) > 1:
+            return level
+    return 0
+
+
+def _too_few_classes(names: Collection[str], where: str) -> DataError:
+    return DataError(
+        f"{where} needs a folder with images for each class (or train/CLASS, test/CLASS), "
+        f"at least two; found: {', '.join(sorted(names)) or 'none'}."
+    )
+
+
+# --- patients -------------------------------------------------------------------------------------
+
+
+def patient_folder(folders: Folders, class_level: int, place: str) -> str:
+    """The folder of a file that stands for its patient.
+
+    Args:
+        folders: The folders of the file, without that of a side.
+        class_level: Position of the class folder among them.
+        place: below or above the class folder, next to it.
+
+    Raises:
+        Unrecognised: When there is no folder there.
+    """
+    position = class_level + 1 if place == "below" else class_level - 1
+    if not 0 <= position < len(folders):
+        raise Unrecognised(f"the file lies in no folder {place} its class folder")
+    return spelled(folders[position])
+
+
+def remarks_on_patients(folders_of_files: Iterable[Folders], classes: Classes) -> list[str]:
+    """Ask whether the folders next to those of the classes are patients."""
+    level = classes.level
+    counts = Counter(folders_of_files)
+    below = {folders[: level + 2] for folders in counts if len(folders) > level + 1}
+    above = {folders[level - 1] for folders in counts if len(folders) > level > 0}
+    number_of_place = {"below": len(below), "above": len(above)}
+    remarks = []
+    for place, number in number_of_place.items():
+        if number > 2 * len(classes.names):
+            remarks.append(
+                f"{number} folders lie {place} those of the classes: if each is a patient, set "
+                f"ingest.patient_folder: {place}"
+            )
+    return remarks
+
+
+def folders_of(path: str) -> Folders:
+    """Names of the folders that a file lies in."""
+    return tuple(path.split("/")[:-1])
+
+
+def _shown(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    further = len(ordered) - _NAMED
+    if further > 0:
+        return f"{', '.join(ordered[:_NAMED])} and {further} more"
+    return in_words(ordered)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

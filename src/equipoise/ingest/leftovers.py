@@ -1,0 +1,302 @@
+"""What lies in a raw folder and is no image of the study: left out, and counted by kind.
+
+Names decide here, before any file is opened: other endings, hidden files, what systems leave in
+folders, masks and thumbnails. `masks.py` looks at the pictures. `ingest.skip` and `ingest.keep`
+have the last word.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from posixpath import basename, splitext
+
+from equipoise.core import images
+
+HIDDEN = "hidden"
+SYSTEM = "in system folders"
+SKIPPED = "by ingest.skip"
+MASK_FOLDERS = "in folders of masks"
+MASK_NAMES = "masks by their names"
+THUMBNAILS = "thumbnails"
+BROKEN_LINKS = "links that lead nowhere"
+UNREADABLE = "folders that may not be read"
+WITHOUT_ENDING = "without an ending"
+
+#: Kinds that may hold pictures somebody wants: the summary says how to get them back.
+DOUBTFUL = (MASK_FOLDERS, MASK_NAMES, THUMBNAILS)
+
+#: Folders that network disks, systems and bins make; in lower case.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        "@eadir",
+        "@recycle",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "recycle.bin",
+        "recycler",
+        "system volume information",
+        "lost+found",
+        "__macosx",
+    }
+)
+#: Folders of masks and of drawings on images; in lower case, with blanks between their words.
+_MASK_FOLDERS = frozenset(
+    {
+        "mask",
+        "masks",
+        "binary mask",
+        "binary masks",
+        "lung mask",
+        "lung masks",
+        "left mask",
+        "right mask",
+        "segmentation",
+        "segmentations",
+        "segmentation mask",
+        "segmentation masks",
+        "ground truth",
+        "groundtruth",
+        "annotation",
+        "annotations",
+        "superpixels",
+    }
+)
+_THUMBNAIL_FOLDERS = frozenset({"thumbnail", "thumbnails"})
+
+_MASK_WORDS = r"(masks?|seg|segs|segmentations?|superpixels?|ground[ _-]?truth|gt|annotations?)"
+#: `NAME_mask.png`, `NAME_mask_1.png`, `NAME-seg2.png`: NAME is the picture it belongs to.
+_MASK_OF = re.compile(rf"(?P<picture>.+?)[ _.-]+{_MASK_WORDS}(?![a-z]).*", re.I)
+#: `mask_NAME.png`
+_MASK_BEFORE = re.compile(rf"{_MASK_WORDS}[ _.-]+(?P<picture>.+)", re.I)
+_THUMBNAIL_OF = re.compile(r"(?P<picture>.+?)[ _.-]+(thumb|thumbnail)s?", re.I)
+_IMAGE_WORDS = ("", "image_", "img_")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a raw folder.
+
+    Attributes:
+        paths: Relative paths of the images, sorted.
+        left_out: How many other files there are, by kind: an ending (`.txt`), or one of the kinds
+            above.
+        idle_patterns: Patterns of `ingest.skip` and `ingest.keep` that fit no file.
+    """
+
+    paths: list[str]
+    left_out: dict[str, int]
+    idle_patterns: list[str]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know of the patterns."""
+        return [f"no file fits the pattern {pattern!r}" for pattern in self.idle_patterns]
+
+    @property
+    def num_left_out(self) -> int:
+        """How many files are no images of the study."""
+        return sum(self.left_out.values())
+
+
+def list_images(
+    raw: Path, suffixes: frozenset[str], skip: Sequence[str], keep: Sequence[str]
+) -> Listing:
+    """Find the images of a raw folder, and say what else lies there.
+
+    Args:
+        raw: The folder; linked folders are followed.
+        suffixes: Endings of the files that hold images, in lower case.
+        skip: Patterns of files that are left out, see `fits`.
+        keep: Patterns of files that stay whatever they are called; they go before `skip`.
+
+    Raises:
+        DataError: For a link that leads back to a folder above it.
+    """
+    files = sorted(images.files_below(raw))
+    readable = frozenset(path for path in files if images.holds_images(raw, path, suffixes))
+    rules = _Rules(skip, keep, frozenset(map(_stem, readable)))
+    paths: list[str] = []
+    kinds: Counter[str] = Counter()
+    for path in files:
+        kind = rules.kind_of_image(path) if path in readable else _kind_of_other(raw, path)
+        if kind:
+            kinds[kind] += 1
+        else:
+            paths += images.pictures_in(raw, path)
+    idle = [pattern for pattern in (*skip, *keep) if not any(fits(path, pattern) for path in files)]
+    return Listing(sorted(paths), dict(kinds.most_common()), idle)
+
+
+def idle_folders(raw: Path, paths: Sequence[str]) -> list[str]:
+    """Relative paths of the folders without an image, but for those that are left out by their names.
+
+    Folders inside such a folder are not named.
+
+    Args:
+        raw: The raw folder.
+        paths: Relative paths of all images.
+    """
+    holding = _folders_with_images(paths)
+    idle = []
+    for folder in sorted(holding):
+        for entry in os.scandir(raw / folder):
+            relative = f"{folder}/{entry.name}".removeprefix("/")
+            if entry.is_dir() and relative not in holding and not _kind_of_folder(entry.name):
+                idle.append(relative)
+    return sorted(idle)
+
+
+def remarks_on_links(raw: Path, paths: Iterable[str]) -> list[str]:
+    """What to say of linked folders inside a raw folder."""
+    linked = [
+        folder for folder in _folders_with_images(paths) if folder and (raw / folder).is_symlink()
+    ]
+    if not linked:
+        return []
+    return [
+        f"linked folders followed: {len(linked)}. DVC does not look behind them: it keeps no copy of "
+        f"their files, and after a change there `dvc repro --force ingest@STUDY` is needed"
+    ]
+
+
+def in_words(left_out: Mapping[str, int]) -> str:
+    """Kinds with their counts.
+
+    >>> in_words({".txt": 12, "hidden": 1})
+    '12 .txt, 1 hidden'
+    """
+    return ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+
+
+def fits(path: str, pattern: str) -> bool:
+    """Whether a relative path fits a pattern of `ingest.skip` or `ingest.keep`.
+
+    A pattern without a slash is of the name of a file or folder at any depth. One that ends in a
+    slash is of a folder. One with a slash inside begins at the raw folder.
+
+    >>> fits("benign/1_mask.png", "*_mask*"), fits("benign/masks/1.png", "masks/")
+    (True, True)
+    >>> fits("benign/masks/1.png", "benign/masks"), fits("benign/1.png", "malignant/*")
+    (True, False)
+    """
+    parts = path.split("/")
+    wanted = pattern.removeprefix("./").rstrip("/")
+    of_folders = pattern.endswith("/")
+    if "/" not in wanted:
+        names = parts[:-1] if of_folders else parts
+        return any(fnmatchcase(name, wanted) for name in names)
+    longest = len(parts) - of_folders
+    heads = ("/".join(parts[:length]) for length in range(1, longest + 1))
+    return any(fnmatchcase(head, wanted.removeprefix("/")) for head in heads)
+
+
+def fits_one(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a relative path fits at least one pattern."""
+    return any(fits(path, pattern) for pattern in patterns)
+
+
+def named_like_a_mask(path: str) -> bool:
+    """Whether a file is called as masks are, for example `NAME_mask.png`.
+
+    >>> named_like_a_mask("a/7_mask_1.png"), named_like_a_mask("a/masked.png")
+    (True, False)
+    """
+    stem = _stem(path)
+    return bool(_MASK_OF.fullmatch(stem) or _MASK_BEFORE.fullmatch(stem))
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Tells which files with the ending of an image are none of the study.
+
+    Attributes:
+        skip: Patterns of `ingest.skip`.
+        keep: Patterns of `ingest.keep`.
+        stems: Names of all files that may hold images, without ending.
+    """
+
+    skip: Sequence[str]
+    keep: Sequence[str]
+    stems: frozenset[str]
+
+    def kind_of_image(self, path: str) -> str:
+        """Why a file is left out; nothing when it stays."""
+        if fits_one(path, self.keep):
+            return ""
+        if fits_one(path, self.skip):
+            return SKIPPED
+        folder, _, name = path.rpartition("/")
+        kind = _kind_of_folder(folder)
+        if kind:
+            return kind
+        if images.hidden(name):
+            return HIDDEN
+        if self._belongs_to_another(path, _THUMBNAIL_OF):
+            return THUMBNAILS
+        if any(self._belongs_to_another(path, naming) for naming in (_MASK_OF, _MASK_BEFORE)):
+            return MASK_NAMES
+        return ""
+
+    def _belongs_to_another(self, path: str, naming: re.Pattern[str]) -> bool:
+        """Whether a name is made of the name of another picture, as NAME_mask is of NAME."""
+        match = naming.fullmatch(_stem(path))
+        if not match:
+            return False
+        return any(word + match["picture"] in self.stems for word in _IMAGE_WORDS)
+
+
+def _folders_with_images(paths: Iterable[str]) -> set[str]:
+    """Relative paths of all folders in which images lie at some depth, the raw folder's among them."""
+    holding = {""}
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        parts = folder.split("/")
+        holding.update("/".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return holding
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind_of_folder(folder: str) -> str:
+    """Why nothing in a folder is an image of a study; empty where its path does not say so."""
+    names = folder.split("/")
+    if any(name.lower() in _SYSTEM_FOLDERS for name in names):
+        return SYSTEM
+    if any(map(images.hidden, names)):
+        return HIDDEN
+    plain_names = set(map(_plain, names))
+    if plain_names & _MASK_FOLDERS:
+        return MASK_FOLDERS
+    return THUMBNAILS if plain_names & _THUMBNAIL_FOLDERS else ""
+
+
+def _kind_of_other(raw: Path, path: str) -> str:
+    """The kind of a file that is no image by its ending."""
+    if any(map(images.hidden, path.split("/"))):
+        return HIDDEN
+    if (raw / path).is_dir():
+        return UNREADABLE
+    if not (raw / path).exists():
+        return BROKEN_LINKS
+    return PurePosixPath(path).suffix.lower() or WITHOUT_ENDING
+
+
+def _stem(path: str) -> str:
+    return splitext(basename(path))[0]
+
+
+def _plain(name: str) -> str:
+    """The name of a folder in lower case, with blanks between its words.
+
+    >>> _plain("Ground_Truth"), _plain("leftMask")
+    ('ground truth', 'left mask')
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.sub(r"[ _-]+", " ", words)
+    return words.strip().lower()

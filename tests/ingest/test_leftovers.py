@@ -1,0 +1,260 @@
+"""What is no image of a study is left out by its name or by what it shows, counted, and can be had back."""
+
+import io
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from equipoise.core import config, images
+from equipoise.core.errors import DataError
+from equipoise.ingest import leftovers, masks
+from equipoise.ingest import stage as ingest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _picture(seed, side=40):
+    return np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
+
+
+def _mask(seed, side=40):
+    y, x = np.mgrid[:side, :side]
+    centre = np.random.default_rng(seed).uniform(10, 30, 2)
+    return (np.hypot(y - centre[0], x - centre[1]) < 8).astype(np.uint8) * 255
+
+
+def _save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def _study(tmp_path, **overrides):
+    settings = {
+        "ingest.dataset": "folder",
+        "ingest.raw": "mine",
+        "ingest.positive_class": "sick",
+        "ingest.pseudonymise": False,
+    }
+    settings.update({f"ingest.{name}": value for name, value in overrides.items()})
+    return config.load_study("chest_xray", config.read_params(ROOT), settings, tmp_path)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Three pictures of each class."""
+    folder = tmp_path / "mine"
+    for place, name in enumerate(("well", "sick")):
+        for number in range(3):
+            _save(folder / name / f"{name} ({number}).png", _picture(10 * place + number))
+    return folder
+
+
+def _empty(raw, *names):
+    for name in names:
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / name).write_bytes(b"")
+
+
+# --- by names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sick/sick (0)_mask.png", leftovers.MASK_NAMES),
+        ("sick/sick (0)_mask_1.png", leftovers.MASK_NAMES),
+        ("sick/sick (1)_Segmentation.jpg", leftovers.MASK_NAMES),
+        ("sick/sick (1)-seg2.png", leftovers.MASK_NAMES),
+        ("sick/sick (2)_superpixels.png", leftovers.MASK_NAMES),
+        ("well/mask_well (0).png", leftovers.MASK_NAMES),
+        ("sick/masks/sick (0).png", leftovers.MASK_FOLDERS),
+        ("Ground_Truth/1.png", leftovers.MASK_FOLDERS),
+        ("sick/Annotations/1.png", leftovers.MASK_FOLDERS),
+        ("leftMask/1.png", leftovers.MASK_FOLDERS),
+        ("sick/sick (0)_thumb.png", leftovers.THUMBNAILS),
+        ("sick/thumbnails/a.jpg", leftovers.THUMBNAILS),
+        ("@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg", leftovers.SYSTEM),
+        ("$RECYCLE.BIN/1.png", leftovers.SYSTEM),
+        ("sick/lost+found/1.png", leftovers.SYSTEM),
+        ("__MACOSX/sick/1.png", leftovers.SYSTEM),
+        ("sick/.ipynb_checkpoints/1-checkpoint.png", leftovers.HIDDEN),
+        ("sick/._sick (0).png", leftovers.HIDDEN),
+        ("sick/notes.TXT", ".txt"),
+        ("README", leftovers.WITHOUT_ENDING),
+    ],
+)
+def test_what_is_no_image_is_counted_by_kind(raw, name, kind):
+    _empty(raw, name)
+    listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
+    assert listing.left_out == {kind: 1}
+    assert len(listing.paths) == 6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sick/with_mask_1.png",
+        "sick/slide_seg3.png",
+        "sick/masked.png",
+        "sick/thumb_0.png",
+        "mask wearers/1.png",
+        "sick/segment/1.png",
+    ],
+)
+def test_a_word_alone_makes_no_mask(raw, name):
+    _empty(raw, name)
+    listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
+    assert name in listing.paths
+    assert not listing.left_out
+
+
+def test_a_link_that_leads_nowhere_is_counted(raw):
+    (raw / "sick" / "gone.png").symlink_to(raw / "no such file.png")
+    listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
+    assert listing.left_out == {leftovers.BROKEN_LINKS: 1}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("*_mask*", "sick/1_mask_2.png", True),
+        ("*_mask*", "a_mask/1.png", True),
+        ("masks/", "sick/masks/1.png", True),
+        ("masks/", "masks", False),
+        ("sick/old", "sick/old/1.png", True),
+        ("sick/old", "well/sick/old/1.png", False),
+        ("./sick/*.png", "sick/1.png", True),
+        ("/sick/*", "sick/1.png", True),
+        ("1.png", "sick/11.png", False),
+        ("[ab]?.png", "sick/a1.png", True),
+    ],
+)
+def test_patterns(pattern, path, fits):
+    assert leftovers.fits(path, pattern) is fits
+
+
+def test_skip_and_keep_have_the_last_word(tmp_path, raw):
+    _save(raw / "sick" / "sick (0)_mask.png", _picture(50))
+    _save(raw / "sick" / "drafts" / "a.png", _picture(51))
+    done = ingest.run(_study(tmp_path, skip=["drafts/", "*_overlay*"], keep=["*_mask.png"]))
+    assert {name: count.images for name, count in done.summary.by_class.items()} == {
+        "well": 3,
+        "sick": 4,
+    }
+    assert done.summary.left_out == {leftovers.SKIPPED: 1}
+    assert "no file fits the pattern '*_overlay*'" in done.remarks
+
+
+def test_everything_left_out_is_an_error_with_the_kinds(tmp_path):
+    for name in ("well", "sick"):
+        _save(tmp_path / "mine" / "masks" / f"{name}.png", _mask(1))
+    with pytest.raises(DataError, match=r"2 other files: 2 in folders of masks"):
+        ingest.run(_study(tmp_path, dataset="breakhis"))
+
+
+# --- by what they show ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("quality", [None, 75, 95])
+def test_a_mask_has_few_values_also_as_a_jpeg(seed, quality):
+    buffer = io.BytesIO()
+    mask = Image.fromarray(_mask(seed)).resize((300, 300), Image.Resampling.NEAREST)
+    if quality is None:
+        mask.save(buffer, "png")
+    else:
+        mask.save(buffer, "jpeg", quality=quality)
+    assert masks.count_few_values(images.decode(buffer.getvalue())) == 2
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+def test_a_dark_or_flat_picture_is_no_mask(quality):
+    flat = np.random.default_rng(0).normal(20, 8, (200, 200)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(flat).save(buffer, "jpeg", quality=quality)
+    assert masks.count_few_values(images.decode(buffer.getvalue())) == 0
+
+
+def _found(paths):
+    """Paths with the number of few values -> which are masks."""
+    rows = pd.DataFrame({"path": list(paths), "few_values": list(paths.values())})
+    return [path for path, is_mask in zip(paths, masks.find(rows, keep=[])) if is_mask]
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        ({"a/1.jpg": 0, "a/1.png": 2}, ["a/1.png"]),
+        ({"a/1.png": 0, "a/1_lesion.png": 3}, ["a/1_lesion.png"]),
+        ({"a/1.png": 0, "a/1_lesion.png": 1}, []),  # blank, and nothing else says mask
+        ({"a/1_mask.png": 2, "a/2.png": 0}, ["a/1_mask.png"]),
+        ({"a/1.png": 0, "a/2.png": 2}, []),
+        ({"a/images/1.png": 0, "a/roi/1.png": 2}, ["a/roi/1.png"]),
+        ({"images/a/1.png": 0, "roi/a/1.png": 2}, ["roi/a/1.png"]),
+        ({"a/1.png": 0, "a/roi/1.png": 2}, ["a/roi/1.png"]),
+        (
+            {"a/x/1.png": 0, "a/x/2.png": 0, "a/roi/1.png": 2, "a/roi/2.png": 1},
+            ["a/roi/1.png", "a/roi/2.png"],
+        ),
+        ({"p1/1.png": 0, "p1/2.png": 2, "p2/1.png": 0, "p2/2.png": 0}, []),
+        ({"p1/1.png": 1, "p2/1.png": 0}, []),
+        ({"a/1.png": 2, "a/2.png": 2, "b/1.png": 2}, []),  # a study of drawings
+    ],
+)
+def test_a_picture_of_few_values_is_a_mask_only_beside_its_picture(paths, found):
+    assert _found(paths) == found
+
+
+def test_masks_that_only_the_pixels_tell_wait_in_quarantine(tmp_path, raw):
+    for number in range(3):
+        _save(raw / "sick" / f"sick ({number}) lesion.png", _mask(number))
+    _save(raw / "well" / "drawing.png", _mask(9))
+    done = ingest.run(_study(tmp_path))
+    reasons = {item.image_id: item.reason for item in done.quarantined}
+    assert reasons == {f"sick/sick ({number}) lesion.png": masks.REASON for number in range(3)}
+    assert done.summary.by_class["sick"].images == 3
+    assert any(
+        "that stay, because no picture of their names lies beside them: 1;" in remark
+        for remark in done.remarks
+    )
+    kept = ingest.run(_study(tmp_path, keep=["* lesion.png"]))
+    assert kept.summary.by_class["sick"].images == 6
+    assert not kept.quarantined
+
+
+def test_pages_beyond_the_first_are_said(tmp_path, raw):
+    pages = [Image.fromarray(_picture(seed)) for seed in (60, 61, 62)]
+    pages[0].save(raw / "sick" / "stack.tif", save_all=True, append_images=pages[1:])
+    done = ingest.run(_study(tmp_path))
+    assert done.summary.by_class["sick"].images == 4
+    said = "files with several pages: 1; the first page of each is read, 2 further ones are not"
+    assert said in done.remarks
+
+
+# --- the way back ---------------------------------------------------------------------------------
+
+
+def test_hashes_of_quarantined_files_lead_back_too(tmp_path, raw, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_KEY", str(tmp_path.parent / f"{tmp_path.name}-key"))
+    rows = [f"{name}/{name} ({n}).png,p{name}{n}" for name in ("well", "sick") for n in (0, 1)]
+    (raw / "patients.csv").write_text("image,patient_id\n" + "\n".join(rows) + "\n")
+    _empty(raw, "well/well (0).png")
+    study = _study(tmp_path, pseudonymise=True, table="patients.csv")
+    done = ingest.run(study)
+    assert len(done.quarantined) == 3
+    places = pd.read_csv(study.places_path, dtype=str).set_index("image_id")["path"]
+    led_back = {places[item.image_id]: item.reason for item in done.quarantined}
+    assert led_back["well/well (0).png"] == "unreadable: the file is empty"
+    assert led_back["sick/sick (2).png"].endswith("ingest.table has no row for this file")
+    assert set(places) == set(leftovers.list_images(raw, images.SUFFIXES, [], []).paths)
+
+
+def test_file_names_in_another_form_of_accents_are_read(tmp_path, raw):
+    name = unicodedata.normalize("NFD", "sick/é.png")
+    _save(raw / name, _picture(70))
+    done = ingest.run(_study(tmp_path))
+    assert name in set(done.manifest.table["image_id"])
