@@ -3,6 +3,9 @@
 import http.server
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -48,6 +51,19 @@ def test_nothing_is_made_or_changed_by_looking(study, tmp_path):
     assert "mlflow.db will be made" in findings["tracking"].detail
     assert findings["dvc repository"].detail == "run `dvc init`"
     assert findings["made: raw images"].level == "error"
+
+
+def test_packages_that_are_compiled_anew_in_every_stage_are_a_warning(tmp_path):
+    source = tmp_path / "package/__init__.py"
+    source.parent.mkdir()
+    source.write_text("answer = 42\n")
+    unkept = doctor.bytecode([source], writes=False)
+    assert unkept.level == "warning"
+    assert "PYTHONDONTWRITEBYTECODE is set" in unkept.detail
+    assert doctor.bytecode([source], writes=True).level == "ok"
+    advice = re.search(r"run `python (.*)` once", unkept.detail).group(1)
+    subprocess.run([sys.executable, *advice.split()], check=True)
+    assert doctor.bytecode([source], writes=False).level == "ok"
 
 
 def test_every_line_that_is_not_ok_names_a_step(study, tmp_path, monkeypatch):
