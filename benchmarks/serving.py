@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,17 @@ class Measured:
     difference: float
 
 
+@dataclass
+class Turns:
+    """What was measured in every round, and the seconds of the very first request."""
+
+    bare: list[Measured] = field(default_factory=list)
+    one: list[Measured] = field(default_factory=list)
+    eight: list[Measured] = field(default_factory=list)
+    nothing: list[Measured] = field(default_factory=list)
+    first_seconds: float = 0.0
+
+
 def measure(server: Server, load: Load, batch: pd.DataFrame | None) -> Measured:
     """Ask a server; where `batch` is given, every answer must be its row."""
 
@@ -186,6 +197,39 @@ def show(name: str, turns: list[Measured], limit: list[Measured]) -> None:
     )
 
 
+def by_turns(options: argparse.Namespace, images: list[bytes]) -> Turns:
+    """Ask both servers and the network itself, round by round."""
+    model = mlflow.pyfunc.load_model(options.model)
+    batch = model.predict(pd.DataFrame({"image": images}))
+    predictor = model.unwrap_python_model().predictor
+    pixels = np.stack(predictor.pixels(images))
+    single = Load(images, 1, options.requests, options.concurrency)
+    eights = Load(images, 8, max(1, options.requests // 8), options.concurrency)
+    turns = Turns()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(options.model) as server,
+        serving(_model_that_does_nothing(Path(folder))) as idle,
+    ):
+        begun = time.perf_counter()
+        server.ask(images[:1])
+        turns.first_seconds = time.perf_counter() - begun
+        idle.ask(images[:1])
+        for _ in range(options.rounds):
+            turns.bare.append(forward(predictor.embedder.features, pixels))
+            turns.one.append(measure(server, single, batch))
+            turns.eight.append(measure(server, eights, batch))
+            turns.nothing.append(measure(idle, single, None))
+    return turns
+
+
+def _model_that_does_nothing(folder: Path) -> str:
+    code = folder / "nothing.py"
+    code.write_text(_NOTHING)
+    mlflow.pyfunc.save_model(folder / "model", python_model=str(code), pip_requirements=[])
+    return str(folder / "model")
+
+
 def main() -> None:
     """Measure by turns and print."""
     parser = argparse.ArgumentParser(
@@ -197,48 +241,20 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    paths = [
-        path
-        for path in sorted(options.images.rglob("*"))
-        if path.suffix in (".png", ".jpg", ".jpeg")
-    ]
-    images = [path.read_bytes() for path in paths[: options.requests]]
-    model = mlflow.pyfunc.load_model(options.model)
-    batch = model.predict(pd.DataFrame({"image": images}))
-    predictor = model.unwrap_python_model().predictor
-    pixels = np.stack(predictor.pixels(images))
-    single = Load(images, 1, options.requests, options.concurrency)
-    eights = Load(images, 8, max(1, options.requests // 8), options.concurrency)
-    turns: dict[str, list[Measured]] = {"bare": [], "one": [], "eight": [], "nothing": []}
-    with tempfile.TemporaryDirectory() as folder:
-        code = Path(folder) / "nothing.py"
-        code.write_text(_NOTHING)
-        empty = f"{folder}/model"
-        mlflow.pyfunc.save_model(empty, python_model=str(code), pip_requirements=[])
-        with serving(options.model) as server, serving(empty) as idle:
-            begun = time.perf_counter()
-            server.ask(images[:1])
-            first = time.perf_counter() - begun
-            idle.ask(images[:1])
-            for _ in range(options.rounds):
-                turns["bare"].append(forward(predictor.embedder.features, pixels))
-                turns["one"].append(measure(server, single, batch))
-                turns["eight"].append(measure(server, eights, batch))
-                turns["nothing"].append(measure(idle, single, None))
-    names = {
-        "bare": "forward pass, batches of 32",
-        "one": f"one image a request, {options.concurrency} at a time",
-        "eight": f"eight images a request, {options.concurrency} at a time",
-        "nothing": "a model that does nothing, one image a request",
-    }
-    for key, name in names.items():
-        show(name, turns[key], turns["bare"])
-    seconds = np.concatenate([turn.request_seconds for turn in turns["one"]])
+    suffixes = (".png", ".jpg", ".jpeg")
+    paths = [path for path in sorted(options.images.rglob("*")) if path.suffix in suffixes]
+    turns = by_turns(options, [path.read_bytes() for path in paths[: options.requests]])
+    show("forward pass, batches of 32", turns.bare, turns.bare)
+    show(f"one image a request, {options.concurrency} at a time", turns.one, turns.bare)
+    show(f"eight images a request, {options.concurrency} at a time", turns.eight, turns.bare)
+    show("a model that does nothing, one image a request", turns.nothing, turns.bare)
+    seconds = np.concatenate([turn.request_seconds for turn in turns.one])
     low, high = np.quantile(seconds, [0.5, 0.95])
     print(
-        f"seconds a request of one image: first {first:.3f}, median {low:.3f}, 95 % below {high:.3f}"
+        f"seconds a request of one image: first {turns.first_seconds:.3f}, "
+        f"median {low:.3f}, 95 % below {high:.3f}"
     )
-    largest = max(turn.difference for key in ("one", "eight") for turn in turns[key])
+    largest = max(turn.difference for turn in turns.one + turns.eight)
     print(f"largest difference to batch prediction: {largest:.1e}")
 
 

@@ -103,8 +103,8 @@ def _package(name: str) -> Finding:
 
 def _sources(packages: Sequence[str]) -> list[Path]:
     """The first file of each package that is installed; none of them is imported."""
-    found = [importlib.util.find_spec(name) for name in packages]
-    return [Path(spec.origin) for spec in found if spec is not None and spec.origin]
+    specs = [importlib.util.find_spec(name) for name in packages]
+    return [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
 
 
 def bytecode(sources: Sequence[Path], writes: bool = not sys.dont_write_bytecode) -> Finding:

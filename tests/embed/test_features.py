@@ -81,15 +81,6 @@ def test_a_picture_of_the_right_size_is_what_resizing_would_make_of_it():
     assert np.array_equal(loaded, resized)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "mobilenetv2"])
-def test_fixed_weights_give_the_same_features(name):
-    network = embedder.Embedder(backbones.build(name, "random", 32), 32)
-    batch = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.float32)
-    before = network.features(batch)
-    network.fix_weights()
-    np.testing.assert_allclose(network.features(batch), before, rtol=1e-6, atol=1e-9)
-
-
 def test_the_system_takes_less_than_a_tenth_of_a_pass():
     # Without oneDNN TensorFlow's own allocator gives memory back after every operation, and the
     # system takes half of the time.

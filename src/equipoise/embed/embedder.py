@@ -55,28 +55,6 @@ class Embedder:
         self.plain_graph = tf.function(embed_plain, input_signature=[batch])
         self.viewed_graph = tf.function(embed_views, input_signature=[batch, parameters])
 
-    def fix_weights(self) -> None:
-        """Make today's weights constants of the plain graph: the same features, small batches faster.
-
-        A kernel rearranges its weights for its own use. Those of a variable it rearranges in each
-        call, which takes a third of VGG16's pass over one image; constants only once. They are kept
-        twice then. Not for networks that are still trained.
-        """
-        import tensorflow as tf
-
-        model = self.model
-        trainable = [np.asarray(value) for value in model.trainable_variables]
-        fixed = [np.asarray(value) for value in model.non_trainable_variables]
-
-        def embed_plain(batch: Any) -> Any:
-            constants = [tf.constant(value) for value in trainable]
-            more_constants = [tf.constant(value) for value in fixed]
-            features, _ = model.stateless_call(constants, more_constants, batch, training=False)
-            return features
-
-        signature = self.plain_graph.input_signature
-        self.plain_graph = tf.function(embed_plain, input_signature=signature)
-
     def resize(self, pixels: np.ndarray) -> np.ndarray:
         """Resize an image; its aspect ratio is not kept.
 

@@ -73,7 +73,6 @@ class Predictor:
         keras = backbones.load_keras()
         network = keras.saving.load_model(Path(folder) / "model.keras", safe_mode=True)
         self.embedder = Embedder(network, self.description.image_size_px, self.description.pipeline)
-        self.embedder.fix_weights()
 
     def warm(self) -> None:
         """Trace and run everything once, so that the first image is answered as fast as the next."""
