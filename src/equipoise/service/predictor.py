@@ -76,9 +76,10 @@ class Predictor:
 
     def warm(self) -> None:
         """Trace and run everything once, so that the first image is answered as fast as the next."""
-        self.predict(
-            [np.full((self.embedder.size_px + 1, self.embedder.size_px, 3), 128, np.uint8)]
-        )
+        size_px = self.embedder.size_px
+        # One row more than the network takes: resizing is traced too.
+        grey = np.full((size_px + 1, size_px, 3), 128, dtype=np.uint8)
+        self.predict([grey])
 
     def pixels(self, sources: Iterable[Source]) -> list[np.ndarray]:
         """Images as the network takes them, each float32 (size_px, size_px, 3).
