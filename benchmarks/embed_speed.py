@@ -6,6 +6,8 @@ a: the same backbone, fed batches of the same size from memory. b: decoding and 
 Both use every core, so no program that does one and the other is expected above 1 / (1/a + 1/b). `embed` is the whole
 stage from the manifest to the feature folder, without building and tracing the network. With --times, every file is
 there that often as a copy. With --draft, large JPEGs are decoded at reduced scale (`embed.jpeg_draft`), in b too.
+a, b and embed run in one process, under one allocator. TF_CPU_ALLOCATOR_USE_BFC=false shows what TensorFlow's own
+costs, TF_ENABLE_ONEDNN_OPTS=0 what a processor pays on which TensorFlow does not use oneDNN.
 """
 
 from __future__ import annotations
@@ -32,14 +34,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def seconds(work: Callable[[], object]) -> np.ndarray:
-    """Wall time and processor time of one call."""
-    start = time.perf_counter(), time.process_time()
+    """Wall time, processor time and the system's part of it, of one call."""
+    start = _clocks()
     work()
-    return np.array([time.perf_counter() - start[0], time.process_time() - start[1]])
+    return _clocks() - start
+
+
+def _clocks() -> np.ndarray:
+    used = os.times()
+    return np.array([time.perf_counter(), used.user + used.system, used.system])
 
 
 def rounds(study: config.Study, number: int) -> np.ndarray:
-    """Seconds per image, (rounds, 3, 2): a, b and embed one after the other; wall and processor time."""
+    """Seconds per image, (rounds, 3, 3): a, b and embed one after the other; see `seconds`."""
     settings = study.settings.embed
     pipeline = embedder_.pipeline_of(settings)
     weights, size_px = settings.weights_for("mobilenetv2"), settings.image_size_px
@@ -115,6 +122,11 @@ def main() -> None:
         reached = (a + b) / whole
         low, middle, high = min(reached), np.median(reached), max(reached)
         print(f"embed reaches {middle:.2f} of 1/(1/a + 1/b) by {name} ({low:.2f} to {high:.2f})")
+    for name, used in zip(("a", "b", "embed"), measured.transpose(1, 2, 0)):
+        _, processor, system = np.median(used, axis=1)
+        print(
+            f"{name}: {1000 * processor:.1f} ms of processor an image, {system / processor:.2f} of it the system's"
+        )
 
 
 if __name__ == "__main__":

@@ -72,6 +72,45 @@ def test_each_picture_and_view_once_then_nothing(study):
     assert store.summary == first.summary
 
 
+def test_a_picture_of_the_right_size_is_what_resizing_would_make_of_it():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    network = embedder.Embedder(backbones.build("mobilenetv2", "random", 32), 32)
+    loaded = network.load(pixels)
+    resized = network.resize_graph(pixels).numpy()
+    assert loaded.dtype == resized.dtype
+    assert np.array_equal(loaded, resized)
+
+
+def test_the_system_takes_less_than_a_tenth_of_a_pass():
+    # Without oneDNN TensorFlow's own allocator gives memory back after every operation, and the
+    # system takes half of the time.
+    code = (
+        "import os, numpy as np\n"
+        "from equipoise.embed import backbones, embedder\n"
+        "network = embedder.Embedder(backbones.build('mobilenetv2', 'random', 192), 192)\n"
+        "batch = np.full((32, 192, 192, 3), 90, np.float32)\n"
+        "network.features(batch)\n"
+        "before = os.times()\n"
+        "for _ in range(4): network.features(batch)\n"
+        "after = os.times()\n"
+        "system = after.system - before.system\n"
+        "print(system / (system + after.user - before.user))\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    environment = kept | {"PYTHONPATH": str(REPO / "src"), "TF_ENABLE_ONEDNN_OPTS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.1
+
+
+def test_the_allocator_that_the_user_names_is_kept(monkeypatch):
+    monkeypatch.setenv("TF_CPU_ALLOCATOR_USE_BFC", "false")
+    backbones.load_keras()
+    assert os.environ["TF_CPU_ALLOCATOR_USE_BFC"] == "false"
+
+
 def test_text_says_what_came_of_it_and_warns_of_random_weights(study):
     result = features.run(study, "vgg16")
     count = result.passes_now

@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -31,6 +32,7 @@ from PIL import Image
 from conftest import REPO
 from equipoise.core import images
 from equipoise.service import served
+from equipoise.service.together import Together
 from fabricate.servers import free_port
 
 CONCURRENT = 8
@@ -134,6 +136,50 @@ def test_requests_at_once_are_all_answered_as_in_a_batch(server, model, pictures
     for column in ("decision", "label", "threshold"):
         assert rows[column].tolist() == together[column].tolist()
     assert together["prob_opacity"].std() > 0.01  # answers that could be mixed up would differ
+
+
+def test_the_network_is_traced_before_the_first_request(model, pictures):
+    embedder = model.unwrap_python_model().predictor.embedder
+    graphs = (embedder.plain_graph, embedder.resize_graph)
+    assert [graph.experimental_get_tracing_count() for graph in graphs] == [1, 1]
+    for data in (pictures[:1], pictures[:7]):
+        model.predict(pd.DataFrame({"image": data}))
+    assert [graph.experimental_get_tracing_count() for graph in graphs] == [1, 1]
+
+
+def test_a_request_is_answered_with_its_own_rows_whoever_came_with_it():
+    batches = []
+    gate = threading.Event()
+
+    def compute(pixels):
+        gate.wait(20)
+        batches.append(len(pixels))
+        return pd.DataFrame({"value": [int(image) for image in pixels]})
+
+    together = Together(compute, largest=6)
+    sizes = [1, 3, 2, 1, 5, 1, 2, 1]
+    asked = [[10 * number + image for image in range(size)] for number, size in enumerate(sizes)]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = [pool.submit(together.answers, pixels) for pixels in asked]
+        time.sleep(0.5)  # all of them have come while the first is computed
+        gate.set()
+        values = [answer.result()["value"].tolist() for answer in answers]
+    assert values == asked
+    assert sum(batches) == sum(sizes)
+    assert len(batches) < len(sizes)
+    assert max(batches) < 6 + max(sizes)
+
+
+def test_an_error_of_a_batch_reaches_its_callers_and_the_next_one_is_answered():
+    def compute(pixels):
+        if 0 in pixels:
+            raise ValueError("no zeros")
+        return pd.DataFrame({"value": pixels})
+
+    together = Together(compute, largest=4)
+    with pytest.raises(ValueError, match="no zeros"):
+        together.answers([1, 0])
+    assert together.answers([2])["value"].tolist() == [2]
 
 
 GREY = png(np.full((40, 30), 90, dtype=np.uint8))
@@ -307,11 +353,15 @@ def test_requirements_pin_all_that_service_imports(package):
 
 def test_missing_threshold_is_null_in_json(monkeypatch):
     class Stub:
-        def predict(self, sources):
+        def pixels(self, sources):
+            return sources
+
+        def answers(self, pixels):
             return pd.DataFrame({"prob_a": [0.4], "threshold": [np.nan]})
 
     wrapped = served.ServedModel()
     wrapped.predictor = Stub()
+    wrapped.together = Together(wrapped.predictor.answers, 1)
     (row,) = wrapped.predict(None, pd.DataFrame({"image": [GREY]})).to_dict("records")
     assert json.dumps(row, allow_nan=False) == '{"prob_a": 0.4, "threshold": null}'
 

@@ -274,13 +274,16 @@ def test_undersample_leaves_out_the_part_of_the_surplus_it_says(counts, fraction
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler"), [("oversample", RandomOverSampler), ("undersample", RandomUnderSampler)]
+    ("name", "sampler", "wanted"),
+    [("oversample", RandomOverSampler, max), ("undersample", RandomUnderSampler, min)],
 )
-@pytest.mark.parametrize("seed", [0, 7])
-def test_resampled_rows_are_those_of_imbalanced_learn(name, sampler, seed):
-    rows = train_rows([30, 12, 6], seed=seed)
-    oracle = sampler(random_state=seed)
-    oracle.fit_resample(np.arange(48)[:, None], rows.labels)
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 5])
+@pytest.mark.parametrize("counts", [[30, 12, 6], [5, 40], [8, 8]])
+def test_resampled_rows_are_those_of_imbalanced_learn(name, sampler, wanted, seed, counts):
+    rows = train_rows(counts, seed=seed)
+    target = dict.fromkeys(range(len(counts)), wanted(counts))
+    oracle = sampler(sampling_strategy=target, random_state=seed % 2**32)
+    oracle.fit_resample(np.arange(sum(counts))[:, None], rows.labels)
     assert np.array_equal(load(name).plan(rows).row, np.sort(oracle.sample_indices_))
 
 

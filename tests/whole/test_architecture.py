@@ -1,6 +1,7 @@
 """docs/architecture.md lists the rooms and their files; imports only go up, and never in a circle."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -147,6 +148,32 @@ def test_help_is_quick_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "scenario" in done.stdout
+
+
+HEAVY = {"tensorflow", "keras", "mlflow", "optuna", "sklearn", "imblearn", "scipy.stats"}
+HEAVY |= {"matplotlib", "jinja2", "dvc", "distributed"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "needed"),
+    [
+        ("ingest.stage", set()),
+        ("split.stage", set()),
+        ("embed.stage", set()),  # TensorFlow comes with the first backbone
+        ("scenario.stage", {"optuna"}),
+        ("compare.stage", {"sklearn", "scipy.stats"}),
+    ],
+)
+def test_a_stage_imports_no_heavy_package_that_it_does_not_need(stage, needed):
+    code = f"import sys, equipoise.{stage}; print(*({HEAVY} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPO / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) <= needed
 
 
 def test_stages_are_verbs_without_shell_tricks():

@@ -3,8 +3,10 @@
 import http.server
 import json
 import os
+import re
 import shlex
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -85,6 +87,19 @@ def test_another_folder_where_dvc_looks_is_moved_away_first(on_another_disk, tmp
     _, detail = said(tmp_path, "made: raw images")
     assert "which is something else" in detail
     assert "`mv data/raw/made data/raw/made.old && ln -s " in detail
+
+
+def test_packages_that_are_compiled_anew_in_every_stage_are_a_warning(tmp_path):
+    source = tmp_path / "package/__init__.py"
+    source.parent.mkdir()
+    source.write_text("answer = 42\n")
+    unkept = doctor.bytecode([source], writes=False)
+    assert unkept.level == "warning"
+    assert "PYTHONDONTWRITEBYTECODE is set" in unkept.detail
+    assert doctor.bytecode([source], writes=True).level == "ok"
+    advice = re.search(r"run `python (.*)` once", unkept.detail).group(1)
+    subprocess.run([sys.executable, *advice.split()], check=True)
+    assert doctor.bytecode([source], writes=False).level == "ok"
 
 
 def test_every_line_that_is_not_ok_names_a_step(study, tmp_path, monkeypatch):

@@ -102,6 +102,9 @@ def load_keras() -> Any:
     # TensorFlow would take the whole memory of every GPU, also where another process or worker
     # needs some.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    # Without oneDNN, which TensorFlow leaves out on some processors, it gives its memory back
+    # after every operation, and asking for it again takes half of a pass.
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     with _silent_stderr():
         import keras
         import tensorflow as tf

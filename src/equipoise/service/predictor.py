@@ -5,7 +5,7 @@ Registered models import this module by its name, so its place stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from equipoise.evaluation.metrics import softmax
 ANSWERED_CALIBRATED = "prob"
 ANSWERED_RAW = "raw"
 #: Images per call of the backbone.
-_BATCH_IMAGES = 32
+BATCH_IMAGES = 32
 
 #: Bytes of a file, the path of one, or pixels as `images.as_rgb` takes them.
 Source = bytes | Path | np.ndarray
@@ -74,17 +74,20 @@ class Predictor:
         network = keras.saving.load_model(Path(folder) / "model.keras", safe_mode=True)
         self.embedder = Embedder(network, self.description.image_size_px, self.description.pipeline)
 
-    def logits(self, sources: Iterable[Source]) -> np.ndarray:
-        """Logits of images, float64 (num_images, num_classes).
+    def warm(self) -> None:
+        """Trace and run everything once, so that the first image is answered as fast as the next."""
+        size_px = self.embedder.size_px
+        # One row more than the network takes: resizing is traced too.
+        grey = np.full((size_px + 1, size_px, 3), 128, dtype=np.uint8)
+        self.predict([grey])
+
+    def pixels(self, sources: Iterable[Source]) -> list[np.ndarray]:
+        """Images as the network takes them, each float32 (size_px, size_px, 3).
 
         Raises:
             DataError: With the number of the first image that cannot be read.
         """
-        pixels = [self._load(source, f"Image {number}") for number, source in enumerate(sources)]
-        if not pixels:
-            return np.zeros((0, len(self.classes)))
-        batches = batched(pixels, _BATCH_IMAGES)
-        return np.concatenate([self.embedder.features(np.stack(batch)) for batch in batches])
+        return [self._load(source, f"Image {number}") for number, source in enumerate(sources)]
 
     def _load(self, source: Source, name: str) -> np.ndarray:
         """Pixels as the network takes them; `name` is what an error calls the image."""
@@ -96,14 +99,22 @@ class Predictor:
             raise DataError(f"{name} cannot be read: {error}.") from error
 
     def predict(self, sources: Iterable[Source]) -> pd.DataFrame:
-        """Predict for images.
+        """Predict for images; a row for each, see `answers`.
+
+        Raises:
+            DataError: With the number of the first image that cannot be read.
+        """
+        return self.answers(self.pixels(sources))
+
+    def answers(self, pixels: Sequence[np.ndarray]) -> pd.DataFrame:
+        """Predict for what `pixels` gives.
 
         Returns:
             A row per image: `prob_<class>` (calibrated) and `raw_<class>`; `decision`, the class
             decided for, and `label`, its number; the `threshold` used, NaN where the most probable
             class decides.
         """
-        logits = self.logits(sources)
+        logits = self._logits(pixels)
         calibrated = self.calibrator.apply(logits)
         raw = softmax(logits)
         threshold = self.description.threshold
@@ -120,6 +131,13 @@ class Predictor:
         table["label"] = labels
         table["threshold"] = np.nan if threshold is None else threshold
         return table
+
+    def _logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Logits of images, float64 (num_images, num_classes)."""
+        if not pixels:
+            return np.zeros((0, len(self.classes)))
+        batches = batched(pixels, BATCH_IMAGES)
+        return np.concatenate([self.embedder.features(np.stack(batch)) for batch in batches])
 
     @cached_property
     def _cam(self) -> GradCam:

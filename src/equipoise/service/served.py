@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from equipoise.core import images
 from equipoise.core.errors import DataError
-from equipoise.service.predictor import Predictor, Source
+from equipoise.service.predictor import BATCH_IMAGES, Predictor, Source
+from equipoise.service.together import Together
 
 #: What a row of a request may hold, exactly one of them.
 COLUMNS = ("image", "path", "pixels")
@@ -27,13 +28,15 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the network once.
+        """Load the network once, and let it answer once: the first request is not the slow one.
 
         `model_config={"image_folder": FOLDER}` lets callers name files below a folder.
         """
         folder = (context.model_config or {}).get("image_folder")
         self.image_folder = Path(folder).resolve() if folder else None
         self.predictor = Predictor(Path(context.artifacts["model"]))
+        self.predictor.warm()
+        self.together = Together(self.predictor.answers, BATCH_IMAGES)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -56,11 +59,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 names the row.
         """
         try:
-            table = self.predictor.predict(self._sources(model_input))
+            # Decoded by the threads of the requests, computed together.
+            pixels = self.predictor.pixels(self._sources(model_input))
         except DataError as error:
             raise MlflowException.invalid_parameter_value(
                 f"{error} Nothing of the request was predicted."
             ) from error
+        table = self.together.answers(pixels)
         if table["threshold"].isna().any():
             table["threshold"] = None  # JSON knows no NaN
         return table

@@ -1,4 +1,4 @@
-"""What strategies take from imbalanced-learn: rows that its samplers draw or keep."""
+"""Rows that are drawn again or left out: at random, or by a sampler of imbalanced-learn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,21 +15,38 @@ from equipoise.strategies import base
 from equipoise.strategies.base import Plan, TrainRows, parameter
 
 
-def resampled(rows: TrainRows, target: Mapping[int, int], module: str, sampler: str) -> Plan:
-    """Rows that a sampler of imbalanced-learn draws: numbers of rows, never copied images.
+def drawn_again(rows: TrainRows, target: Mapping[int, int]) -> Plan:
+    """Every row, and rows of each class again, with replacement, up to as many images as wanted.
+
+    The rows of imbalanced-learn's RandomOverSampler, without the second that importing it takes.
 
     Args:
         rows: Train rows.
-        target: Images wanted of each class.
-        module: `over_sampling` or `under_sampling`.
-        sampler: Name of the class in it.
+        target: Images wanted of each class, at least those that it has.
     """
-    drawn = _sampler_class(module, sampler)(
-        sampling_strategy=dict(target), random_state=_random_state(rows)
-    )
-    no_features = np.zeros((len(rows.labels), 1))
-    drawn.fit_resample(no_features, rows.labels)
-    return Plan.of(np.sort(drawn.sample_indices_))
+    random = _random(rows)
+    drawn = [np.arange(len(rows.labels))]
+    for label, wanted in target.items():
+        of_class = np.flatnonzero(rows.labels == label)
+        drawn.append(random.choice(of_class, wanted - len(of_class), replace=True))
+    return Plan.of(np.sort(np.concatenate(drawn)))
+
+
+def left_over(rows: TrainRows, target: Mapping[int, int]) -> Plan:
+    """As many rows of each class as wanted, each at most once.
+
+    The rows of imbalanced-learn's RandomUnderSampler.
+
+    Args:
+        rows: Train rows.
+        target: Images wanted of each class, at most those that it has.
+    """
+    random = _random(rows)
+    kept = []
+    for label, wanted in target.items():
+        of_class = np.flatnonzero(rows.labels == label)
+        kept.append(random.choice(of_class, wanted, replace=False))
+    return Plan.of(np.sort(np.concatenate(kept)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,9 @@ class Cleaner(base.Strategy):
 
 def _kept(name: str, rows: TrainRows, features: np.ndarray) -> np.ndarray:
     """Rows that a sampler keeps, int (num_kept,)."""
-    sampler = _sampler_class("under_sampling", name)()
+    # Imported late: it costs a second, and most strategies resample nothing.
+    samplers = importlib.import_module("imblearn.under_sampling")
+    sampler = getattr(samplers, name)()
     if "random_state" in sampler.get_params(deep=False):
         sampler.set_params(random_state=_random_state(rows))
     # Numbered without gaps: some samplers take a label for a column.
@@ -84,10 +103,10 @@ def _kept(name: str, rows: TrainRows, features: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _sampler_class(module: str, name: str) -> Any:
-    # Imported late: it costs a second, and most strategies resample nothing.
-    return getattr(importlib.import_module(f"imblearn.{module}"), name)
-
-
 def _random_state(rows: TrainRows) -> int:
     return rows.seed % 2**32
+
+
+def _random(rows: TrainRows) -> np.random.RandomState:
+    # The generator of scikit-learn and imbalanced-learn; its draws never change.
+    return np.random.RandomState(_random_state(rows))

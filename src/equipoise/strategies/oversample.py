@@ -30,4 +30,4 @@ class Strategy(base.Strategy):
         for label, count in enumerate(counts):
             if count:
                 target[label] = round(count + self.target_fraction * (largest - count))
-        return _samplers.resampled(rows, target, "over_sampling", "RandomOverSampler")
+        return _samplers.drawn_again(rows, target)

@@ -30,4 +30,4 @@ class Strategy(base.Strategy):
         for label, count in enumerate(counts):
             if count:
                 target[label] = round(count - self.target_fraction * (count - smallest))
-        return _samplers.resampled(rows, target, "under_sampling", "RandomUnderSampler")
+        return _samplers.left_over(rows, target)
