@@ -124,6 +124,7 @@ class Ingest(Section):
     task: str | None
     only: dict[str, str]
     duplicates: Literal["drop", "drop_near", "keep"]
+    near_copies: bool
     trusted: list[str]
     pseudonymise: bool | None
     positive_class: str | None
