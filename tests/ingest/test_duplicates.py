@@ -200,6 +200,40 @@ def test_pictures_that_share_an_outline_are_no_copies(irregular):
     assert _pairs([*thumbnails, *copies]) == {(number, 60 + number) for number in range(5)}
 
 
+def _slice(seed):
+    """A registered slice: the same organ in the same place, a weak texture of its own."""
+    rng = np.random.default_rng(seed)
+    common = gaussian_filter(np.random.default_rng(777).standard_normal((128, 128)), 5)
+    own = gaussian_filter(rng.standard_normal((128, 128)), 3)
+    y, x = np.mgrid[:128, :128] / 128 - 0.5
+    radius = (x / 0.36) ** 2 + (y / 0.44) ** 2
+    organ = 90 + 25 * common / common.std() + 6 * own / own.std()
+    bone = 180 * (np.abs(radius - 1.08) < 0.1)
+    grey = np.where(radius < 1, organ, 0) + bone + rng.normal(0, 2, (128, 128))
+    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _screen(seed):
+    """A frame of an ultrasound screen: bars and boxes, and a small picture among them."""
+    rng = np.random.default_rng(seed)
+    texture = gaussian_filter(rng.standard_normal((60, 60)), 3)
+    grey = np.zeros((240, 320))
+    grey[20:220, 300:312] = 200
+    grey[40:200, 10:40] = 120
+    grey[5:15, 5:100] = 255
+    grey[90:150, 130:190] = np.clip(64 + 20 * texture / texture.std(), 0, 255)
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+@pytest.mark.parametrize("drawn", [_slice, _screen])
+def test_frames_and_registered_slices_are_no_copies(drawn):
+    pictures = [drawn(seed) for seed in range(60)]
+    thumbnails = [duplicates.thumbnail(picture) for picture in pictures]
+    assert not _pairs(thumbnails)
+    copies = [duplicates.thumbnail(_saved(Image.fromarray(picture))) for picture in pictures[:5]]
+    assert _pairs([*thumbnails, *copies]) == {(number, 60 + number) for number in range(5)}
+
+
 def _tissue(seed):
     """Texture as fine as that of stained tissue: nothing that two pictures share."""
     rng = np.random.default_rng(seed)

@@ -174,7 +174,7 @@ def flags(pixels: np.ndarray, grey: bool) -> list[str]:
     shorter_side = min(pixels.shape[:2])
     step = max(1, shorter_side // _SAMPLES_PX)  # every step-th pixel is enough to tell
     sample = pixels[::step, ::step]
-    # In bytes and by channel: floats of three interleaved channels take forty times as long.
+    # In bytes and by channel: floats of three interleaved channels take many times as long.
     channels = sample.transpose(2, 0, 1).copy()
     odd = []
     if shorter_side < _TINY_PX:
