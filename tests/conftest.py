@@ -1,5 +1,6 @@
 """A small workspace in which the whole way was gone once: drawn images, two scenarios, a registered model."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -102,6 +103,18 @@ def make_small(params: dict) -> None:
         "calibration_slope": [0.05, 20.0],
     }
     demo["finetune"] = {"steps": 4, "evaluate_every_steps": 2, "batch_size": 4}
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int, int, str]]:
+    """Mode, size, time of change and digest of every file below a folder, by name; of folders mode and time."""
+    state = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.stat()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "a folder"
+        size = status.st_size if path.is_file() else 0
+        name = path.relative_to(folder).as_posix()
+        state[name] = (status.st_mode, size, status.st_mtime_ns, digest)
+    return state
 
 
 @pytest.fixture(scope="session")

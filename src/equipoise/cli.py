@@ -426,10 +426,14 @@ def _export(options: Options) -> None:
         to=folder,
         copy=options.copy,
     )
-    if done.files:
-        _say(f"{done.files} files written to {done.folder}")
-    else:
+    if not done.files:
         _say(f"{done.folder} holds this export already; nothing changed")
+        return
+    _say(f"{done.files} files written to {done.folder}")
+    if options.layout == "folders" and not options.copy:
+        _say(
+            "  links to the originals where the disk allows it: use --copy before editing in place"
+        )
 
 
 # --- registry and service -------------------------------------------------------------------------

@@ -193,6 +193,7 @@ def _ingest_summary(manifest: records.Manifest) -> documents.IngestSummary:
         not_selected=0,
         quarantined=0,
         near_copies=0,
+        alike=0,
         label_conflicts=0,
         flagged={},
         by_class=records.class_table(table["label"].to_numpy(), table["patient_id"], classes),

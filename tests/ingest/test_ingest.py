@@ -353,6 +353,17 @@ def test_near_copies_stay_with_one_patient_and_are_dropped_on_request(films, rul
         assert done.manifest.table["picture"].nunique() == 12
 
 
+def test_near_copies_are_looked_for_only_on_request(films):
+    _save(films, "clear/patient0004_1.png", _textured(2), "JPEG", quality=50)
+    _save(films, "clear/patient0003_1.png", _textured(1), "BMP")
+    done = ingest.run(_study(films, **dict([config.parse_override("ingest.near_copies=off")])))
+    assert done.summary.near_copies == 0
+    patients = done.manifest.table.set_index("image_id")["patient_id"]
+    assert patients["clear/patient0002_0.png"] == "patient0002"
+    assert patients["clear/patient0004_0.png"] == "patient0004"
+    assert "exact duplicate" in _reasons(done)["clear/patient0003_1.png"]
+
+
 def test_a_near_copy_under_another_class_waits_for_a_decision(films):
     copy, original = "opacity/patient0200_0.png", "clear/patient0002_0.png"
     _save(films, copy, _textured(2), "JPEG", quality=50)

@@ -26,6 +26,7 @@ def summary(**changes) -> IngestSummary:
         not_selected=0,
         quarantined=0,
         near_copies=0,
+        alike=0,
         label_conflicts=0,
         flagged={"tiny": 0, "blank": 0, "colour": 0},
         by_class={
@@ -76,3 +77,9 @@ def test_ten_quarantined_files_are_named_and_the_others_counted():
     assert twelve[0] == "  12 files quarantined:"
     assert twelve[1:-1] == ten[1:]
     assert twelve[-1] == "    and 2 more in data/manifest/lungs.quarantine.csv"
+
+
+def test_pictures_that_look_alike_and_were_not_joined_are_said():
+    text = summary_text(summary(alike=100), [])
+    assert "100 pictures (25.0 % of the files) look nearly alike in groups too large" in text
+    assert "ingest.near_copies: off" in text

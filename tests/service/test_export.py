@@ -1,5 +1,6 @@
 """Exports: the tree holds exactly the split, or the plan; links, not copies; complete or not there."""
 
+import errno
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from conftest import REPO, run
+from conftest import REPO, run, state_of
 from equipoise import pipeline
 from equipoise.core import config
 from equipoise.core.errors import DataError
@@ -159,10 +160,127 @@ def test_copies_are_no_links(study):
     assert (folder / name).read_bytes() == raw.read_bytes()
 
 
-def test_a_disk_without_links_gets_copies(study, monkeypatch):
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("cross-device link")))
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EMLINK, errno.EPERM])
+def test_a_disk_without_links_gets_copies(study, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    before = state_of(study.raw)
+    monkeypatch.setattr(os, "link", refuse)
     folder, _ = export.export_study(study, "folders")
     assert [name for name in _files(folder) if name != "export.json"] == _expected(study)
+    name = _expected(study)[0]
+    raw = study.raw / name.split("/")[2].replace("__", "/")
+    assert (folder / name).read_bytes() == raw.read_bytes()
+    assert state_of(study.raw) == before
+
+
+def test_another_answer_of_the_disk_is_no_reason_to_copy(study, monkeypatch):
+    def refuse(*_):
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(FileExistsError):
+        export.export_study(study, "folders")
+
+
+def _own_pictures(root, names):
+    """A study of the user's own files: drawn noise, a class per folder, one side for all of train."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        path = root / "data/raw/demo" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(path)
+    study = _study(
+        root,
+        **{
+            "ingest.dataset": "folder",
+            "ingest.positive_class": "b",
+            "ingest.pseudonymise": False,
+        },
+    )
+    ingest.run(study)
+    splits.run(study)
+    return study
+
+
+def _names_of_pairs():
+    for class_name in "ab":
+        for patient in range(8):
+            yield f"{class_name}/p{patient}/1.png"
+            yield f"{class_name}/p{patient}__1.png"
+            yield f"{class_name}/P{patient}__1.PNG"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that differ in case")
+def test_names_that_fall_together_get_another_one(tmp_path):
+    study = _own_pictures(tmp_path, _names_of_pairs())
+    before = state_of(study.raw)
+    folder, files = export.export_study(study, "folders")
+    exported = [folder / name for name in _files(folder) if name != "export.json"]
+    assert files == len(exported) == 48
+    assert len({str(path).casefold() for path in exported}) == 48, "on every disk"
+    contents = {path.read_bytes() for path in exported}
+    assert contents == {path.read_bytes() for path in study.raw.rglob("*.[pP]*") if path.is_file()}
+    assert state_of(study.raw) == before
+    assert export.export_study(study, "folders") == (folder, 0)
+
+
+def test_a_drawn_name_that_is_there_already_gets_another_one(tmp_path):
+    names = [
+        f"{class_name}/{number}{end}.png"
+        for class_name in "ab"
+        for number in range(12)
+        for end in ("", ".draw1")
+    ]
+    study = _own_pictures(tmp_path, names)
+    _plan(study, lambda index: 2)
+    before = state_of(study.raw)
+    folder, files = export.export_study(study, "folders", "oversample", "vgg16")
+    rows = Splits.read(study.splits_path).round(0, 0)
+    train = (rows["part"] == "train").sum()
+    exported = [name for name in _files(folder) if name != "export.json"]
+    assert files == len(exported) == len(rows) + train
+    assert state_of(study.raw) == before
+
+
+def test_a_name_longer_than_a_disk_takes_is_shortened(tmp_path):
+    deep = "/".join(["a" * 90] * 3)
+    names = [f"{class_name}/{deep}/{number}.png" for class_name in "ab" for number in range(12)]
+    study = _own_pictures(tmp_path, names)
+    folder, files = export.export_study(study, "folders")
+    exported = [Path(name).name for name in _files(folder) if name != "export.json"]
+    assert files == len(exported) == 24
+    assert all(len(name) <= 255 for name in exported)
+    assert any(name.endswith("__7.png") for name in exported)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_a_linked_original_is_exported_as_the_file_itself(study):
+    name = _expected(study)[0]
+    raw = study.raw / name.split("/")[2].replace("__", "/")
+    elsewhere = study.root / "store.png"
+    raw.rename(elsewhere)
+    raw.symlink_to(elsewhere)
+    folder, _ = export.export_study(study, "folders")
+    assert not (folder / name).is_symlink()
+    assert (folder / name).samefile(elsewhere)
+
+
+@pytest.mark.parametrize("place", ["data/raw/demo/clear/tree", "data/raw/demo", "data"])
+def test_an_export_never_lies_among_the_originals(study, place):
+    before = state_of(study.raw)
+    with pytest.raises(DataError, match=r"overlaps with .* where the originals lie"):
+        export.export_study(study, "folders", to=study.root / place)
+    assert state_of(study.raw) == before
+
+
+def test_a_file_that_was_added_to_an_export_is_not_lost(study):
+    folder, _ = export.export_study(study, "folders")
+    (folder / "notes.txt").write_text("years of work")
+    with pytest.raises(DataError, match="the others would be lost"):
+        export.export_study(study, "folders")
+    assert (folder / "notes.txt").read_text() == "years of work"
 
 
 def test_a_folder_that_is_no_export_is_left_alone(study):

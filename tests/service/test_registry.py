@@ -12,7 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from conftest import run
+from conftest import run, state_of
 from equipoise import cli
 from equipoise.core import files
 from equipoise.service import audit, evidence
@@ -299,3 +299,31 @@ def test_input_example_works_and_is_no_patient(shop):
     assert bytes(example["image"].iloc[0]) not in raw
     answer = mlflow.pyfunc.load_model(str(folder)).predict(example)
     assert answer["prob_opacity"].between(0, 1).all()
+
+
+def test_no_verb_changes_the_raw_folder(shop, equipoise):
+    raw = shop / "data/raw/demo"
+    before = state_of(raw)
+    assert len(before) > 100
+    picture = sorted((raw / "opacity").glob("*.png"))[0]
+    of_scenario = ("--scenario", "baseline", "--backbone", "vgg16")
+    for verb in (
+        ("ingest", "--study", "demo"),
+        ("split", "--study", "demo"),
+        ("embed", "--study", "demo", "--backbone", "vgg16"),
+        ("scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "baseline"),
+        ("compare", "--study", "demo"),
+        ("report", "--study", "demo"),
+        ("leakage", "--study", "demo", "--backbone", "vgg16"),
+        ("export", "--study", "demo", "--layout", "folders"),
+        ("export", "--study", "demo", "--layout", "folders", *of_scenario, "--copy"),
+        ("export", "--study", "demo", "--layout", "csv"),
+        ("track",),
+        ("register", "--study", "demo"),
+        ("predict", "--model", f"models:/{NAME}@champion", str(raw / "clear")),
+        ("explain", "--model", f"models:/{NAME}@champion", str(picture)),
+        ("doctor",),
+    ):
+        code, out, errors = equipoise(shop, *verb)
+        assert code == 0 or verb == ("doctor",), (verb, out, errors)
+        assert state_of(raw) == before, verb

@@ -181,6 +181,7 @@ class Ingest(Section):
     task: Text | None
     only: dict[str, Text]
     duplicates: Literal["drop", "drop_near", "keep"]
+    near_copies: bool
     trusted: list[Text]
     pseudonymise: bool | None
     positive_class: Text | None

@@ -171,6 +171,7 @@ class IngestSummary(Document):
     not_selected: int
     quarantined: int
     near_copies: int
+    alike: int
     label_conflicts: int
     flagged: dict[str, int]
     by_class: dict[str, ClassCount]

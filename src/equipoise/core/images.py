@@ -39,6 +39,8 @@ _TINY_PX = 24
 _BLANK_LEVELS = 1.0
 #: A picture whose channels differ by more, in levels (0..255) on average, is coloured.
 _COLOUR_LEVELS = 8.0
+#: Pixels along the shorter side that are looked at for this, about.
+_SAMPLES_PX = 64
 
 #: Pictures with more pixels are decoded one at a time: each may take 1.4 GB on the way.
 _LARGE_PIXELS = 2**24
@@ -221,19 +223,25 @@ def flags(pixels: np.ndarray, grey: bool) -> list[str]:
     ['tiny', 'blank']
     """
     shorter_side = min(pixels.shape[:2])
-    step = max(1, shorter_side // 128)  # every step-th pixel is enough to tell
-    sample = pixels[::step, ::step].astype(np.float32)
+    step = max(1, shorter_side // _SAMPLES_PX)  # every step-th pixel is enough to tell
+    sample = pixels[::step, ::step]
+    # In bytes and by channel: floats of three interleaved channels take many times as long.
+    channels = sample.transpose(2, 0, 1).copy()
     odd = []
     if shorter_side < _TINY_PX:
         odd.append("tiny")
-    spread_by_channel = sample.std(axis=(0, 1))
-    if spread_by_channel.max() < _BLANK_LEVELS:
+    if all(channel.std() < _BLANK_LEVELS for channel in channels):
         odd.append("blank")
-    if grey:
-        channels_apart = np.abs(np.diff(sample)).sum(axis=2)
-        if channels_apart.mean() > _COLOUR_LEVELS:
-            odd.append("colour")
+    red, green, blue = channels
+    if grey and _levels_apart(red, green) + _levels_apart(green, blue) > _COLOUR_LEVELS:
+        odd.append("colour")
     return odd
+
+
+def _levels_apart(one: np.ndarray, other: np.ndarray) -> float:
+    """How far two channels lie apart, in levels (0..255) on average."""
+    apart = np.maximum(one, other) - np.minimum(one, other)
+    return float(apart.mean())
 
 
 def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:

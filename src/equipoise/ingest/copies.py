@@ -14,6 +14,10 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.ingest import duplicates
 from equipoise.ingest.quarantine import Quarantined
 
+#: A group of near copies with more pictures than this, and with a larger share of a study's, is none.
+_GROUP_SIZE = 10
+_GROUP_SHARE = 0.05
+
 
 class Kept(NamedTuple):
     """The rows that stay, and the images that do not."""
@@ -22,18 +26,28 @@ class Kept(NamedTuple):
     quarantined: list[Quarantined]
 
 
-def join_near_copies(digests: pd.Series, thumbnails: np.ndarray) -> np.ndarray:
+class Pictures(NamedTuple):
+    """Which picture each image shows.
+
+    Attributes:
+        of_row: object (num_images,): the smallest digest among the images that show the same.
+        alike: Pictures that look alike in groups too large to be copies, and were not joined.
+    """
+
+    of_row: np.ndarray
+    alike: int
+
+
+def join_near_copies(digests: pd.Series, thumbnails: np.ndarray) -> Pictures:
     """Name the picture that each image shows.
 
     Exact copies have the same pixels whatever the file; near copies are found by `duplicates`. Near
-    copies of near copies show the same picture, too.
+    copies of near copies show the same picture, too. But a group that holds more of the study than
+    copies would is taken apart: what its members share is an outline, or the way they were made.
 
     Args:
         digests: Digest of the pixels of each image.
         thumbnails: uint8 (num_images, SIDE, SIDE).
-
-    Returns:
-        object (num_images,): the smallest digest among the images that show the same picture.
     """
     distinct, first_row, distinct_of_row = np.unique(
         digests.to_numpy(), return_index=True, return_inverse=True
@@ -41,8 +55,16 @@ def join_near_copies(digests: pd.Series, thumbnails: np.ndarray) -> np.ndarray:
     # A graph with a node for each distinct picture and an edge for each pair of near copies.
     one, other = duplicates.near_pairs(thumbnails[first_row]).T
     group = _connected(one, other, len(distinct))
-    smallest = _smallest_of_group(group)
-    return distinct[smallest][distinct_of_row]
+    group_sizes = np.bincount(group)
+    size = group_sizes[group]
+    too_large = max(_GROUP_SIZE, _GROUP_SHARE * len(distinct))
+    is_alike = size > too_large
+    itself = np.arange(len(distinct))
+    picture = np.where(is_alike, itself, _smallest_of_group(group))
+    return Pictures(
+        of_row=distinct[picture][distinct_of_row],
+        alike=int(is_alike.sum()),
+    )
 
 
 def join_patients_who_share(picture_of_row: np.ndarray, patient_of_row: pd.Series) -> np.ndarray:

@@ -5,6 +5,11 @@ frequencies, once as it is and once for each of a few slight crops; pictures who
 close together are candidates. Second, confirmation: a candidate counts when the fine structure of
 the two pictures agrees after they are aligned. Films of different patients look alike at low
 frequencies, never in detail.
+
+Both steps ask what is usual among the pictures at hand. Cells on black, registered slices or frames
+of a screen share an outline that makes up most of their detail: so what is left of a pair without
+the mean picture must agree as well, place by place. Pieces of tissue share nothing: where any two
+pictures differ so much, a rougher likeness is enough, and crops of fine texture are found.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from PIL import Image
 from scipy.fft import dct
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
+from threadpoolctl import threadpool_limits
 
 #: Cells on each side of a thumbnail.
 SIDE = 32
@@ -24,6 +30,23 @@ SIDE = 32
 #: 0.97 and more, films that are not copies 0.92 and less; drawn phantoms, which differ in little
 #: but noise, 0.95 and less.
 SAME_CORRELATION = 0.96
+
+#: Where any two pictures of a set differ much, a rougher likeness is enough, but never one below
+#: this. Histology: crops of 3 % 0.73 and more, pictures that are not copies 0.25 and less.
+_SAME_CORRELATION_LOW = 0.7
+#: So many standard deviations (of Fisher's z) above the likeness of any two pictures. Far, because
+#: candidates are no pairs drawn by lot.
+_ABOVE_ANY_TWO = 8.0
+#: What is left of two pictures without the mean picture may agree so much less, averaged over
+#: places. Copies of films 0.94 and more; cells, slices and screens with one outline 0.77 and less.
+_LESS_WITHOUT_MEAN = 0.11
+#: Places along each side, of 7 x 7 cells.
+_PLACES = 4
+#: Root mean square in grey levels; a place with less is not compared.
+_MIN_LEFT = 0.5
+#: Pictures by which it is known what is usual in a set; with fewer than `_FEW` nothing is.
+_SAMPLE = 512
+_FEW = 20
 
 #: A large picture is thinned out to about so many pixels a side before it is averaged.
 _SAMPLES_PX = 6 * SIDE
@@ -58,9 +81,12 @@ _CROPS = np.array(
 )
 #: How far apart two descriptions may lie. A clipped exposure changes a description more (chest
 #: films: 0.15) than a crop does that is among the above (0.09). The search slows down quickly with
-#: it.
+#: it, so it grows only where pictures lie far apart: to half the usual distance to the nearest one,
+#: less a reserve. Films 0.44; histology 1.18, its copies 0.47 and less. Not among very many pictures.
 _RADIUS_UNCROPPED = 0.16
 _RADIUS_CROPPED = 0.1
+_RADIUS_RESERVE = 0.15
+_MANY_PICTURES = 20_000
 #: Keeps a division from dividing by nothing.
 _TINY = 1e-6
 _CELLS = np.arange(SIDE, dtype=np.float32)
@@ -141,17 +167,25 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 
 def confirm(thumbnails: Thumbnails, candidates: Candidates) -> Flags:
-    """Which candidates agree in detail after alignment: bool (num_pairs,)."""
+    """Which candidates agree in detail after alignment: bool (num_pairs,).
+
+    Args:
+        thumbnails: Pictures that differ and are not blank.
+        candidates: Pairs of them.
+    """
     is_same = np.empty(len(candidates.pairs), bool)
+    if not len(is_same):
+        return is_same
+    usual = _usual(thumbnails)
     for block in _blocks(len(is_same)):
-        one_rows, other_rows = candidates.pairs[block].T
-        one = thumbnails[one_rows].astype(np.float32)
-        other = thumbnails[other_rows].astype(np.float32)
+        pairs = candidates.pairs[block]
         crops = candidates.crops[block]
-        is_same[block] = _agree(one, other, crops)
+        is_same[block] = _agree(thumbnails, pairs, crops, usual)
     return is_same
 
 
+# One thread: no result depends on the number of cores, and small products do not wait for each other.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def near_pairs(
     thumbnails: Thumbnails,
     confirm: Callable[[Thumbnails, Candidates], Flags] = confirm,
@@ -226,13 +260,36 @@ def _candidates(thumbnails: Thumbnails) -> Candidates:
     """
     uncropped = _describe(thumbnails, _CROPS[0])
     search = _Search(uncropped)
+    wide_radius = _wide_radius(uncropped)
     near_by_crop = []
     for crop in _CROPS:
         radius = _RADIUS_CROPPED if crop.any() else _RADIUS_UNCROPPED
+        radius = max(radius, wide_radius)
         cropped = _describe(thumbnails, crop)
         near = search.near(cropped, radius)
         near_by_crop.append(near)
     return _closest_crops(near_by_crop)
+
+
+def _wide_radius(described: Descriptions) -> float:
+    """How far a copy may lie where pictures lie far apart; 0 where that is not known, or too dear."""
+    if not _FEW <= len(described) <= _MANY_PICTURES:
+        return 0.0
+    rows = _sample(len(described))
+    cosines = described[rows] @ described.T
+    # The highest is the picture itself, and the nearest may be its copy.
+    ascending = np.partition(cosines, -3, axis=1)
+    third_highest = ascending[:, -3]
+    cosine = np.median(third_highest)
+    usual_distance = np.sqrt(max(2 - 2 * cosine, 0))
+    return float(usual_distance / 2 - _RADIUS_RESERVE)
+
+
+def _sample(size: int) -> Rows:
+    """At most `_SAMPLE` row numbers, evenly spaced."""
+    number = min(size, _SAMPLE)
+    rows = np.linspace(0, size - 1, number)
+    return rows.astype(np.int64)
 
 
 class _Search:
@@ -315,8 +372,7 @@ def _describe(thumbnails: Thumbnails, crop: Crops) -> Descriptions:
     for block in _blocks(len(thumbnails)):
         cells = thumbnails[block].reshape(-1, SIDE * SIDE)
         described[block] = cells.astype(np.float32) @ kernel
-    length = np.maximum(_lengths(described), _TINY)
-    return described / length[:, None]
+    return _of_length_1(described)
 
 
 def _frequency_kernel(crop: Crops) -> np.ndarray:
@@ -369,17 +425,158 @@ def _cubic_weights(away: np.ndarray) -> np.ndarray:
 # --- second step: is it a copy --------------------------------------------------------------------
 
 
-def _agree(one: Pictures, other: Pictures, crops: Crops) -> Flags:
-    """Which pairs agree in detail once `one` is cropped to fit `other`: bool (m,); `crops` is a first guess."""
+@dataclass(frozen=True)
+class _Usual:
+    """What is usual in a set of pictures.
+
+    Attributes:
+        rows: Row numbers of the pictures it was learned from.
+        total: float32 (cells,), sum of their details, each of length 1.
+        same_correlation: From here on two pictures agree more than any two of this set would.
+    """
+
+    rows: Rows
+    total: np.ndarray
+    same_correlation: float
+
+    def mean_without(self, pairs: Rows, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Mean detail of the other pictures, (m, cells), given the details of length 1 of each pair."""
+        is_learned = np.isin(pairs, self.rows)
+        one_is_learned = is_learned[:, :1]
+        other_is_learned = is_learned[:, 1:]
+        own = one * one_is_learned + other * other_is_learned
+        num_others = len(self.rows) - one_is_learned - other_is_learned.astype(int)
+        return (self.total - own) / np.maximum(num_others, 1)
+
+    def chance(self, mean: np.ndarray) -> np.ndarray:
+        """How much of the square of a mean (m, cells) is there by chance, (m, 1, 1), for one place."""
+        square = mean**2
+        not_shared = 1 - square.sum(axis=1)
+        by_chance = not_shared / len(self.rows)
+        for_a_place = by_chance / _PLACES**2
+        return for_a_place[:, None, None]
+
+
+def _usual(thumbnails: Thumbnails) -> _Usual:
+    rows = _sample(len(thumbnails))
+    pictures = thumbnails[rows].astype(np.float32)
+    details = _of_length_1(_detail(pictures))
+    return _Usual(
+        rows=rows,
+        total=details.sum(axis=0),
+        same_correlation=_same_correlation(details),
+    )
+
+
+def _same_correlation(details: np.ndarray) -> float:
+    """The correlation from which on two pictures are the same, given details (n, cells) of a set."""
+    if len(details) < _FEW:
+        return SAME_CORRELATION
+    agreement = details @ details.T
+    np.fill_diagonal(agreement, -1)
+    every_pair = np.ones(agreement.shape, bool)
+    is_counted = np.triu(every_pair, 1)
+    # The partner of each picture may be its copy. Whole families of likeness do count: they make
+    # the rule stricter.
+    rows = np.arange(len(details))
+    partner = agreement.argmax(axis=1)
+    is_counted[rows, partner] = False
+    is_counted[partner, rows] = False
+    of_any_two = np.clip(agreement[is_counted], -0.999, 0.999)
+    likeness = np.arctanh(of_any_two)
+    far_above = likeness.mean() + _ABOVE_ANY_TWO * likeness.std()
+    correlation = np.tanh(far_above)
+    bounded = np.clip(correlation, _SAME_CORRELATION_LOW, SAME_CORRELATION)
+    return float(bounded)
+
+
+def _agree(thumbnails: Thumbnails, pairs: Rows, crops: Crops, usual: _Usual) -> Flags:
+    """Which pairs agree in detail once the first is cropped to fit the second: bool (m,).
+
+    Args:
+        thumbnails: All the pictures.
+        pairs: (m, 2), their row numbers.
+        crops: A first guess.
+        usual: What is usual in this set.
+    """
+    one, other = thumbnails[pairs.T].astype(np.float32)
     crops = _improved(crops, one, other)
     crops = _improved(crops, one, other)
     detail = _detail(_cropped(one, crops))
     other_detail = _detail(other)
-    agreement = (detail * other_detail).sum(axis=1)
     length = _lengths(detail)
     other_length = _lengths(other_detail)
+    levels = np.minimum(length, other_length)
+    detail = _of_length_1(detail)
+    other_detail = _of_length_1(other_detail)
+    agreement = (detail * other_detail).sum(axis=1)
+    is_like = agreement >= usual.same_correlation
+
+    uncropped_detail = _of_length_1(_detail(one))
+    mean = usual.mean_without(pairs, uncropped_detail, other_detail)
+    chance = usual.chance(mean)
+    without_mean = _agreement_by_place(detail, other_detail, mean, chance, levels)
+    enough = usual.same_correlation - _LESS_WITHOUT_MEAN
+    return is_like & (without_mean >= enough)
+
+
+def _agreement_by_place(
+    one: np.ndarray, other: np.ndarray, mean: np.ndarray, chance: np.ndarray, levels: np.ndarray
+) -> np.ndarray:
+    """Correlation of what is left without the mean picture, averaged over places, (m,).
+
+    Places where either shows nothing more are not compared; without any it is 0.
+
+    Args:
+        one: (m, cells), details in units of `levels`.
+        other: (m, cells), those of the other pictures.
+        mean: (m, cells), of the set.
+        chance: (m, 1, 1), of the squares of the mean, for a place.
+        levels: (m,), grey levels.
+    """
+    mean_places = _by_place(mean)
+    one_left = _without(_by_place(one), mean_places, chance)
+    other_left = _without(_by_place(other), mean_places, chance)
+    length = np.linalg.norm(one_left, axis=2)
+    other_length = np.linalg.norm(other_left, axis=2)
+    agreement = (one_left * other_left).sum(axis=2)
     full_agreement = np.maximum(length * other_length, _TINY)
-    return agreement >= SAME_CORRELATION * full_agreement
+    correlation = agreement / full_agreement
+
+    num_cells = one_left.shape[2]
+    shorter = np.minimum(length, other_length)
+    levels_left = shorter * levels[:, None] / np.sqrt(num_cells)
+    is_compared = levels_left >= _MIN_LEFT
+    num_compared = is_compared.sum(axis=1)
+    total = (correlation * is_compared).sum(axis=1)
+    return total / np.maximum(num_compared, 1)
+
+
+def _without(places: np.ndarray, mean: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Take from each place as much of the mean as it holds; all are (m, places, cells of a place).
+
+    This is ridge regression on the mean: the mean of few pictures is not known so well.
+    """
+    overlap = (places * mean).sum(axis=2, keepdims=True)
+    square = (mean**2).sum(axis=2, keepdims=True)
+    share = overlap / np.maximum(square + chance, _TINY)
+    return places - share * mean
+
+
+def _by_place(details: np.ndarray) -> np.ndarray:
+    """Cells of each place, less their mean: (m, places, cells of a place) from (m, cells)."""
+    side = (SIDE - 2 * _MARGIN) // _PLACES
+    number = len(details)
+    squares = details.reshape(number, _PLACES, side, _PLACES, side)
+    squares = squares.swapaxes(2, 3)
+    places = squares.reshape(number, _PLACES**2, side**2)
+    mean = places.mean(axis=2, keepdims=True)
+    return places - mean
+
+
+def _of_length_1(rows: np.ndarray) -> np.ndarray:
+    lengths = np.maximum(_lengths(rows), _TINY)
+    return rows / lengths[:, None]
 
 
 def _cropped(pictures: Pictures, crops: Crops) -> Pictures:

@@ -56,6 +56,7 @@ class _Tally:
     selection: str
     not_selected: int
     near_copies: int
+    alike: int
     label_conflicts: int
     quarantined: int
     completeness: str
@@ -86,7 +87,7 @@ def run(study: Study) -> Ingested:
         _write_places(study.places_path, selected, hidden, readings)
         selected = hidden
 
-    rows = _join_copies(_sort(selected), readings)
+    rows, alike = _join_copies(_sort(selected), readings, settings.near_copies)
     near_copies = rows["pixels"].nunique() - rows["picture"].nunique()
     consistent = copies.leave_out_conflicts(rows, settings.trusted)
     single = copies.leave_out_copies(consistent.rows, settings.duplicates)
@@ -102,6 +103,7 @@ def run(study: Study) -> Ingested:
         selection=selection,
         not_selected=len(read.rows) - len(selected.rows),
         near_copies=near_copies,
+        alike=alike,
         label_conflicts=len(consistent.quarantined),
         quarantined=len(quarantined),
         completeness=task.completeness(published, selection),
@@ -212,14 +214,27 @@ def _sort(files: ReadFiles) -> ReadFiles:
     )
 
 
-def _join_copies(files: ReadFiles, readings: Sequence[str]) -> pd.DataFrame:
-    """Name the picture of every image, and make one patient of those who share a picture."""
+def _join_copies(
+    files: ReadFiles, readings: Sequence[str], near_copies: bool
+) -> tuple[pd.DataFrame, int]:
+    """Name the picture of every image, and make one patient of those who share a picture.
+
+    Args:
+        files: The images, sorted.
+        readings: Columns that say who the patient is.
+        near_copies: Whether near copies show the same picture, not only exact ones.
+
+    Returns:
+        The rows, and how many pictures look too much alike to be copies.
+    """
     rows = files.rows.copy()
-    picture_of_row = copies.join_near_copies(rows["pixels"], files.thumbnails)
-    rows.insert(rows.columns.get_loc("path"), "picture", picture_of_row)
+    pictures = copies.Pictures(rows["pixels"].to_numpy(), alike=0)
+    if near_copies:
+        pictures = copies.join_near_copies(rows["pixels"], files.thumbnails)
+    rows.insert(rows.columns.get_loc("path"), "picture", pictures.of_row)
     for reading in readings:
-        rows[reading] = copies.join_patients_who_share(picture_of_row, rows[reading])
-    return rows
+        rows[reading] = copies.join_patients_who_share(pictures.of_row, rows[reading])
+    return rows, pictures.alike
 
 
 def _with_patient_id(rows: pd.DataFrame, reading: str) -> pd.DataFrame:
@@ -333,6 +348,7 @@ def _summary(
         not_selected=tally.not_selected,
         quarantined=tally.quarantined,
         near_copies=tally.near_copies,
+        alike=tally.alike,
         label_conflicts=tally.label_conflicts,
         flagged=flagged,
         by_class=counts,

@@ -65,6 +65,16 @@ def _remarks(summary: IngestSummary) -> list[str]:
         remarks.append(
             f"  {summary.near_copies} near copies stay with the patient of the picture they resemble"
         )
+    if summary.alike:
+        share = 100 * summary.alike / summary.files_seen
+        remarks.append(
+            f"  {summary.alike} pictures ({share:.1f} % of the files) look nearly alike in groups too large "
+            f"for copies: they were not joined"
+        )
+        remarks.append(
+            "    look at some of them: where they are copies, say so by patient ids or leave them out; "
+            "ingest.near_copies: off looks for exact copies only"
+        )
     if summary.pseudonymised:
         remarks.append(
             f"  ids are keyed hashes; the way back lies in data/local/{summary.study}.csv, "

@@ -1,9 +1,16 @@
-"""A study as folders or as a CSV, for other tools: made on request, by hard link."""
+"""A study as folders or as a CSV, for other tools: made on request, by hard link.
+
+Nothing is written where something stands, and nothing in the raw folder changes. A link is the
+original under a second name: a tool that edits files in place needs `copy`.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +38,10 @@ _MANIFEST_COLUMNS = ["image_id", "sha256", "label", "class_name"]
 _DRAW_COLUMNS = ["draw", "view", "partner_id", "mix", "weight"]
 _ROUND_COLUMNS = ["repeat", "fold", "part"]
 _IMAGE_COLUMNS = ["image_id", "path", "patient_id", "label", "class_name"]
+#: What a disk answers that cannot link: another disk, too many links, not allowed, not known.
+_CANNOT_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+#: Bytes of a file name that every disk takes (255), less room for what makes it unique.
+_NAME_BYTES = 200
 
 
 class ExportNote(Document):
@@ -137,7 +148,7 @@ def export_study(
         plan=None if plan is None else digest_of(plan.astype(str).to_numpy().tolist()),
         files=0,
     )
-    _refuse_other(target)
+    _refuse_other(target, study.raw)
     if _is_complete(target, note):
         return Exported(target, 0)
     contents = _Contents(study, manifest, splits, plan, copy)
@@ -170,11 +181,40 @@ def _read_plan(study: Study, layout: Layout, scenario: str, backbone: str | None
     return plan[of_first_seed].drop(columns="seed").reset_index(drop=True)
 
 
-def _refuse_other(target: Path) -> None:
-    if target.exists() and not (target / _NOTE).is_file():
+def _refuse_other(target: Path, raw: Path) -> None:
+    """Refuse a folder that holds, or lies among, what no export wrote."""
+    place = target.resolve()
+    originals_folder = raw.resolve()
+    if place.is_relative_to(originals_folder) or originals_folder.is_relative_to(place):
+        raise DataError(
+            f"{target} overlaps with {raw}, where the originals lie. Name another folder with --to."
+        )
+    if not target.exists():
+        return
+    if not (target / _NOTE).is_file():
         raise DataError(
             f"{target} is there and is no export. Name another folder with --to, or remove it."
         )
+    written = _files_written(target)
+    there = _count_files(target)
+    if written is not None and there > written:
+        raise DataError(
+            f"{target} holds {there} files, and the export there wrote {written}: the others would be lost. "
+            f"Move them away, or name another folder with --to."
+        )
+
+
+def _count_files(target: Path) -> int:
+    """Files below an export, less its note."""
+    return sum(len(names) for _, _, names in os.walk(target)) - 1
+
+
+def _files_written(target: Path) -> int | None:
+    """What the note of an export says; None when another version of Equipoise wrote it."""
+    try:
+        return ExportNote.read(target / _NOTE).files
+    except DataError:
+        return None
 
 
 def _is_complete(target: Path, note: ExportNote) -> bool:
@@ -185,27 +225,26 @@ def _is_complete(target: Path, note: ExportNote) -> bool:
         there = ExportNote.read(target / _NOTE)
     except DataError:  # of another version of Equipoise
         return False
-    files = sum(len(names) for _, _, names in os.walk(target)) - 1  # less the note itself
     same_contents = there.model_copy(update={"files": note.files}) == note
-    return same_contents and there.files == files
+    return same_contents and there.files == _count_files(target)
 
 
 def _write_folders(contents: _Contents, folder: Path) -> int:
     """Write `part/class/name` for every round, and return the number of files."""
     paths = originals.locate(contents.study, contents.manifest)
     rounds = contents.splits.rounds()
-    files = 0
+    names = _Names()
     for repeat, fold in rounds:
-        top = folder / f"repeat{repeat}_fold{fold}" if len(rounds) > 1 else folder
+        top = f"repeat{repeat}_fold{fold}" if len(rounds) > 1 else ""
         rows = list(contents.rows(repeat, fold).itertuples(index=False))
         doing = f"exporting repeat {repeat}, fold {fold}"
         for row in parallel.progress(rows, doing, len(rows), "files"):
             path = paths[row.image_id]
-            target = top / row.part / row.class_name / _file_name(row, path)
+            wanted = PurePosixPath(top, row.part, row.class_name, _file_name(row, path))
+            target = folder / names.free(wanted)
             target.parent.mkdir(parents=True, exist_ok=True)
             _write_picture(contents, row, path, target)
-        files += len(rows)
-    return files
+    return names.given
 
 
 def _write_csv(contents: _Contents, folder: Path) -> int:
@@ -224,15 +263,56 @@ def _write_csv(contents: _Contents, folder: Path) -> int:
 # --- pictures -------------------------------------------------------------------------------------
 
 
+class _Names:
+    """Gives every file of an export a name of its own, on disks that ignore case and accents' forms too.
+
+    >>> names = _Names()
+    >>> [str(names.free(PurePosixPath(name))) for name in ("a/x.png", "a/X.png", "a/x-2.png")]
+    ['a/x.png', 'a/X-2.png', 'a/x-2-2.png']
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    @property
+    def given(self) -> int:
+        """How many names were given."""
+        return len(self._taken)
+
+    def free(self, wanted: PurePosixPath) -> PurePosixPath:
+        """The wanted path, with a number before the suffix when it is taken."""
+        path = wanted
+        number = 1
+        while self._as_disks_see_it(path) in self._taken:
+            number += 1
+            path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+        self._taken.add(self._as_disks_see_it(path))
+        return path
+
+    @staticmethod
+    def _as_disks_see_it(path: PurePosixPath) -> str:
+        return unicodedata.normalize("NFC", str(path)).casefold()
+
+
 def _file_name(row: Any, path: str) -> str:
     """The image id as one name; before the suffix the number of the view or of a further draw."""
     original = PurePosixPath(path)
-    stem = row.image_id.removesuffix(original.suffix).replace("/", "__")
+    stem = _fitting(row.image_id.removesuffix(original.suffix).replace("/", "__"))
     if row.view:
         stem += f".view{row.view}"
     if row.draw:
         stem += f".draw{row.draw}"
     return stem + _suffix(row, path)
+
+
+def _fitting(stem: str) -> str:
+    """A stem that is too long for a file name keeps its end, behind a digest of the whole."""
+    content = stem.encode()
+    if len(content) <= _NAME_BYTES:
+        return stem
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    end = content[len(digest) - _NAME_BYTES :].decode(errors="ignore")
+    return digest + end
 
 
 def _suffix(row: Any, path: str) -> str:
@@ -252,19 +332,27 @@ def _write_picture(contents: _Contents, row: Any, path: str, target: Path) -> No
     if row.view:
         _render(contents.study, path, row.sha256, row.view, target)
     elif _is_inside_npz(path):
-        target.write_bytes(images.read(raw, path))
+        with open(target, "xb") as file:
+            file.write(images.read(raw, path))
     else:
         _link(raw / path, target, contents.copy)
 
 
 def _link(source: Path, target: Path, copy: bool) -> None:
-    if not copy:
-        try:
-            os.link(source, target)
-            return
-        except OSError:  # another disk, or too many links
-            pass
-    shutil.copyfile(source, target)
+    if copy:
+        _copy(source, target)
+        return
+    try:
+        os.link(source.resolve(), target)  # the file itself, also where the raw folder holds links
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as original, open(target, "xb") as copy:  # x: never over another file
+        shutil.copyfileobj(original, copy)
 
 
 def _render(study: Study, path: str, sha256: str, view: int, target: Path) -> None:
@@ -279,4 +367,6 @@ def _render(study: Study, path: str, sha256: str, view: int, target: Path) -> No
     parameters = augment.view_parameters(sha256, view, study.settings.augment, size_px)
     batch = resize(pixels, size_px)[None]
     seen = augment.apply_views(batch, tf.constant(parameters[None]))[0].numpy()
-    Image.fromarray(np.rint(seen).astype(np.uint8)).save(target, compress_level=6)
+    picture = Image.fromarray(np.rint(seen).astype(np.uint8))
+    with open(target, "xb") as file:
+        picture.save(file, "png", compress_level=6)
