@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def nothing_behind(results, manifest, conditions):
+def nothing_behind(results, conditions):
     return {result.key: RowEvidence() for result in results}
 
 

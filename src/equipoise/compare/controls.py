@@ -26,6 +26,8 @@ from equipoise.split.checks import Check, Verdict
 #: The control of permuted labels is a finding outside this central share of what chance gives.
 _CENTRAL = 0.99
 
+_AUROC = Endpoint("free", "auroc")
+
 _NO_CONTROL = "no permutation of the labels leaves every class on both sides"
 
 
@@ -152,8 +154,8 @@ def metadata_only(
         prob = model.predict_proba(values[test])
         frame = prediction_rows(manifest, rows, test, prob, repeat, fold)
         frames.append(frame)
-    evaluation = evaluated(manifest, frames, settings, sensitivity_floor)
-    return evaluation.interval(Endpoint("free", "auroc"))
+    evaluation = evaluated(manifest, frames, settings, sensitivity_floor, [_AUROC])
+    return evaluation.interval(_AUROC)
 
 
 def prediction_rows(
@@ -196,16 +198,20 @@ def prediction_rows(
 
 
 def evaluated(
-    manifest: Manifest, frames: Sequence[pd.DataFrame], settings: Compare, sensitivity_floor: float
+    manifest: Manifest,
+    frames: Sequence[pd.DataFrame],
+    settings: Compare,
+    sensitivity_floor: float,
+    endpoints: Sequence[Endpoint],
 ) -> intervals.Evaluation:
-    """Metrics with intervals of the rows that `prediction_rows` made, one frame per round."""
+    """Those metrics, with intervals, of the rows that `prediction_rows` made, one frame per round."""
     table = pd.concat(frames, ignore_index=True)
     meta = {
         "classes": list(manifest.classes),
         "positive_class": manifest.positive_class,
     }
     predictions = Predictions(table, meta)
-    return intervals.evaluate(predictions, settings, sensitivity_floor)
+    return intervals.evaluate(predictions, settings, sensitivity_floor, endpoints)
 
 
 # --- permuted labels ------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from equipoise.compare.patients import by_patient
 from equipoise.compare.simultaneous import paired_differences
 from equipoise.core import environment
 from equipoise.core.config import Settings, Study
@@ -31,6 +30,7 @@ from equipoise.core.text import aligned, first_line
 from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Effect
 from equipoise.evaluation.metrics import Endpoint
+from equipoise.evaluation.patients import by_patient
 from equipoise.service import audit
 from equipoise.service import evidence as evidence_
 from equipoise.service.audit import GateRecord
