@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from threadpoolctl import threadpool_limits
 
 from equipoise.compare.wording import number
 from equipoise.core.config import Compare
@@ -127,6 +128,8 @@ def checks_of(controls: Controls) -> list[Check]:
 # --- metadata alone -------------------------------------------------------------------------------
 
 
+# Products this small gain nothing from several threads, which wait for each other where the machine is busy.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def metadata_only(
     manifest: Manifest, splits: Splits, settings: Compare, sensitivity_floor: float
 ) -> MeasuredMetric:
@@ -217,6 +220,7 @@ def evaluated(
 # --- permuted labels ------------------------------------------------------------------------------
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def permuted_labels(
     inputs: Inputs, rounds: Sequence[Sides], l2: float, permutations: int, seed: int
 ) -> PermutedLabels:
