@@ -10,7 +10,7 @@ from equipoise.compare import controls, wording
 from equipoise.compare.evidence import RowEvidence, evidence_of
 from equipoise.compare.judging import Family, Judged, difference, judge
 from equipoise.compare.results import Result, read_results
-from equipoise.compare.winners import Rule, Winners, choose_winners
+from equipoise.compare.winners import InnerGain, Rule, Winners, choose_winners, inner_gain
 from equipoise.compare.wording import BASELINE
 from equipoise.core import parallel
 from equipoise.core.config import Settings, Study
@@ -141,7 +141,7 @@ def compare(
         results,
         splits=splits,
         rows=rows,
-        winners=choose_winners(rows, rule),
+        winners=choose_winners(rows, rule, _inner_gains(results, rule.inner_sign)),
         controlled=controlled,
         family=family,
         units=conditions.units,
@@ -158,6 +158,19 @@ def _rule(splits: SplitSummary, family: Family, settings: Settings) -> Rule:
         primary_sign=family.sign,
         inner_sign=_sign(objective),
     )
+
+
+def _inner_gains(results: Sequence[Result], sign: int) -> dict[str, dict[str, InnerGain | None]]:
+    """Backbone -> rival -> its gain in the inner score over the baseline."""
+    of_key = {result.key: result for result in results}
+    gains: dict[str, dict[str, InnerGain | None]] = {}
+    for result in results:
+        of_backbone = gains.setdefault(result.backbone, {})
+        if not result.is_baseline:
+            baseline = of_key[result.baseline_key]
+            gain = inner_gain(result.choices, baseline.choices, sign)
+            of_backbone[result.scenario] = gain
+    return gains
 
 
 # --- rows -----------------------------------------------------------------------------------------

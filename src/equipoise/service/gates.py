@@ -445,7 +445,9 @@ def _not_computed(what: str, cell: MeasuredMetric) -> Answer:
     reason = "undefined without resampling"
     if cell.interval.startswith("none: "):
         reason = cell.interval.removeprefix("none: ")
-    why = f"{what} cannot be computed on these rows ({reason}), so it was not held against the bound"
+    why = (
+        f"{what} cannot be computed on these rows ({reason}), so it was not held against the bound"
+    )
     return Answer("failed", detail=why, asked=False)
 
 
