@@ -112,7 +112,7 @@ def _read(path: Path, origin: str) -> KeptNumbers | None:
         draws[Endpoint.parse(endpoint)] = table[name].to_numpy(dtype=np.float64)
     evaluations = {}
     for group, values in meta["evaluations"].items():
-        evaluations[group] = Evaluation(draws=draws_of_group[group], **_restored(values))
+        evaluations[group] = Evaluation(draws=draws_of_group.get(group, {}), **_restored(values))
     patients = {}
     for rule in RULES:
         group = f"{_PATIENTS}{rule}"
