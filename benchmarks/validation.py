@@ -116,6 +116,8 @@ def judged(rivals: Mapping[str, Evaluation], baseline: Evaluation, folds: int) -
 
 def _note(found: Numbers, name: str, interval: Interval, value: float) -> None:
     low, high = interval.low, interval.high
+    if low is None or high is None:  # a study too small for this number does not show it
+        return
     found[f"{name}|coverage"] = float(low <= value <= high)
     found[f"{name}|below"] = float(high < value)
     found[f"{name}|above"] = float(low > value)

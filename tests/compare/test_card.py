@@ -5,9 +5,9 @@ import re
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from equipoise.compare import card, evidence
+from equipoise.compare import card
 from equipoise.core import config, documents, files, records
-from equipoise.evaluation import intervals
+from equipoise.evaluation import intervals, subgroups
 from fabricate import comparisons, made
 
 SECTIONS = (
@@ -37,7 +37,7 @@ def study(tmp_path, monkeypatch) -> config.Study:
         reason="So it is.",
         switched_off=True,
         result_digest=summary["result_digest"],
-        subgroups=evidence.subgroups(predictions, manifest, settings, floor),
+        subgroups=subgroups.subgroups(predictions, manifest, settings, floor),
     )
     beside = documents.Difference(value=0.5, low=0.4, high=0.6)
     row = row.model_copy(update={"delta": row.delta | {"locked.sensitivity": beside}})

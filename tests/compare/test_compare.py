@@ -11,11 +11,11 @@ from scipy.stats import multivariate_t
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from equipoise.compare import evidence, judging, screen
+from equipoise.compare import evidence, judging, screen, winners
 from equipoise.compare import results as results_
 from equipoise.compare import stage as compare
 from equipoise.compare.evidence import RowEvidence
-from equipoise.core import config, records
+from equipoise.core import config, documents, records
 from equipoise.core import files as files_
 from equipoise.core.documents import Comparison
 from equipoise.core.errors import ConfigError, DataError
@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def nothing_behind(results, manifest, conditions):
+def nothing_behind(results, conditions):
     return {result.key: RowEvidence() for result in results}
 
 
@@ -82,7 +82,7 @@ def write(study, **strengths):
 
 
 def test_identical_predictions_are_equivalent_and_the_baseline_wins(folder):
-    comparison, _ = run(write(study(folder), oversample=(1.0, 0.9)))
+    comparison, _ = run(write(study(folder)))
     rows = comparison.rows[made.BACKBONE]
     for scenario in SCENARIOS[1:]:
         assert rows[scenario].verdict == "equivalent"
@@ -99,16 +99,14 @@ def test_identical_predictions_are_equivalent_and_the_baseline_wins(folder):
 
 
 def test_a_clearly_better_scenario_is_better_and_wins(folder):
-    comparison, _ = run(write(study(folder), oversample=(5.0, 0.9), augment=(-1.0, 0.99)))
+    comparison, _ = run(write(study(folder), oversample=(5.0, 0.9), augment=(-1.0, 0.4)))
     rows = comparison.rows[made.BACKBONE]
     assert rows["oversample"].verdict == "better"
     assert rows["augment"].verdict == "worse"
     delta = rows["oversample"].delta[PRIMARY]
     assert 0 < delta.low <= delta.value <= delta.high
     assert 0 < delta.p_adjusted < 0.05
-    assert comparison.winners[made.BACKBONE] == "oversample", (
-        "a worse scenario cannot win by its inner score"
-    )
+    assert comparison.winners[made.BACKBONE] == "oversample"
     assert comparison.headline.startswith(
         f"Better than doing nothing in AUROC: oversample on {made.BACKBONE}; of 4 comparisons: "
         "1 better, 1 worse and 2 equivalent."
@@ -120,15 +118,75 @@ def test_a_clearly_better_scenario_is_better_and_wins(folder):
     assert Comparison.read(folder / "reports/made/evidence.json") == comparison
 
 
-def test_of_one_test_part_the_best_inner_score_among_the_better_wins(folder):
+def test_of_one_test_part_the_inner_score_chooses_and_test_only_reports(folder):
     strengths = {"oversample": (1.9, 0.7), "class_weight": (6.0, 0.6)}
-    comparison, _ = run(write(study(folder), **strengths))
+    made_up = study(folder)
+    comparison, _ = run(write(made_up, **strengths))
     rows = comparison.rows[made.BACKBONE]
     assert rows["oversample"].verdict == rows["class_weight"].verdict == "better"
     assert rows["oversample"].delta[PRIMARY].low < rows["class_weight"].delta[PRIMARY].low
     assert comparison.winners[made.BACKBONE] == "oversample"
-    assert any("the best inner score wins" in note for note in comparison.notes)
+    assert any("Test chose nothing" in note for note in comparison.notes)
     assert "of heads of this one training set" in rows["oversample"].reason
+    # Whatever test says: a result that equals the baseline there wins by its inner score.
+    comparison, _ = run(write(made_up, oversample=(1.0, 0.9), class_weight=(6.0, 0.4)))
+    assert comparison.rows[made.BACKBONE]["class_weight"].verdict == "better"
+    assert comparison.winners[made.BACKBONE] == "oversample"
+
+
+def rounds_of(made_up, *scores_and_draws):
+    """Rounds of a result with these inner scores."""
+    folder = made.result(made_up, "baseline")
+    choice = documents.Choices.read(folder / "best.json").root[0]
+    return [
+        choice.model_copy(update={"score": score, "inner_draws": draws})
+        for score, draws in scores_and_draws
+    ]
+
+
+def test_a_gain_in_the_inner_score_counts_from_one_paired_standard_error_on(folder):
+    """Paired over the same resamples: what both share cancels, two rounds are averaged."""
+    made_up = study(folder)
+    rng = np.random.default_rng(8)
+    shared, first, second = 0.05 * rng.normal(size=(3, 400))
+    own = 0.01 * rng.normal(size=400)
+    baseline = rounds_of(
+        made_up, (0.80, (0.80 + shared + first).tolist()), (0.90, (0.90 + second).tolist())
+    )
+    rival = rounds_of(
+        made_up,
+        (0.83, (0.83 + shared + first + own).tolist()),
+        (0.91, (0.91 + second + own).tolist()),
+    )
+    gain = winners.inner_gain(rival, baseline, sign=1)
+    assert gain.value == pytest.approx(0.02)
+    assert gain.standard_error == pytest.approx(own.std(ddof=1))
+    assert gain.is_clear
+    assert winners.inner_gain(rival, baseline, sign=-1).value == pytest.approx(-0.02)
+    assert not winners.InnerGain(0.01, 0.01).is_clear
+    assert winners.inner_gain(rival, rounds_of(made_up, (0.8, None)), sign=1) is None
+    assert winners.inner_gain(rounds_of(made_up, (None, None)), baseline, sign=1) is None
+
+
+def test_a_primary_that_a_fold_is_too_small_for_is_not_judged(folder):
+    """Fifteen patients of the rarer class in test: no step of the curve is read off so few images."""
+    made_up = write(
+        study(folder, ["baseline", "oversample"], patients=(90, 20), **SPECIFICITY),
+        oversample=(5.0, 0.9),
+    )
+    comparison, _ = run(made_up)
+    row = comparison.rows[made.BACKBONE]["oversample"]
+    assert row.verdict == "inconclusive"
+    assert "cannot be judged: specificity_at_sensitivity is not computed: a fold has" in row.reason
+    delta = row.delta["free.specificity_at_sensitivity"]
+    assert (delta.value, delta.low, delta.high) == (None, None, None)
+    number = row.free["specificity_at_sensitivity"]
+    assert (number.value, number.low, number.high) == (None, None, None)
+    text = (folder / "reports/made/evidence.json").read_text()
+    assert "NaN" not in text
+
+
+SPECIFICITY = {"compare": {"primary": "specificity_at_sensitivity", "resamples": 200}}
 
 
 IN_FOLDS = {"split": {"scheme": "kfold", "folds": 3, "repeats": 2}}
@@ -347,7 +405,7 @@ def test_the_challenger_is_the_winner_with_the_best_inner_score(folder):
     )
     for backbone, score in (("vgg16", 0.6), ("densenet201", 0.7)):
         made.result(made_up, "baseline", inner_score=score, backbone=backbone)
-        made.result(made_up, "oversample", inner_score=0.99, backbone=backbone)
+        made.result(made_up, "oversample", inner_score=0.5, backbone=backbone)
     comparison, _ = run(made_up)
     assert comparison.winners == {"vgg16": "baseline", "densenet201": "baseline"}
     assert comparison.challenger == "densenet201"
@@ -524,9 +582,14 @@ def test_everything_behind_the_verdict_is_in_the_evidence_and_the_short_form_is_
 
 def test_without_patient_ids_nothing_is_said_about_patients(folder):
     made_up = write(study(folder, ["baseline", "oversample"]))
-    path = made_up.manifest_path.with_suffix(".json")
-    files_.write_json(path, {**files_.read_json(path), "patient_ids": False})
-    row = compare.run(made_up).comparison.rows[made.BACKBONE]["oversample"]
+    controlled = compare.control(made_up, results_.read_results(made_up))
+    manifest = records.Manifest.read(made_up.manifest_path)
+    meta = {**manifest.meta, "patient_ids": False}
+    dataclasses.replace(manifest, meta=meta).write(made_up.manifest_path)
+    results = results_.read_results(made_up)
+    comparison = compare.compare(made_up, results, controlled)
+    assert comparison.units == "images"
+    row = comparison.rows[made.BACKBONE]["oversample"]
     assert row.patient == {}
     assert list(row.per_1000) == ["images"]
     assert row.mcnemar["raw"]["opacity"].units == "images"
@@ -560,7 +623,7 @@ def test_a_small_val_is_a_note_with_what_the_floor_means(folder):
 def test_resamples_in_which_a_fold_lacks_a_class_are_a_note(folder):
     made_up = study(folder, ["baseline"], patients=(12, 4), split={"scheme": "kfold", "folds": 4})
     comparison, _ = run(write(made_up))
-    lost = comparison.rows[made.BACKBONE]["baseline"].free["specificity_at_sensitivity"].degenerate
+    lost = comparison.rows[made.BACKBONE]["baseline"].free["auroc"].degenerate
     assert lost > 100
     assert f"In {lost} of 1000 resamples a class is absent" in " ".join(comparison.notes)
 

@@ -26,7 +26,7 @@ def half_widths(draws, patients=31.0, folds=1, alpha=0.05):
 
 
 @pytest.mark.parametrize("patients", [5.0, 31.0, 200.0])
-@pytest.mark.parametrize("alpha", [0.05, 0.1])
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.8])
 def test_a_single_rival_gets_students_interval(patients, alpha):
     (half,) = half_widths(draws_of([0.01], [0.02]), patients, alpha=alpha)
     assert half == pytest.approx(0.02 * stdtrit(patients - 1, 1 - alpha / 2), rel=1e-3)

@@ -71,6 +71,35 @@ def test_a_perfect_val_stays_finite(scale):
         assert 0 < prob.min() < prob.max() < 1
 
 
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize(("scale", "shift"), [(1e-4, 0.0), (1e4, 0.0), (1.0, 1e3), (50.0, -400.0)])
+def test_the_units_of_the_logits_change_no_probability(scale, shift, num_classes):
+    """Heads under a strong penalty have logits of 1e-4, fine-tuned ones of hundreds."""
+    rng = np.random.default_rng(num_classes)
+    labels = rng.integers(num_classes, size=300)
+    logits = rng.normal(size=(300, num_classes)) + 1.5 * np.eye(num_classes)[labels]
+    plain = fit(logits, labels)
+    moved = scale * logits + shift * np.arange(num_classes)
+    other = fit(moved, labels)
+    assert other.slope == pytest.approx(plain.slope / scale, rel=1e-5)
+    assert other.apply(moved) == pytest.approx(plain.apply(logits), abs=1e-6)
+    # What the smoothed targets add up to is what is predicted: the search has ended where it should.
+    counts = np.bincount(labels)
+    own = (counts + 1) / (counts + num_classes)
+    of_others = (counts * (1 - own)).sum() - counts * (1 - own)
+    expected = counts * own + of_others / (num_classes - 1)
+    assert other.apply(moved).sum(axis=0) == pytest.approx(expected, abs=1e-5)
+
+
+def test_constant_logits_leave_the_share_of_each_class():
+    labels = np.repeat([0, 1], [30, 10])
+    logits = np.tile([0.1, 0.7], (40, 1))
+    mine = fit(logits, labels)
+    assert np.isfinite([mine.slope, *mine.biases]).all()
+    prob = mine.apply(logits)[:, 1]
+    assert prob == pytest.approx((30 / 32 + 10 * 11 / 12) / 40, abs=1e-6)
+
+
 def test_a_reversed_val_never_reverses_the_ranking():
     scores, labels = scored()
     mine = fit(logits_of(-scores), labels)

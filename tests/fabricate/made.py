@@ -336,6 +336,7 @@ def _choice(
         trials=1,
         failed_trials=0,
         inner_folds=study.settings.tune.inner_folds,
+        inner_draws=(inner_score + 0.01 * np.random.default_rng(5).normal(size=50)).tolist(),
         train_counts=counts,
         plan_counts=counts,
         gradient_norm=0.0,

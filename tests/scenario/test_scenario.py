@@ -12,6 +12,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from conftest import REPO
+from equipoise.compare import winners
 from equipoise.core import config, records
 from equipoise.core import files as files_
 from equipoise.core.documents import Choices, ScenarioSummary, ServedModel
@@ -128,6 +129,25 @@ def test_neutral_settings_give_the_baseline_bit_for_bit(folder):
     for name in NEUTRAL:
         _, found = run(study, name)
         pd.testing.assert_frame_equal(found.table, expected.table, check_exact=True)
+
+
+def test_with_one_test_part_the_inner_score_is_kept_under_the_same_resamples_for_every_scenario(
+    folder,
+):
+    """What two heads that are one share cancels: the gain of a neutral remedy is 0 and never varies."""
+    study = made.study(folder, train={"seeds": [0]}, scenarios={"class_weight": {"exponent": 0.0}})
+    rounds = {}
+    for name in ("baseline", "class_weight"):
+        run(study, name)
+        rounds[name] = Choices.read(study.result_path(made.BACKBONE, name) / "best.json").root
+    (first,) = rounds["baseline"]
+    draws = np.array(first.inner_draws)
+    assert len(draws) == study.settings.tune.gain_resamples
+    assert 0 < draws.std() < 0.1
+    assert draws.mean() == pytest.approx(first.score, abs=3 * draws.std())
+    gain = winners.inner_gain(rounds["class_weight"], rounds["baseline"], sign=1)
+    assert gain == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
+    assert not gain.is_clear
 
 
 def test_a_remedy_does_change_the_predictions(folder):

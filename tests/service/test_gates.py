@@ -292,10 +292,28 @@ def test_without_an_interval_nothing_passes(study):
     kept = table[(table["label"] == 0) | (table["patient_id"] == first)]
     alone = replace(carried.predictions, table=kept.reset_index(drop=True))
     asked = case(study, evidence=replace(carried, predictions=alone))
-    for gate in (gates.sensitive, gates.keeps_its_floor):
+    for gate in (gates.sensitive, gates.calibrated, gates.keeps_its_floor):
         answer = gate.judge(asked).answer
         assert answer.word == "failed"
-        assert "cannot be measured" in answer.detail
+        assert "cannot be computed" in answer.detail
+
+
+def test_a_slope_that_does_not_exist_is_said_to_be_none(study):
+    """One logit separates the classes, so that no slope is steep enough."""
+    carried = evidence(study)
+    table = carried.predictions.table
+    prob = np.where(table["label"] == 1, 0.9, 0.1)
+    table = table.assign(calibrated_opacity=prob, calibrated_clear=1 - prob)
+    separated = replace(carried.predictions, table=table)
+    verdict = gates.calibrated.judge(case(study, evidence=replace(carried, predictions=separated)))
+    assert verdict.failed
+    assert verdict.answer.number is None
+    assert verdict.bound == ""
+    assert verdict.answer.detail == (
+        "the slope cannot be computed on these rows (undefined in every resample), "
+        "so it was not held against the bound"
+    )
+    assert "nan" not in gates.table_text([verdict])
 
 
 def test_a_rule_that_promises_no_sensitivity_has_no_floor_to_keep(study):

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from threadpoolctl import threadpool_limits
 
 from equipoise.compare.wording import number
 from equipoise.core.config import Compare
@@ -25,6 +26,8 @@ from equipoise.split.checks import Check, Verdict
 
 #: The control of permuted labels is a finding outside this central share of what chance gives.
 _CENTRAL = 0.99
+
+_AUROC = Endpoint("free", "auroc")
 
 _NO_CONTROL = "no permutation of the labels leaves every class on both sides"
 
@@ -125,6 +128,8 @@ def checks_of(controls: Controls) -> list[Check]:
 # --- metadata alone -------------------------------------------------------------------------------
 
 
+# Products this small gain nothing from several threads, which wait for each other where the machine is busy.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def metadata_only(
     manifest: Manifest, splits: Splits, settings: Compare, sensitivity_floor: float
 ) -> MeasuredMetric:
@@ -152,8 +157,8 @@ def metadata_only(
         prob = model.predict_proba(values[test])
         frame = prediction_rows(manifest, rows, test, prob, repeat, fold)
         frames.append(frame)
-    evaluation = evaluated(manifest, frames, settings, sensitivity_floor)
-    return evaluation.interval(Endpoint("free", "auroc"))
+    evaluation = evaluated(manifest, frames, settings, sensitivity_floor, [_AUROC])
+    return evaluation.interval(_AUROC)
 
 
 def prediction_rows(
@@ -196,21 +201,26 @@ def prediction_rows(
 
 
 def evaluated(
-    manifest: Manifest, frames: Sequence[pd.DataFrame], settings: Compare, sensitivity_floor: float
+    manifest: Manifest,
+    frames: Sequence[pd.DataFrame],
+    settings: Compare,
+    sensitivity_floor: float,
+    endpoints: Sequence[Endpoint],
 ) -> intervals.Evaluation:
-    """Metrics with intervals of the rows that `prediction_rows` made, one frame per round."""
+    """Those metrics, with intervals, of the rows that `prediction_rows` made, one frame per round."""
     table = pd.concat(frames, ignore_index=True)
     meta = {
         "classes": list(manifest.classes),
         "positive_class": manifest.positive_class,
     }
     predictions = Predictions(table, meta)
-    return intervals.evaluate(predictions, settings, sensitivity_floor)
+    return intervals.evaluate(predictions, settings, sensitivity_floor, endpoints)
 
 
 # --- permuted labels ------------------------------------------------------------------------------
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def permuted_labels(
     inputs: Inputs, rounds: Sequence[Sides], l2: float, permutations: int, seed: int
 ) -> PermutedLabels:

@@ -51,6 +51,9 @@ class Family:
 
     def obstacle(self, rival: str) -> str:
         """Why a rival cannot be judged; empty where it can."""
+        hidden = self.evaluations[rival].hidden.get(self.primary)
+        if hidden is not None:
+            return f"{self.primary.metric} is not computed: {hidden.removeprefix('none: ')}"
         if self.evaluations[rival].one_patient_decides:
             return "one patient of the rarer class decides, so there is no interval"
         gains = self.gains(rival)
@@ -108,8 +111,10 @@ def judge(family: Family, settings: Compare) -> dict[str, Judged]:
 
 def _unjudged(family: Family, rival: str) -> Judged:
     """The estimate alone, with what stands in the way of an interval."""
-    estimate = family.sign * float(family.gains(rival)[0])
-    delta = Difference(value=estimate, low=np.nan, high=np.nan)
+    delta = Difference(value=None, low=None, high=None)
+    if family.primary not in family.evaluations[rival].hidden:
+        estimate = family.sign * float(family.gains(rival)[0])
+        delta = Difference(value=estimate, low=np.nan, high=np.nan)
     return Judged("inconclusive", delta, family.obstacle(rival))
 
 
@@ -130,7 +135,12 @@ def _document(difference: PairedDifference, family: Family, margin: float) -> Di
 
 
 def difference(rival: Evaluation, baseline: Evaluation, endpoint: Endpoint) -> Difference:
-    """Rival minus baseline on the same resamples, with an interval of its own; nothing is judged by it."""
+    """Rival minus baseline on the same resamples, with an interval of its own; nothing is judged by it.
+
+    There is no number where one of the two hides the endpoint.
+    """
+    if endpoint in rival.hidden or endpoint in baseline.hidden:
+        return Difference(value=None, low=None, high=None)
     draws = rival.draws[endpoint] - baseline.draws[endpoint]
     value, low, high = intervals.effect(draws, rival.alpha, rival.effective_patients)
     return Difference(value=value, low=low, high=high)

@@ -106,7 +106,7 @@ def _row(evaluation: Evaluation, honest: Evaluation, control: PermutedLabels) ->
     metrics: dict[str, MeasuredMetric] = {}
     inflation: dict[str, Difference] = {}
     for endpoint in SHOWN:
-        if endpoint not in evaluation.draws:
+        if endpoint not in honest.draws:
             continue
         name = str(endpoint)
         metrics[name] = evaluation.interval(endpoint)
@@ -183,6 +183,7 @@ def _cross_validated(study: Study, inputs: Inputs, rounds: list[Sides], l2: floa
         frames,
         settings.compare,
         settings.tune.sensitivity_floor,
+        SHOWN,
     )
 
 

@@ -13,9 +13,11 @@ from equipoise.core import parallel
 from equipoise.core.config import Study
 from equipoise.core.documents import Choices, ClassCount, RoundChoice, ScenarioSummary
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.records import Predictions, imbalance_ratio
+from equipoise.core.records import Manifest, Predictions, imbalance_ratio
 from equipoise.embed.backbones import load_row
-from equipoise.evaluation import draws, intervals
+from equipoise.evaluation import draws
+from equipoise.evaluation.intervals import Evaluation
+from equipoise.evaluation.measured import Conditions, Numbers
 from equipoise.strategies import base as strategies
 
 
@@ -29,7 +31,7 @@ class Result:
         summary: Contents of metrics.json.
         choices: Contents of best.json, one per repeat, fold and seed.
         predictions: Of val and test.
-        evaluation: Of its test rows, with the study's resamples.
+        numbers: Of its test rows, with the study's resamples.
     """
 
     backbone: str
@@ -37,7 +39,12 @@ class Result:
     summary: ScenarioSummary
     choices: list[RoundChoice]
     predictions: Predictions
-    evaluation: intervals.Evaluation
+    numbers: Numbers
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Of all test rows, with the study's resamples."""
+        return self.numbers.images
 
     @property
     def key(self) -> str:
@@ -84,16 +91,13 @@ def read_results(study: Study) -> list[Result]:
 
 def load_result(study: Study, backbone: str, scenario: str, folder: Path) -> Result:
     """Read one result back, with the study's resamples; they are computed only where none are kept."""
-    settings = study.settings
+    manifest = Manifest.read(study.manifest_path)
+    conditions = Conditions.of(study.settings, manifest)
     try:
         predictions = Predictions.read(folder / "predictions.parquet")
-        evaluation = draws.evaluated(
-            folder,
-            predictions,
-            settings.compare,
-            settings.tune.sensitivity_floor,
-            settings.threshold.cost_ratio,
-        )
+        numbers = draws.measured(folder, predictions, manifest, conditions)
+        # Predictions that cannot be evaluated are refused while their folder can still be named.
+        _ = numbers.images
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
     return Result(
@@ -102,7 +106,7 @@ def load_result(study: Study, backbone: str, scenario: str, folder: Path) -> Res
         summary=ScenarioSummary.read(folder / "metrics.json"),
         choices=Choices.read(folder / "best.json").root,
         predictions=predictions,
-        evaluation=evaluation,
+        numbers=numbers,
     )
 
 

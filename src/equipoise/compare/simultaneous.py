@@ -153,7 +153,7 @@ def _critical_value(largest: np.ndarray, degrees_of_freedom: float, alpha: float
     if not largest.any():
         return float(stdtrit(degrees_of_freedom, 1 - alpha / 2))
     return float(
-        brentq(lambda bound: _exceeds(largest, degrees_of_freedom, bound) - alpha, 0.5, 1e6)
+        brentq(lambda bound: _exceeds(largest, degrees_of_freedom, bound) - alpha, 1e-6, 1e6)
     )
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from equipoise.compare import controls, wording
-from equipoise.compare.evidence import Conditions, RowEvidence, evidence_of
+from equipoise.compare.evidence import RowEvidence, evidence_of
 from equipoise.compare.judging import Family, Judged, difference, judge
 from equipoise.compare.results import Result, read_results
-from equipoise.compare.winners import Rule, Winners, choose_winners
+from equipoise.compare.winners import InnerGain, Rule, Winners, choose_winners, inner_gain
 from equipoise.compare.wording import BASELINE
 from equipoise.core import parallel
 from equipoise.core.config import Settings, Study
@@ -19,7 +19,6 @@ from equipoise.core.documents import (
     Comparison,
     Controls,
     Difference,
-    IngestSummary,
     MeasuredMetric,
     ScenarioRow,
     SplitSummary,
@@ -28,6 +27,7 @@ from equipoise.core.errors import ConfigError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
 from equipoise.evaluation import calibration, metrics
+from equipoise.evaluation.measured import Conditions
 from equipoise.evaluation.metrics import Endpoint
 from equipoise.scenario.matrix import Inputs
 from equipoise.split import checks
@@ -60,7 +60,7 @@ _SHORT_DECISIONS = (
 #: backbone -> scenario -> its row.
 Rows = dict[str, dict[str, ScenarioRow]]
 
-EvidenceOf = Callable[[Sequence[Result], Manifest, Conditions], Mapping[str, RowEvidence]]
+EvidenceOf = Callable[[Sequence[Result], Conditions], Mapping[str, RowEvidence]]
 
 
 class Compared(NamedTuple):
@@ -124,18 +124,11 @@ def compare(
 ) -> Comparison:
     """Build the comparison from results and controls: simultaneous intervals, verdicts and winners."""
     settings = study.settings
-    ingest = IngestSummary.read(study.manifest_path.with_suffix(".json"))
     splits = SplitSummary.read(study.splits_path.with_suffix(".json"))
-    conditions = Conditions(
-        compare=settings.compare,
-        threshold=settings.threshold,
-        sensitivity_floor=settings.tune.sensitivity_floor,
-        units="patients" if ingest.patient_ids else "images",
-    )
+    conditions = Conditions.of(settings, Manifest.read(study.manifest_path))
     primary = primary_endpoint(settings.compare.primary, results[0])
     family = family_of(results, primary, splits.scheme, conditions.units)
-    manifest = Manifest.read(study.manifest_path)
-    behind = evidence(results, manifest, conditions)
+    behind = evidence(results, conditions)
     verdicts = Verdicts(
         primary=primary,
         judged=judge(family, settings.compare),
@@ -148,7 +141,7 @@ def compare(
         results,
         splits=splits,
         rows=rows,
-        winners=choose_winners(rows, rule),
+        winners=choose_winners(rows, rule, _inner_gains(results, rule.inner_sign)),
         controlled=controlled,
         family=family,
         units=conditions.units,
@@ -167,6 +160,19 @@ def _rule(splits: SplitSummary, family: Family, settings: Settings) -> Rule:
     )
 
 
+def _inner_gains(results: Sequence[Result], sign: int) -> dict[str, dict[str, InnerGain | None]]:
+    """Backbone -> rival -> its gain in the inner score over the baseline."""
+    of_key = {result.key: result for result in results}
+    gains: dict[str, dict[str, InnerGain | None]] = {}
+    for result in results:
+        of_backbone = gains.setdefault(result.backbone, {})
+        if not result.is_baseline:
+            baseline = of_key[result.baseline_key]
+            gain = inner_gain(result.choices, baseline.choices, sign)
+            of_backbone[result.scenario] = gain
+    return gains
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
@@ -178,7 +184,8 @@ def primary_endpoint(name: str, result: Result) -> Endpoint:
     """
     metric = metrics.load_metric(name)
     primary = Endpoint("free" if metric.kind == "rank" else "locked", name)
-    if primary not in result.evaluation.draws:
+    evaluation = result.evaluation
+    if primary not in evaluation.draws and primary not in evaluation.hidden:
         raise ConfigError(
             f"compare.primary is {name}, which does not exist for {result.predictions.classes}."
         )

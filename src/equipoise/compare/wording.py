@@ -529,8 +529,8 @@ def winners_claim(facts: Facts) -> Iterable[str]:
         yield "Of the better remedies the one that is better by most at least wins; that it may claim."
         return
     yield (
-        "There is one test part, and no standard error of one inner score beside another: of the "
-        "remedies that are better on test the best inner score wins, so its number is optimistic."
+        "There is one test part: the inner score chose the winner, for it is better than that of doing "
+        "nothing by more than one paired standard error. Test chose nothing and only reports."
     )
 
 

@@ -240,6 +240,8 @@ class RoundChoice(Part):
         switched_off: Whether the search chose settings at which the remedy does nothing.
         feasible: Whether the constraint is met.
         reason: Why nothing was searched.
+        inner_draws: The inner score under resamples of the patients that scored it, the same for every scenario. It is
+            kept where there is one test part, for the inner score chooses the winner there.
         train_counts: Train images per class before the plan.
         plan_counts: Draws per class after the plan.
         threshold: Locked operating point; None for more than two classes.
@@ -268,6 +270,7 @@ class RoundChoice(Part):
     steps_saved: int | None = None
     slice_images: int | None = None
     slice_patients: int | None = None
+    inner_draws: list[float | None] | None = None
     train_counts: list[int]
     plan_counts: list[int]
     gradient_norm: float

@@ -16,8 +16,11 @@ from equipoise.core.config import Threshold
 from equipoise.core.records import Predictions
 from equipoise.evaluation.metrics import roc_steps, softmax
 
-#: The slope is searched between exp(-7) and exp(7).
+#: The slope of logits of unit spread is searched between exp(-7) and exp(7).
 _LOG_SLOPE_BOUND = 7.0
+
+#: Logits whose spread is this small beside their size are constant but for rounding.
+_NO_SPREAD = 1e-9
 
 #: A sensitivity this far below the floor still counts as reaching it: sums of floats are not exact.
 _ROUNDING = 1e-12
@@ -78,17 +81,20 @@ class Calibrator:
         slope_bounds = (-_LOG_SLOPE_BOUND, _LOG_SLOPE_BOUND)
         bias_bounds = (None, None)
         targets = _smoothed_targets(labels, num_classes)
+        units = _Units.of(logits)
         solved = minimize(
             _cross_entropy,
             np.zeros(num_classes),
-            args=(logits, targets),
+            args=(units.apply(logits), targets),
             jac=True,
             method="L-BFGS-B",
             bounds=[slope_bounds] + [bias_bounds] * (num_classes - 1),
             options={"ftol": 1e-15, "gtol": 1e-10},
         )
         slope, biases = _slope_and_biases(solved.x)
-        return cls(float(slope), biases)
+        slope = slope / units.spread
+        biases = biases - slope * units.centre
+        return cls(float(slope), biases - biases[0])
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities float64 (n, C) of logits (n, C)."""
@@ -103,6 +109,37 @@ class Calibrator:
         """Back from plain data."""
         biases = np.asarray(value["biases"])
         return cls(value["slope"], biases, value["reason"])
+
+
+class _Units(NamedTuple):
+    """Centre and spread of logits: in these units the search is the same however large the logits are.
+
+    Attributes:
+        centre: float (C,).
+        spread: > 0.
+    """
+
+    centre: np.ndarray
+    spread: float
+
+    @classmethod
+    def of(cls, logits: np.ndarray) -> _Units:
+        """Those of logits (n, C)."""
+        contrasts = _contrasts(logits)
+        centre = contrasts.mean(axis=0)
+        spread = float((contrasts - centre).std())
+        if spread <= _NO_SPREAD * (1 + np.abs(centre).max()):
+            spread = 1.0
+        return cls(centre, spread)
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (n, C) in these units."""
+        return (_contrasts(logits) - self.centre) / self.spread
+
+
+def _contrasts(logits: np.ndarray) -> np.ndarray:
+    """Logits (n, C) less the mean of their row, which no probability depends on."""
+    return logits - logits.mean(axis=1, keepdims=True)
 
 
 def _slope_and_biases(free: np.ndarray) -> tuple[float, np.ndarray]:

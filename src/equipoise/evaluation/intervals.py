@@ -37,6 +37,9 @@ _AT_LARGE = 1
 #: Sets of resamples that are kept: of the test patients, and of those of a few subgroups.
 _KEPT_RESAMPLES = 4
 
+#: Operating points, in the order of files: no threshold, 0.5 on raw, the locked one on calibrated probabilities.
+POINTS = ("free", "raw", "locked")
+
 #: What stands in files where a patient alone in a class would be in every resample.
 ONE_PATIENT_DECIDES = "none: one patient decides"
 
@@ -175,7 +178,11 @@ def _strata(patients: np.ndarray, labels: np.ndarray) -> pd.Series:
     """The classes that each patient shows, a tuple of int, by patient."""
     rows = pd.DataFrame({"patient": patients, "label": labels})
     shown = rows.drop_duplicates().sort_values(["patient", "label"])
-    return shown.groupby("patient")["label"].agg(tuple)
+    labels_of: dict[str, list[int]] = {}
+    for patient, label in zip(shown["patient"].tolist(), shown["label"].tolist()):
+        labels_of.setdefault(patient, []).append(label)
+    strata = [tuple(of_patient) for of_patient in labels_of.values()]
+    return pd.Series(strata, index=list(labels_of), dtype=object)
 
 
 def _joined(strata: pd.Series) -> pd.Series:
@@ -286,7 +293,7 @@ class Evaluation:
         effective_patients: Effective number of patients of the rarest class: unequal numbers of images per patient
             count as fewer patients (Kish 1965).
         one_patient_decides: A class has one patient, so that nothing that compares the classes can be judged.
-        hidden: Why a number is not shown, for each endpoint that these rows are too few for; its draws are there.
+        hidden: Why a number is neither computed nor shown, for each endpoint that these rows are too few for.
     """
 
     draws: dict[Endpoint, np.ndarray]
@@ -301,6 +308,9 @@ class Evaluation:
 
     def interval(self, endpoint: Endpoint) -> MeasuredMetric:
         """Estimate and interval of a metric, how the interval was made, and how many resamples lack the metric."""
+        if endpoint in self.hidden:
+            reason = self.hidden[endpoint]
+            return MeasuredMetric(value=None, low=None, high=None, interval=reason)
         draws = self.draws[endpoint]
         is_undefined = np.isnan(draws[1:])
         estimate = float(draws[0])
@@ -310,7 +320,7 @@ class Evaluation:
             score = wilson(estimate * patients, patients, self.alpha)
         made = self._interval_of(endpoint, is_undefined, score)
         metric = MeasuredMetric(
-            value=np.nan if endpoint in self.hidden else estimate,
+            value=estimate,
             low=made.low,
             high=made.high,
             interval=made.how,
@@ -326,8 +336,6 @@ class Evaluation:
         """The interval of an endpoint, and how it was made; `score` is Wilson's, of a proportion."""
         draws = self.draws[endpoint]
         patients = self.among.get(endpoint, 0)
-        if endpoint in self.hidden:
-            return _Interval.none(self.hidden[endpoint])
         if is_undefined.all():
             return _Interval.none("none: undefined in every resample")
         if patients == 1 or (self.one_patient_decides and not patients):
@@ -353,13 +361,18 @@ class Evaluation:
     def table(self) -> MetricTable:
         """Operating point -> metric -> its interval and one estimate per seed."""
         nested: MetricTable = {}
-        for endpoint in self.draws:
+        for endpoint in sorted([*self.draws, *self.hidden], key=_place):
             metric = self.interval(endpoint)
-            if endpoint not in self.hidden:
+            if endpoint in self.draws:
                 metric = metric.model_copy(update={"by_seed": self.by_seed[endpoint]})
             of_point = nested.setdefault(endpoint.point, {})
             of_point[endpoint.metric] = metric
         return nested
+
+
+def _place(endpoint: Endpoint) -> tuple[int, int]:
+    """Where an endpoint stands in files: by operating point, then as in the registry."""
+    return POINTS.index(endpoint.point), list(REGISTRY).index(endpoint.metric)
 
 
 # Several threads gain nothing on sums this small, and wait for each other where the machine is busy.
@@ -394,10 +407,13 @@ def evaluate(
     _require_rows_once(test.table)
     resamples = _resamples_of(test.table, settings)
     worth = 1 / (1 + cost_ratio)
+    asked = _existing(test, endpoints)
+    hidden = _hidden(asked, test)
+    shown = [endpoint for endpoint in asked if endpoint not in hidden]
 
     def measure(rows: Predictions) -> dict[Endpoint, MetricValues]:
         group = _Group.of(rows, sensitivity_floor, worth, one_class)
-        return group.measure(endpoints, resamples)
+        return group.measure(shown, resamples)
 
     runs = _runs(test, measure)
     is_another_row = test.table.duplicated(["repeat", "seed", "patient_id"])
@@ -413,7 +429,7 @@ def evaluate(
         row_per_patient=not is_another_row.any(),
         effective_patients=_effective_patients(test.table),
         one_patient_decides=_one_patient_decides(test.table, one_class),
-        hidden=_hidden(measured, test),
+        hidden=hidden,
     )
 
 
@@ -456,6 +472,28 @@ def _one_patient_decides(table: pd.DataFrame, one_class: int | None) -> bool:
         labels = labels == one_class
     patients = table["patient_id"].groupby(labels.to_numpy()).nunique()
     return bool(patients.min() == 1)
+
+
+def _existing(test: Predictions, only: Collection[Endpoint]) -> list[Endpoint]:
+    """Which metrics exist at which operating point: ranks need no threshold, all else does.
+
+    Args:
+        test: Their classes count.
+        only: As `endpoints` of `evaluate`.
+    """
+    is_binary = len(test.classes) == 2
+    existing = []
+    for point in POINTS:
+        for name, metric in REGISTRY.items():
+            endpoint = Endpoint(point, name)
+            if only and endpoint not in only:
+                continue
+            if (metric.kind == "rank") != (point == "free"):
+                continue
+            if metric.binary and not is_binary:
+                continue
+            existing.append(endpoint)
+    return existing
 
 
 def _hidden(endpoints: Iterable[Endpoint], test: Predictions) -> dict[Endpoint, str]:
@@ -623,10 +661,9 @@ class _Group:
         return cls(table["patient_id"], list(rows_of_fold.values()), samples)
 
     def measure(
-        self, only: Collection[Endpoint], resamples: ResamplesOfBoth
+        self, endpoints: Sequence[Endpoint], resamples: ResamplesOfBoth
     ) -> dict[Endpoint, MetricValues]:
-        """Every metric, or only some; `only` as `endpoints` of `evaluate`."""
-        endpoints = self._endpoints(only)
+        """The metrics asked for, in this order."""
         values = {}
         for endpoint, draws in self._draws(endpoints, resamples).items():
             estimate = float(draws[0])
@@ -636,21 +673,6 @@ class _Group:
                 folds=self._by_fold(endpoint, estimate),
             )
         return values
-
-    def _endpoints(self, only: Collection[Endpoint]) -> list[Endpoint]:
-        """Which metrics exist at which operating point: ranks need no threshold, all else does."""
-        endpoints = []
-        for point, sample in self.samples.items():
-            for name, metric in REGISTRY.items():
-                endpoint = Endpoint(point, name)
-                if only and endpoint not in only:
-                    continue
-                if (metric.kind == "rank") != (point == "free"):
-                    continue
-                if metric.binary and not sample.binary:
-                    continue
-                endpoints.append(endpoint)
-        return endpoints
 
     def _draws(
         self, endpoints: Sequence[Endpoint], resamples: ResamplesOfBoth

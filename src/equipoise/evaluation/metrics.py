@@ -18,7 +18,7 @@ from equipoise.core.errors import ConfigError, unknown_name
 from equipoise.evaluation.recalibration import fit_intercept, fit_slope
 
 #: Resamples at a time: their steps stay in the processor's cache.
-BLOCK = 64
+BLOCK = 128
 
 #: Bins of equal width in the expected calibration error.
 _BINS = 10
@@ -85,6 +85,29 @@ class RocSteps(NamedTuple):
     def negatives(self) -> np.ndarray:
         """All other rows, weighted, float64 (B,)."""
         return self.false[:, -1]
+
+
+class Outcomes(NamedTuple):
+    """How a class and the decisions for it meet: weighted numbers of rows, float64 (B,) each.
+
+    Attributes:
+        found: Of the class and decided for it (true positives).
+        missed: Of the class and not decided for it (false negatives).
+        alarms: Of another class and decided for it (false positives).
+        cleared: Of another class and not decided for it (true negatives).
+    """
+
+    found: np.ndarray
+    missed: np.ndarray
+    alarms: np.ndarray
+    cleared: np.ndarray
+
+    def where_both(self, values: np.ndarray) -> np.ndarray:
+        """Values (B,), NaN in resamples that lack the class or all others."""
+        of_class = self.found + self.missed
+        of_others = self.alarms + self.cleared
+        has_both = (of_class > 0) & (of_others > 0)
+        return np.where(has_both, values, np.nan)
 
 
 @dataclass(frozen=True)
@@ -162,12 +185,37 @@ class Sample:
         return steps
 
     @cached_property
+    def confusion(self) -> np.ndarray:
+        """Weighted numbers of rows by true class and by the class decided for, float64 (C, C, B).
+
+        It is counted once for all metrics of decisions.
+        """
+        cells = self.num_classes**2
+        cell_of_row = self.labels * self.num_classes + self.decisions
+        is_in_cell = np.eye(cells, dtype=self.weights.dtype)[cell_of_row]
+        counts = self.total(is_in_cell)
+        return counts.T.reshape(self.num_classes, self.num_classes, -1)
+
+    def outcomes(self, label: int) -> Outcomes:
+        """What was decided of one class against the rest."""
+        found = self.confusion[label, label]
+        of_class = self.confusion[label].sum(axis=0)
+        decided = self.confusion[:, label].sum(axis=0)
+        total = self.confusion.sum(axis=(0, 1))
+        return Outcomes(
+            found=found,
+            missed=of_class - found,
+            alarms=decided - found,
+            cleared=total - of_class - decided + found,
+        )
+
+    @cached_property
     def total_weight(self) -> np.ndarray:
         """Sum of the weights of all rows, float64 (B,)."""
         return self.weights.sum(axis=1, dtype=np.float64)
 
     def total(self, rows: np.ndarray) -> np.ndarray:
-        """Weighted number of the rows marked, or weighted sum of values, float64 (B,)."""
+        """Weighted number of the rows marked, or weighted sum of values: float64 (B,), or (B, k) of columns (n, k)."""
         dtype = np.dtype(np.float64)
         if rows.dtype == bool:
             dtype = self.weights.dtype
@@ -177,17 +225,6 @@ class Sample:
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Weighted mean of values (n,), float64 (B,)."""
         return _ratio(self.total(values), self.total_weight)
-
-    def where_both(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Values (B,), NaN in resamples that lack the marked rows, bool (n,), or all others."""
-        marked = self.total(truth)
-        has_both = (marked > 0) & (marked < self.total_weight)
-        return np.where(has_both, values, np.nan)
-
-    def share(self, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
-        """Weighted share of the marked rows among those of `of`, both bool (n,), float64 (B,)."""
-        part = self.total(of & rows)
-        return _ratio(part, self.total(of))
 
 
 def roc_steps(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> RocSteps:
@@ -408,21 +445,15 @@ def _halfway(rising: np.ndarray, other: np.ndarray, image: np.ndarray) -> np.nda
 # --- decisions: at a threshold --------------------------------------------------------------------
 
 
-def _one_versus_rest(
-    of_class: Callable[[Sample, np.ndarray, np.ndarray], np.ndarray],
-) -> Callable[[Sample], np.ndarray]:
-    """Make a metric of a `Sample` from one of which rows are of a class and which are decided as it, bool (n,).
+def _one_versus_rest(of_class: Callable[[Outcomes], np.ndarray]) -> Callable[[Sample], np.ndarray]:
+    """Make a metric of a `Sample` from one of what was decided of a class.
 
     The metric is the mean over the sample's classes; for two classes the value of the positive one.
     """
 
     @wraps(of_class)
     def metric(sample: Sample) -> np.ndarray:
-        values = []
-        for label in sample.classes():
-            truth = sample.labels == label
-            decided = sample.decisions == label
-            values.append(of_class(sample, truth, decided))
+        values = [of_class(sample.outcomes(label)) for label in sample.classes()]
         return np.mean(values, axis=0)
 
     return metric
@@ -434,8 +465,8 @@ def accuracy(sample: Sample) -> np.ndarray:
     Returns:
         float (B,), 0..1.
     """
-    right = sample.decisions == sample.labels
-    return sample.mean(right)
+    right = np.trace(sample.confusion)
+    return _ratio(right, sample.total_weight)
 
 
 def patient_recognition_rate(sample: Sample) -> np.ndarray:
@@ -458,33 +489,30 @@ def patient_recognition_rate(sample: Sample) -> np.ndarray:
 
 
 @_one_versus_rest
-def sensitivity(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+def sensitivity(outcomes: Outcomes) -> np.ndarray:
     """Share of the images of the positive class that are decided as positive; macro for more classes.
 
     Returns:
         float (B,), 0..1.
     """
-    return sample.share(decided, of=truth)
+    return _ratio(outcomes.found, outcomes.found + outcomes.missed)
 
 
 @_one_versus_rest
-def specificity(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+def specificity(outcomes: Outcomes) -> np.ndarray:
     """Share of the other images that are not decided as positive; macro for more than two classes.
 
     Returns:
         float (B,), 0..1.
     """
-    return sample.share(~decided, of=~truth)
+    return _ratio(outcomes.cleared, outcomes.cleared + outcomes.alarms)
 
 
 def _recalls(sample: Sample) -> np.ndarray:
     """Share of each class decided correctly, float (C, B)."""
-    recalls = []
-    for label in range(sample.num_classes):
-        decided = sample.decisions == label
-        truth = sample.labels == label
-        recalls.append(sample.share(decided, of=truth))
-    return np.stack(recalls)
+    right = np.diagonal(sample.confusion).T
+    of_class = sample.confusion.sum(axis=1)
+    return _ratio(right, of_class)
 
 
 def balanced_accuracy(sample: Sample) -> np.ndarray:
@@ -497,37 +525,37 @@ def balanced_accuracy(sample: Sample) -> np.ndarray:
 
 
 @_one_versus_rest
-def precision(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+def precision(outcomes: Outcomes) -> np.ndarray:
     """Share of the positive decisions that are right, 0 where there is none; macro for more classes.
 
     Returns:
         float (B,), 0..1.
     """
-    share = sample.share(truth, of=decided)
-    return sample.where_both(truth, np.nan_to_num(share))
+    share = _ratio(outcomes.found, outcomes.found + outcomes.alarms)
+    return outcomes.where_both(np.nan_to_num(share))
 
 
 @_one_versus_rest
-def negative_predictive_value(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+def negative_predictive_value(outcomes: Outcomes) -> np.ndarray:
     """Share of the negative decisions that are right, 0 where there is none; macro for more classes.
 
     Returns:
         float (B,), 0..1.
     """
-    share = sample.share(~truth, of=~decided)
-    return sample.where_both(truth, np.nan_to_num(share))
+    share = _ratio(outcomes.cleared, outcomes.cleared + outcomes.missed)
+    return outcomes.where_both(np.nan_to_num(share))
 
 
 @_one_versus_rest
-def f1(sample: Sample, truth: np.ndarray, decided: np.ndarray) -> np.ndarray:
+def f1(outcomes: Outcomes) -> np.ndarray:
     """Harmonic mean of precision and sensitivity; macro for more than two classes.
 
     Returns:
         float (B,), 0..1.
     """
-    detected = sample.total(truth & decided)
-    either = sample.total(truth) + sample.total(decided)
-    return sample.where_both(truth, _ratio(2 * detected, either))
+    right_twice = 2 * outcomes.found
+    either = right_twice + outcomes.missed + outcomes.alarms
+    return outcomes.where_both(_ratio(right_twice, either))
 
 
 def mcc(sample: Sample) -> np.ndarray:
@@ -538,14 +566,10 @@ def mcc(sample: Sample) -> np.ndarray:
     Returns:
         float (B,), -1..1.
     """
-    truth_totals, decided_totals = [], []
-    for label in range(sample.num_classes):
-        truth_totals.append(sample.total(sample.labels == label))
-        decided_totals.append(sample.total(sample.decisions == label))
-    truth = np.stack(truth_totals)
-    decided = np.stack(decided_totals)
+    truth = sample.confusion.sum(axis=1)
+    decided = sample.confusion.sum(axis=0)
     total = sample.total_weight
-    right = sample.total(sample.decisions == sample.labels)
+    right = np.trace(sample.confusion)
     by_chance = (truth * decided).sum(axis=0)
     covariance = right * total - by_chance
     truth_variance = total**2 - (truth**2).sum(axis=0)
@@ -644,12 +668,10 @@ def ece(sample: Sample) -> np.ndarray:
         hit = sample.labels == sample.probabilities.argmax(axis=1)
     inner_edges = np.arange(1, _BINS) / _BINS
     bin_of_row = np.searchsorted(inner_edges, prob)
-    gaps = []
-    for number in range(_BINS):
-        is_inside = bin_of_row == number
-        gap = sample.total((hit - prob) * is_inside)
-        gaps.append(np.abs(gap))
-    total_gap = np.sum(gaps, axis=0)
+    is_in_bin = np.eye(_BINS)[bin_of_row]
+    gap_of_row = hit - prob
+    gap_of_bin = sample.total(gap_of_row[:, None] * is_in_bin)
+    total_gap = np.abs(gap_of_bin).sum(axis=1)
     return _ratio(total_gap, sample.total_weight)
 
 

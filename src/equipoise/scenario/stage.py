@@ -493,9 +493,14 @@ def _round_choice(
         calibrator=_calibration(served.calibrator),
         threshold=served.threshold,
     )
-    if kept_step is None:
-        return choice
-    return choice.model_copy(update={"kept_step": kept_step})
+    update: dict[str, Any] = {}
+    if kept_step is not None:
+        update["kept_step"] = kept_step
+    # With one test part the inner score chooses the winner, and is held against the baseline's for that.
+    scheme = inputs.splits.meta["settings"]["split"]["scheme"]
+    if scheme != "kfold" and fitted.choice.inner_draws is not None:
+        update["inner_draws"] = fitted.choice.inner_draws().tolist()
+    return choice.model_copy(update=update)
 
 
 def _calibration(calibrator: Calibrator) -> Calibration:

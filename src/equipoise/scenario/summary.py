@@ -27,6 +27,7 @@ from equipoise.core.records import (
     probability_columns,
 )
 from equipoise.evaluation import draws, intervals
+from equipoise.evaluation.measured import Conditions, FreshNumbers
 from equipoise.scenario.matrix import Inputs
 from equipoise.split import checks
 
@@ -116,17 +117,10 @@ def evaluate(inputs: Inputs, predictions: Predictions, folder: Path) -> interval
         predictions: As written.
         folder: Of the result.
     """
-    settings = inputs.study.settings
-    evaluation = _evaluate(inputs, predictions)
-    draws.write(
-        folder,
-        evaluation,
-        predictions,
-        settings.compare,
-        settings.tune.sensitivity_floor,
-        settings.threshold.cost_ratio,
-    )
-    return evaluation
+    conditions = Conditions.of(inputs.study.settings, inputs.manifest)
+    numbers = FreshNumbers(predictions, inputs.manifest, conditions)
+    draws.write(folder, numbers)
+    return numbers.images
 
 
 def _evaluate(inputs: Inputs, predictions: Predictions) -> intervals.Evaluation:

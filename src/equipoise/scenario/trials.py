@@ -146,14 +146,7 @@ class Scorer:
 
     def gain(self, better: Trial, other: Trial) -> Gain:
         """By how much one complete trial beats another, paired over resampled patients."""
-        patients, drawn = intervals.patient_resamples(
-            self.patients, self.labels, self.settings.gain_resamples, self.seed
-        )
-        patient_of = np.searchsorted(patients, self.patients)
-        num_parts = -(-len(drawn) * len(patient_of) // _CELLS)
-        parts = np.array_split(drawn[1:], num_parts)
-        differences = self._resampled(better, parts, patient_of)
-        differences = differences - self._resampled(other, parts, patient_of)
+        differences = self.resampled(better) - self.resampled(other)
         value = better.score - other.score
         if not self.maximises:
             value = -value
@@ -170,18 +163,20 @@ class Scorer:
         metric = metrics.load_metric(constraint.metric)
         return constraint.at_least - self._measured(metric, probabilities)
 
-    def _resampled(
-        self, trial: Trial, parts: Sequence[np.ndarray], patient_of: np.ndarray
-    ) -> np.ndarray:
-        """Scores of a trial under resamples of the patients, float (num_resamples,).
+    @cached_property
+    def _resamples(self) -> intervals.Resamples:
+        """The patients that score, drawn again: the same for all trials, and for all scenarios."""
+        return intervals.patient_resamples(
+            self.patients, self.labels, self.settings.gain_resamples, self.seed
+        )
 
-        Args:
-            trial: A complete trial.
-            parts: Times that each patient is drawn, float (some resamples, num_patients) each.
-            patient_of: int (num_images,), column of the patient of each image.
-        """
+    def resampled(self, trial: Trial) -> np.ndarray:
+        """Scores of a complete trial under resamples of the patients, float (num_resamples,)."""
+        patients, drawn = self._resamples
+        patient_of = np.searchsorted(patients, self.patients)
+        num_parts = -(-len(drawn) * len(patient_of) // _CELLS)
         scores = []
-        for part in parts:
+        for part in np.array_split(drawn[1:], num_parts):
             weights = part[:, patient_of]
             scores.append(self._measure(self.metric, trial.probabilities, weights))
         return np.concatenate(scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -129,12 +129,14 @@ class Choice:
         summary: Scores behind it.
         trials: One row per trial.
         out_of_fold: Scores of the chosen trial; None where nothing was searched.
+        inner_draws: Gives its inner score under resamples of the patients that scored it, float (num_resamples,).
     """
 
     settings: dict[str, Any]
     summary: SearchSummary
     trials: pd.DataFrame
     out_of_fold: OutOfFold | None = None
+    inner_draws: Callable[[], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ def tune(
         summary=search.summary(trials, decision),
         trials=trial_table(trials),
         out_of_fold=search.out_of_fold(decision.chosen),
+        inner_draws=partial(search.scorer.resampled, decision.chosen),
     )
 
 

@@ -20,7 +20,6 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from equipoise.compare.patients import by_patient
 from equipoise.compare.simultaneous import paired_differences
 from equipoise.core import environment
 from equipoise.core.config import Settings, Study
@@ -31,6 +30,7 @@ from equipoise.core.text import aligned, first_line
 from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Effect
 from equipoise.evaluation.metrics import Endpoint
+from equipoise.evaluation.patients import by_patient
 from equipoise.service import audit
 from equipoise.service import evidence as evidence_
 from equipoise.service.audit import GateRecord
@@ -293,9 +293,10 @@ def sensitive(case: Case) -> Answer:
     """The low end of the sensitivity at the locked threshold reaches the bound."""
     if _decided_by_argmax(case):
         return _without_threshold()
-    measured = _with_ends(case.evaluation.interval(_SENSITIVITY))
+    cell = case.evaluation.interval(_SENSITIVITY)
+    measured = _with_ends(cell)
     if measured is None:
-        return Answer("failed", detail="the sensitivity cannot be measured on these rows")
+        return _not_computed("the sensitivity", cell)
     enough = measured.low >= case.settings.promote.sensitivity_low_at_least
     detail = f"low end of {measured.value:.3f} [{measured.low:.3f}, {measured.high:.3f}]"
     return Answer(_word(enough), measured.low, detail)
@@ -312,11 +313,12 @@ def calibrated(case: Case) -> Answer:
     if _decided_by_argmax(case):
         return _without_threshold()
     cell = case.evaluation.interval(_SLOPE)
-    if cell.value is None:
-        return Answer("failed", detail="the slope cannot be measured on these rows")
+    measured = _with_ends(cell)
+    if measured is None:
+        return _not_computed("the slope", cell)
     lowest, highest = case.settings.promote.calibration_slope
-    detail = f"[{cell.low:.3f}, {cell.high:.3f}]"
-    return Answer(_word(lowest <= cell.value <= highest), cell.value, detail)
+    detail = f"[{measured.low:.3f}, {measured.high:.3f}]"
+    return Answer(_word(lowest <= measured.value <= highest), measured.value, detail)
 
 
 def _decided_by_argmax(case: Case) -> bool:
@@ -399,6 +401,7 @@ def in_its_place(case: Case) -> Answer:
 def keeps_its_floor(case: Case) -> Answer:
     """The locked threshold keeps the promised sensitivity on test, by image and by patient.
 
+    It is the threshold that is served, which the images locked; a patient is decided by the mean logit of his images.
     A miss is said with its numbers. It fails the version where the whole interval lies below the floor, so that
     chance does not explain it.
     """
@@ -415,8 +418,7 @@ def keeps_its_floor(case: Case) -> Answer:
     for units, cell in _locked_sensitivities(case).items():
         measured = _with_ends(cell)
         if measured is None:
-            why = f"the sensitivity by {units} cannot be measured on these rows"
-            return Answer("failed", detail=why)
+            return _not_computed(f"the sensitivity by {units}", cell)
         said.append(f"{units} {measured.value:.3f} [{measured.low:.3f}, {measured.high:.3f}]")
         highest.append(measured.high)
         # As it is printed: a shortfall that no reader sees is none.
@@ -438,8 +440,23 @@ def _with_ends(cell: MeasuredMetric) -> Effect | None:
     return measured if np.isfinite(measured).all() else None
 
 
+def _not_computed(what: str, cell: MeasuredMetric) -> Answer:
+    """A number that does not exist stands in the way, but it was not held against the bound."""
+    reason = "undefined without resampling"
+    if cell.interval.startswith("none: "):
+        reason = cell.interval.removeprefix("none: ")
+    why = (
+        f"{what} cannot be computed on these rows ({reason}), so it was not held against the bound"
+    )
+    return Answer("failed", detail=why, asked=False)
+
+
 def _locked_sensitivities(case: Case) -> dict[str, MeasuredMetric]:
-    """Sensitivity at the locked threshold by image, and by patient where patients have several images."""
+    """Sensitivity at the locked threshold by image, and by patient where patients have several images.
+
+    The page's numbers of patients have another threshold where there is a val part, locked again on its patients. Here
+    only test rows are at hand, and the one that is served is asked about.
+    """
     sensitivities = {"image": case.evaluation.interval(_SENSITIVITY)}
     if not case.evaluation.row_per_patient:
         settings = case.settings
@@ -580,6 +597,8 @@ def pair(
     only_column = (first_draws - second_draws)[:, np.newaxis]
     folds = shared.challenger.table["fold"].nunique()
     (paired,) = paired_differences(only_column, first.effective_patients, folds, first.alpha)
+    if not np.isfinite([paired.value, paired.low, paired.high]).all():
+        return Unpaired("failed", "the difference in AUROC cannot be computed on these rows")
     return Paired(
         champion=champion.version,
         patients=shared.challenger.table["patient_id"].nunique(),

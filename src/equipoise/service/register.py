@@ -10,7 +10,7 @@ import io
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
@@ -23,7 +23,6 @@ from mlflow.types.schema import AnyType
 from PIL import Image
 
 import equipoise
-from equipoise.compare import card
 from equipoise.core import parallel
 from equipoise.core.config import Study
 from equipoise.core.documents import (
@@ -37,12 +36,12 @@ from equipoise.core.documents import ServedModel as ModelDescription
 from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of, file_digest, read_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
-from equipoise.service import evidence as evidence_
-from equipoise.service import gates, tracking
+from equipoise.service import tracking
 from equipoise.service.audit import CHALLENGER, model_name
-from equipoise.service.evidence import TOLERANCE, Evidence
-from equipoise.service.predictor import ANSWERED_CALIBRATED, ANSWERED_RAW
 from equipoise.split import checks
+
+if TYPE_CHECKING:
+    from equipoise.service.evidence import Evidence
 
 #: What service imports; versions are those of this environment.
 _REQUIREMENTS = (
@@ -167,6 +166,10 @@ def _version_of(store: MlflowClient, winner: Winner) -> Registered:
     present = existing_version(store, winner)
     if present is not None:
         return Registered(winner.backbone, winner.scenario, str(present.version), new=False)
+    # What a version is made with takes seconds to import: that is paid where one is made only.
+    from equipoise.service import evidence as evidence_
+    from equipoise.service import gates
+
     study = winner.study
     run = tracking.mirror(store, study, winner.backbone, winner.scenario, winner.folder)
     tracking.write_verdict(store, run.run_id, winner.row, winner.comparison.primary)
@@ -193,6 +196,8 @@ def _version_of(store: MlflowClient, winner: Winner) -> Registered:
 
 def _description(winner: Winner) -> str:
     """What the page and the card say of the winner, a paragraph for each sentence."""
+    from equipoise.compare import card
+
     rule = winner.study.settings.threshold.rule
     said = card.said(winner.comparison, winner.backbone, winner.scenario, rule)
     return "\n\n".join(said)
@@ -213,12 +218,14 @@ def verify_served(winner: Winner, model: Any, evidence: Evidence) -> float:
     Raises:
         DataError: When it is larger than rounding.
     """
+    from equipoise.service import evidence as evidence_
+
     difference = evidence_.differences(winner.study, model, evidence).largest
-    if not difference <= TOLERANCE:  # not a number is no agreement either
+    if not difference <= evidence_.TOLERANCE:  # not a number is no agreement either
         stage = f"scenario@{winner.study.name}-{winner.backbone}-{winner.scenario}"
         raise DataError(
             f"The saved model of {winner.folder} serves probabilities that differ from the stored ones by "
-            f"{difference:.2e} (allowed: {TOLERANCE:.0e}). Run `dvc repro --force {stage}`."
+            f"{difference:.2e} (allowed: {evidence_.TOLERANCE:.0e}). Run `dvc repro --force {stage}`."
         )
     return difference
 
@@ -227,6 +234,8 @@ def log_evidence(
     store: MlflowClient, run_id: str, model: Any, evidence: Evidence, folder: Path
 ) -> None:
     """Write the evidence into a run, with what the model answers for its input example."""
+    from equipoise.service import evidence as evidence_
+
     answer = model.predict(model.input_example).iloc[0].to_dict()
     origin = evidence.origin.model_copy(update={"example": answer})
     written = evidence_.write(replace(evidence, origin=origin), folder)
@@ -237,6 +246,8 @@ def log_package(
     store: MlflowClient, run_id: str, winner: Winner, code: Code, package: Path
 ) -> None:
     """Write the model into a run, and its card beside it and into it."""
+    from equipoise.compare import card
+
     software = _versions() | {"commit": code.commit["equipoise.git_commit"]}
     text = card.card(winner.study, winner.backbone, winner.scenario, software)
     path = package / "MODEL_CARD.md"
@@ -350,6 +361,8 @@ def _request_columns() -> Schema:
 
 def _answer_columns(classes: list[str]) -> Schema:
     """Columns of an answer, as `Predictor.predict` gives them."""
+    from equipoise.service.predictor import ANSWERED_CALIBRATED, ANSWERED_RAW
+
     names = probability_columns(ANSWERED_CALIBRATED, classes)
     names += probability_columns(ANSWERED_RAW, classes)
     columns = [ColSpec(DataType.double, name) for name in names]

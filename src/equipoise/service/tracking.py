@@ -12,10 +12,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import pandas as pd
@@ -27,14 +27,15 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import read_mlflow_creds
 from sqlalchemy.exc import OperationalError
 
-from equipoise.compare import results
-from equipoise.compare.report import figures
 from equipoise.core import parallel
 from equipoise.core.config import Study
 from equipoise.core.documents import Comparison, ScenarioRow, ScenarioSummary
 from equipoise.core.environment import environment, git, masked
 from equipoise.core.errors import StoreError
 from equipoise.core.files import atomic_path, digest_of, read_table
+
+if TYPE_CHECKING:
+    from equipoise.compare.results import Result
 
 #: Tag of a run and of a model version: the digest of the result that it holds.
 DIGEST = "equipoise.result_digest"
@@ -275,7 +276,9 @@ def mirror(
         if adopt and adopt != present:
             mark_launcher(store, adopt, {"equipoise.result_run_id": present})
         return Mirrored(present, written=False)
-    # The figures need the predictions and their resamples: they are read for what is written only.
+    # What the figures need takes seconds to import and to read: that is paid for what is written only.
+    from equipoise.compare import results
+
     result = results.load_result(study, backbone, scenario, folder)
     experiment = experiment_id(store, f"equipoise-{study.name}", study.root)
     _remove_unfinished(store, experiment, summary.result_digest)
@@ -411,7 +414,7 @@ def _write_result(
     store: MlflowClient,
     run_id: str,
     summary: ScenarioSummary,
-    result: results.Result,
+    result: Result,
     folder: Path,
 ) -> None:
     """Write numbers, settings, files and figures of a result into its run.
@@ -423,6 +426,9 @@ def _write_result(
         result: For the figures.
         folder: Of the result.
     """
+    from equipoise.compare import results
+    from equipoise.compare.report import figures
+
     now = _now_milliseconds()
     metrics = [Metric(name, value, now, 0) for name, value in _numbers(summary)]
     params = [
@@ -438,15 +444,11 @@ def _write_result(
     store.log_dict(run_id, {"distribution": rows}, "distribution.json")
     drawing = figures.distribution(rows, summary.classes, result.backbone)
     store.log_text(run_id, drawing.svg, "figures/distribution.svg")
-    for draw in _drawings(len(summary.classes)):
+    drawings = [figures.roc, figures.precision_recall, figures.reliability]
+    if len(summary.classes) == 2:  # net benefit is of a decision between two
+        drawings.append(figures.decision)
+    for draw in drawings:
         store.log_text(run_id, draw([result]).svg, f"figures/{draw.__name__}.svg")
-
-
-def _drawings(num_classes: int) -> tuple[Callable[..., Any], ...]:
-    drawings = (figures.roc, figures.precision_recall, figures.reliability)
-    if num_classes > 2:  # net benefit is of a decision between two
-        return drawings
-    return (*drawings, figures.decision)
 
 
 def _numbers(summary: ScenarioSummary) -> Iterator[tuple[str, float]]:

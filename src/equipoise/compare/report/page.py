@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from equipoise import __version__
-from equipoise.compare import leakage, patients, wording
+from equipoise.compare import leakage, wording
 from equipoise.compare.card import card, claim
 from equipoise.compare.report import curves, figures
 from equipoise.compare.report.curves import StepCounts
@@ -27,7 +27,7 @@ from equipoise.core.config import Study
 from equipoise.core.documents import Comparison, Difference, IngestSummary, RoundChoice
 from equipoise.core.files import atomic_path, read_table
 from equipoise.core.text import in_words
-from equipoise.evaluation import metrics
+from equipoise.evaluation import metrics, patients
 from equipoise.evaluation.metrics import Endpoint
 
 #: Pictures of mistakes fill at most this much of the page, which stays under 6 MB.

@@ -8,8 +8,7 @@ import pytest
 from scipy.special import expit, logit
 from sklearn import metrics as sk
 
-from equipoise.compare import patients
-from equipoise.evaluation import intervals
+from equipoise.evaluation import intervals, patients
 from equipoise.evaluation.calibration import lock_threshold
 from equipoise.evaluation.metrics import Endpoint
 from fabricate import made
