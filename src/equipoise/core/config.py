@@ -129,6 +129,14 @@ class Ingest(Section):
     positive_class: str | None
     table: str | None
     columns: list[str]
+    #: The manifest keeps it as its grey scale, and manifests of 8 bits stay as they are.
+    window: Annotated[tuple[Number, Number] | None, Field(exclude=True)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Ingest:
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError("window: [low, high] with low < high is expected")
+        return self
 
 
 class Split(Section):

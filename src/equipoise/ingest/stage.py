@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from equipoise.core import images
+from equipoise.core import greylevels, images
 from equipoise.core.config import Study
-from equipoise.core.documents import ClassCount, IngestSummary
+from equipoise.core.documents import ClassCount, GreyLevels, IngestSummary
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
+from equipoise.core.greylevels import Range
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
 from equipoise.ingest import copies, originals, quarantine
 from equipoise.ingest.datasets.base import Card, Task, open_dataset
@@ -72,7 +73,8 @@ def run(study: Study) -> Ingested:
     paths, ignored = originals.list_files(study.raw, dataset)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
 
-    reader = Reader(study.raw, study.dataset, dataset, task)
+    window = Range(*settings.window) if settings.window else None
+    reader = Reader(study.raw, study.dataset, dataset, task, window)
     read = reader.read(paths)
     selected = _select(read, settings.only, study.dataset)
     selection = _selection_name(settings.only)
@@ -103,9 +105,12 @@ def run(study: Study) -> Ingested:
         completeness=task.completeness(published, selection),
     )
     meta = _meta(study, card, task, pseudonyms, tally.label_conflicts)
+    if read.scale is not None:
+        meta["grey_scale"] = read.scale.as_dict()
     manifest = Manifest(table.drop(columns=list(INTERNAL_COLUMNS)), meta)
     manifest = manifest.write(study.manifest_path)
     summary = _summary(manifest, card, counts, _count_flags(table), tally)
+    summary = summary.model_copy(update=_grey_fields(read, table))
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
     return Ingested(manifest, summary, quarantined)
@@ -224,8 +229,26 @@ def _count_flags(table: pd.DataFrame) -> dict[str, int]:
     counts = dict.fromkeys(images.FLAGS, 0)
     for flags in table["odd"]:
         for flag in flags:
-            counts[flag] += 1
+            counts[flag] = counts.get(flag, 0) + 1
     return counts
+
+
+def _grey_fields(read: ReadFiles, table: pd.DataFrame) -> dict[str, Any]:
+    """The fields of the summary about grey levels; none where there is nothing to say."""
+    fields: dict[str, Any] = {}
+    if read.scale is not None:
+        lines = greylevels.scale_text(read.scale, read.depths)
+        fields["grey_levels"] = GreyLevels(
+            **read.scale.as_dict(), files=len(read.depths), lines=lines
+        )
+    fewest: dict[str, int] = {}
+    for odd in table["odd"]:
+        for flag, levels in odd.items():
+            if levels:
+                fewest[flag] = min(levels, fewest.get(flag, levels))
+    if fewest:
+        fields["fewest_levels"] = fewest
+    return fields
 
 
 def _selection_name(only: Mapping[str, str]) -> str:

@@ -61,10 +61,19 @@ def _remarks(summary: IngestSummary) -> list[str]:
         remarks.append(
             "  no patient ids: every image counts as a patient, and intervals will be per image"
         )
-    odd = [f"{count} {flag}" for flag, count in summary.flagged.items() if count]
+    if summary.grey_levels is not None:
+        remarks += [f"  {line}" for line in summary.grey_levels.lines]
+    odd = [_flag_text(summary, flag) for flag, count in summary.flagged.items() if count]
     if odd:
         remarks.append(f"  kept, and worth a look: {', '.join(odd)}")
     return remarks
+
+
+def _flag_text(summary: IngestSummary, flag: str) -> str:
+    text = f"{summary.flagged[flag]} {flag}"
+    if flag in summary.fewest_levels:
+        text += f" (as few as {summary.fewest_levels[flag]} of 256 grey levels left)"
+    return text
 
 
 def _quarantine_lines(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> list[str]:

@@ -52,6 +52,8 @@ _REQUIREMENTS = (
     "numpy",
     "pandas",
     "pillow",
+    "imagecodecs",
+    "tifffile",
     "scipy",
     "pyarrow",
     "pydantic",

@@ -1,0 +1,160 @@
+"""Studies of files with more than 8 bits: one white, printed, kept, and asked for where there is none."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import yaml
+from PIL import Image
+
+from equipoise.core import config
+from equipoise.core.documents import IngestSummary
+from equipoise.core.errors import ConfigError, DataError
+from equipoise.core.greylevels import GreyScale, Range
+from equipoise.embed.embedder import pipeline_of
+from equipoise.ingest import stage as ingest
+from equipoise.ingest.summary import summary_text
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 48
+
+
+@pytest.fixture
+def root(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def _field(seed):
+    """A picture with values 0..1: a bright disc on a ramp, with noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    disc = (x - rng.uniform(0.3, 0.7)) ** 2 + (y - rng.uniform(0.3, 0.7)) ** 2 < 0.04
+    field = 0.2 + 0.3 * x + 0.3 * disc + rng.normal(0, 0.05, x.shape)
+    return field.clip(0, 1)
+
+
+def _put(root, make, names=("a", "b", "c", "d"), kind="png"):
+    """Write the same pictures under both classes, and return the mean grey that is right for each."""
+    right = {}
+    for label, class_name in enumerate(("normal", "sick")):
+        folder = root / "data/raw/own" / class_name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate(names):
+            field = _field(100 * label + number)
+            path = folder / f"{name}.{kind}"
+            if kind == "tif":
+                tifffile.imwrite(path, make(field))
+            else:
+                Image.fromarray(make(field)).save(path)
+            right[f"{class_name}/{path.name}"] = field.mean() * 255
+    return right
+
+
+def _study(root, **settings):
+    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    own = {section: {} for section in params["studies"]["demo"]}
+    own["ingest"] = {"dataset": "folder", "positive_class": "sick", "pseudonymise": False}
+    own["ingest"].update(settings)
+    params["studies"]["own"] = own
+    return config.load_study("own", params, root=root)
+
+
+def _means(done):
+    return done.manifest.table.set_index("image_id")["grey_mean"]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_bits_that_are_used_become_all_grey_levels(root, bits, kind):
+    white = 2**bits - 1
+    right = _put(root, lambda field: (field * white).astype(np.uint16), kind=kind)
+    done = ingest.run(_study(root))
+    pd.testing.assert_series_equal(
+        _means(done).sort_index(), pd.Series(right), atol=0.6, **_loose()
+    )
+    assert done.manifest.grey_scale == GreyScale(white)
+    said = summary_text(done.summary, done.quarantined)
+    assert f"{white + 1:,} grey levels in 8 files of more than 8 bits: scaled by {white:,}" in said
+    assert "dark" not in said
+
+
+def _loose():
+    return {"check_names": False, "check_index_type": False, "rtol": 0}
+
+
+def test_a_dark_picture_stays_darker_than_its_neighbours(root):
+    _put(root, lambda field: (field * 4095).astype(np.uint16))
+    dark = _put(root, lambda field: (field * 250).astype(np.uint16), names=["z"])
+    done = ingest.run(_study(root))
+    for image_id, mean in dark.items():
+        assert _means(done)[image_id] == pytest.approx(mean * 250 / 4095, abs=0.6)
+    assert done.summary.flagged["dark"] == 2
+    levels = done.summary.fewest_levels["dark"]
+    assert 4 < levels <= 16
+    said = summary_text(done.summary, done.quarantined)
+    assert f"2 dark (as few as {levels} of 256 grey levels left)" in said
+    assert "bits used: 8 in 2, 12 in 8; one white for all of these" in said
+
+
+def test_files_of_8_bits_beside_deep_ones_keep_their_levels(root):
+    shallow = _put(root, lambda field: np.rint(field * 255).astype(np.uint8), names=["s", "t"])
+    _put(root, lambda field: (field * 4095).astype(np.uint16), names=["u", "v"], kind="tif")
+    done = ingest.run(_study(root, duplicates="keep"))
+    for image_id, mean in shallow.items():
+        assert _means(done)[image_id] == pytest.approx(mean, abs=0.6)
+
+
+def test_hounsfield_units_are_refused_without_a_window_and_read_with_one(root):
+    right = _put(root, lambda field: (field * 2000 - 1000).astype(np.float32), kind="tif")
+    with pytest.raises(DataError, match=r"float values from -\d.* to \d.*Set ingest\.window"):
+        ingest.run(_study(root))
+    done = ingest.run(_study(root, window=[-1000, 1000]))
+    pd.testing.assert_series_equal(
+        _means(done).sort_index(), pd.Series(right), atol=0.6, **_loose()
+    )
+    assert done.manifest.grey_scale == GreyScale(None, Range(-1000, 1000))
+    said = summary_text(done.summary, done.quarantined)
+    assert "8 files of more than 8 bits: -1,000 becomes black and 1,000 white" in said
+
+
+def test_files_without_a_white_are_left_out_with_the_reason_beside_others(root):
+    _put(root, lambda field: (field * 4095).astype(np.uint16))
+    _put(root, lambda field: (field * 900 - 300).astype(np.int16), names=["h"], kind="tif")
+    # This one alone has no value below 0, and is of the same kind.
+    bone = (_field(7) * 900).astype(np.int16)
+    tifffile.imwrite(root / "data/raw/own/sick/bone.tif", bone)
+    done = ingest.run(_study(root))
+    reasons = {item.image_id: item.reason for item in done.quarantined}
+    assert sorted(reasons) == ["normal/h.tif", "sick/bone.tif", "sick/h.tif"]
+    assert all("ingest.window" in reason for reason in reasons.values())
+    assert done.manifest.grey_scale == GreyScale(4095)
+
+
+def test_a_window_that_is_none_is_refused(root):
+    with pytest.raises(ConfigError, match="low < high"):
+        _study(root, window=[400, -1000])
+
+
+def test_the_scale_is_part_of_the_key_of_the_features(root):
+    _put(root, lambda field: (field * 4095).astype(np.uint16))
+    study = _study(root)
+    scale = ingest.run(study).manifest.grey_scale
+    plain = pipeline_of(study.settings.embed)
+    pipeline = pipeline_of(study.settings.embed, scale)
+    assert pipeline == plain + "/white[4095]"
+    assert GreyScale.of_pipeline(pipeline) == scale
+
+
+def test_files_of_8_bits_leave_no_trace_of_any_scale(root):
+    _put(root, lambda field: np.rint(field * 255).astype(np.uint8))
+    study = _study(root)
+    done = ingest.run(study)
+    assert "grey_scale" not in done.manifest.meta
+    assert "window" not in done.manifest.meta["settings"]["ingest"]
+    written = IngestSummary.read(study.manifest_path.with_suffix(".json")).as_dict()
+    assert not {"grey_levels", "fewest_levels"}.intersection(written)
+    assert list(written["flagged"]) == ["tiny", "blank", "colour"]
