@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from equipoise.core import limits, rasters
+from equipoise.core import dicom, limits, rasters
 from equipoise.core.errors import DataError
 from equipoise.core.greylevels import GreyScale, Picture, Range, depth_of
 
@@ -27,6 +27,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 SUFFIXES = frozenset(
     {
+        *(dicom.SUFFIXES if dicom.is_installed() else ()),
         *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
         *(".jp2", ".j2k", ".pgm", ".ppm", ".pnm"),
     }
@@ -35,7 +36,7 @@ SUFFIXES = frozenset(
 #: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
 #: Further flags, which `ingest` names only where they occur.
-RARE_FLAGS = ("dark", "flat")
+RARE_FLAGS = ("dark", "flat", dicom.FRAMES, dicom.BURNED_IN, dicom.PRIVATE)
 #: A picture is dark when 99 of 100 pixels are below this level (0..255): an eighth of what there is.
 _DARK_LEVEL = 32
 #: A picture is flat when 98 of 100 pixels lie within so many levels.
@@ -88,16 +89,22 @@ def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Walk:
         folder_names[:] = visible  # tells os.walk where to go on
         for name in file_names:
             path = Path(parent, name)
-            suffix = path.suffix.lower()
-            if hidden(name) or suffix not in suffixes or not path.is_file():
+            if hidden(name) or not is_image_file(path, suffixes):
                 ignored += 1
                 continue
             relative = path.relative_to(folder).as_posix()
-            if suffix == ".npz":
+            if path.suffix.lower() == ".npz":
                 paths += _npz_members(path, relative)
             else:
                 paths.append(relative)
     return Walk(sorted(paths), ignored)
+
+
+def is_image_file(path: Path, suffixes: frozenset[str] = SUFFIXES) -> bool:
+    """Whether a file has one of the endings, or is DICOM without an ending, as scanners write it."""
+    if path.suffix.lower() in suffixes:
+        return path.is_file()
+    return ".dcm" in suffixes and path.is_file() and dicom.is_dicom_file(path)
 
 
 def _count_files(folder: Path) -> int:
@@ -228,11 +235,18 @@ def decode(source: Path | bytes, draft_px: int = 0, scale: GreyScale | None = No
         ValueError: When it is not an image, is cut short, is empty, is larger than Pillow's safe
             limit, or has more than 8 bits and nothing says which value is white.
     """
-    return open_picture(source, draft_px).as_rgb(scale)
+    has_window = scale is not None and scale.window is not None
+    return open_picture(source, draft_px, has_window).as_rgb(scale)
 
 
-def open_picture(source: Path | bytes, draft_px: int = 0) -> Picture:
+def open_picture(source: Path | bytes, draft_px: int = 0, has_window: bool = False) -> Picture:
     """Decode an image completely, and leave those of more than 8 bits as their files hold them.
+
+    Args:
+        source: As of `decode`.
+        draft_px: As of `decode`.
+        has_window: Whether the study says what becomes black and white; then a DICOM file's own
+            window is not asked.
 
     Raises:
         ValueError: As `decode` does.
@@ -240,6 +254,8 @@ def open_picture(source: Path | bytes, draft_px: int = 0) -> Picture:
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise ValueError("the file is empty")
+    if dicom.is_dicom(data):
+        return dicom.open_dicom(data, has_window)
     deep = rasters.open_deep(data)
     if deep is not None:
         return deep

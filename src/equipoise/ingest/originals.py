@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from equipoise.core import images
+from equipoise.core import dicom, images
 from equipoise.core.config import Ingest, Study
 from equipoise.core.errors import DataError
 from equipoise.core.records import Manifest
@@ -75,9 +75,10 @@ def list_files(raw: Path, dataset: Dataset) -> tuple[list[str], int]:
     """
     paths, ignored = images.walk(raw, dataset.suffixes)
     if not paths:
+        hint = "" if dicom.is_installed() else f" DICOM files need pydicom: {dicom.INSTALL}."
         raise DataError(
             f"{raw} holds no image file ({ignored} other files). Expected are files ending in "
-            f"{', '.join(sorted(dataset.suffixes))}."
+            f"{', '.join(sorted(dataset.suffixes))}.{hint}"
         )
     return paths, ignored
 

@@ -142,7 +142,7 @@ class Reader:
         try:
             parsed = self.dataset.parse(PurePosixPath(path))
             content = images.read(self.raw, path)
-            picture = images.open_picture(content)
+            picture = images.open_picture(content, has_window=self.window is not None)
             if picture.depth is not None and self.scale is None:
                 return _Waiting(path, picture.depth)
             return self._image(path, parsed, content, picture)

@@ -20,7 +20,7 @@ from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
 from equipoise.core.greylevels import Range
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
-from equipoise.ingest import copies, originals, quarantine
+from equipoise.ingest import copies, headers, originals, quarantine
 from equipoise.ingest.datasets.base import Card, Task, open_dataset
 from equipoise.ingest.pseudonyms import Pseudonyms
 from equipoise.ingest.quarantine import Quarantined
@@ -68,9 +68,10 @@ def run(study: Study) -> Ingested:
     """
     settings = study.settings.ingest
     dataset, task = open_dataset(study.dataset, study.raw, settings)
+    paths, ignored = originals.list_files(study.raw, dataset)
+    dataset = headers.add_headers(dataset, study.raw, paths)
     card = dataset.card
     readings = list(card.readings)
-    paths, ignored = originals.list_files(study.raw, dataset)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
 
     window = Range(*settings.window) if settings.window else None

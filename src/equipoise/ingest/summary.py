@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from equipoise.core import dicom
 from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.ingest.quarantine import Quarantined
 
 #: Quarantined files that are named; the others are counted.
 _NAMED = 10
+#: Flags that need more than their name.
+_FLAG_WORDS = {
+    dicom.FRAMES: "with several frames, of which the first is read",
+    dicom.BURNED_IN: "with text burned into the picture (BurnedInAnnotation), which may name a person",
+    dicom.PRIVATE: "with private DICOM tags, which may name a person",
+}
 
 
 def summary_text(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> str:
@@ -70,7 +77,7 @@ def _remarks(summary: IngestSummary) -> list[str]:
 
 
 def _flag_text(summary: IngestSummary, flag: str) -> str:
-    text = f"{summary.flagged[flag]} {flag}"
+    text = f"{summary.flagged[flag]} {_FLAG_WORDS.get(flag, flag)}"
     if flag in summary.fewest_levels:
         text += f" (as few as {summary.fewest_levels[flag]} of 256 grey levels left)"
     return text

@@ -217,18 +217,20 @@ def predict_rows(model: Any, paths: Sequence[str], grey: bool) -> list[dict[str,
     rows: list[dict[str, Any]] = []
     contents: dict[int, bytes] = {}
     scale = _scale_of(model)
+    has_window = scale is not None and scale.window is not None
     for index, path in enumerate(paths):
         row = {"image": path, "flags": "", "error": ""}
         rows.append(row)
         try:
             content = Path(path).read_bytes()
-            pixels = images.decode(content, scale=scale)
+            picture = images.open_picture(content, has_window=has_window)
+            pixels = picture.as_rgb(scale)
         except OSError as error:
             row["error"] = error.strerror or str(error)
         except ValueError as error:
             row["error"] = str(error)
         else:
-            row["flags"] = " ".join(images.flags(pixels, grey))
+            row["flags"] = " ".join([*images.flags(pixels, grey), *picture.notes])
             contents[index] = content
     if contents:
         answers = model.predict(pd.DataFrame({"image": list(contents.values())}))

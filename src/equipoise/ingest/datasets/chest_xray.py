@@ -40,8 +40,10 @@ CARD = Card(
     ),
 )
 
-_PNEUMONIA = re.compile(r"person(?P<person>\d+)_(?P<subtype>bacteria|virus)_\d+\.jpe?g$", re.I)
-_NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<study>\d+)-\d+(-\d+)?\.jpe?g$", re.I)
+_PNEUMONIA = re.compile(
+    r"person(?P<person>\d+)_(?P<subtype>bacteria|virus)_\d+\.(jpe?g|dcm)$", re.I
+)
+_NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<study>\d+)-\d+(-\d+)?\.(jpe?g|dcm)$", re.I)
 _SIDES = {"train": "train", "val": "train", "test": "test"}
 
 
