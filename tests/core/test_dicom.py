@@ -79,6 +79,7 @@ def test_windows_of_files_are_applied_as_pydicom_applies_them(function, rescale)
 
 def test_the_window_of_the_study_goes_before_that_of_the_file():
     content = dicom_bytes(GREY, WindowCenter=40, WindowWidth=400, **HOUNSFIELD)
+    assert images.open_picture(content).notes == ("own-window",)
     levels = images.decode(content, scale=GreyScale(None, Range(-1000, 400)))
     expected = np.clip((GREY - 24.0) * (255 / 1400), 0, 255)
     np.testing.assert_allclose(levels, _grey(expected), atol=0.5001)

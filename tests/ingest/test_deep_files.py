@@ -134,6 +134,13 @@ def test_files_without_a_white_are_left_out_with_the_reason_beside_others(root):
     assert done.manifest.grey_scale == GreyScale(4095)
 
 
+def test_a_window_that_changes_nothing_is_said(root):
+    _put(root, lambda field: np.rint(field * 255).astype(np.uint8))
+    done = ingest.run(_study(root, window=[-1000, 400]))
+    said = summary_text(done.summary, done.quarantined)
+    assert "ingest.window changes nothing: no file has more than 8 bits" in said
+
+
 def test_a_window_that_is_none_is_refused(root):
     with pytest.raises(ConfigError, match="low < high"):
         _study(root, window=[400, -1000])

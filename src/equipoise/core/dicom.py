@@ -30,6 +30,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 FRAMES = "frames"
 BURNED_IN = "burned-in"
 PRIVATE = "private"
+OWN_WINDOW = "own-window"
 
 #: An index of a disk: a DICOM file without a picture.
 _INDEX = "DICOMDIR"
@@ -193,6 +194,8 @@ def _grey(header: Any, stored: np.ndarray, has_window: bool, notes: tuple[str, .
     if values is stored and stored.dtype.kind == "u":
         declared = _declared_white(header, stored)
     if not has_window and _has_display_transform(header):
+        if values.min() < 0:
+            notes = (*notes, OWN_WINDOW)
         values, declared = _as_displayed(header, values)
     if declared == (0, 255):
         levels = np.rint(values).astype(np.uint8)

@@ -36,7 +36,14 @@ SUFFIXES = frozenset(
 #: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
 #: Further flags, which `ingest` names only where they occur.
-RARE_FLAGS = ("dark", "flat", dicom.FRAMES, dicom.BURNED_IN, dicom.PRIVATE)
+RARE_FLAGS = (
+    "dark",
+    "flat",
+    dicom.FRAMES,
+    dicom.BURNED_IN,
+    dicom.PRIVATE,
+    dicom.OWN_WINDOW,
+)
 #: A picture is dark when 99 of 100 pixels are below this level (0..255): an eighth of what there is.
 _DARK_LEVEL = 32
 #: A picture is flat when 98 of 100 pixels lie within so many levels.

@@ -111,7 +111,7 @@ def run(study: Study) -> Ingested:
     manifest = Manifest(table.drop(columns=list(INTERNAL_COLUMNS)), meta)
     manifest = manifest.write(study.manifest_path)
     summary = _summary(manifest, card, counts, _count_flags(table), tally)
-    summary = summary.model_copy(update=_grey_fields(read, table))
+    summary = summary.model_copy(update=_grey_fields(read, table, window))
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
     return Ingested(manifest, summary, quarantined)
@@ -234,7 +234,7 @@ def _count_flags(table: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
-def _grey_fields(read: ReadFiles, table: pd.DataFrame) -> dict[str, Any]:
+def _grey_fields(read: ReadFiles, table: pd.DataFrame, window: Range | None) -> dict[str, Any]:
     """The fields of the summary about grey levels; none where there is nothing to say."""
     fields: dict[str, Any] = {}
     if read.scale is not None:
@@ -242,6 +242,9 @@ def _grey_fields(read: ReadFiles, table: pd.DataFrame) -> dict[str, Any]:
         fields["grey_levels"] = GreyLevels(
             **read.scale.as_dict(), files=len(read.depths), lines=lines
         )
+    elif window is not None:
+        unused = "ingest.window changes nothing: no file has more than 8 bits"
+        fields["grey_levels"] = GreyLevels(white=None, window=list(window), files=0, lines=[unused])
     fewest: dict[str, int] = {}
     for odd in table["odd"]:
         for flag, levels in odd.items():

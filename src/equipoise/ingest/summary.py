@@ -14,6 +14,7 @@ _NAMED = 10
 _FLAG_WORDS = {
     dicom.FRAMES: "with several frames, of which the first is read",
     dicom.BURNED_IN: "with text burned into the picture (BurnedInAnnotation), which may name a person",
+    dicom.OWN_WINDOW: "with signed values shown through the window of each file; ingest.window would show all alike",
     dicom.PRIVATE: "with private DICOM tags, which may name a person",
 }
 
