@@ -49,7 +49,7 @@ def _study(root, **settings):
 def _put_patients(root):
     """Two films of each of four patients."""
     seed = 0
-    for class_name, patients in (("well", ("A1", "A2")), ("sick", ("B1", "B2"))):
+    for class_name, patients in (("well", ("Alder1", "Alder2")), ("sick", ("Birch1", "Birch2"))):
         for patient in patients:
             for side, view in (("L", "PA"), ("R", "LL")):
                 seed += 1
@@ -64,9 +64,9 @@ def test_patients_and_columns_come_from_the_headers(root):
     done = ingest.run(_study(root, pseudonymise=False))
     table = done.manifest.table.set_index("image_id")
     assert table["patient_id"].to_dict() == {
-        image_id: image_id.split("/")[1][:2] for image_id in table.index
+        image_id: image_id.split("/")[1][:6] for image_id in table.index
     }
-    row = table.loc["sick/B2R.dcm"]
+    row = table.loc["sick/Birch2R.dcm"]
     assert (row["laterality"], row["view"], row["acquisition"]) == ("R", "LL", "DX Acme Ray 1")
     assert done.summary.patient_ids
     assert done.summary.patients == 4
@@ -76,14 +76,13 @@ def test_ids_are_hashed_unless_somebody_says_no(root):
     _put_patients(root)
     study = _study(root)
     done = ingest.run(study)
-    assert not done.manifest.table["patient_id"].str.contains("A1|A2|B1|B2").any()
     assert done.manifest.table["patient_id"].nunique() == 4
-    written = (
-        study.manifest_path.read_bytes() + study.manifest_path.with_suffix(".json").read_bytes()
-    )
-    assert b"A1" not in written
+    summary = study.manifest_path.with_suffix(".json").read_text(encoding="utf-8")
+    for text in (done.manifest.table.to_csv(), summary):
+        assert "Alder" not in text
+        assert "Birch" not in text
     places = pd.read_csv(study.places_path, dtype=str).set_index("image_id")
-    assert sorted(places["patient"].unique()) == ["A1", "A2", "B1", "B2"]
+    assert sorted(places["patient"].unique()) == ["Alder1", "Alder2", "Birch1", "Birch2"]
     assert originals.locate(study, done.manifest) == places["path"].to_dict()
 
 
@@ -122,8 +121,8 @@ def test_a_table_goes_before_the_headers(root):
 def test_findings_about_frames_and_what_may_name_a_person_are_printed(root):
     _put_patients(root)
     frames = [_grey(80), _grey(81)]
-    _put(root, "sick/cine.dcm", dicom_bytes(frames, PatientID="B3"))
-    burned = dicom_bytes(_grey(82), PatientID="B4", BurnedInAnnotation="YES")
+    _put(root, "sick/cine.dcm", dicom_bytes(frames, PatientID="Cedar3"))
+    burned = dicom_bytes(_grey(82), PatientID="Cedar4", BurnedInAnnotation="YES")
     _put(root, "sick/burned.dcm", with_private_tag(burned))
     done = ingest.run(_study(root))
     said = summary_text(done.summary, done.quarantined)

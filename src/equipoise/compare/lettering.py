@@ -43,10 +43,10 @@ def lettering(text: str, fonts: Iterable[Any] | None = None) -> Lettering:
     for font in fontManager.ttflist if fonts is None else fonts:
         if not missing:
             break
-        found = missing & _characters(font.fname)
-        if found and not font.name.startswith(_NOT_LETTERS):
+        lent = missing & _characters(font.fname)
+        if lent and not font.name.startswith(_NOT_LETTERS):
             families.append(font.name)
-            missing -= found
+            missing -= lent
     return Lettering(_without(text, sorted(missing)), families)
 
 

@@ -53,6 +53,11 @@ def is_installed() -> bool:
         return False
 
 
+def readable_suffixes() -> frozenset[str]:
+    """Endings of DICOM files; none without pydicom."""
+    return SUFFIXES if is_installed() else frozenset()
+
+
 def is_dicom(content: bytes) -> bool:
     """Whether bytes are those of a DICOM file.
 

@@ -25,13 +25,10 @@ from equipoise.core.greylevels import GreyScale, Picture, Range, depth_of
 # Larger images are refused below: as an error, because a warning filter is shared by all threads.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-SUFFIXES = frozenset(
-    {
-        *(dicom.SUFFIXES if dicom.is_installed() else ()),
-        *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
-        *(".jp2", ".j2k", ".pgm", ".ppm", ".pnm"),
-    }
-)
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
+_DEEP_PICTURES = frozenset({".jp2", ".j2k", ".pgm", ".ppm", ".pnm"})
+#: Endings of the files that hold images.
+SUFFIXES = _PICTURES | _DEEP_PICTURES | dicom.readable_suffixes()
 
 #: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
