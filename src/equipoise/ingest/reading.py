@@ -101,8 +101,9 @@ class Reader:
         scale = None
         if waiting:
             depths = [result.depth for result in waiting]
-            scale = greylevels.shared_scale(depths, self.window)
             unbounded = {} if self.window else greylevels.unbounded(depths)
+            bounded = [depth for depth in depths if depth.declared or depth.kind not in unbounded]
+            scale = greylevels.shared_scale(bounded, self.window)
             reader = replace(self, scale=scale, unbounded=unbounded)
             again = iter(reader._examine_paths([result.path for result in waiting]))
             results = [next(again) if isinstance(item, _Waiting) else item for item in results]
