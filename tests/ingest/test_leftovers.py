@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from equipoise.core import config, images
+from equipoise.core import config, dicom, images
 from equipoise.core.errors import DataError
-from equipoise.ingest import leftovers, masks
+from equipoise.ingest import leftovers, masks, originals
 from equipoise.ingest import stage as ingest
+from equipoise.ingest.datasets import breakhis
+from equipoise.ingest.datasets.base import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -258,3 +260,23 @@ def test_file_names_in_another_form_of_accents_are_read(tmp_path, raw):
     _save(raw / name, _picture(70))
     done = ingest.run(_study(tmp_path))
     assert name in set(done.manifest.table["image_id"])
+
+
+def test_dicom_files_are_named_where_pydicom_is_missing(raw, monkeypatch):
+    monkeypatch.setattr(dicom, "is_installed", lambda: False)
+    _empty(raw, "sick/1.dcm", "sick/2.DCM", "notes.txt")
+    (raw / "sick/IM0001").write_bytes(bytes(128) + b"DICM")
+    suffixes = images.SUFFIXES - dicom.SUFFIXES
+    listing = leftovers.list_images(raw, suffixes, [], [])
+    assert listing.left_out == {".dcm without pydicom": 2, "DICOM without pydicom": 1, ".txt": 1}
+
+
+def test_a_folder_of_nothing_but_dicom_says_how_to_read_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom, "is_installed", lambda: False)
+    _empty(tmp_path / "mine", "sick/1.dcm", "well/2.dcm")
+    study = _study(tmp_path)
+    dataset = Dataset(breakhis.CARD, breakhis.parse, suffixes=images.SUFFIXES - dicom.SUFFIXES)
+    with pytest.raises(
+        DataError, match=r"2 \.dcm without pydicom.*pip install 'equipoise\[dicom\]'"
+    ):
+        originals.list_files(study.raw, dataset, study.settings.ingest)

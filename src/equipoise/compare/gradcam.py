@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from equipoise.compare.lettering import lettering
 from equipoise.embed.backbones import load_keras
 
 #: Places a side that a map has at least: what every backbone's last feature map has at 224 px.
@@ -139,7 +140,13 @@ def figure(pixels: np.ndarray, heat: np.ndarray, text: str) -> Any:
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(9, 5), layout="constrained")
-    drawn.suptitle(text, fontsize=10, parse_math=False)  # names are text, also with a $ in them
+    letters = lettering(text)
+    drawn.suptitle(
+        letters.text,
+        fontsize=10,
+        fontfamily=letters.families,
+        parse_math=False,  # names are text, also with a $ in them
+    )
     left, right = drawn.subplots(1, 2)
     left.imshow(pixels)
     left.set_axis_off()

@@ -189,6 +189,7 @@ class Ingest(Section):
     columns: list[Text]
     aliases: dict[str, Text]
     patient_folder: Literal["below", "above"] | None
+    window: Annotated[list[Number], Field(min_length=2, max_length=2)] | None
 
     @field_serializer("aliases")
     def _without_ids(self, aliases: dict[str, str]) -> str:
@@ -197,6 +198,12 @@ class Ingest(Section):
             return ""
         text = json.dumps(aliases, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Ingest:
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError("window: [low, high] with low < high is expected")
+        return self
 
 
 class Split(Section):

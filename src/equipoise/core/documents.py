@@ -149,8 +149,27 @@ class FetchRecord(Document):
     file_bytes: int
 
 
+class GreyLevels(Part):
+    """How files of more than 8 bits became pictures.
+
+    Attributes:
+        white: Value that becomes white; null where the window holds for every file.
+        window: Values that become black and white where numbers have no white of their own.
+        files: Usable files of more than 8 bits.
+        lines: The same in words, and what else is to be said of these files.
+    """
+
+    white: float | None
+    window: list[float] | None
+    files: int
+    lines: list[str]
+
+
 class IngestSummary(Document):
-    """`data/manifest/<study>.json`: what was found in the raw folder."""
+    """`data/manifest/<study>.json`: what was found in the raw folder.
+
+    `grey_levels` and `fewest_levels` (by flag, of 256) are there only where they say something.
+    """
 
     study: str
     dataset: str
@@ -178,6 +197,8 @@ class IngestSummary(Document):
     minority_classes: list[str]
     imbalance_ratio: float | None
     completeness: str
+    grey_levels: GreyLevels | None = None
+    fewest_levels: dict[str, int] = Field(default_factory=dict)
 
 
 class RoundCounts(Part):

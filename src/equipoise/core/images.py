@@ -5,12 +5,10 @@ The same decoder serves ingest, the backbone pass and the service.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import os
 import re
-import threading
 import warnings
 import zipfile
 import zlib
@@ -21,18 +19,38 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from equipoise.core import dicom, limits, rasters
 from equipoise.core.errors import DataError
+from equipoise.core.greylevels import GreyScale, Picture, Range, depth_of
 
 # Larger images are refused below: as an error, because a warning filter is shared by all threads.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
+_DEEP_PICTURES = frozenset({".jp2", ".j2k", ".pgm", ".ppm", ".pnm"})
+#: Endings of the files that hold images.
+SUFFIXES = _PICTURES | _DEEP_PICTURES | dicom.readable_suffixes()
 
 #: Endings of formats that hold several pages or frames.
 _SUFFIXES_WITH_PAGES = (".tif", ".tiff", ".gif", ".webp")
 
 #: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
+#: Further flags, which `ingest` names only where they occur.
+RARE_FLAGS = (
+    "dark",
+    "flat",
+    dicom.FRAMES,
+    dicom.BURNED_IN,
+    dicom.PRIVATE,
+    dicom.OWN_WINDOW,
+)
+#: A picture is dark when 99 of 100 pixels are below this level (0..255): an eighth of what there is.
+_DARK_LEVEL = 32
+#: A picture is flat when 98 of 100 pixels lie within so many levels.
+_FLAT_LEVELS = 16
+
+_WHITE_16_BIT = 65535
 #: A picture with a shorter side is tiny.
 _TINY_PX = 24
 #: A picture whose grey levels (0..255) have a smaller standard deviation is blank.
@@ -41,10 +59,6 @@ _BLANK_LEVELS = 1.0
 _COLOUR_LEVELS = 8.0
 #: Pixels along the shorter side that are looked at for this, about.
 _SAMPLES_PX = 64
-
-#: Pictures with more pixels are decoded one at a time: each may take 1.4 GB on the way.
-_LARGE_PIXELS = 2**24
-_ONE_LARGE_PICTURE = threading.Lock()
 
 #: The parts of a MedMNIST file.
 NPZ_PARTS = ("train", "val", "test")
@@ -136,9 +150,15 @@ def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Walk:
 
 
 def holds_images(folder: Path, path: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
-    """Whether a path below a folder is a file with one of the endings."""
-    ending = os.path.splitext(path)[1].lower()
-    return ending in suffixes and os.path.isfile(os.path.join(folder, path))
+    """Whether a path below a folder is a file with images, see `is_image_file`."""
+    return is_image_file(Path(folder, path), suffixes)
+
+
+def is_image_file(path: Path, suffixes: frozenset[str] = SUFFIXES) -> bool:
+    """Whether a file has one of the endings, or is DICOM without an ending, as scanners write it."""
+    if path.suffix.lower() in suffixes:
+        return path.is_file()
+    return ".dcm" in suffixes and path.is_file() and dicom.is_dicom_file(path)
 
 
 def pictures_in(folder: Path, path: str) -> list[str]:
@@ -217,7 +237,7 @@ def flags(pixels: np.ndarray, grey: bool) -> list[str]:
         grey: Whether a grey picture is expected, so that colours are odd.
 
     Returns:
-        Some of `FLAGS`.
+        Some of `FLAGS` and `RARE_FLAGS`.
 
     >>> flags(np.zeros((8, 64, 3), dtype=np.uint8), grey=True)
     ['tiny', 'blank']
@@ -232,6 +252,8 @@ def flags(pixels: np.ndarray, grey: bool) -> list[str]:
         odd.append("tiny")
     if all(channel.std() < _BLANK_LEVELS for channel in channels):
         odd.append("blank")
+    else:
+        odd += _few_levels(sample)
     red, green, blue = channels
     if grey and _levels_apart(red, green) + _levels_apart(green, blue) > _COLOUR_LEVELS:
         odd.append("colour")
@@ -244,26 +266,69 @@ def _levels_apart(one: np.ndarray, other: np.ndarray) -> float:
     return float(apart.mean())
 
 
-def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
+def _few_levels(sample: np.ndarray) -> list[str]:
+    """Whether the levels of a picture's pixels, (height, width, 3), are all low or all alike."""
+    green = sample[::2, ::2, 1]
+    if not _few_levels_of(green):  # nearly every picture: a look at a few bytes is enough
+        return []
+    return _few_levels_of(sample)
+
+
+def _few_levels_of(levels: np.ndarray) -> list[str]:
+    pixels_at = np.bincount(levels.ravel(), minlength=256)
+    share_up_to = pixels_at.cumsum() / levels.size
+    low, high = np.searchsorted(share_up_to, [0.01, 0.99])
+    if high < _DARK_LEVEL:
+        return ["dark"]
+    return ["flat"] if high - low < _FLAT_LEVELS else []
+
+
+def levels_left(pixels: np.ndarray) -> int:
+    """How many different levels a decoded picture has, of 256."""
+    return int(np.count_nonzero(np.bincount(pixels.ravel(), minlength=256)))
+
+
+def decode(source: Path | bytes, draft_px: int = 0, scale: GreyScale | None = None) -> np.ndarray:
     """Decode an image completely.
 
     Args:
         source: Path of a file, or the bytes of one.
         draft_px: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest at which both sides
             still have this length; 0 for its full size.
+        scale: Which value is white in files of more than 8 bits that do not say it.
 
     Returns:
         uint8 (height_px, width_px, 3), RGB. It is turned upright by its EXIF orientation. Grey is
-        repeated three times; 16-bit grey is divided by 256, and float grey within 0..1 is
-        multiplied by 255. Transparency is dropped.
+        repeated three times. Transparency is dropped.
 
     Raises:
-        ValueError: When it is not an image, is cut short, is empty or is larger than Pillow's safe
-            limit.
+        ValueError: When it is not an image, is cut short, is empty, is larger than Pillow's safe
+            limit, or has more than 8 bits and nothing says which value is white.
+    """
+    has_window = scale is not None and scale.window is not None
+    return open_picture(source, draft_px, has_window).as_rgb(scale)
+
+
+def open_picture(source: Path | bytes, draft_px: int = 0, has_window: bool = False) -> Picture:
+    """Decode an image completely, and leave those of more than 8 bits as their files hold them.
+
+    Args:
+        source: As of `decode`.
+        draft_px: As of `decode`.
+        has_window: Whether the study says what becomes black and white; then a DICOM file's own
+            window is not asked.
+
+    Raises:
+        ValueError: As `decode` does.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise ValueError("the file is empty")
+    if dicom.is_dicom(data):
+        return dicom.open_dicom(data, has_window)
+    deep = rasters.open_deep(data)
+    if deep is not None:
+        return deep
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _decoded(image, draft_px)
@@ -272,24 +337,37 @@ def decode(source: Path | bytes, draft_px: int = 0) -> np.ndarray:
         raise ValueError(message) from error
 
 
-def _decoded(image: Image.Image, draft_px: int) -> np.ndarray:
-    num_pixels = image.width * image.height
-    if num_pixels > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}: could be a "
-            "decompression bomb"
-        )
+def _decoded(image: Image.Image, draft_px: int) -> Picture:
+    limits.require_safe_size(image.width, image.height)
     if draft_px:
         image.draft(None, (draft_px, draft_px))
-    is_large = image.width * image.height > _LARGE_PIXELS  # at the size that the draft has left
-    turn = _ONE_LARGE_PICTURE if is_large else contextlib.nullcontext()
-    with turn:
+    white = _white_of_pgm(image)
+    with limits.turn(image.width, image.height):  # at the size that the draft has left
         ImageOps.exif_transpose(image, in_place=True)  # a copy would take the memory twice
         if image.mode.startswith(("I", "F")):
-            return _from_deep_grey(np.asarray(image), image.mode)
+            return _deep(image, white)
         if image.mode == "RGB":
-            return np.asarray(image)
-        return np.asarray(image.convert("RGB"))
+            return Picture(np.asarray(image))
+        return Picture(np.asarray(image.convert("RGB")))
+
+
+def _deep(image: Image.Image, white: int | None) -> Picture:
+    """Numbers of more than 8 bits out of PGM and the like; `white` as the file declares it."""
+    values = np.asarray(image)
+    if image.format == "PPM":
+        values = values.astype(np.uint32)  # Pillow calls them signed
+    if white is None:
+        return Picture(values, depth_of(values))
+    stored = np.rint(values * (white / _WHITE_16_BIT)).astype(np.uint32)
+    return Picture(stored, depth_of(stored, Range(0, white)))
+
+
+def _white_of_pgm(image: Image.Image) -> int | None:
+    """The greatest value that a PGM declares, which Pillow stretches to 16 bits while it loads."""
+    if image.format != "PPM" or not image.tile or not image.tile[0].codec_name.startswith("ppm"):
+        return None
+    white = image.tile[0].args[-1]
+    return white if isinstance(white, int) and white < _WHITE_16_BIT else None
 
 
 def count_pages(data: bytes, name: str) -> int:
@@ -339,28 +417,3 @@ def as_rgb(values: np.ndarray | list[Any]) -> np.ndarray:
         )
     rgb = pixels if is_rgb else np.repeat(pixels[..., None], 3, axis=-1)
     return np.ascontiguousarray(rgb, dtype=np.uint8)
-
-
-def _from_deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """Bring grey of more than 8 bits to uint8 (height_px, width_px, 3)."""
-    if mode == "F" and not np.isfinite(pixels).all():
-        raise ValueError("the image holds values that are not numbers")
-    scale = _scale_of_deep_grey(pixels.max(initial=0), is_float=mode == "F")
-    grey = np.empty(pixels.shape, dtype=np.uint8)
-    for start in range(0, len(pixels), 256):  # in float64 the largest picture would take 2 GB
-        rows = slice(start, start + 256)
-        grey[rows] = np.clip(pixels[rows].astype(np.float64) / scale, 0, 255)
-    return np.repeat(grey[..., None], 3, axis=-1)
-
-
-def _scale_of_deep_grey(highest: float, is_float: bool) -> float:
-    """What to divide grey values by to bring them to 0..255.
-
-    PNG and TIFF keep 16-bit grey as 0..65535 whatever Pillow calls the mode; values within 0..255
-    are 8-bit. Fractions occur only in float images, and there they are shares of white.
-    """
-    if highest > 255:
-        return 256.0
-    if is_float and 0 < highest <= 1:
-        return 1 / 255
-    return 1.0

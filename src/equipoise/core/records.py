@@ -21,6 +21,7 @@ from equipoise.core.files import (
     read_parquet,
     write_table,
 )
+from equipoise.core.greylevels import GreyScale
 
 PARTS = ("train", "val", "test")
 
@@ -300,6 +301,12 @@ class Manifest(Record):
     def positive_class(self) -> str:
         """The class that sensitivity speaks of: the disease."""
         return self.meta["positive_class"]
+
+    @property
+    def grey_scale(self) -> GreyScale | None:
+        """Which value is white in files of more than 8 bits; None where there is no such file."""
+        scale = self.meta.get("grey_scale")
+        return GreyScale.of_dict(scale) if scale else None
 
     def counts(self) -> np.ndarray:
         """Images per class, int (num_classes,)."""

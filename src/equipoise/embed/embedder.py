@@ -9,6 +9,7 @@ import numpy as np
 
 from equipoise.core import images
 from equipoise.core.config import Embed
+from equipoise.core.greylevels import GreyScale
 from equipoise.embed import augment
 
 #: Part of every key: raise it when decoding, resizing or scaling changes, so that no stale feature
@@ -23,6 +24,7 @@ class Embedder:
         model: Keras model from float32 pixels, 0..255 RGB, to features.
         size_px: Width and height of its input.
         draft_px: The side that a JPEG keeps at least when it is decoded; 0 for full scale.
+        scale: Which value is white in files of more than 8 bits; None where it was made from none.
         num_features: Width of the features.
         resize_graph: Traced: pixels of any size -> resized pixels.
         plain_graph: Traced: resized images -> features.
@@ -35,6 +37,7 @@ class Embedder:
         self.model = model
         self.size_px = size_px
         self.draft_px = draft_px(pipeline, size_px)
+        self.scale = GreyScale.of_pipeline(pipeline)
         self.num_features = model.output_shape[-1]
 
         def resize_to_input(pixels: Any) -> Any:
@@ -79,7 +82,7 @@ class Embedder:
         """
         if isinstance(source, np.ndarray):
             return self.resize(source)
-        return self.resize(images.decode(source, self.draft_px))
+        return self.resize(images.decode(source, self.draft_px, self.scale))
 
     def features(self, batch: np.ndarray, parameters: np.ndarray | None = None) -> np.ndarray:
         """Compute the features of resized images, or of views of them.
@@ -120,8 +123,12 @@ def resize(pixels: Any, size_px: int) -> Any:
     return tf.image.resize(exact, (size_px, size_px), antialias=True)
 
 
-def pipeline_of(settings: Embed) -> str:
+def pipeline_of(settings: Embed, scale: GreyScale | None = None) -> str:
     """How pixels become numbers, in words: part of every key, and kept beside every model.
+
+    Args:
+        settings: The section `embed`.
+        scale: Of the manifest; None where no image has more than 8 bits.
 
     >>> from types import SimpleNamespace
     >>> pipeline_of(SimpleNamespace(jpeg_draft=True, mixed_precision=None, dtype="float32"))
@@ -134,4 +141,6 @@ def pipeline_of(settings: Embed) -> str:
         pipeline += f"/mixed-{settings.mixed_precision}"
     if settings.dtype == "float16":
         pipeline += "/stored-float16"
+    if scale is not None:
+        pipeline += scale.text
     return pipeline

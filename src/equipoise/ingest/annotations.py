@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from equipoise.core import dicom
 from equipoise.core.config import PATIENT_COLUMN, ImageTable, Ingest
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
@@ -94,7 +95,7 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
         ConfigError: When settings that speak of the table do not fit it.
     """
     if settings.table is None:
-        _refuse_settings_without_table(settings)
+        _refuse_settings_without_table(settings, raw, paths)
         return None
     _refuse_taken(settings.columns)
     path = raw / settings.table.file
@@ -102,6 +103,8 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
         raise DataError(f"There is no {path}. ingest.table is a path inside the raw folder.")
     table = read_table(path)
     columns = _with_patients(settings.table, table)
+    if columns.patient is None and not _others_name_patients(settings, raw, paths):
+        _refuse_idle_aliases(settings.aliases)
     rows = _read_rows(table, columns, settings)
     named = rows[rows["image"] != ""]
     if named.empty:
@@ -163,13 +166,20 @@ def _annotations_by_path(
 # --- settings that do not fit ---------------------------------------------------------------------
 
 
-def _refuse_settings_without_table(settings: Ingest) -> None:
+def _refuse_settings_without_table(settings: Ingest, raw: Path, paths: Sequence[str]) -> None:
     if settings.columns:
         raise ConfigError("ingest.columns speaks of ingest.table, which is null. Set ingest.table.")
-    if settings.aliases and settings.patient_folder is None:
+    if settings.aliases and not _others_name_patients(settings, raw, paths):
         raise ConfigError(
             "ingest.aliases speaks of ingest.table, which is null. Set ingest.table, or patient_folder."
         )
+
+
+def _others_name_patients(settings: Ingest, raw: Path, paths: Sequence[str]) -> bool:
+    """Whether folders name the patients, or headers of DICOM files may."""
+    if settings.patient_folder is not None:
+        return True
+    return any(dicom.is_dicom_file(raw / path) for path in paths)
 
 
 def _refuse_idle_aliases(aliases: Mapping[str, str]) -> None:
@@ -194,7 +204,6 @@ def _refuse_taken(names: Sequence[str]) -> None:
 def _patients(table: Table, columns: ImageTable, aliases: Mapping[str, str]) -> pd.Series | str:
     """Ids of the patients, each person under one; empty without a column of them."""
     if columns.patient is None:
-        _refuse_idle_aliases(aliases)
         return ""
     if not table.has(columns.patient):
         raise DataError(

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from posixpath import basename, splitext
 
-from equipoise.core import images
+from equipoise.core import dicom, images
 
 HIDDEN = "hidden"
 SYSTEM = "in system folders"
@@ -284,6 +284,8 @@ def _kind_of_other(raw: Path, path: str) -> str:
         return UNREADABLE
     if not (raw / path).exists():
         return BROKEN_LINKS
+    if dicom.is_dicom_file(raw / path) and not dicom.is_installed():
+        return f"{PurePosixPath(path).suffix.lower() or 'DICOM'} without pydicom"
     return PurePosixPath(path).suffix.lower() or WITHOUT_ENDING
 
 

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
+from equipoise.core.greylevels import Depth, GreyScale, Picture, Range
 from equipoise.ingest import leftovers
 
 REASON = "looks like a mask: at most three grey values, beside an image of its name; ingest.keep takes it"
@@ -43,8 +44,7 @@ def count_few_values(pixels: np.ndarray) -> int:
     >>> count_few_values(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     0
     """
-    step = max(1, min(pixels.shape[:2]) // _SAMPLE_PX)
-    count_of_value = np.bincount(pixels[::step, ::step].ravel(), minlength=256)
+    count_of_value = np.bincount(_sample(pixels).ravel(), minlength=256)
     num_values = int(np.count_nonzero(count_of_value))
     if num_values <= _VALUES_MAX:
         return num_values
@@ -55,6 +55,31 @@ def count_few_values(pixels: np.ndarray) -> int:
     are_apart = np.all(np.diff(commonest) > _APART)
     are_nearly_all = share[commonest].sum() >= _NEAR_FRACTION
     return len(commonest) if are_apart and are_nearly_all else 0
+
+
+def count_few_values_of_deep(values: np.ndarray, depth: Depth) -> int:
+    """The same of numbers of more than 8 bits, between their own least and greatest value.
+
+    One white for a whole study may leave a dark film two or three levels: that makes no mask of it.
+
+    Args:
+        values: (height_px, width_px) or (height_px, width_px, 3).
+        depth: Their range.
+
+    >>> dark = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    >>> count_few_values_of_deep(dark, Depth("unsigned", 0, 63))
+    0
+    """
+    if depth.lowest == depth.highest:
+        return 1
+    own_range = GreyScale(white=None, window=Range(depth.lowest, depth.highest))
+    picture = Picture(_sample(values), depth)
+    return count_few_values(picture.as_rgb(own_range))
+
+
+def _sample(values: np.ndarray) -> np.ndarray:
+    step = max(1, min(values.shape[:2]) // _SAMPLE_PX)
+    return values[::step, ::step]
 
 
 def find(rows: pd.DataFrame, keep: Sequence[str]) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from equipoise.core import images
+from equipoise.core import dicom, images
 from equipoise.core.config import Ingest, Study
 from equipoise.core.errors import DataError
 from equipoise.core.records import Manifest
@@ -100,9 +100,10 @@ def list_files(raw: Path, dataset: Dataset, settings: Ingest) -> Listing:
     listing = leftovers.list_images(raw, dataset.suffixes, settings.skip, settings.keep)
     if not listing.paths:
         kinds = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
+        hint = "" if dicom.is_installed() else f" DICOM files need pydicom: {dicom.INSTALL}."
         raise DataError(
             f"{raw} holds no image file ({listing.num_left_out} other files{kinds}). Expected are "
-            f"files ending in {', '.join(sorted(dataset.suffixes))}."
+            f"files ending in {', '.join(sorted(dataset.suffixes))}.{hint}"
         )
     return listing
 

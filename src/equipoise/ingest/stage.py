@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from equipoise.core import images
+from equipoise.core import greylevels, images
 from equipoise.core.config import Study
-from equipoise.core.documents import ClassCount, IngestSummary
+from equipoise.core.documents import ClassCount, GreyLevels, IngestSummary
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
+from equipoise.core.greylevels import Range
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
-from equipoise.ingest import copies, leftovers, masks, originals, quarantine
-from equipoise.ingest.datasets.base import Card, Task, open_dataset
+from equipoise.ingest import copies, headers, leftovers, masks, originals, quarantine
+from equipoise.ingest.datasets.base import Card, Dataset, Task, open_dataset
+from equipoise.ingest.leftovers import Listing
 from equipoise.ingest.pseudonyms import Pseudonyms
 from equipoise.ingest.quarantine import Quarantined
 from equipoise.ingest.reading import INTERNAL_COLUMNS, Reader, ReadFiles
@@ -71,13 +73,12 @@ def run(study: Study) -> Ingested:
     """
     settings = study.settings.ingest
     dataset, task = open_dataset(study.dataset, study.raw, settings)
+    listing = originals.list_files(study.raw, dataset, settings)
+    dataset = headers.add_headers(dataset, study.raw, listing.paths, settings.aliases)
     card = dataset.card
     readings = list(card.readings)
-    listing = originals.list_files(study.raw, dataset, settings)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
-
-    reader = Reader(study.raw, study.dataset, dataset, task)
-    read = _leave_out_masks(reader.read(listing.paths), settings.keep)
+    read = _read_files(study, dataset, task, listing.paths)
     selected = _select(read, settings.only, study.dataset)
     selection = _selection_name(settings.only)
     # Copies belong to what was published: these are counted before copies are left out.
@@ -109,30 +110,34 @@ def run(study: Study) -> Ingested:
         completeness=task.completeness(published, selection),
     )
     meta = _meta(study, card, task, pseudonyms, tally.label_conflicts)
+    meta.update(_grey_meta(read))
     manifest = Manifest(table.drop(columns=list(INTERNAL_COLUMNS)), meta)
     manifest = manifest.write(study.manifest_path)
     summary = _summary(manifest, card, counts, _count_flags(table), tally)
+    summary = summary.model_copy(update=_grey_fields(read, table, settings.window))
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
-    remarks = (
-        *dataset.remarks,
-        *listing.remarks,
-        *masks.remarks(table),
-        *_remarks_on_pages(table),
-        *leftovers.remarks_on_links(study.raw, listing.paths),
-        *filter(None, [originals.advice_to_link(study)]),
-    )
+    remarks = _remarks(study, dataset, listing, table)
     return Ingested(manifest, summary, quarantined, remarks)
 
 
 # --- steps between the files and the manifest -----------------------------------------------------
 
 
+def _read_files(study: Study, dataset: Dataset, task: Task, paths: Sequence[str]) -> ReadFiles:
+    """Read the images of a study; the masks among them are in quarantine."""
+    settings = study.settings.ingest
+    window = Range(*settings.window) if settings.window else None
+    reader = Reader(study.raw, study.dataset, dataset, task, window)
+    return _leave_out_masks(reader.read(paths), settings.keep)
+
+
 def _leave_out_masks(files: ReadFiles, keep: Sequence[str]) -> ReadFiles:
     """Move the masks among the pictures into quarantine."""
     is_mask = masks.find(files.rows, keep)
     quarantined = [Quarantined(path, masks.REASON) for path in files.rows.loc[is_mask, "path"]]
-    return ReadFiles(
+    return replace(
+        files,
         rows=files.rows[~is_mask].reset_index(drop=True),
         thumbnails=files.thumbnails[~is_mask],
         quarantined=[*files.quarantined, *quarantined],
@@ -274,8 +279,22 @@ def _count_flags(table: pd.DataFrame) -> dict[str, int]:
     counts = dict.fromkeys(images.FLAGS, 0)
     for flags in table["odd"]:
         for flag in flags:
-            counts[flag] += 1
+            counts[flag] = counts.get(flag, 0) + 1
     return counts
+
+
+def _remarks(
+    study: Study, dataset: Dataset, listing: Listing, table: pd.DataFrame
+) -> tuple[str, ...]:
+    """What the user should judge of a study's files."""
+    return (
+        *dataset.remarks,
+        *listing.remarks,
+        *masks.remarks(table),
+        *_remarks_on_pages(table),
+        *leftovers.remarks_on_links(study.raw, listing.paths),
+        *filter(None, [originals.advice_to_link(study)]),
+    )
 
 
 def _remarks_on_pages(table: pd.DataFrame) -> list[str]:
@@ -287,6 +306,36 @@ def _remarks_on_pages(table: pd.DataFrame) -> list[str]:
         f"files with several pages: {(surplus > 0).sum()}; the first page of each is read, "
         f"{surplus.sum()} further ones are not"
     ]
+
+
+def _grey_meta(read: ReadFiles) -> dict[str, Any]:
+    """The scale of files of more than 8 bits, as the manifest keeps it; nothing without such files."""
+    if read.scale is None:
+        return {}
+    return {"grey_scale": read.scale.as_dict()}
+
+
+def _grey_fields(
+    read: ReadFiles, table: pd.DataFrame, window: Sequence[float] | None
+) -> dict[str, Any]:
+    """The fields of the summary about grey levels; none where there is nothing to say."""
+    fields: dict[str, Any] = {}
+    if read.scale is not None:
+        lines = greylevels.scale_text(read.scale, read.depths)
+        fields["grey_levels"] = GreyLevels(
+            **read.scale.as_dict(), files=len(read.depths), lines=lines
+        )
+    elif window is not None:
+        unused = "ingest.window changes nothing: no file has more than 8 bits"
+        fields["grey_levels"] = GreyLevels(white=None, window=list(window), files=0, lines=[unused])
+    fewest: dict[str, int] = {}
+    for odd in table["odd"]:
+        for flag, levels in odd.items():
+            if levels:
+                fewest[flag] = min(levels, fewest.get(flag, levels))
+    if fewest:
+        fields["fewest_levels"] = fewest
+    return fields
 
 
 def _selection_name(only: Mapping[str, str]) -> str:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from equipoise.core import dicom
 from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.ingest import leftovers
 from equipoise.ingest.quarantine import Quarantined
 
 #: Quarantined files that are named; the others are counted.
 _NAMED = 10
+#: Flags that need more than their name.
+_FLAG_WORDS = {
+    dicom.FRAMES: "with several frames, of which the first is read",
+    dicom.BURNED_IN: "with text burned into the picture (BurnedInAnnotation), which may name a person",
+    dicom.OWN_WINDOW: "with signed values shown through the window of each file; ingest.window would show all alike",
+    dicom.PRIVATE: "with private DICOM tags, which may name a person",
+}
 
 
 def summary_text(
@@ -84,10 +92,19 @@ def _remarks(summary: IngestSummary) -> list[str]:
         remarks.append(
             "  no patient ids: every image counts as a patient, and intervals will be per image"
         )
-    odd = [f"{count} {flag}" for flag, count in summary.flagged.items() if count]
+    if summary.grey_levels is not None:
+        remarks += [f"  {line}" for line in summary.grey_levels.lines]
+    odd = [_flag_text(summary, flag) for flag, count in summary.flagged.items() if count]
     if odd:
         remarks.append(f"  kept, and worth a look: {', '.join(odd)}")
     return remarks
+
+
+def _flag_text(summary: IngestSummary, flag: str) -> str:
+    text = f"{summary.flagged[flag]} {_FLAG_WORDS.get(flag, flag)}"
+    if flag in summary.fewest_levels:
+        text += f" (as few as {summary.fewest_levels[flag]} of 256 grey levels left)"
+    return text
 
 
 def _quarantine_lines(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> list[str]:

@@ -36,6 +36,8 @@ class Pixels:
         image_ids = table["image_id"]
         self.paths = [path_of[image_id] for image_id in image_ids]
         made_by = [self.size_px, PIPELINE, embedder.draft_px]
+        if embedder.scale is not None:
+            made_by.append(embedder.scale.text)
         key = digest_of(made_by)[:24]
         self.folder = study.cache_path / "decoded" / key
 

@@ -330,7 +330,7 @@ def _is_inside_npz(path: str) -> bool:
 def _write_picture(contents: _Contents, row: Any, path: str, target: Path) -> None:
     raw = contents.study.raw
     if row.view:
-        _render(contents.study, path, row.sha256, row.view, target)
+        _render(contents, path, row, target)
     elif _is_inside_npz(path):
         with open(target, "xb") as file:
             file.write(images.read(raw, path))
@@ -355,16 +355,18 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(original, copy)
 
 
-def _render(study: Study, path: str, sha256: str, view: int, target: Path) -> None:
+def _render(contents: _Contents, path: str, row: Any, target: Path) -> None:
     """One augmented view as PNG, drawn by the functions that made the features."""
     import tensorflow as tf
 
     from equipoise.embed.embedder import draft_px, pipeline_of, resize
 
+    study = contents.study
     size_px = study.settings.embed.image_size_px
     side_px = draft_px(pipeline_of(study.settings.embed), size_px)
-    pixels = images.decode(images.read(study.raw, path), side_px)
-    parameters = augment.view_parameters(sha256, view, study.settings.augment, size_px)
+    content = images.read(study.raw, path)
+    pixels = images.decode(content, side_px, contents.manifest.grey_scale)
+    parameters = augment.view_parameters(row.sha256, row.view, study.settings.augment, size_px)
     batch = resize(pixels, size_px)[None]
     seen = augment.apply_views(batch, tf.constant(parameters[None]))[0].numpy()
     picture = Image.fromarray(np.rint(seen).astype(np.uint8))

@@ -17,11 +17,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from equipoise.core import images, parallel
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
+from equipoise.core.greylevels import GreyScale
 from equipoise.ingest import tables
 from equipoise.service import audit, evidence, tracking
 
@@ -212,24 +214,35 @@ def predict_rows(model: Any, paths: Sequence[str], grey: bool) -> list[dict[str,
     """
     rows: list[dict[str, Any]] = []
     contents: dict[int, bytes] = {}
+    scale = _scale_of(model)
+    has_window = scale is not None and scale.window is not None
     for index, path in enumerate(paths):
         row = {"image": path, "flags": "", "error": ""}
         rows.append(row)
         try:
             content = Path(path).read_bytes()
-            pixels = images.decode(content)
+            picture = images.open_picture(content, has_window=has_window)
+            pixels = picture.as_rgb(scale)
         except OSError as error:
             row["error"] = error.strerror or str(error)
         except ValueError as error:
             row["error"] = str(error)
         else:
-            row["flags"] = " ".join(images.flags(pixels, grey))
+            row["flags"] = " ".join([*images.flags(pixels, grey), *picture.notes])
             contents[index] = content
     if contents:
         answers = model.predict(pd.DataFrame({"image": list(contents.values())}))
         for index, answer in zip(contents, answers.to_dict("records")):
             rows[index].update(answer)
     return rows
+
+
+def _scale_of(model: Any) -> GreyScale | None:
+    """The scale that a model was made with; None for a model of 8-bit pictures, or of others."""
+    try:
+        return model.unwrap_python_model().predictor.embedder.scale
+    except (AttributeError, MlflowException):
+        return None
 
 
 @contextmanager

@@ -152,7 +152,7 @@ class Predictor:
         """
         if class_name is not None and class_name not in self.classes:
             raise unknown_name("class", class_name, self.classes, " in this model")
-        pixels = _decoded(source)
+        pixels = self._decoded(source)
         answer = self.predict([source]).iloc[0]
         mapped = class_name or answer["decision"]
         height_px, width_px = pixels.shape[:2]
@@ -177,15 +177,14 @@ class Predictor:
         prob = answer[f"{ANSWERED_CALIBRATED}_{about}"]
         return f"decision: {decision}; calibrated probability of {about}: {prob:.3f} ({rule})"
 
-
-def _decoded(source: Source) -> np.ndarray:
-    """Pixels as a person sees them, uint8 (height, width, 3)."""
-    try:
-        if isinstance(source, np.ndarray):
-            return images.as_rgb(source)
-        return images.decode(source)
-    except ValueError as error:
-        why = str(error).split(" <")[0]  # what follows is an address in memory
-        raise DataError(
-            f"This is not an image that can be read ({why}). PNG, JPEG and the like are."
-        ) from error
+    def _decoded(self, source: Source) -> np.ndarray:
+        """Pixels as a person sees them, uint8 (height, width, 3)."""
+        try:
+            if isinstance(source, np.ndarray):
+                return images.as_rgb(source)
+            return images.decode(source, scale=self.embedder.scale)
+        except ValueError as error:
+            why = str(error).split(" <")[0]  # what follows is an address in memory
+            raise DataError(
+                f"This is not an image that can be read ({why}). PNG, JPEG and the like are."
+            ) from error

@@ -5,6 +5,7 @@ Their evidence travels with them. Aliases are plain MLflow aliases.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import io
 import tempfile
@@ -51,12 +52,22 @@ _REQUIREMENTS = (
     "numpy",
     "pandas",
     "pillow",
+    "imagecodecs",
+    "tifffile",
     "scipy",
     "pyarrow",
     "pydantic",
     "pyyaml",
     "joblib",
     "tqdm",
+)
+#: What reads DICOM; a served model needs them where this machine has them.
+_DICOM_REQUIREMENTS = (
+    "pydicom",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
 )
 #: MLflow cuts a tag at 8,000 characters.
 _UNCOMMITTED_CHARACTERS = 5000
@@ -383,7 +394,11 @@ def _input_example() -> pd.DataFrame:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _REQUIREMENTS}
+    version_of = {name: importlib.metadata.version(name) for name in _REQUIREMENTS}
+    for name in _DICOM_REQUIREMENTS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version_of[name] = importlib.metadata.version(name)
+    return version_of
 
 
 def expected_predictions(folder: Path) -> pd.DataFrame:

@@ -198,7 +198,7 @@ class _Explainer:
         """Draw what speaks for the label `decided` in an image file's bytes."""
         from equipoise.compare.gradcam import overlay
 
-        picture = Image.fromarray(images.decode(content))
+        picture = Image.fromarray(images.decode(content, scale=self.embedder.scale))
         picture.thumbnail((_SIDE_PX, _SIDE_PX))
         width_px, height_px = picture.size
         resized = self.embedder.load(content)

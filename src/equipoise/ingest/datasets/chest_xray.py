@@ -43,10 +43,12 @@ CARD = Card(
     ),
 )
 
-_PNEUMONIA = re.compile(r"person(?P<person>\d+)_(?P<subtype>bacteria|virus)_\d+\.jpe?g$", re.I)
-_NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<study>\d+)-\d+(-\d+)?\.jpe?g$", re.I)
+_PNEUMONIA = re.compile(
+    r"person(?P<person>\d+)_(?P<subtype>bacteria|virus)_\d+\.(jpe?g|dcm)$", re.I
+)
+_NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<study>\d+)-\d+(-\d+)?\.(jpe?g|dcm)$", re.I)
 _LATER_RELEASE = re.compile(
-    r"(?P<subtype>NORMAL|BACTERIA|VIRUS)-(?P<patient>\d+)-\d+\.jpe?g$", re.I
+    r"(?P<subtype>NORMAL|BACTERIA|VIRUS)-(?P<patient>\d+)-\d+\.(jpe?g|dcm)$", re.I
 )
 
 
