@@ -198,6 +198,15 @@ def test_a_dark_film_beside_a_bright_one_of_its_name_is_no_mask(root):
     assert not [remark for remark in done.remarks if "two or three grey values" in remark]
 
 
+def test_pages_of_files_that_pillow_cannot_read_are_counted_too(root):
+    _put(root, lambda field: field.astype(np.float64), kind="tif")
+    pages = np.stack([_field(201), _field(202), _field(203)])
+    tifffile.imwrite(root / "data/raw/own/sick/stack.tif", pages, photometric="minisblack")
+    done = ingest.run(_study(root))
+    said = "files with several pages: 1; the first page of each is read, 2 further ones are not"
+    assert said in done.remarks
+
+
 def test_the_scale_is_part_of_the_key_of_the_features(root):
     _put(root, lambda field: (field * 4095).astype(np.uint16))
     study = _study(root)

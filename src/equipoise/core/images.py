@@ -378,7 +378,7 @@ def count_pages(data: bytes, name: str) -> int:
         name: Its name: only formats with pages are looked at.
 
     Returns:
-        1 also for what Pillow cannot read.
+        1 also for what cannot be read.
     """
     if not name.lower().endswith(_SUFFIXES_WITH_PAGES):
         return 1
@@ -386,7 +386,7 @@ def count_pages(data: bytes, name: str) -> int:
         with Image.open(io.BytesIO(data)) as image:
             return getattr(image, "n_frames", 1)
     except (OSError, SyntaxError, ValueError):
-        return 1
+        return rasters.count_tiff_pages(data)
 
 
 def as_rgb(values: np.ndarray | list[Any]) -> np.ndarray:

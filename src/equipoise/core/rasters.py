@@ -152,6 +152,18 @@ def _tiff(content: bytes) -> Picture | None:
     )
 
 
+def count_tiff_pages(content: bytes) -> int:
+    """How many pages a TIFF has; 1 for what is none or is damaged."""
+    if not content.startswith(_TIFF):
+        return 1
+    import tifffile
+
+    try:
+        return len(tifffile.TiffFile(io.BytesIO(content)).pages)
+    except Exception:  # the decoder raises anything on damaged bytes
+        return 1
+
+
 def _channels(page: Any) -> np.ndarray:
     """(height_px, width_px), or with a last axis of 3 colours."""
     for offset, length in zip(page.dataoffsets, page.databytecounts):
