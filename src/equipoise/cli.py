@@ -301,13 +301,17 @@ def _ingest(options: Options) -> None:
 
 
 def _split(options: Options) -> None:
+    from equipoise import pipeline
     from equipoise.split import stage
 
-    done = stage.run(_study(options))
+    study = _study(options)
+    pipeline.require_current(study)
+    done = stage.run(study)
     _say(stage.summary_text(done.summary))
 
 
 def _embed(options: Options) -> None:
+    from equipoise import pipeline
     from equipoise.core import parallel
     from equipoise.embed import backbones, stage
 
@@ -316,6 +320,7 @@ def _embed(options: Options) -> None:
     if options.dry_run:
         _say_costs([study], options.backbone, [])
         return
+    pipeline.require_current(study)
     timer = parallel.Timer()
     weights = study.settings.embed.weights_for(options.backbone)
     _say(f"building {options.backbone}, weights: {weights}")
@@ -360,27 +365,29 @@ def _overrides(options: Options) -> dict[str, object]:
 
 
 def _adopt(study: config.Study, options: Options, folder: Path) -> None:
-    """Write the result into the run that `mlflow run` opened for it."""
+    """Write the result into the run that `mlflow run` opened for it, or into one of its own."""
     from equipoise.service import tracking
 
-    adopted = tracking.adopted_run(options.root)
-    if adopted is None:
-        _say(
-            "The run that launched this is not in this store; "
-            "set MLFLOW_TRACKING_URI to an absolute address."
-        )
+    launched = tracking.claim_launched(options.root, (options.scenario, "scenario"))
+    if launched is None:
         return
+    if launched.obstacle:
+        _say(f"{launched}, and the result gets a run of its own.")
     store = tracking.client(options.root)
-    done = tracking.mirror(store, study, options.backbone, options.scenario, folder, adopted)
+    done = tracking.mirror(
+        store, study, options.backbone, options.scenario, folder, launched.adopted
+    )
     state = "written" if done.written else "already held this result"
     _say(f"MLflow run {done.run_id}: {state}")
 
 
 def _compare(options: Options) -> None:
+    from equipoise import pipeline
     from equipoise.compare import stage
     from equipoise.compare.report import page
 
     study = _study(options)
+    pipeline.require_current(study)
     done = stage.run(study)
     path = page.write(study, done.comparison, done.results)
     _say_comparison(study, done.comparison)
@@ -572,9 +579,13 @@ def _mark_launcher(root: Path) -> None:
     """The run of `mlflow run -e main` is no result; say so in it."""
     from equipoise.service import tracking
 
-    run_id = tracking.adopted_run(root)
-    if run_id:
-        tracking.mark_launcher(tracking.client(root), run_id, {})
+    launched = tracking.claim_launched(root, ("main",))
+    if launched is None:
+        return
+    if launched.obstacle:
+        _say(f"{launched}.")
+    else:
+        tracking.mark_launcher(tracking.client(root), launched.run_id, {})
 
 
 #: Verb -> what it does, and what adds its options.

@@ -23,6 +23,7 @@ from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
 from equipoise.embed import backbones, shards
 from equipoise.embed import stage as embed_stage
+from equipoise.ingest import fingerprint
 from equipoise.ingest import stage as ingest_stage
 from equipoise.ingest.datasets import phantom
 from equipoise.split import stage as split_stage
@@ -59,25 +60,30 @@ class Freshness:
     """Which stages of a study have outputs that were made with today's settings from today's parents.
 
     A stage whose parent is not fresh is not fresh either.
+
+    Attributes:
+        study: Name and settings.
+        manifest: None where there is none.
+        splits: None where there are none.
+        change: What has changed since the manifest was made, in words; empty where nothing has.
     """
 
     study: Study
     manifest: Manifest | None
     splits: Splits | None
+    change: str
 
     @classmethod
     def of(cls, study: Study) -> Freshness:
         """Read what is there."""
         manifest = Manifest.read(study.manifest_path) if study.manifest_path.is_file() else None
         splits = Splits.read(study.splits_path) if study.splits_path.is_file() else None
-        return cls(study, manifest, splits)
+        return cls(study, manifest, splits, _change(study, manifest))
 
     @property
     def ingest(self) -> bool:
-        """Whether the manifest is of these settings."""
-        if self.manifest is None:
-            return False
-        return self.manifest.meta.get("settings") == self.study.settings.sections("ingest")
+        """Whether the manifest is of these settings, of this raw folder and of this code."""
+        return self.manifest is not None and not self.change
 
     @property
     def split(self) -> bool:
@@ -115,6 +121,15 @@ class Freshness:
     def _features(self, backbone: str) -> FeatureSummary | None:
         path = self.study.features_path(backbone) / "meta.json"
         return _read_or_none(FeatureSummary.read, path)
+
+
+def _change(study: Study, manifest: Manifest | None) -> str:
+    """What has changed since a manifest was made, in words; empty where nothing has."""
+    if manifest is None:
+        return "there is no manifest"
+    if manifest.meta.get("settings") != study.settings.sections("ingest"):
+        return "the settings of ingest have changed"
+    return fingerprint.change(study, manifest)
 
 
 def scenario_settings(study: Study, scenario: str) -> dict[str, Any]:
@@ -165,8 +180,11 @@ def ensure(study: Study, backbone: str, say: Callable[[str], None]) -> None:
     if study.dataset == "phantom" and not study.raw.is_dir():
         say(f"drawing {study.raw}")
         draw_phantoms(study)
-    if not Freshness.of(study).ingest:
-        say(f"ingesting {study.raw}")
+    before = Freshness.of(study)
+    if before.ingest and before.manifest is not None:
+        fingerprint.remember(study, before.manifest)
+    else:
+        say(f"ingesting {study.raw}: {before.change}")
         ingest_stage.run(study)
     if not Freshness.of(study).split:
         say(f"splitting {study.name}")
@@ -174,6 +192,15 @@ def ensure(study: Study, backbone: str, say: Callable[[str], None]) -> None:
     if not Freshness.of(study).embed(backbone):
         say(f"embedding {study.name} with {backbone}")
         embed_stage.run(study, backbone)
+
+
+def require_current(study: Study) -> None:
+    """Refuse to go on from a manifest that is not of the raw images as they are now.
+
+    Raises:
+        DataError: With what has changed, and the command that makes it anew.
+    """
+    fingerprint.require_current(study, Manifest.read(study.manifest_path))
 
 
 def adhoc_folder(study: Study, backbone: str, scenario: str, overrides: Mapping[str, Any]) -> Path:

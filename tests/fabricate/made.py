@@ -13,6 +13,7 @@ import yaml
 
 from equipoise.core import config, documents, files, records
 from equipoise.evaluation import metrics
+from equipoise.ingest import fingerprint
 from equipoise.scenario.matrix import TrainMatrix
 from equipoise.split import checks
 from equipoise.split import stage as splits
@@ -135,6 +136,9 @@ def study(
         "positive_class": positive or classes[-1],
         "settings": made.settings.sections("ingest"),
     }
+    made.raw.mkdir(
+        parents=True, exist_ok=True
+    )  # empty: no stage after ingest reads a picture of it
     manifest = records.Manifest(table, meta).write(made.manifest_path)
     _ingest_summary(manifest).write(made.manifest_path.with_suffix(".json"))
     splits.run(made)
@@ -183,6 +187,8 @@ def _ingest_summary(manifest: records.Manifest) -> documents.IngestSummary:
         licence="none",
         citation="none",
         manifest=manifest.digest,
+        raw=fingerprint.names_and_sizes(fingerprint.list_files(Path("nowhere")), hashed=False),
+        code=fingerprint.code(),
         images=len(table),
         patients=int(table["patient_id"].nunique()),
         pseudonymised=False,

@@ -1,6 +1,7 @@
 """End to end on fabricated features: tune, plan, fit, calibrate, predict. No picture, no TensorFlow."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from conftest import REPO
+from equipoise import cli
 from equipoise.core import config, records
 from equipoise.core import files as files_
 from equipoise.core.documents import Choices, ScenarioSummary, ServedModel
@@ -586,6 +588,23 @@ def test_fine_tuning_with_kfold_is_refused(folder):
     study = made.study(folder, split={"scheme": "kfold"}, train={"mode": "finetune"})
     with pytest.raises(ConfigError, match="no single model to serve"):
         run(study)
+
+
+@pytest.mark.parametrize("gone", ["the folder", "an image"])
+def test_a_scenario_does_not_answer_from_images_that_were_removed(folder, capsys, gone):
+    """Features and split are there and fit together: only the raw folder says that they are of other images."""
+    study = made.study(folder, train={"seeds": [0]})
+    if gone == "the folder":
+        shutil.rmtree(study.raw, ignore_errors=True)
+    else:
+        study.raw.mkdir(parents=True, exist_ok=True)
+        (study.raw / "README.txt").write_text("once there were images beside me")
+    names = ("--study", "made", "--backbone", "vgg16", "--scenario", "oversample")
+    assert cli.main(["scenario", *names]) == 1
+    told = capsys.readouterr()
+    assert "ingesting" in told.out
+    assert "dvc checkout" in told.err or "holds no image file" in told.err
+    assert not study.result_path("vgg16", "oversample").exists()
 
 
 def test_a_scenario_on_kept_features_never_imports_tensorflow(folder):

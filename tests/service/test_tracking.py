@@ -1,12 +1,15 @@
 """What MLflow holds after `main`: one run per result, trials as children, nothing left running."""
 
 import json
+import os
 
 import pandas as pd
 import pytest
 from filelock import Timeout
 from mlflow.tracking import MlflowClient
 
+from conftest import git
+from equipoise import cli
 from equipoise.core import config, files
 from equipoise.core.documents import Difference, ScenarioSummary
 from equipoise.service import tracking
@@ -93,10 +96,82 @@ def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monk
     assert tracking.mirror(store, study, "vgg16", "baseline", folder) == (run_id, False)
 
 
-def test_unknown_launching_run_is_passed_over(tmp_path, monkeypatch):
+def project_run(store, root, entry_point="oversample", **tags) -> str:
+    """A run as `mlflow run` opens it for an entry point of the project in `root`."""
+    source = {
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": str(root),
+        "mlflow.project.entryPoint": entry_point,
+    }
+    return store.create_run("0", tags=source | tags).info.run_id
+
+
+def claim(run_id, root, monkeypatch) -> tracking.Launched | None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    launched = tracking.claim_launched(root, ("oversample", "scenario"))
+    assert "MLFLOW_RUN_ID" not in os.environ
+    return launched
+
+
+def test_only_the_run_that_was_opened_for_this_process_is_adopted_and_once(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
-    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    assert tracking.adopted_run(tmp_path) is None
+    store = tracking.client(tmp_path)
+    own = store.create_run("0").info.run_id
+    measured = project_run(store, tmp_path)
+    store.log_metric(measured, "their_metric", 1.0)
+    finished = project_run(store, tmp_path)
+    store.set_terminated(finished)
+    left = {
+        "0" * 32: "is not in this store",
+        own: "`mlflow run` did not open",
+        project_run(store, tmp_path, "main"): "opened for the entry point main",
+        project_run(store, tmp_path / "elsewhere"): "another project or commit",
+        measured: "holds something already",
+        finished: "is FINISHED",
+    }
+    for run_id, why in left.items():
+        launched = claim(run_id, tmp_path, monkeypatch)
+        assert (launched.adopted, why in str(launched)) == (None, True), str(launched)
+    assert "equipoise.role" not in store.get_run(own).data.tags
+
+    right = project_run(store, tmp_path)
+    assert claim(right, tmp_path, monkeypatch).adopted == right
+    assert "holds something already" in str(claim(right, tmp_path, monkeypatch))
+    assert claim("", tmp_path, monkeypatch) is None
+
+
+def test_the_commit_tells_the_project_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    store = tracking.client(tmp_path)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
+    commit = git(tmp_path, "rev-parse", "HEAD").strip()
+    for told, adopted in ((commit, True), ("0" * 40, False)):
+        address = "https://example.org/their/fork.git"
+        run_id = project_run(store, address, **{"mlflow.source.git.commit": told})
+        assert (claim(run_id, tmp_path, monkeypatch).adopted == run_id) is adopted
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FINISHED"])
+def test_a_run_of_the_user_in_the_environment_stays_as_it_is(
+    workspace, tmp_path, monkeypatch, capsys, state
+):
+    """As `dvc repro` in a shell or a notebook that has a run of its own open, or has had one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    store = tracking.client(workspace)
+    theirs = store.create_run("0", tags={"mine": "yes"}).info.run_id
+    store.log_metric(theirs, "free.auroc", 0.123)
+    store.set_terminated(theirs, state)
+    before = store.get_run(theirs).to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+    names = ("--study", "demo", "--backbone", "vgg16", "--scenario", "baseline", "--trials", "4")
+    assert cli.main(["--root", str(workspace), "scenario", *names]) == 0
+    said = capsys.readouterr().out
+    assert "it is left as it is, and the result gets a run of its own" in said
+    assert store.get_run(theirs).to_dictionary() == before
+    experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
+    (made,) = store.search_runs([experiment], "tags.`equipoise.role` = 'result'")
+    assert (made.info.status, "free.auroc" in made.data.metrics) == ("FINISHED", True)
 
 
 def test_a_result_that_is_there_is_not_evaluated_again(workspace, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,12 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import read_mlflow_creds
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_PROJECT_ENTRY_POINT,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+)
 from sqlalchemy.exc import OperationalError
 
 from equipoise.compare import results
@@ -40,7 +46,7 @@ from equipoise.core.files import atomic_path, digest_of, read_table
 DIGEST = "equipoise.result_digest"
 #: Tag of a run: better, worse, equivalent, inconclusive, or baseline.
 VERDICT = "verdict"
-#: Tag of a run: what it is for (writing, result, trial, launcher).
+#: Tag of a run: what it is for (claimed, writing, result, trial, launcher).
 _ROLE = "equipoise.role"
 #: Tag of a run that is being written: the digest of its result.
 _WRITING = "equipoise.writing"
@@ -371,20 +377,82 @@ def find(store: MlflowClient, digest: str) -> str | None:
     return None
 
 
-def adopted_run(root: Path) -> str | None:
-    """The run that `mlflow run` opened for this process, taken out of the environment, or None.
+@dataclass(frozen=True)
+class Launched:
+    """The run that MLFLOW_RUN_ID named when this process started.
 
-    It may not be in this store: a relative sqlite address means another file in the folder of a
-    project that was cloned from git.
+    Attributes:
+        run_id: Its id.
+        obstacle: Why it is left as it is, in words that follow "which"; empty where it is ours to write.
+    """
+
+    run_id: str
+    obstacle: str
+
+    @property
+    def adopted(self) -> str | None:
+        """The id of a run that is ours to write, or None."""
+        return None if self.obstacle else self.run_id
+
+    def __str__(self) -> str:
+        return (
+            f"MLFLOW_RUN_ID names run {self.run_id[:8]}, which {self.obstacle}: it is left as it is"
+        )
+
+
+def claim_launched(root: Path, entry_points: Collection[str]) -> Launched | None:
+    """Take over the run that `mlflow run` opened for this very process, once.
+
+    The variable is taken out of the environment: what this process starts must not find it again.
+
+    Args:
+        root: Folder that holds params.yaml.
+        entry_points: Of MLproject, those that start what this process does.
+
+    Returns:
+        None where no run is named.
     """
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if not run_id:
         return None
+    store = client(root)
+    with machine_lock(["claim", run_id]):
+        obstacle = _obstacle(store, run_id, root, entry_points)
+        if not obstacle:
+            _tag(store, run_id, {_ROLE: "claimed"})
+    return Launched(run_id, obstacle)
+
+
+def _obstacle(store: MlflowClient, run_id: str, root: Path, entry_points: Collection[str]) -> str:
+    """Why a run must not be written into, in words; empty when it may be."""
     try:
-        client(root).get_run(run_id)
-    except MlflowException:
-        return None
-    return run_id
+        run = store.get_run(run_id)
+    except MlflowException as error:
+        if store_error(error):
+            raise
+        # A relative sqlite address means another file in the folder of a project that was cloned from git.
+        return "is not in this store; an absolute MLFLOW_TRACKING_URI would reach it"
+    tags = run.data.tags
+    entry_point = tags.get(MLFLOW_PROJECT_ENTRY_POINT)
+    if run.info.status != "RUNNING" or run.info.lifecycle_stage != "active":
+        return f"is {run.info.status} ({run.info.lifecycle_stage})"
+    if tags.get(MLFLOW_SOURCE_TYPE) != "PROJECT" or entry_point is None:
+        return "`mlflow run` did not open"
+    if entry_point not in entry_points:
+        return f"`mlflow run` opened for the entry point {entry_point}"
+    if not _is_source(tags, root):
+        return f"`mlflow run` opened for {tags.get(MLFLOW_SOURCE_NAME)}, another project or commit"
+    if _ROLE in tags or run.data.metrics:
+        return "holds something already"
+    return ""
+
+
+def _is_source(tags: Mapping[str, str], root: Path) -> bool:
+    """Whether a run of a project is of the checkout in `root`, by its commit or else by its folder."""
+    commit = tags.get(MLFLOW_GIT_COMMIT)
+    if commit:
+        return commit == git("-C", str(root), "rev-parse", "HEAD")
+    return Path(tags.get(MLFLOW_SOURCE_NAME, "")).resolve() == root.resolve()
 
 
 def mark_launcher(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
