@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from equipoise.service import homes
+
 REPO = Path(__file__).resolve().parent.parent
 #: What a checkout consists of; nothing that a run made.
 _CHECKOUT = (
@@ -102,6 +104,13 @@ def make_small(params: dict) -> None:
         "calibration_slope": [0.05, 20.0],
     }
     demo["finetune"] = {"steps": 4, "evaluate_every_steps": 2, "batch_size": 4}
+
+
+def copy_workspace(workspace: Path, folder: Path) -> Path:
+    """A copy that tests may change, with a store that keeps its files there."""
+    shutil.copytree(workspace, folder, symlinks=True)
+    homes.rehome(folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def _known_error(error: Exception) -> EquipoiseError | None:
     """What an error of a server or of the disk says in a sentence; None for a defect of ours."""
     tracking = sys.modules.get("equipoise.service.tracking")
     if tracking is not None:  # where it was never imported no server was asked
-        told = tracking.store_error(error)
+        told = tracking.any_error(error)
         if told is not None:
             return told
     if isinstance(error, OSError):
@@ -167,6 +167,15 @@ def _scenario_options(verb: argparse.ArgumentParser) -> None:
         help="override; writes to results/adhoc",
     )
     _dry_run(verb)
+
+
+def _track_options(verb: argparse.ArgumentParser) -> None:
+    _some_studies(verb)
+    verb.add_argument(
+        "--rehome",
+        action="store_true",
+        help="first make mlflow.db of a copied or moved checkout keep its files here",
+    )
 
 
 def _report_options(verb: argparse.ArgumentParser) -> None:
@@ -388,6 +397,8 @@ def _compare(options: Options) -> None:
 
     study = _study(options)
     pipeline.require_current(study)
+    for aside in pipeline.set_aside_unlisted(study):
+        _say(f"{aside}: moved here, because run in params.yaml does not name it")
     done = stage.run(study)
     path = page.write(study, done.comparison, done.results)
     _say_comparison(study, done.comparison)
@@ -445,6 +456,9 @@ def _export(options: Options) -> None:
 def _track(options: Options) -> None:
     from equipoise.service import tracking
 
+    if getattr(options, "rehome", False):  # `main` tracks too, without the option
+        changed = tracking.rehome(options.root)
+        _say(f"{tracking.address(options.root)}: {changed} addresses of files changed")
     for study in _studies(options):
         done = tracking.track(study)
         address = tracking.address(options.root)
@@ -461,9 +475,10 @@ def _register(options: Options) -> None:
         name = audit.model_name(study.name)
         for version in register.register(study):
             state = "registered" if version.new else "was registered"
+            renewed = "; its code is committed now, and it says so" if version.renewed else ""
             _say(
                 f"{version.scenario} on {version.backbone} {state} as {name} "
-                f"version {version.version}"
+                f"version {version.version}{renewed}"
             )
 
 
@@ -600,7 +615,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "report": (_report, _report_options),
     "leakage": (_leakage, _leakage_options),
     "export": (_export, _export_options),
-    "track": (_track, _some_studies),
+    "track": (_track, _track_options),
     "register": (_register, _some_studies),
     "promote": (_promote, _promote_options),
     "rollback": (_rollback, _rollback_options),

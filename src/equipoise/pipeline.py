@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 from equipoise.core import images
-from equipoise.core.config import SCENARIO_SECTIONS, Finetune, Study
+from equipoise.core.config import (
+    SCENARIO_SECTIONS,
+    Finetune,
+    Study,
+    load_study,
+    read_params,
+    run_studies,
+)
 from equipoise.core.documents import FeatureSummary, ScenarioSummary
+from equipoise.core.environment import git
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
@@ -25,8 +35,10 @@ from equipoise.embed import backbones, shards
 from equipoise.embed import stage as embed_stage
 from equipoise.ingest import fingerprint
 from equipoise.ingest import stage as ingest_stage
+from equipoise.ingest.datasets import base as datasets
 from equipoise.ingest.datasets import phantom
 from equipoise.split import stage as split_stage
+from equipoise.strategies import base as strategies
 
 #: Seconds of one solved head with everything around it, per train row and feature:
 #: 38 ms for 5,000 x 1,280.
@@ -182,6 +194,10 @@ def ensure(study: Study, backbone: str, say: Callable[[str], None]) -> None:
         draw_phantoms(study)
     before = Freshness.of(study)
     if before.ingest and before.manifest is not None:
+        if not study.raw.is_dir():
+            say(
+                f"{study.raw} is not on this machine; going on from the manifest that came without it"
+            )
         fingerprint.remember(study, before.manifest)
     else:
         say(f"ingesting {study.raw}: {before.change}")
@@ -222,8 +238,72 @@ def adhoc_folder(study: Study, backbone: str, scenario: str, overrides: Mapping[
     return study.root / "results/adhoc" / digest[:16]
 
 
+def set_aside_unlisted(study: Study) -> list[Path]:
+    """Move results that `run` does not name out of the folder that `compare` depends on; returns where they are now.
+
+    DVC knows the results of a study as one folder. A result that was taken off the list, or was made by hand, would
+    make that folder another one in this clone only: `compare` would run, and dvc.lock would change.
+    """
+    results = study.root / "results" / study.name
+    listed = {study.result_path(*pair) for pair in product(study.backbones, study.scenarios)}
+    moved = []
+    for folder in sorted(results.glob("*/*")):
+        if folder in listed:
+            continue
+        aside = study.root / "results/unlisted" / folder.relative_to(results.parent)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.replace(aside)
+        moved.append(aside)
+    for folder in {results / aside.parent.name for aside in moved}:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return moved
+
+
+def check_names(study: Study) -> None:
+    """Raise the error of the first dataset, scenario or backbone that does not exist; it names the nearest."""
+    datasets.load_dataset(study.dataset)
+    for scenario in study.scenarios:
+        strategies.load_strategy(scenario)
+        if scenario not in study.scenario_settings:
+            raise ConfigError(
+                f"Scenario '{scenario}' of run.scenarios has no line under `scenarios` in params.yaml. "
+                f"Write `{scenario}: {{}}` there: DVC wants it, and it takes the defaults."
+            )
+    for backbone in study.backbones:
+        backbones.load_row(backbone)
+        study.settings.embed.weights_for(backbone)
+
+
+def require_checkout(root: Path) -> None:
+    """Refuse a folder that is no git checkout, as one that came in a zip.
+
+    Raises:
+        ConfigError: With the commands that make it one.
+    """
+    if shutil.which("git") is None:
+        raise ConfigError("git is not installed, and DVC works inside a git checkout. Install git.")
+    if git("rev-parse", "--git-dir", folder=root) is None:
+        raise ConfigError(
+            f"{root} is no git checkout (did it come as a zip?), and DVC works inside one. Run there `git init`, "
+            f"`git add -A` and `git commit -m start`, then the same command again."
+        )
+
+
 def reproduce(root: Path) -> None:
-    """Run `dvc repro` in a project, with this interpreter first on the path."""
+    """Run `dvc repro` in a project, with this interpreter first on the path.
+
+    Raises:
+        ConfigError: Before DVC speaks: for a folder without git, a name that does not exist, a section that is missing.
+        EquipoiseError: When it fails.
+    """
+    require_checkout(root)
+    params = read_params(root)
+    for name in run_studies(params):
+        study = load_study(name, params, root=root)
+        check_names(study)
+        set_aside_unlisted(study)
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "dvc", "repro"]

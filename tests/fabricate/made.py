@@ -50,7 +50,10 @@ def params(
     own = copy.deepcopy(SMALL)
     for name, section in sections.items():
         own[name] = {**own.get(name, {}), **section}
-    values["studies"] = {"made": {"ingest": {"dataset": "chest_xray"}, **own}}
+    for name in config.Settings.model_fields:
+        own.setdefault(name, {})
+    own["ingest"].setdefault("dataset", "chest_xray")
+    values["studies"] = {"made": own}
     values["run"] = {
         "studies": ["made"],
         "backbones": [BACKBONE],

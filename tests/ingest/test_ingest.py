@@ -510,7 +510,7 @@ def _edit_in_place(tree):
     ("change", "said"),
     [
         (_remove, "holds other files than then"),
-        (_remove_all, "is not there"),
+        (_remove_all, "is not there any more"),
         (_add, "holds other files than then"),
         (_rename, "holds other files than then"),
         (_edit_in_place, "1 files of .* hold other bytes .clear/patient0000_0.png"),

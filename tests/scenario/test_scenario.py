@@ -1,7 +1,6 @@
 """End to end on fabricated features: tune, plan, fit, calibrate, predict. No picture, no TensorFlow."""
 
 import os
-import shutil
 import subprocess
 import sys
 
@@ -20,6 +19,7 @@ from equipoise.core.documents import Choices, ScenarioSummary, ServedModel
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.evaluation import calibration, metrics
 from equipoise.evaluation.calibration import Calibrator
+from equipoise.ingest import fingerprint
 from equipoise.scenario import head
 from equipoise.scenario import stage as scenario
 from equipoise.split import stage as splits
@@ -595,7 +595,8 @@ def test_a_scenario_does_not_answer_from_images_that_were_removed(folder, capsys
     """Features and split are there and fit together: only the raw folder says that they are of other images."""
     study = made.study(folder, train={"seeds": [0]})
     if gone == "the folder":
-        shutil.rmtree(study.raw, ignore_errors=True)
+        fingerprint.remember(study, records.Manifest.read(study.manifest_path))
+        study.raw.rmdir()
     else:
         study.raw.mkdir(parents=True, exist_ok=True)
         (study.raw / "README.txt").write_text("once there were images beside me")
@@ -605,6 +606,14 @@ def test_a_scenario_does_not_answer_from_images_that_were_removed(folder, capsys
     assert "ingesting" in told.out
     assert "dvc checkout" in told.err or "holds no image file" in told.err
     assert not study.result_path("vgg16", "oversample").exists()
+
+
+def test_a_scenario_runs_where_the_originals_stayed_at_home(folder, capsys):
+    study = made.study(folder, train={"seeds": [0]})
+    study.raw.rmdir()
+    names = ("--study", "made", "--backbone", "vgg16", "--scenario", "oversample")
+    assert cli.main(["scenario", *names]) == 0
+    assert "is not on this machine; going on from the manifest" in capsys.readouterr().out
 
 
 def test_a_scenario_on_kept_features_never_imports_tensorflow(folder):

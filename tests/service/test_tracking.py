@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shutil
+import sqlite3
 
 import pandas as pd
 import pytest
@@ -106,7 +109,7 @@ def project_run(store, root, entry_point="oversample", **tags) -> str:
     return store.create_run("0", tags=source | tags).info.run_id
 
 
-def claim(run_id, root, monkeypatch) -> tracking.Launched | None:
+def claim(run_id, root, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     launched = tracking.claim_launched(root, ("oversample", "scenario"))
     assert "MLFLOW_RUN_ID" not in os.environ
@@ -288,3 +291,70 @@ def test_a_lock_is_of_one_subject():
     other = tracking.machine_lock(["a test", "another"], timeout_seconds=0)
     with held, other, pytest.raises(Timeout):
         tracking.machine_lock(["a test", "one"], timeout_seconds=0).acquire()
+
+
+# --- stores that are not as they should be --------------------------------------------------------
+
+
+def execute(database, statement, *values) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute(statement, values)
+
+
+def of_newer_schema(database) -> None:
+    execute(database, "update alembic_version set version_num = 'ffffffffffff'")
+
+
+def of_older_schema(database) -> None:
+    execute(database, "update alembic_version set version_num = '0584bdc529eb'")
+
+
+def no_database(database) -> None:
+    database.write_text("once a database")
+
+
+def cut_short(database) -> None:
+    database.write_bytes(database.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (of_newer_schema, "is of a newer MLflow .schema ffffffffffff."),
+        (of_older_schema, "is of an older MLflow .* `mlflow db upgrade sqlite:///"),
+        (no_database, "cannot be used: .*file is not a database.*restore it from a backup"),
+        (cut_short, "cannot be used: .*malformed.*restore it from a backup"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_said_in_one_sentence_by_every_verb(
+    workspace, tmp_path, monkeypatch, capsys, spoil, said
+):
+    database = tmp_path / "store.db"
+    shutil.copy(workspace / "mlflow.db", database)
+    spoil(database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    study = ("--study", "demo")
+    image = str(next((workspace / "data/raw/demo/opacity").glob("*.png")))
+    model = ("--model", "models:/equipoise-demo@challenger")
+    verbs = (("track",), ("register",), ("promote", *study), ("audit", "verify"))
+    reason = ("--reason", "a drill")
+    for verb in (*verbs, ("rollback", *study, *reason), ("predict", image, *model)):
+        assert cli.main(["--root", str(workspace), *verb]) == 5, verb
+        errors = capsys.readouterr().err.strip()
+        assert re.match(f"StoreError: .*{said}", errors), errors
+        assert "\n" not in errors
+
+
+def test_a_deleted_experiment_says_how_it_comes_back(workspace, tmp_path, monkeypatch, capsys):
+    database = tmp_path / "store.db"
+    shutil.copy(workspace / "mlflow.db", database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    store = tracking.client(workspace)
+    experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
+    store.delete_experiment(experiment)
+    for verb in ("track", "register", "doctor"):
+        if verb == "register":  # its version is there: nothing has to be written
+            store.delete_registered_model("equipoise-demo")
+        assert cli.main(["--root", str(workspace), verb]) in (1, 5)
+        told = "".join(capsys.readouterr())
+        assert f"`mlflow experiments restore --experiment-id {experiment}`" in told

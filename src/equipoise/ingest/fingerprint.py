@@ -1,7 +1,7 @@
-"""Whether a manifest is still of its raw folder, and of the code that reads it: what a stage asks before it believes one.
+"""Whether a manifest is still of its raw folder, and of the code that reads it: asked before one is believed.
 
-Names and sizes of the files and a digest of the code stand beside the manifest and are the same on every machine. Times are
-of one machine: they lie in `data/local`, outside git and DVC, and tell which files are worth reading again.
+Names and sizes of the files and a digest of the code stand beside the manifest and are the same on every machine. Times
+are of one machine: they lie in `data/local`, outside git and DVC, and tell which files are worth reading again.
 """
 
 from __future__ import annotations
@@ -90,10 +90,12 @@ def note(study: Study, manifest: Manifest, files: Sequence[RawFile]) -> None:
 def change(study: Study, manifest: Manifest) -> str:
     """What has changed since a manifest was made, in words; empty where nothing has.
 
-    Nothing is written. Where this machine has no notes on the manifest (a fresh clone), names and sizes decide.
+    Nothing is written. Where this machine has no notes on the manifest (a fresh clone), names and sizes decide; a raw
+    folder that was never on this machine stays at home, and its manifest is believed.
     """
     if not study.raw.is_dir():
-        return f"{study.raw} is not there"
+        was_here = _notes_path(study).is_file()
+        return f"{study.raw} is not there any more" if was_here else ""
     try:
         summary = IngestSummary.read(study.manifest_path.with_suffix(".json"))
     except DataError as error:
@@ -119,14 +121,17 @@ def require_current(study: Study, manifest: Manifest) -> None:
     changed = change(study, manifest)
     if changed:
         raise DataError(
-            f"{study.manifest_path} is not of what is there now: {changed}. Run `equipoise ingest --study {study.name}` "
-            f"or `dvc repro`; where originals were removed by mistake, `dvc checkout` or `dvc pull` brings them back."
+            f"{study.manifest_path} is not of what is there now: {changed}. "
+            f"Run `equipoise ingest --study {study.name}` or `dvc repro`; where originals were removed by mistake, "
+            f"`dvc checkout` or `dvc pull` brings them back."
         )
     remember(study, manifest)
 
 
 def remember(study: Study, manifest: Manifest) -> None:
     """Note the times of a raw folder that was found unchanged, so that the next look reads no file."""
+    if not study.raw.is_dir():
+        return  # it stays at home
     if manifest.meta.get("pseudonym_key") and not study.places_path.is_file():
         return  # without the way back from hashed ids nothing can be noted, and nothing depends on it
     files = list_files(study.raw)

@@ -247,9 +247,9 @@ def by_alias(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     return _look_up(store.get_model_version_by_alias, name, alias)
 
 
-def version_of(store: MlflowClient, name: str, version: str) -> ModelVersion | None:
+def version_of(store: MlflowClient, name: str, version: str | None) -> ModelVersion | None:
     """A version by its number, or None."""
-    return _look_up(store.get_model_version, name, version)
+    return _look_up(store.get_model_version, name, version) if version else None
 
 
 def pointed_at(store: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:

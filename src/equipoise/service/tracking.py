@@ -21,7 +21,7 @@ import mlflow
 import pandas as pd
 import requests
 from filelock import FileLock
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Experiment, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import read_mlflow_creds
@@ -31,7 +31,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_NAME,
     MLFLOW_SOURCE_TYPE,
 )
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from equipoise.compare import results
 from equipoise.compare.report import figures
@@ -39,8 +39,10 @@ from equipoise.core import parallel
 from equipoise.core.config import Study
 from equipoise.core.documents import Comparison, ScenarioRow, ScenarioSummary
 from equipoise.core.environment import environment, git, masked
-from equipoise.core.errors import StoreError
+from equipoise.core.errors import ConfigError, StoreError
 from equipoise.core.files import atomic_path, digest_of, read_table
+from equipoise.core.text import first_line
+from equipoise.service import homes
 
 #: Tag of a run and of a model version: the digest of the result that it holds.
 DIGEST = "equipoise.result_digest"
@@ -80,6 +82,9 @@ def client(root: Path) -> MlflowClient:
     """A client of the store at `tracking_uri`.
 
     Models are there too, unless MLFLOW_REGISTRY_URI says otherwise.
+
+    Raises:
+        StoreError: When the store came with a copied or moved checkout and keeps its files elsewhere.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # that tables are made is no news
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -87,6 +92,7 @@ def client(root: Path) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     if tracking_uri(root) == _default_uri(root):
         _make_store(_default_path(root))
+        _require_own_files(root)
     mlflow.set_tracking_uri(tracking_uri(root))
     return MlflowClient()
 
@@ -107,6 +113,16 @@ def _make_store(path: Path) -> None:
             engine.dispose()
 
 
+def _require_own_files(root: Path) -> None:
+    other = homes.other_home(_default_path(root))
+    if other:
+        raise StoreError(
+            f"{_default_path(root)} keeps its files below {other}: this checkout was copied or moved. Nothing was read "
+            f"or written there. `equipoise track --rehome` makes it keep them below {root.absolute()}; "
+            f"MLFLOW_TRACKING_URI=sqlite:///{other}/mlflow.db goes on with the store of the other folder."
+        )
+
+
 def machine_lock(subject: Any, timeout_seconds: float = -1) -> FileLock:
     """A lock that all processes of this machine share, whoever runs them.
 
@@ -120,15 +136,34 @@ def machine_lock(subject: Any, timeout_seconds: float = -1) -> FileLock:
     return FileLock(path, timeout=timeout_seconds, mode=0o666)
 
 
+def rehome(root: Path) -> int:
+    """Make the default store of a copied or moved checkout keep its files beside it; returns the addresses changed.
+
+    Raises:
+        ConfigError: When the store is another one, or the files did not come along.
+    """
+    if tracking_uri(root) != _default_uri(root):
+        raise ConfigError(
+            f"The store is {address(root)}; only mlflow.db beside params.yaml moves with a checkout. "
+            f"Unset MLFLOW_TRACKING_URI."
+        )
+    return homes.rehome(_default_path(root))
+
+
 def address(root: Path) -> str:
     """`tracking_uri` as it may be printed: without a password."""
     return masked(tracking_uri(root))
 
 
 def experiment_id(store: MlflowClient, name: str, root: Path) -> str:
-    """Id of an experiment, which is made when it is not there."""
+    """Id of an experiment, which is made when it is not there.
+
+    Raises:
+        StoreError: When it is deleted; its name is then neither free nor of use.
+    """
     experiment = store.get_experiment_by_name(name)
     if experiment:
+        require_active(experiment)
         return experiment.experiment_id
     try:
         return store.create_experiment(name, artifact_location=_artifact_location(name, root))
@@ -139,6 +174,16 @@ def experiment_id(store: MlflowClient, name: str, root: Path) -> str:
         return experiment.experiment_id
 
 
+def require_active(experiment: Experiment) -> None:
+    """Refuse a deleted experiment with the command that restores it."""
+    if experiment.lifecycle_stage == "deleted":
+        raise StoreError(
+            f"The experiment {experiment.name} is deleted. `mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}` brings it back with its runs; `mlflow gc --experiment-ids "
+            f"{experiment.experiment_id}` removes it for good, and the next call makes it anew."
+        )
+
+
 def _artifact_location(name: str, root: Path) -> str | None:
     """Where the artifacts of an experiment go; None leaves it to the server.
 
@@ -147,7 +192,7 @@ def _artifact_location(name: str, root: Path) -> str | None:
     """
     if tracking_uri(root) != _default_uri(root):
         return None
-    return (root.absolute() / "mlartifacts" / name).as_uri()
+    return (root.absolute() / homes.ARTIFACTS / name).as_uri()
 
 
 # --- errors of the store --------------------------------------------------------------------------
@@ -163,6 +208,51 @@ class _Failure(NamedTuple):
 
     lost: bool
     status: int
+
+
+def any_error(error: BaseException) -> StoreError | None:
+    """What any error of MLflow or its database says, in words; None for other errors."""
+    known = store_error(error) or _schema_error(error)
+    if known is not None:
+        return known
+    store = masked(mlflow.get_tracking_uri())
+    if isinstance(error, DBAPIError):
+        return StoreError(
+            f"The database {store} cannot be used: {first_line(error.orig or error)}. Results stay in files: give it "
+            f"space and permissions or restore it from a backup, or set MLFLOW_TRACKING_URI; then run the same command "
+            f"again."
+        )
+    if isinstance(error, MlflowException):
+        return StoreError(
+            f"MLflow refused ({store}): {first_line(error)}. `equipoise doctor` looks at the store, and docs/faults.md "
+            f"says what is kept."
+        )
+    return None
+
+
+def _schema_error(error: BaseException) -> StoreError | None:
+    """What to do about a database of another version of MLflow; None for other errors."""
+    schema = re.search(r"schema \(found version (\w+)", str(error))
+    unknown = re.search(r"Can't locate revision identified by '(\w+)'", str(error))
+    found = schema or unknown
+    if found is None:
+        return None
+    store = masked(mlflow.get_tracking_uri())
+    if _knows_schema(found[1]):
+        return StoreError(
+            f"The database {store} is of an older MLflow (schema {found[1]}). Copy it, then run `mlflow db upgrade "
+            f"{store}` and the same command again."
+        )
+    return StoreError(
+        f"The database {store} is of a newer MLflow (schema {found[1]}) than {mlflow.__version__}, which is installed. "
+        f"Install the one that wrote it, or set MLFLOW_TRACKING_URI to another store."
+    )
+
+
+def _knows_schema(revision: str) -> bool:
+    """Whether this MLflow has come past a schema, so that it can upgrade it: one file for each step."""
+    steps = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+    return any(steps.glob(f"{revision}_*.py"))
 
 
 def store_error(error: BaseException | None) -> StoreError | None:
@@ -202,9 +292,14 @@ def _failure(error: BaseException | None) -> _Failure | None:
         if error.response is None:
             return _Failure(lost=True, status=0)
         return _Failure(lost=False, status=error.response.status_code)
-    if isinstance(error, OperationalError):  # MLflow speaks to a database itself
-        return _Failure(lost=True, status=0)
+    if isinstance(error, OperationalError) and not _is_file(mlflow.get_tracking_uri()):
+        return _Failure(lost=True, status=0)  # MLflow speaks to a database server itself
     return None
+
+
+def _is_file(uri: str) -> bool:
+    """Whether a store is a file of this machine, which no server answers for."""
+    return uri.startswith("sqlite:")
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -276,6 +371,21 @@ def mirror(
         adopt: A run that `mlflow run` opened: it becomes the result's run instead of a second one.
     """
     summary = ScenarioSummary.read(folder / "metrics.json")
+    # Two that mirror one result side by side (`mlflow run` twice) would make two runs of it.
+    with machine_lock(["mirror", tracking_uri(study.root), summary.result_digest]):
+        return _mirror(store, study, (backbone, scenario), summary, folder, adopt)
+
+
+def _mirror(
+    store: MlflowClient,
+    study: Study,
+    names_of_result: tuple[str, str],
+    summary: ScenarioSummary,
+    folder: Path,
+    adopt: str | None,
+) -> Mirrored:
+    """Write one result with the lock held; see `mirror`."""
+    backbone, scenario = names_of_result
     present = find(store, summary.result_digest)
     if present:
         if adopt and adopt != present:
