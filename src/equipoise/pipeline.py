@@ -213,10 +213,13 @@ def ensure(study: Study, backbone: str, say: Callable[[str], None]) -> None:
 def require_current(study: Study) -> None:
     """Refuse to go on from a manifest that is not of the raw images as they are now.
 
+    Where there is none the stage itself says what it lacks.
+
     Raises:
         DataError: With what has changed, and the command that makes it anew.
     """
-    fingerprint.require_current(study, Manifest.read(study.manifest_path))
+    if study.manifest_path.is_file():
+        fingerprint.require_current(study, Manifest.read(study.manifest_path))
 
 
 def adhoc_folder(study: Study, backbone: str, scenario: str, overrides: Mapping[str, Any]) -> Path:

@@ -269,19 +269,6 @@ def test_override_lies_over_the_study(params):
     assert settings.tune.sensitivity_floor == params["studies"]["demo"]["tune"]["sensitivity_floor"]
 
 
-def test_override_of_an_unknown_key_names_the_nearest(params):
-    with pytest.raises(
-        ConfigError,
-        match=r"tune\.trails' in params\.yaml\. Did you mean 'studies\.demo\.tune\.trials'",
-    ):
-        load_study("demo", params, {"tune.trails": 5})
-
-
-def test_override_of_an_unknown_section_names_the_nearest(params):
-    with pytest.raises(ConfigError, match=r"no key 'tun' in params\.yaml\. Did you mean 'tune'\?"):
-        load_study("demo", params, {"tun.trials": 5})
-
-
 def test_override_of_a_whole_section_is_refused(params):
     with pytest.raises(
         ConfigError, match=r"'tune' is a section; name a key in it, for example tune\.KEY=VALUE"

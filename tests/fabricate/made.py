@@ -139,9 +139,6 @@ def study(
         "positive_class": positive or classes[-1],
         "settings": made.settings.sections("ingest"),
     }
-    made.raw.mkdir(
-        parents=True, exist_ok=True
-    )  # empty: no stage after ingest reads a picture of it
     manifest = records.Manifest(table, meta).write(made.manifest_path)
     _ingest_summary(manifest).write(made.manifest_path.with_suffix(".json"))
     splits.run(made)

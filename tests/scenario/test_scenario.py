@@ -594,11 +594,11 @@ def test_fine_tuning_with_kfold_is_refused(folder):
 def test_a_scenario_does_not_answer_from_images_that_were_removed(folder, capsys, gone):
     """Features and split are there and fit together: only the raw folder says that they are of other images."""
     study = made.study(folder, train={"seeds": [0]})
+    study.raw.mkdir(parents=True)
     if gone == "the folder":
         fingerprint.remember(study, records.Manifest.read(study.manifest_path))
         study.raw.rmdir()
     else:
-        study.raw.mkdir(parents=True, exist_ok=True)
         (study.raw / "README.txt").write_text("once there were images beside me")
     names = ("--study", "made", "--backbone", "vgg16", "--scenario", "oversample")
     assert cli.main(["scenario", *names]) == 1
@@ -609,8 +609,7 @@ def test_a_scenario_does_not_answer_from_images_that_were_removed(folder, capsys
 
 
 def test_a_scenario_runs_where_the_originals_stayed_at_home(folder, capsys):
-    study = made.study(folder, train={"seeds": [0]})
-    study.raw.rmdir()
+    made.study(folder, train={"seeds": [0]})
     names = ("--study", "made", "--backbone", "vgg16", "--scenario", "oversample")
     assert cli.main(["scenario", *names]) == 0
     assert "is not on this machine; going on from the manifest" in capsys.readouterr().out

@@ -353,7 +353,7 @@ def test_a_process_that_serves_is_gone_when_it_fails(shop, tmp_path):
     broken = tmp_path / "model"
     shutil.copytree(first.source.removeprefix("file://"), broken)
     (broken / "code/equipoise/service/predictor.py").write_text("import no_such_module")
-    with pytest.raises(ConfigError, match=r"cannot be loaded: ModuleNotFoundError: .*no_such"):
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*no_such_module"):
         evidence.load(str(broken), shop)
 
 
@@ -391,8 +391,15 @@ def test_a_copy_that_was_told_where_it_is_keeps_its_own_files(
 ):
     code, out, _ = equipoise(copied, "track", "--rehome")
     assert (code, "addresses of files changed" in out) == (0, True)
-    database = (copied / "mlflow.db").read_bytes()
-    assert f"{workspace}/".encode() not in database.replace(f"{copied}/".encode(), b"")
+    store = client(copied)
+    addresses = []
+    for experiment in store.search_experiments():
+        addresses.append(experiment.artifact_location)
+        addresses += [
+            run.info.artifact_uri for run in store.search_runs([experiment.experiment_id])
+        ]
+    assert len(addresses) > 4
+    assert not [address for address in addresses if f"{workspace}/" in address]
     source = client(copied).get_model_version_by_alias(NAME, "challenger").source
     assert Path(source.removeprefix("file://")).is_relative_to(copied)
     assert (Path(source.removeprefix("file://")) / "MLmodel").is_file()

@@ -15,6 +15,7 @@ from equipoise import cli
 def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     copy_checkout(folder)
+    git(folder, "init", "-q")
     return folder
 
 
@@ -45,7 +46,7 @@ def checkout(tmp_path_factory):
                 "tune.trial=3",
             ],
             2,
-            "Did you mean 'studies.demo.tune.trials'?",
+            "Did you mean 'tune.trials'?",
         ),
         (
             [

@@ -443,6 +443,7 @@ def load_study(
     sections = _sections_of_study(name, params)
     _lay_overrides(sections, overrides or {})
     _require_complete(sections, name)
+    _require_every_section(params["studies"][name], name)
     run = _mapping(params, "run")
     _require_known_keys(run, _RUN_KEYS, "run.")
     engine = _mapping(params, "engine")
@@ -550,7 +551,6 @@ def _sections_of_study(name: str, params: dict[str, Any]) -> dict[str, Any]:
     _require_sections(defaults, "defaults.", name)
     own = studies[name] or {}
     _require_sections(own, f"studies.{name}.", name)
-    _require_every_section(own, name)
     sections = copy.deepcopy(defaults)
     for section, values in own.items():
         sections[section] = (sections.get(section) or {}) | (values or {})
@@ -567,9 +567,9 @@ def _require_sections(sections: Any, prefix: str, study: str) -> None:
             )
 
 
-def _require_every_section(own: dict[str, Any], study: str) -> None:
+def _require_every_section(own: dict[str, Any] | None, study: str) -> None:
     """Raise a ConfigError for a section that a study leaves out: DVC depends on each of them."""
-    missing = [section for section in Settings.model_fields if section not in own]
+    missing = [section for section in Settings.model_fields if section not in (own or {})]
     if missing:
         lines = ", ".join(f"`{section}: {{}}`" for section in missing)
         raise ConfigError(
