@@ -28,7 +28,7 @@ env: .venv/.made
 # DVC works inside a git checkout, which a zip is not: better said before anything is installed.
 checkout:
 	@git rev-parse --git-dir > /dev/null 2>&1 || { \
-	  echo "This folder is no git checkout (did it come as a zip?), and DVC works inside one. Run: git init && git add -A && git commit -m start"; \
+	  echo "This folder is no git checkout (did it come as a zip?), and DVC works inside one: run git init && git add -A && git commit -m start"; \
 	  exit 1; }
 
 demo: checkout env

@@ -289,8 +289,8 @@ def require_checkout(root: Path) -> None:
         raise ConfigError("git is not installed, and DVC works inside a git checkout. Install git.")
     if git("rev-parse", "--git-dir", folder=root) is None:
         raise ConfigError(
-            f"{root} is no git checkout (did it come as a zip?), and DVC works inside one. Run there `git init`, "
-            f"`git add -A` and `git commit -m start`, then the same command again."
+            f"{root} is no git checkout (did it come as a zip?), and DVC works inside one: run `git init`, "
+            f"`git add -A` and `git commit -m start` there, then the same command again."
         )
 
 

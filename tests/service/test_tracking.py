@@ -9,6 +9,7 @@ import sqlite3
 import pandas as pd
 import pytest
 from filelock import Timeout
+from mlflow.exceptions import RestException
 from mlflow.tracking import MlflowClient
 
 from conftest import git
@@ -72,22 +73,35 @@ def test_best_trials_are_children(runs):
     assert all("l2" in run.data.params and "score" in run.data.metrics for run in children)
 
 
-class KilledAtTheFirstTrial(MlflowClient):
+#: What MLflow's client raises when a password expires, or is withdrawn, in the middle.
+EXPIRED = RestException({"error_code": "UNAUTHENTICATED", "message": "You are not authenticated."})
+
+
+class EndedAtTheFirstTrial(MlflowClient):
     """A store that is interrupted when a result is written and its first trial is not."""
+
+    fault: BaseException
 
     def create_run(self, experiment_id, *arguments, tags, **options):
         if tags["equipoise.role"] == "trial":
-            raise KeyboardInterrupt
+            raise self.fault
         return super().create_run(experiment_id, *arguments, tags=tags, **options)
 
 
-def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), EXPIRED], ids=["Ctrl-C", "expired"])
+def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monkeypatch, fault):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
     study = config.load_study("demo", root=workspace)
     folder = study.result_path("vgg16", "baseline")
     store = tracking.client(workspace)
-    with pytest.raises(KeyboardInterrupt):
-        tracking.mirror(KilledAtTheFirstTrial(), study, "vgg16", "baseline", folder)
+    ended = EndedAtTheFirstTrial()
+    ended.fault = fault
+    with pytest.raises(type(fault)):
+        tracking.mirror(ended, study, "vgg16", "baseline", folder)
+    if fault is EXPIRED:
+        assert "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in str(
+            tracking.any_error(fault)
+        )
     run_id, written = tracking.mirror(store, study, "vgg16", "baseline", folder)
     assert written
     experiment = store.get_experiment_by_name("equipoise-demo").experiment_id

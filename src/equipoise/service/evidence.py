@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -90,9 +91,9 @@ def load(uri: str, root: Path) -> Any:
         ConfigError: When there is no such model, or it does not load.
         StoreError: When the server cannot be reached or does not let this user.
     """
-    tracking.client(root)
+    store = tracking.client(root)
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=_source(store, uri)))
         if packaged.has_own_code(folder) and not packaged.is_of_this_code(folder):
             return packaged.Packaged(folder)
         return mlflow.pyfunc.load_model(str(folder))
@@ -101,6 +102,20 @@ def load(uri: str, root: Path) -> Any:
         if lost:
             raise lost from error
         raise ConfigError(f"{uri} cannot be loaded: {first_line(error)}") from error
+
+
+def _source(store: MlflowClient, uri: str) -> str:
+    """Where the files of a registered version lie; any other address is that already.
+
+    Asked for `models:/...`, MLflow writes a file beside them, which another user may not.
+    """
+    registered = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if registered is None:
+        return uri
+    name, alias, number = registered.groups()
+    if alias:
+        number = store.get_model_version_by_alias(name, alias).version
+    return store.get_model_version_download_uri(name, number)
 
 
 # --- collect, write, read -------------------------------------------------------------------------

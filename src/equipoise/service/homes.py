@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -59,21 +60,22 @@ def rehome(database: Path) -> int:
     with engine.begin() as connection:
         for name, column in _ADDRESSES:
             table = tables.tables.get(name)
-            if table is not None and column in table.c:
-                changed += connection.execute(
-                    _moved(table, column, other, database.parent)
-                ).rowcount
+            if table is None or column not in table.c:
+                continue
+            for moved in _moves(table, column, other, database.parent):
+                changed += connection.execute(moved).rowcount
     engine.dispose()
     return changed
 
 
-def _moved(table: Table, name: str, before: Path, after: Path) -> Update:
-    """The change of the beginning of the addresses in a column."""
+def _moves(table: Table, name: str, before: Path, after: Path) -> Iterator[Update]:
+    """The changes of the beginning of the addresses in a column; MLflow writes URIs, and paths beside them."""
     column = table.c[name]
-    beginning = f"{_uri(before)}/"
-    rest = func.substr(column, len(beginning))
-    is_below = func.substr(column, 1, len(beginning)) == beginning
-    return update(table).where(is_below).values({name: literal(_uri(after)).concat(rest)})
+    for old, new in ((_uri(before), _uri(after)), (str(before), str(after.absolute()))):
+        beginning = f"{old}/"
+        rest = func.substr(column, len(beginning))
+        is_below = func.substr(column, 1, len(beginning)) == beginning
+        yield update(table).where(is_below).values({name: literal(new).concat(rest)})
 
 
 def _own_locations(database: Path) -> list[str]:

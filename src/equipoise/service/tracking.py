@@ -87,6 +87,9 @@ def client(root: Path) -> MlflowClient:
         StoreError: When the store came with a copied or moved checkout and keeps its files elsewhere.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # that tables are made is no news
+    logging.getLogger("mlflow.store").setLevel(
+        logging.CRITICAL
+    )  # what it prints is said in a sentence
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # MLflow's own 7 attempts take 4 minutes to notice that a server is gone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -215,19 +218,24 @@ def any_error(error: BaseException) -> StoreError | None:
     known = store_error(error) or _schema_error(error)
     if known is not None:
         return known
-    store = masked(mlflow.get_tracking_uri())
     if isinstance(error, DBAPIError):
-        return StoreError(
-            f"The database {store} cannot be used: {first_line(error.orig or error)}. Results stay in files: give it "
-            f"space and permissions or restore it from a backup, or set MLFLOW_TRACKING_URI; then run the same command "
-            f"again."
-        )
+        return _database_error(error.orig or error)
+    store = masked(mlflow.get_tracking_uri())
     if isinstance(error, MlflowException):
         return StoreError(
             f"MLflow refused ({store}): {first_line(error)}. `equipoise doctor` looks at the store, and docs/faults.md "
             f"says what is kept."
         )
     return None
+
+
+def _database_error(error: BaseException) -> StoreError:
+    """What to do about a database that does not answer as one."""
+    return StoreError(
+        f"The database {masked(mlflow.get_tracking_uri())} cannot be used: {first_line(error)}. Results stay in files: "
+        f"give it space and permissions or restore it from a backup, or set MLFLOW_TRACKING_URI; then run the same "
+        f"command again."
+    )
 
 
 def _schema_error(error: BaseException) -> StoreError | None:
@@ -262,6 +270,8 @@ def store_error(error: BaseException | None) -> StoreError | None:
         return None
     server = f"MLflow server {masked(mlflow.get_tracking_uri())}"
     user = read_mlflow_creds().username
+    if failure.lost and error is not None and _is_file(mlflow.get_tracking_uri()):
+        return _database_error(error)
     if failure.lost:
         return StoreError(
             f"The {server} cannot be reached. Results stay in files: start the server or set MLFLOW_TRACKING_URI, "
@@ -292,8 +302,8 @@ def _failure(error: BaseException | None) -> _Failure | None:
         if error.response is None:
             return _Failure(lost=True, status=0)
         return _Failure(lost=False, status=error.response.status_code)
-    if isinstance(error, OperationalError) and not _is_file(mlflow.get_tracking_uri()):
-        return _Failure(lost=True, status=0)  # MLflow speaks to a database server itself
+    if isinstance(error, OperationalError):  # MLflow speaks to a database itself
+        return _Failure(lost=True, status=0)
     return None
 
 
