@@ -48,10 +48,10 @@ def _load(folder: str) -> Any:
     model = mlflow.pyfunc.load_model(folder)
     import equipoise  # now on the path: MLflow put the model's own in front
 
-    found = Path(equipoise.__file__).resolve()
-    if not found.is_relative_to(Path(folder).resolve()):
+    imported = Path(equipoise.__file__).resolve()
+    if not imported.is_relative_to(Path(folder).resolve()):
         raise ImportError(
-            f"the model would be served by the code in {found.parent}, not by its own"
+            f"the model would be served by the code in {imported.parent}, not by its own"
         )
     return model
 

@@ -242,17 +242,18 @@ def _schema_error(error: BaseException) -> StoreError | None:
     """What to do about a database of another version of MLflow; None for other errors."""
     schema = re.search(r"schema \(found version (\w+)", str(error))
     unknown = re.search(r"Can't locate revision identified by '(\w+)'", str(error))
-    found = schema or unknown
-    if found is None:
+    named = schema or unknown
+    if named is None:
         return None
+    revision = named[1]
     store = masked(mlflow.get_tracking_uri())
-    if _knows_schema(found[1]):
+    if _knows_schema(revision):
         return StoreError(
-            f"The database {store} is of an older MLflow (schema {found[1]}). Copy it, then run `mlflow db upgrade "
+            f"The database {store} is of an older MLflow (schema {revision}). Copy it, then run `mlflow db upgrade "
             f"{store}` and the same command again."
         )
     return StoreError(
-        f"The database {store} is of a newer MLflow (schema {found[1]}) than {mlflow.__version__}, which is installed. "
+        f"The database {store} is of a newer MLflow (schema {revision}) than {mlflow.__version__}, which is installed. "
         f"Install the one that wrote it, or set MLFLOW_TRACKING_URI to another store."
     )
 
@@ -383,19 +384,19 @@ def mirror(
     summary = ScenarioSummary.read(folder / "metrics.json")
     # Two that mirror one result side by side (`mlflow run` twice) would make two runs of it.
     with machine_lock(["mirror", tracking_uri(study.root), summary.result_digest]):
-        return _mirror(store, study, (backbone, scenario), summary, folder, adopt)
+        return _mirror(store, study, backbone, scenario, folder, summary, adopt)
 
 
 def _mirror(
     store: MlflowClient,
     study: Study,
-    names_of_result: tuple[str, str],
-    summary: ScenarioSummary,
+    backbone: str,
+    scenario: str,
     folder: Path,
+    summary: ScenarioSummary,
     adopt: str | None,
 ) -> Mirrored:
     """Write one result with the lock held; see `mirror`."""
-    backbone, scenario = names_of_result
     present = find(store, summary.result_digest)
     if present:
         if adopt and adopt != present:
