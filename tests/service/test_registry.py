@@ -411,6 +411,7 @@ def test_a_version_of_code_that_was_not_committed_learns_its_commit(shop, equipo
     store = client(shop)
     first = store.get_model_version(NAME, "1")
     served = contents(Path(first.source.removeprefix("file://")))
+    store.create_model_version(NAME, first.source, first.run_id, tags=first.tags)
     dirty = {"equipoise.uncommitted": "params.yaml", "equipoise.git_commit": "0" * 40}
     for key, value in dirty.items():
         for version_there in store.search_model_versions(f"name = '{NAME}'"):
