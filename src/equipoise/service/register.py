@@ -295,11 +295,13 @@ def _own_folder(store: MlflowClient, model: str) -> str:
 @contextmanager
 def served(address: str) -> Iterator[Packaged]:
     """A model as it will be served: from where it was logged, by the code that lies beside it."""
-    model = Packaged(Path(mlflow.artifacts.download_artifacts(artifact_uri=address)))
-    try:
-        yield model
-    finally:
-        model.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
+        model = Packaged(Path(folder))
+        try:
+            yield model
+        finally:
+            model.close()
 
 
 def log_evidence(
