@@ -150,7 +150,12 @@ class FetchRecord(Document):
 
 
 class IngestSummary(Document):
-    """`data/manifest/<study>.json`: what was found in the raw folder."""
+    """`data/manifest/<study>.json`: what was found in the raw folder.
+
+    Attributes:
+        raw: Digest of the names and sizes of its files, see `ingest/fingerprint.py`.
+        code: Digest of the code that read them.
+    """
 
     study: str
     dataset: str
@@ -161,6 +166,8 @@ class IngestSummary(Document):
     licence: str
     citation: str
     manifest: str
+    raw: str
+    code: str
     images: int
     patients: int
     pseudonymised: bool

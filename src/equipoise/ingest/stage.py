@@ -19,7 +19,7 @@ from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
-from equipoise.ingest import copies, leftovers, masks, originals, quarantine
+from equipoise.ingest import copies, fingerprint, leftovers, masks, originals, quarantine
 from equipoise.ingest.datasets.base import Card, Task, open_dataset
 from equipoise.ingest.pseudonyms import Pseudonyms
 from equipoise.ingest.quarantine import Quarantined
@@ -60,6 +60,7 @@ class _Tally:
     label_conflicts: int
     quarantined: int
     completeness: str
+    raw: str
 
 
 def run(study: Study) -> Ingested:
@@ -73,6 +74,8 @@ def run(study: Study) -> Ingested:
     dataset, task = open_dataset(study.dataset, study.raw, settings)
     card = dataset.card
     readings = list(card.readings)
+    # Before they are read: what changes meanwhile is noticed.
+    files = fingerprint.list_files(study.raw)
     listing = originals.list_files(study.raw, dataset, settings)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
 
@@ -107,6 +110,7 @@ def run(study: Study) -> Ingested:
         label_conflicts=len(consistent.quarantined),
         quarantined=len(quarantined),
         completeness=task.completeness(published, selection),
+        raw=fingerprint.names_and_sizes(files, hashed=pseudonyms is not None),
     )
     meta = _meta(study, card, task, pseudonyms, tally.label_conflicts)
     manifest = Manifest(table.drop(columns=list(INTERNAL_COLUMNS)), meta)
@@ -114,6 +118,7 @@ def run(study: Study) -> Ingested:
     summary = _summary(manifest, card, counts, _count_flags(table), tally)
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
+    fingerprint.note(study, manifest, files)
     remarks = (
         *dataset.remarks,
         *listing.remarks,
@@ -338,6 +343,8 @@ def _summary(
         licence=card.licence,
         citation=card.citation,
         manifest=manifest.digest,
+        raw=tally.raw,
+        code=fingerprint.code(),
         images=len(manifest.table),
         patients=manifest.table["patient_id"].nunique(),
         pseudonymised=manifest.meta["pseudonym_key"] is not None,
