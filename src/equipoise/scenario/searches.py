@@ -173,25 +173,59 @@ def _or_minus_one(steps: int | None) -> int:
     return -1 if steps is None else steps
 
 
+@dataclass
+class _Opened:
+    """A journal that this process has read.
+
+    Attributes:
+        lock: Lifted by the system when its holder dies; Optuna's own lock outlives a kill by 30 s.
+        storage: What was read; it appends with the same lock.
+        state: The file after the last use, see `_state`.
+    """
+
+    lock: FileLock
+    storage: JournalStorage | None = None
+    state: tuple[int, ...] = ()
+
+
+#: Journals that this process has read, by path. To read all of a journal for every search takes
+#: longer than the search when there are many.
+_OPENED: dict[Path, _Opened] = {}
+
+
 @contextmanager
 def _journal(path: Path, lock_path: Path) -> Iterator[JournalStorage]:
     """The journal, held by this process alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path.parent.mkdir(parents=True, exist_ok=True)
-    # Lifted by the system when its holder dies; Optuna's own lock outlives a kill by 30 seconds.
-    lock = FileLock(lock_path)
-    with lock:
+    opened = _OPENED.setdefault(path.absolute(), _Opened(FileLock(lock_path)))
+    with opened.lock:
         _cut_half_a_line(path)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-        except OSError:
-            raise
-        except Exception as error:  # a damaged line may raise anything
-            storage = _begun_anew(path, lock, error)
+        # What another process wrote, or put in its place, is read from the beginning.
+        if opened.storage is None or opened.state != _state(path):
+            opened.storage = _read_journal(path, opened.lock)
         with warnings.catch_warnings():
             # Metric names are "experimental", and Optuna says so each time.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield storage
+            yield opened.storage
+        opened.state = _state(path)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Tells one file, and one content of it, from another; empty where there is none."""
+    if not path.exists():
+        return ()
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read_journal(path: Path, lock: FileLock) -> JournalStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except OSError:
+        raise
+    except Exception as error:  # a damaged line may raise anything
+        return _begun_anew(path, lock, error)
 
 
 def _cut_half_a_line(path: Path) -> None:
@@ -200,7 +234,9 @@ def _cut_half_a_line(path: Path) -> None:
         return
     with open(path, "rb+") as journal:
         content = journal.read()
-        journal.truncate(content.rfind(b"\n") + 1)
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            journal.truncate(whole)
 
 
 def _begun_anew(path: Path, lock: FileLock, error: Exception) -> JournalStorage:
