@@ -33,6 +33,10 @@ _SINGLE_PRECISION_STEPS = 20
 #: The last factor serves again while a step with it leaves at most this share of the decrement.
 _GOOD_SHARE = 0.05
 
+#: A step of a factor is trusted when the curvature along it is its slope but for this share: of an
+#: exact step the two are equal. Else float32 was too coarse, or the factor is of too far away.
+_TRUSTED_SHARE = 0.5
+
 #: Armijo's constant: the share of the promised decrease that a step must reach.
 _SUFFICIENT_DECREASE = 1e-4
 
@@ -265,6 +269,8 @@ class _Search:
         scores: float64 (num_rows,), of the rows at the unknowns.
         square: Square of the length of the coefficients.
         value: The objective.
+        factor: Of the Hessian, here or a few steps before; None where it has to be made.
+        dtype: Precision of the factor.
     """
 
     def __init__(self, space: _Space, loss: _Loss, l2: float) -> None:
@@ -275,44 +281,64 @@ class _Search:
         self.scores = np.zeros(len(loss.sign))
         self.square = 0.0
         self.value = loss.value(self.scores)
+        self.factor: Any = None
+        self.dtype: Any = np.float32
 
     def run(self, tolerance: float) -> Minimum | None:
         """Step until the decrement is small enough; None when it does not become so."""
-        dtype: Any = np.float32
-        factor = None
+        if not np.isfinite(self.value):
+            return self._minimum(np.inf)
         last = np.inf
         for number in range(_MAX_STEPS):
-            if not np.isfinite(self.value):
-                return self._minimum(np.inf)
-            if number >= _SINGLE_PRECISION_STEPS:
-                dtype = np.float64
-            if factor is None:
-                factor, dtype = self._factor(dtype)
-            slope = self.loss.slope(self.scores)
-            step = self.space.step(factor, self.unknowns, slope)
-            fall = -(slope @ step.scores + self.l2 * step.cross)
-            decrement = np.sqrt(max(fall, 0.0))
+            if number == _SINGLE_PRECISION_STEPS:
+                self.dtype = np.float64
+                self.factor = None
+            try:
+                step, fall = self._newton_step()
+            except LinAlgError:
+                return None
+            if not fall >= 0:
+                return None
+            decrement = np.sqrt(fall)
             if decrement <= tolerance:
                 return self._minimum(decrement)
             if decrement > _GOOD_SHARE * last:
-                factor = None
+                self.factor = None
             if not self._moved(step, fall):
-                if dtype == np.float64:
-                    return None
-                dtype = np.float64
-                factor = None
+                return None
             last = decrement
         return None
 
-    def _factor(self, dtype: Any) -> tuple[Any, Any]:
-        """A factor of the Hessian here, and the precision that it needed."""
+    def _newton_step(self) -> tuple[_Step, float]:
+        """A step, and by how much the objective falls along it at first.
+
+        Raises:
+            LinAlgError: When the Hessian is not positive definite in float64 either.
+        """
+        slope = self.loss.slope(self.scores)
         curvature = self.loss.curvature(self.scores)
-        if dtype == np.float32:
+        while True:
+            is_fresh = self.factor is None
+            if is_fresh:
+                self._make_factor(curvature)
+            step = self.space.step(self.factor, self.unknowns, slope)
+            fall = -(slope @ step.scores + self.l2 * step.cross)
+            bend = curvature @ step.scores**2 + self.l2 * step.square
+            is_trusted = abs(bend - fall) <= _TRUSTED_SHARE * fall
+            if is_trusted or (is_fresh and self.dtype == np.float64):
+                return step, fall
+            if is_fresh:
+                self.dtype = np.float64
+            self.factor = None
+
+    def _make_factor(self, curvature: np.ndarray) -> None:
+        if self.dtype == np.float32:
             try:
-                return self.space.factor(curvature, np.float32), np.float32
+                self.factor = self.space.factor(curvature, np.float32)
+                return
             except LinAlgError:
-                pass
-        return self.space.factor(curvature, np.float64), np.float64
+                self.dtype = np.float64
+        self.factor = self.space.factor(curvature, np.float64)
 
     def _moved(self, step: _Step, fall: float) -> bool:
         """Go along a step as far as the objective falls enough; False where it does nowhere."""

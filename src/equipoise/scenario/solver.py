@@ -301,7 +301,7 @@ class Problem:
             loss = block_loss(scores, rows, heads)
             value += loss.value
             score_gradient = loss.gradient.reshape(num_rows, -1)
-            gradient += part.T @ score_gradient
+            gradient += (score_gradient.T @ part).T
         return Evaluated(value, gradient.reshape(parameters.shape))
 
     def _two_class_loss(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> Evaluated:
