@@ -24,7 +24,9 @@ from equipoise.scenario.loss import focal, margin_curvature, margin_losses
 from equipoise.scenario.rows import Features, blocks, read_if_one_block, scratch
 from equipoise.strategies.base import Objective
 
-#: Norm of the preconditioned gradient at which a head counts as solved while searching.
+#: Norm of the preconditioned gradient at which a head counts as solved while searching. On real
+#: features (1,285 and 3,125 x 1,280, 80 heads each) AUROC of a trial is then within 6e-5 of that of
+#: the optimum (focal loss: 1.1e-4), where trials are 1.5e-4 apart; no best trial is another one.
 SEARCH_TOLERANCE = 3e-4
 
 #: Curvature of the loss of a row at the start, p(1-p) at p = 1/2: scales the first coordinates. Any
