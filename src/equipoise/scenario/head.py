@@ -161,17 +161,17 @@ class _Task:
 
     def _by_newton(self) -> Arrays | None:
         """None where the steps did not end."""
-        found = newton.minimise(
+        minimum = newton.minimise(
             self.rows, self.labels, self.weights, self.objective, self.l2, FINAL_TOLERANCE
         )
-        if found is None:
+        if minimum is None:
             return None
-        zeros = np.zeros_like(found.coefficients)
+        zeros = np.zeros_like(minimum.coefficients)
         return {
-            "coefficients": np.column_stack([zeros, found.coefficients]),
-            "intercepts": np.array([0.0, found.intercept]),
-            "gradient_norm": np.array(found.decrement),
-            "objective": np.array(found.objective),
+            "coefficients": np.column_stack([zeros, minimum.coefficients]),
+            "intercepts": np.array([0.0, minimum.intercept]),
+            "gradient_norm": np.array(minimum.decrement),
+            "objective": np.array(minimum.objective),
         }
 
     def _by_lbfgs(self) -> Arrays:

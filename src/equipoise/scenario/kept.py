@@ -58,12 +58,12 @@ class Kept:
             make: Makes them.
         """
         path = self.folder / f"{key}.npz"
-        found = _read(path)
-        if found is not None:
+        arrays = _read(path)
+        if arrays is not None:
             # The time of the last use decides what is dropped first.
             with contextlib.suppress(OSError):
                 path.touch()
-            return found
+            return arrays
         made = make()
         # Without room for a cache the next run takes longer, and that is all.
         with contextlib.suppress(DataError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,8 +215,8 @@ def _state(path: Path) -> tuple[int, ...]:
     """Tells one file, and one content of it, from another; empty where there is none."""
     if not path.exists():
         return ()
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read_journal(path: Path, lock: FileLock) -> JournalStorage:
@@ -252,16 +252,19 @@ def _begun_anew(path: Path, lock: FileLock, error: Exception) -> JournalStorage:
 
 def _content_of(storage: JournalStorage, name: str) -> str | None:
     """Content of a study in the journal; None when there is none, or when it is not whole."""
-    if name not in optuna.get_all_study_names(storage):
+    # By its name: a list of all studies copies every one of them.
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
         return None
-    return optuna.load_study(study_name=name, storage=storage).user_attrs.get(_CONTENT)
+    return storage.get_study_user_attrs(study_id).get(_CONTENT)
 
 
 def _emptied(
     storage: JournalStorage, name: str, direction: optuna.study.StudyDirection
 ) -> optuna.Study:
     """A study of that name without trials, in place of one that was there."""
-    if name in optuna.get_all_study_names(storage):
+    with suppress(KeyError):
         optuna.delete_study(study_name=name, storage=storage)
     return optuna.create_study(study_name=name, storage=storage, direction=direction)
 

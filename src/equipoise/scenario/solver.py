@@ -76,16 +76,16 @@ class Rotated:
         num_rows = len(standardised)
         at_hand = read_if_one_block(standardised)
         if kept is None:
-            found = _eigenbasis(at_hand)
+            eigenbasis = _eigenbasis(at_hand)
         else:
-            found = kept.arrays(key_of("rotation", standardised), lambda: _eigenbasis(at_hand))
-        basis = found["basis"]
+            eigenbasis = kept.arrays(key_of("rotation", standardised), lambda: _eigenbasis(at_hand))
+        basis = eigenbasis["basis"]
         _, rank = basis.shape
         matrix = scratch((num_rows, rank + 1), basis.dtype, scratch_folder)
         matrix[:, rank] = 1
         for rows in blocks(num_rows):
             matrix[rows, :rank] = at_hand[rows] @ basis
-        return cls(matrix, basis, found["spectrum"])
+        return cls(matrix, basis, eigenbasis["spectrum"])
 
 
 def _eigenbasis(standardised: Features) -> Arrays:
