@@ -45,7 +45,12 @@ def code() -> str:
 
 
 def list_files(raw: Path) -> list[RawFile]:
-    """Every file of a raw folder that is not hidden, sorted by path; linked folders are followed."""
+    """Every file of a raw folder that is not hidden, sorted by path; none where there is no folder.
+
+    Linked folders are followed.
+    """
+    if not raw.is_dir():
+        return []
     files = []
     for relative in files_below(raw):
         path = raw / relative
