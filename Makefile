@@ -5,7 +5,7 @@ BIN := .venv/bin
 # DVC and MLflow start `python`: they must find the one of this environment.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1
 
-.PHONY: help env demo test slow check lock bench validate clean
+.PHONY: help env checkout demo test slow check lock bench validate clean
 
 help:
 	@echo "make demo   compare six remedies for imbalance on drawn images (about 3 minutes), register the winner"
@@ -25,7 +25,13 @@ help:
 
 env: .venv/.made
 
-demo: env
+# DVC works inside a git checkout, which a zip is not: better said before anything is installed.
+checkout:
+	@git rev-parse --git-dir > /dev/null 2>&1 || { \
+	  echo "This folder is no git checkout (did it come as a zip?), and DVC works inside one: run git init && git add -A && git commit -m start"; \
+	  exit 1; }
+
+demo: checkout env
 	$(RUN) $(BIN)/equipoise main
 
 test: env check

@@ -38,6 +38,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+import heads as heads_
+
 from equipoise import pipeline
 from equipoise.compare import stage as compare
 from equipoise.core import config
@@ -47,14 +49,14 @@ from equipoise.embed import stage as features
 from equipoise.evaluation import intervals, metrics
 from equipoise.ingest import stage as ingest
 from equipoise.scenario import rows as rows_
-from equipoise.scenario import solver
 from equipoise.scenario import stage as scenario
 from equipoise.split import stage as splits
-from equipoise.strategies.base import Objective, TrainRows, load_strategy
+from equipoise.strategies.base import TrainRows, load_strategy
 from fabricate import made
 
 SCENARIOS = ["baseline", "oversample", "undersample", "class_weight", "augment", "weighted_augment"]
 TRIALS, FOLDS, IMAGES, WIDTH = 30, 5, 5_000, 1_920
+SOURCES = argparse.Namespace(films=None, weights=None, ready=None)  # of real features
 EPOCHS = 10  # of one `model.fit`, a common choice
 QUICK = False
 
@@ -97,24 +99,6 @@ def _interleaved(
     return statistics.median(pair[0] for pair in pairs), statistics.median(
         pair[1] for pair in pairs
     )
-
-
-def correlated(rows: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 (rows, width) and labels with a minority of a fifth.
-
-    Their spectrum falls as k^-1.25 exp(-k / 300), as that of 3,854 chest films and views does in
-    MobileNetV2 (ImageNet).
-    """
-    rng, place = np.random.default_rng(seed), np.arange(1, width + 1)
-    hidden = rng.normal(size=(rows, width))
-    score = hidden @ (rng.normal(size=width) / np.sqrt(place))
-    score = 3 * score / score.std() + rng.logistic(size=rows)
-    turned = (
-        hidden
-        * np.sqrt(place**-1.25 * np.exp(-place / 300))
-        @ np.linalg.qr(rng.normal(size=(width, width)))[0]
-    )
-    return turned.astype(np.float32), (score > np.quantile(score, 0.8)).astype(int)
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------
@@ -178,79 +162,23 @@ def passes() -> list[Row]:
 
 
 def heads() -> list[Row]:
-    """Seconds per head of a search beside scikit-learn's, both with one BLAS thread and float32."""
-    from sklearn.linear_model import LogisticRegression
+    """Heads of searches, drawn and real, and a study of one round beside scikit-learn's loop."""
+    with threadpool_limits(1, user_api="blas"):
+        lines = heads_.drawn()
+        with heads_.real_study(SOURCES) as real:
+            lines += heads_.heads(real)
+            lines += heads_.whole_study(heads_.one_round(real), 1)
+    return [_row_of(line) for line in lines]
 
-    matrix, labels = correlated(IMAGES, 1_280)
-    standardised = rows_.Standardiser.fit(matrix).apply(matrix, np.float32)
-    exact = standardised.astype(np.float64)
-    found = []
-    for number in (32,) if QUICK else (32, 150):
-        rng = np.random.default_rng(number)
-        fold = rng.integers(FOLDS, size=IMAGES)
-        weights = np.stack(
-            [
-                (fold != j % FOLDS) * np.where(labels == 0, 1, rng.uniform(0.3, 5))
-                for j in range(number)
-            ],
-            axis=1,
-        )
-        l2 = 10 ** rng.uniform(-3, 1, number)
 
-        def loss(
-            coefficients: np.ndarray, intercept: float, j: int, weights=weights, l2=l2
-        ) -> float:
-            margin = np.where(labels == 1, 1, -1) * (
-                exact @ coefficients.astype(float) + float(intercept)
-            )
-            share = weights[:, j] / weights[:, j].sum()
-            return float(
-                share @ np.logaddexp(0, -margin)
-                + l2[j] * (coefficients.astype(float) ** 2).sum() / 2
-            )
-
-        def ours(weights=weights, l2=l2, number=number) -> tuple[solver.Rotated, solver.Solution]:
-            rotated = solver.Rotated.of(standardised)
-            neutral = [Objective.neutral(2)] * number
-            return rotated, solver.solve(
-                rotated, labels, weights, neutral, l2, solver.SEARCH_TOLERANCE
-            )
-
-        def peer(j: int, weights=weights, l2=l2) -> Any:
-            model = LogisticRegression(C=1 / (l2[j] * weights[:, j].sum()), max_iter=10_000)
-            return model.fit(standardised, labels, sample_weight=weights[:, j])
-
-        with threadpool_limits(1, user_api="blas"):
-            rotated, solution = ours()
-            mine = [
-                loss(
-                    rotated.basis @ solution.parameters[:-1, 0, j], solution.parameters[-1, 0, j], j
-                )
-                for j in range(number)
-            ]
-            sample = range(0, number, 4 if number <= 32 else 16)
-            own_seconds, peer_seconds, excess = [], [], -np.inf
-            for turn, j in enumerate(sample):
-                if turn % 2 == 0:
-                    own_seconds.append(_seconds(ours) / number)
-                start = time.perf_counter()
-                model = peer(j)
-                peer_seconds.append(time.perf_counter() - start)
-                excess = max(excess, mine[j] / loss(model.coef_[0], model.intercept_[0], j) - 1)
-        own, other = statistics.median(own_seconds), statistics.fmean(peer_seconds)
-        found.append(
-            Row(
-                f"per head, {number} together, {IMAGES:,} x 1,280",
-                f"{own * 1e3:.1f} ms",
-                f"{other * 1e3:.0f} ms scikit-learn",
-                own / other,
-                "<= 1/12",
-                own / other <= 1 / 12 and excess <= 1e-6,
-                f"rotation included; scikit-learn at its default tolerance; objective at most {excess:.1e} above its; "
-                f"scikit-learn is the mean of {len(peer_seconds)} of the heads",
-            )
-        )
-    return found
+def _row_of(line: heads_.Line) -> Row:
+    ratio = line.ours / line.peer
+    target, reached = "", None
+    if line.target is not None:
+        target, reached = f"<= {_ratio(line.target)}", ratio <= line.target
+    ours, peer = (f"{seconds:.4g} s" for seconds in (line.ours, line.peer))
+    note = f"processor time, by turns; {line.note}".rstrip("; ")
+    return Row(line.name, ours, f"{peer} scikit-learn", ratio, target, reached, note)
 
 
 # --- a study ---------------------------------------------------------------------------------------------------------
@@ -279,7 +207,7 @@ def _after_embedding() -> tuple[float, float, str]:
         )
         path = study.features_path(made.BACKBONE) / "features.npy"
         plain = np.load(path)
-        hidden, _ = correlated(len(plain), WIDTH)
+        hidden, _ = heads_.correlated(len(plain), WIDTH)
         # A weak signal under correlated features, as a backbone gives them.
         np.save(path, (0.02 * plain + hidden).astype(np.float32))
         start = time.perf_counter()
@@ -789,7 +717,7 @@ def show(rows: list[Row]) -> None:
 
 def main() -> int:
     """Measure the chosen rows, print them and write JSON."""
-    global QUICK
+    global QUICK, SOURCES
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -800,8 +728,11 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, default=ROOT / "benchmarks" / "results.json", help="file to write"
     )
+    heads_.add_sources(parser)
     options = parser.parse_args()
     QUICK = options.quick
+    SOURCES = options
+    print(heads_.machine())
     about = {**machine(), "quick": QUICK}
     target, rows, failed, begin = options.json.resolve(), [], 0, time.perf_counter()
     for name in options.only:

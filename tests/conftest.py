@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from equipoise.service import homes
+
 REPO = Path(__file__).resolve().parent.parent
 #: What a checkout consists of; nothing that a run made.
 _CHECKOUT = (
@@ -115,6 +117,13 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, int, str]]:
         name = path.relative_to(folder).as_posix()
         state[name] = (status.st_mode, size, status.st_mtime_ns, digest)
     return state
+
+
+def copy_workspace(workspace: Path, folder: Path) -> Path:
+    """A copy that tests may change, with a store that keeps its files there."""
+    shutil.copytree(workspace, folder, symlinks=True)
+    homes.rehome(folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture(scope="session")

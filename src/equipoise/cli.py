@@ -78,7 +78,7 @@ def _known_error(error: Exception) -> EquipoiseError | None:
     """What an error of a server or of the disk says in a sentence; None for a defect of ours."""
     tracking = sys.modules.get("equipoise.service.tracking")
     if tracking is not None:  # where it was never imported no server was asked
-        told = tracking.store_error(error)
+        told = tracking.any_error(error)
         if told is not None:
             return told
     if isinstance(error, OSError):
@@ -167,6 +167,15 @@ def _scenario_options(verb: argparse.ArgumentParser) -> None:
         help="override; writes to results/adhoc",
     )
     _dry_run(verb)
+
+
+def _track_options(verb: argparse.ArgumentParser) -> None:
+    _some_studies(verb)
+    verb.add_argument(
+        "--rehome",
+        action="store_true",
+        help="first make mlflow.db of a copied or moved checkout keep its files here",
+    )
 
 
 def _report_options(verb: argparse.ArgumentParser) -> None:
@@ -301,13 +310,17 @@ def _ingest(options: Options) -> None:
 
 
 def _split(options: Options) -> None:
+    from equipoise import pipeline
     from equipoise.split import stage
 
-    done = stage.run(_study(options))
+    study = _study(options)
+    pipeline.require_current(study)
+    done = stage.run(study)
     _say(stage.summary_text(done.summary))
 
 
 def _embed(options: Options) -> None:
+    from equipoise import pipeline
     from equipoise.core import parallel
     from equipoise.embed import backbones, stage
 
@@ -316,6 +329,7 @@ def _embed(options: Options) -> None:
     if options.dry_run:
         _say_costs([study], options.backbone, [])
         return
+    pipeline.require_current(study)
     timer = parallel.Timer()
     weights = study.settings.embed.weights_for(options.backbone)
     _say(f"building {options.backbone}, weights: {weights}")
@@ -360,27 +374,31 @@ def _overrides(options: Options) -> dict[str, object]:
 
 
 def _adopt(study: config.Study, options: Options, folder: Path) -> None:
-    """Write the result into the run that `mlflow run` opened for it."""
+    """Write the result into the run that `mlflow run` opened for it, or into one of its own."""
     from equipoise.service import tracking
 
-    adopted = tracking.adopted_run(options.root)
-    if adopted is None:
-        _say(
-            "The run that launched this is not in this store; "
-            "set MLFLOW_TRACKING_URI to an absolute address."
-        )
+    launched = tracking.claim_launched(options.root, (options.scenario, "scenario"))
+    if launched is None:
         return
+    if launched.obstacle:
+        _say(f"{launched}, and the result gets a run of its own.")
     store = tracking.client(options.root)
-    done = tracking.mirror(store, study, options.backbone, options.scenario, folder, adopted)
+    done = tracking.mirror(
+        store, study, options.backbone, options.scenario, folder, launched.adopted
+    )
     state = "written" if done.written else "already held this result"
     _say(f"MLflow run {done.run_id}: {state}")
 
 
 def _compare(options: Options) -> None:
+    from equipoise import pipeline
     from equipoise.compare import stage
     from equipoise.compare.report import page
 
     study = _study(options)
+    pipeline.require_current(study)
+    for aside in pipeline.set_aside_unlisted(study):
+        _say(f"{aside}: moved here, because run in params.yaml does not name it")
     done = stage.run(study)
     path = page.write(study, done.comparison, done.results)
     _say_comparison(study, done.comparison)
@@ -442,6 +460,9 @@ def _export(options: Options) -> None:
 def _track(options: Options) -> None:
     from equipoise.service import tracking
 
+    if getattr(options, "rehome", False):  # `main` tracks too, without the option
+        changed = tracking.rehome(options.root)
+        _say(f"{tracking.address(options.root)}: {changed} addresses of files changed")
     for study in _studies(options):
         done = tracking.track(study)
         address = tracking.address(options.root)
@@ -458,9 +479,10 @@ def _register(options: Options) -> None:
         name = audit.model_name(study.name)
         for version in register.register(study):
             state = "registered" if version.new else "was registered"
+            renewed = "; its code is committed now, and it says so" if version.renewed else ""
             _say(
                 f"{version.scenario} on {version.backbone} {state} as {name} "
-                f"version {version.version}"
+                f"version {version.version}{renewed}"
             )
 
 
@@ -576,9 +598,13 @@ def _mark_launcher(root: Path) -> None:
     """The run of `mlflow run -e main` is no result; say so in it."""
     from equipoise.service import tracking
 
-    run_id = tracking.adopted_run(root)
-    if run_id:
-        tracking.mark_launcher(tracking.client(root), run_id, {})
+    launched = tracking.claim_launched(root, ("main",))
+    if launched is None:
+        return
+    if launched.obstacle:
+        _say(f"{launched}.")
+    else:
+        tracking.mark_launcher(tracking.client(root), launched.run_id, {})
 
 
 #: Verb -> what it does, and what adds its options.
@@ -593,7 +619,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "report": (_report, _report_options),
     "leakage": (_leakage, _leakage_options),
     "export": (_export, _export_options),
-    "track": (_track, _some_studies),
+    "track": (_track, _track_options),
     "register": (_register, _some_studies),
     "promote": (_promote, _promote_options),
     "rollback": (_rollback, _rollback_options),

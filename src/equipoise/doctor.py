@@ -20,8 +20,6 @@ from equipoise.core import config, environment, parallel
 from equipoise.core.errors import EquipoiseError
 from equipoise.embed import backbones
 from equipoise.ingest import originals
-from equipoise.ingest.datasets import base as datasets
-from equipoise.strategies import base as strategies
 
 Level = Literal["ok", "warning", "error"]
 #: How long a server or a disk may take to answer.
@@ -177,6 +175,11 @@ def memory_bytes() -> int:
 
 
 def _repository(root: Path) -> Iterator[Finding]:
+    try:
+        pipeline.require_checkout(root)
+        yield Finding("ok", "git checkout", str(root))
+    except EquipoiseError as error:
+        yield Finding("error", "git checkout", str(error))
     if (root / ".dvc").is_dir():
         yield Finding("ok", "dvc repository", ".dvc")
     else:
@@ -197,6 +200,8 @@ def ask(
     def work() -> None:
         try:
             answers.append(question())
+        except EquipoiseError as error:  # it names its own next step
+            answers.append(Answer("error", str(error)))
         except Exception as error:  # any store, any driver
             lines = str(error).strip().splitlines() or [""]
             answers.append(Answer("error", f"{type(error).__name__}: {lines[0]}; {advice}"))
@@ -254,6 +259,7 @@ def _tracking(root: Path, studies: list[str]) -> Answer:
         experiment = store.get_experiment_by_name(f"equipoise-{name}")
         if experiment is None:
             continue
+        tracking.require_active(experiment)
         # Removing a tag that is not there changes nothing, and is refused to who may not write.
         _try_to_write(
             partial(store.delete_experiment_tag, experiment.experiment_id, "equipoise.doctor")
@@ -322,7 +328,7 @@ def _studies(root: Path) -> Iterator[Finding]:
 def _study(name: str, params: dict[str, Any], root: Path) -> Iterator[Finding]:
     try:
         study = config.load_study(name, params, root=root)
-        _check_names(study)
+        pipeline.check_names(study)
     except EquipoiseError as error:
         yield Finding("error", f"study {name}", str(error))
         return
@@ -335,16 +341,6 @@ def _study(name: str, params: dict[str, Any], root: Path) -> Iterator[Finding]:
     yield from _costs(study)
     if study.engine.backend == "dask":
         yield ask(f"{name}: dask", "see docs/scale.md", partial(workers, study.engine, root))
-
-
-def _check_names(study: config.Study) -> None:
-    """Raise the error of the first dataset, scenario or backbone that does not exist."""
-    datasets.load_dataset(study.dataset)
-    for scenario in study.scenarios:
-        strategies.load_strategy(scenario)
-    for backbone in study.backbones:
-        backbones.load_row(backbone)
-        study.settings.embed.weights_for(backbone)
 
 
 def _raw_images(study: config.Study) -> Finding:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,15 +27,18 @@ from equipoise.core.config import (
     run_studies,
 )
 from equipoise.core.documents import FeatureSummary, ScenarioSummary
+from equipoise.core.environment import git
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
 from equipoise.embed import backbones, shards
 from equipoise.embed import stage as embed_stage
-from equipoise.ingest import originals
+from equipoise.ingest import fingerprint, originals
 from equipoise.ingest import stage as ingest_stage
+from equipoise.ingest.datasets import base as datasets
 from equipoise.ingest.datasets import phantom
 from equipoise.split import stage as split_stage
+from equipoise.strategies import base as strategies
 
 #: Seconds of one solved head with everything around it, per train row and feature:
 #: 38 ms for 5,000 x 1,280.
@@ -67,25 +72,30 @@ class Freshness:
     """Which stages of a study have outputs that were made with today's settings from today's parents.
 
     A stage whose parent is not fresh is not fresh either.
+
+    Attributes:
+        study: Name and settings.
+        manifest: None where there is none.
+        splits: None where there are none.
+        change: What has changed since the manifest was made, in words; empty where nothing has.
     """
 
     study: Study
     manifest: Manifest | None
     splits: Splits | None
+    change: str
 
     @classmethod
     def of(cls, study: Study) -> Freshness:
         """Read what is there."""
         manifest = Manifest.read(study.manifest_path) if study.manifest_path.is_file() else None
         splits = Splits.read(study.splits_path) if study.splits_path.is_file() else None
-        return cls(study, manifest, splits)
+        return cls(study, manifest, splits, _change(study, manifest))
 
     @property
     def ingest(self) -> bool:
-        """Whether the manifest is of these settings."""
-        if self.manifest is None:
-            return False
-        return self.manifest.meta.get("settings") == self.study.settings.sections("ingest")
+        """Whether the manifest is of these settings, of this raw folder and of this code."""
+        return self.manifest is not None and not self.change
 
     @property
     def split(self) -> bool:
@@ -123,6 +133,15 @@ class Freshness:
     def _features(self, backbone: str) -> FeatureSummary | None:
         path = self.study.features_path(backbone) / "meta.json"
         return _read_or_none(FeatureSummary.read, path)
+
+
+def _change(study: Study, manifest: Manifest | None) -> str:
+    """What has changed since a manifest was made, in words; empty where nothing has."""
+    if manifest is None:
+        return "there is no manifest"
+    if manifest.meta.get("settings") != study.settings.sections("ingest"):
+        return "the settings of ingest have changed"
+    return fingerprint.change(study, manifest)
 
 
 def scenario_settings(study: Study, scenario: str) -> dict[str, Any]:
@@ -173,8 +192,15 @@ def ensure(study: Study, backbone: str, say: Callable[[str], None]) -> None:
     if study.dataset == "phantom" and not study.raw.is_dir():
         say(f"drawing {study.raw}")
         draw_phantoms(study)
-    if not Freshness.of(study).ingest:
-        say(f"ingesting {study.raw}")
+    before = Freshness.of(study)
+    if before.ingest and before.manifest is not None:
+        if not study.raw.is_dir():
+            say(
+                f"{study.raw} is not on this machine; going on from the manifest that came without it"
+            )
+        fingerprint.remember(study, before.manifest)
+    else:
+        say(f"ingesting {study.raw}: {before.change}")
         ingest_stage.run(study)
     if not Freshness.of(study).split:
         say(f"splitting {study.name}")
@@ -182,6 +208,18 @@ def ensure(study: Study, backbone: str, say: Callable[[str], None]) -> None:
     if not Freshness.of(study).embed(backbone):
         say(f"embedding {study.name} with {backbone}")
         embed_stage.run(study, backbone)
+
+
+def require_current(study: Study) -> None:
+    """Refuse to go on from a manifest that is not of the raw images as they are now.
+
+    Where there is none the stage itself says what it lacks.
+
+    Raises:
+        DataError: With what has changed, and the command that makes it anew.
+    """
+    if study.manifest_path.is_file():
+        fingerprint.require_current(study, Manifest.read(study.manifest_path))
 
 
 def adhoc_folder(study: Study, backbone: str, scenario: str, overrides: Mapping[str, Any]) -> Path:
@@ -203,18 +241,76 @@ def adhoc_folder(study: Study, backbone: str, scenario: str, overrides: Mapping[
     return study.root / "results/adhoc" / digest[:16]
 
 
+def set_aside_unlisted(study: Study) -> list[Path]:
+    """Move results that `run` does not name out of the folder that `compare` depends on; returns where they are now.
+
+    DVC knows the results of a study as one folder. A result that was taken off the list, or was made by hand, would
+    make that folder another one in this clone only: `compare` would run, and dvc.lock would change.
+    """
+    results = study.root / "results" / study.name
+    listed = {study.result_path(*pair) for pair in product(study.backbones, study.scenarios)}
+    moved = []
+    for folder in sorted(results.glob("*/*")):
+        if folder in listed:
+            continue
+        aside = study.root / "results/unlisted" / folder.relative_to(results.parent)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.replace(aside)
+        moved.append(aside)
+    for folder in {results / aside.parent.name for aside in moved}:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return moved
+
+
+def check_names(study: Study) -> None:
+    """Raise the error of the first dataset, scenario or backbone that does not exist; it names the nearest."""
+    datasets.load_dataset(study.dataset)
+    for scenario in study.scenarios:
+        strategies.load_strategy(scenario)
+        if scenario not in study.scenario_settings:
+            raise ConfigError(
+                f"Scenario '{scenario}' of run.scenarios has no line under `scenarios` in params.yaml. "
+                f"Write `{scenario}: {{}}` there: DVC wants it, and it takes the defaults."
+            )
+    for backbone in study.backbones:
+        backbones.load_row(backbone)
+        study.settings.embed.weights_for(backbone)
+
+
+def require_checkout(root: Path) -> None:
+    """Refuse a folder that is no git checkout, as one that came in a zip.
+
+    Raises:
+        ConfigError: With the commands that make it one.
+    """
+    if shutil.which("git") is None:
+        raise ConfigError("git is not installed, and DVC works inside a git checkout. Install git.")
+    if git("rev-parse", "--git-dir", folder=root) is None:
+        raise ConfigError(
+            f"{root} is no git checkout (did it come as a zip?), and DVC works inside one: run `git init`, "
+            f"`git add -A` and `git commit -m start` there, then the same command again."
+        )
+
+
 def reproduce(root: Path) -> None:
     """Run `dvc repro` in a project, with this interpreter first on the path.
 
     Raises:
-        ConfigError: When the originals of a study lie where DVC does not look.
-        EquipoiseError: When `dvc repro` fails.
+        ConfigError: Before DVC speaks: for a folder without git, a name that does not exist, a section that is missing,
+            and originals of a study that lie where DVC does not look.
+        EquipoiseError: When it fails.
     """
+    require_checkout(root)
     params = read_params(root)
     for name in run_studies(params):
-        advice = originals.advice_to_link(load_study(name, params, root=root))
+        study = load_study(name, params, root=root)
+        check_names(study)
+        advice = originals.advice_to_link(study)
         if advice:
             raise ConfigError(f"Study '{name}' has its originals elsewhere (ingest.raw). {advice}.")
+        set_aside_unlisted(study)
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "dvc", "repro"]

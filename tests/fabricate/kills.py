@@ -64,7 +64,7 @@ _KEPT = ("data", "results", "reports", "exports")
 _CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "sqlite3.connect")
 #: Tags and files that hold a run id, a time or a folder of this run.
 _OWN = re.compile(
-    r"mlflow\.(user|parentRunId|artifacts)|equipoise\.(audit|decision|seal|outcome)|MLmodel$"
+    r"mlflow\.(user|parentRunId|artifacts)|equipoise\.(audit|decision|seal|outcome|folder)|MLmodel$"
 )
 
 
@@ -175,8 +175,12 @@ def content(path):
         return config + file.read("model.weights.h5")
 def digests(run):
     place = Path(run.info.artifact_uri.removeprefix("file://"))
-    return {path.relative_to(place).as_posix(): hashlib.sha256(content(path)).hexdigest()
-            for path in sorted(place.rglob("*")) if path.is_file()}
+    named = {}
+    for path in sorted(path for path in place.rglob("*") if path.is_file()):
+        # The folder of a version is named after the moment at which its model was made.
+        name = re.sub(r"^versions/[^/]+/", "", path.relative_to(place).as_posix())
+        named[name] = hashlib.sha256(content(path)).hexdigest()
+    return named
 runs, found = {}, {}
 for experiment in store.search_experiments():
     for run in store.search_runs([experiment.experiment_id], max_results=1000):

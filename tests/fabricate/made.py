@@ -13,6 +13,7 @@ import yaml
 
 from equipoise.core import config, documents, files, records
 from equipoise.evaluation import metrics
+from equipoise.ingest import fingerprint
 from equipoise.scenario.matrix import TrainMatrix
 from equipoise.split import checks
 from equipoise.split import stage as splits
@@ -49,7 +50,10 @@ def params(
     own = copy.deepcopy(SMALL)
     for name, section in sections.items():
         own[name] = {**own.get(name, {}), **section}
-    values["studies"] = {"made": {"ingest": {"dataset": "chest_xray"}, **own}}
+    for name in config.Settings.model_fields:
+        own.setdefault(name, {})
+    own["ingest"].setdefault("dataset", "chest_xray")
+    values["studies"] = {"made": own}
     values["run"] = {
         "studies": ["made"],
         "backbones": [BACKBONE],
@@ -183,6 +187,8 @@ def _ingest_summary(manifest: records.Manifest) -> documents.IngestSummary:
         licence="none",
         citation="none",
         manifest=manifest.digest,
+        raw=fingerprint.names_and_sizes(fingerprint.list_files(Path("nowhere")), hashed=False),
+        code=fingerprint.code(),
         images=len(table),
         patients=int(table["patient_id"].nunique()),
         pseudonymised=False,

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ from equipoise.core import config
 from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
-from equipoise.ingest import originals, pseudonyms
+from equipoise.ingest import fingerprint, originals, pseudonyms
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
 
@@ -417,8 +418,8 @@ def test_no_tracked_file_names_a_patient_or_a_path(films, key):
     _save(films, "clear/patient0003_1.png", _textured(1))
     done = ingest.run(_study(films, **HIDDEN))
     files = _texts_outside_raw(films)
-    local = files.pop(films / "data/local/demo.csv")
-    assert b"patient0003" in local
+    for name in ("demo.csv", "demo.files.json"):
+        assert b"patient0003" in files.pop(films / "data/local" / name)
     for path, content in files.items():
         for word in (b"patient0", b"patient1", b"patient9", b"Miller", b"clear/", b"opacity/"):
             assert word not in content, path
@@ -489,3 +490,77 @@ def test_an_original_is_read_again_only_as_it_was(tree):
     (study.raw / row["path"]).unlink()
     with pytest.raises(DataError, match="cannot be read"):
         originals.read_unchanged(study.raw, row["path"], row["sha256"])
+
+
+# --- is the manifest still of what is there? -------------------------------------------------------
+
+
+def _remove(tree):
+    (tree / RAW / "clear/patient0000_0.png").unlink()
+
+
+def _remove_all(tree):
+    shutil.rmtree(tree / RAW)
+
+
+def _add(tree):
+    _put(tree, "clear/patient0009_0.png", _picture(99))
+
+
+def _rename(tree):
+    (tree / RAW / "clear/patient0000_0.png").rename(tree / RAW / "clear/patient0001_1.png")
+
+
+def _edit_in_place(tree):
+    """Other bytes in the same number of them, as another plain grey has."""
+    path = tree / RAW / "clear/patient0000_0.png"
+    size = path.stat().st_size
+    path.write_bytes(_picture(60))
+    assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_remove, "holds other files than then"),
+        (_remove_all, "is not there any more"),
+        (_add, "holds other files than then"),
+        (_rename, "holds other files than then"),
+        (_edit_in_place, "1 files of .* hold other bytes .clear/patient0000_0.png"),
+    ],
+)
+def test_a_manifest_of_other_files_is_noticed(tree, change, said):
+    study = _study(tree)
+    manifest = ingest.run(study).manifest
+    fingerprint.require_current(study, manifest)
+    change(tree)
+    with pytest.raises(DataError, match=f"{said}.*Run `equipoise ingest --study demo`"):
+        fingerprint.require_current(study, manifest)
+
+
+def test_a_file_that_was_only_touched_is_read_once_and_changes_nothing(tree):
+    study = _study(tree)
+    manifest = ingest.run(study).manifest
+    path = tree / RAW / "clear/patient0000_0.png"
+    os.utime(path, ns=(1, 1))
+    assert fingerprint.change(study, manifest) == ""
+    fingerprint.remember(study, manifest)
+    notes = json.loads((tree / "data/local/demo.files.json").read_text())
+    assert notes["files"]["clear/patient0000_0.png"][0] == 1
+
+
+def test_a_clone_without_notes_goes_by_names_and_sizes_that_are_the_same_everywhere(tree, tmp_path):
+    study = _study(tree)
+    manifest = ingest.run(study).manifest
+    clone = tmp_path / "clone"
+    shutil.copytree(tree, clone, ignore=shutil.ignore_patterns("local", "clone"))
+    for path in (clone / RAW).rglob("*.png"):
+        os.utime(path, ns=(1, 1))
+    there = _study(clone)
+    assert fingerprint.change(there, manifest) == ""
+    again = ingest.run(there)
+    for suffix in (".json", ".parquet"):
+        told = [path.with_suffix(suffix) for path in (study.manifest_path, there.manifest_path)]
+        assert told[0].read_bytes() == told[1].read_bytes()
+    (clone / RAW / "clear/patient0000_0.png").unlink()
+    assert "holds other files" in fingerprint.change(there, again.manifest)

@@ -16,6 +16,8 @@ def summary(**changes) -> IngestSummary:
         licence="l",
         citation="c",
         manifest="0",
+        raw="1",
+        code="2",
         images=400,
         patients=90,
         pseudonymised=False,

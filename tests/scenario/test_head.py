@@ -58,7 +58,7 @@ def test_fit_equals_scikit_learn(classes, shape, l2, weights):
 
 def value_in_float64(rotated, labels, weights, objective, l2, parameters):
     problem = solver.Problem(rotated, labels, weights[:, None], [objective], np.array([l2]))
-    return problem.evaluate(parameters[..., None] / problem.scale[:, None], np.array([0]))[0][0]
+    return problem.evaluate(parameters[..., None] / problem.scale, np.array([0]))[0][0]
 
 
 @pytest.mark.parametrize("classes", [2, 3])

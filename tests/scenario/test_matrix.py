@@ -23,6 +23,27 @@ def test_a_row_weighs_its_draws_times_the_weight_of_its_class():
     assert not weights[images:].any(), "no plan draws a view"
 
 
+def test_rows_that_weigh_nothing_for_any_head_are_left_out():
+    matrix = made.train_matrix()
+    images = len(matrix.image_labels)
+    half = Plan.of(np.arange(0, images, 2))
+    third = Plan.of(np.arange(0, images, 3))
+    rows = matrix.weighted([half, third], [Objective.neutral(2)] * 2, matrix.features)
+    used = rows.in_use()
+    numbers = np.arange(len(matrix.row))
+    drawn = (numbers < images) & ((numbers % 2 == 0) | (numbers % 3 == 0))
+    assert np.array_equal(used.features, matrix.features[drawn])
+    assert np.array_equal(used.labels, rows.labels[drawn])
+    assert np.array_equal(used.weights, rows.weights[drawn])
+    every = matrix.weighted([matrix.every_image()], [Objective.neutral(2)], matrix.features)
+    plain = every._replace(
+        features=every.features[:images],
+        labels=every.labels[:images],
+        weights=every.weights[:images],
+    )
+    assert plain.in_use() is plain, "nothing to leave out is nothing to copy"
+
+
 def test_mixed_rows_weigh_as_their_class_too():
     matrix = made.train_matrix()
     plan = load_strategy("smote")().plan(matrix.train_rows(3))

@@ -12,6 +12,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from conftest import REPO
+from equipoise import cli
 from equipoise.compare import winners
 from equipoise.core import config, records
 from equipoise.core import files as files_
@@ -19,6 +20,7 @@ from equipoise.core.documents import Choices, ScenarioSummary, ServedModel
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.evaluation import calibration, metrics
 from equipoise.evaluation.calibration import Calibrator
+from equipoise.ingest import fingerprint
 from equipoise.scenario import head
 from equipoise.scenario import stage as scenario
 from equipoise.split import stage as splits
@@ -606,6 +608,31 @@ def test_fine_tuning_with_kfold_is_refused(folder):
     study = made.study(folder, split={"scheme": "kfold"}, train={"mode": "finetune"})
     with pytest.raises(ConfigError, match="no single model to serve"):
         run(study)
+
+
+@pytest.mark.parametrize("gone", ["the folder", "an image"])
+def test_a_scenario_does_not_answer_from_images_that_were_removed(folder, capsys, gone):
+    """Features and split are there and fit together: only the raw folder says that they are of other images."""
+    study = made.study(folder, train={"seeds": [0]})
+    study.raw.mkdir(parents=True)
+    if gone == "the folder":
+        fingerprint.remember(study, records.Manifest.read(study.manifest_path))
+        study.raw.rmdir()
+    else:
+        (study.raw / "README.txt").write_text("once there were images beside me")
+    names = ("--study", "made", "--backbone", "vgg16", "--scenario", "oversample")
+    assert cli.main(["scenario", *names]) == 1
+    told = capsys.readouterr()
+    assert "ingesting" in told.out
+    assert "dvc checkout" in told.err or "holds no image file" in told.err
+    assert not study.result_path("vgg16", "oversample").exists()
+
+
+def test_a_scenario_runs_where_the_originals_stayed_at_home(folder, capsys):
+    made.study(folder, train={"seeds": [0]})
+    names = ("--study", "made", "--backbone", "vgg16", "--scenario", "oversample")
+    assert cli.main(["scenario", *names]) == 0
+    assert "is not on this machine; going on from the manifest" in capsys.readouterr().out
 
 
 def test_a_scenario_on_kept_features_imports_nothing_it_does_not_need(folder):

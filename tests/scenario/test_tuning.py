@@ -1077,3 +1077,23 @@ def test_a_trained_trial_that_diverges_is_noted_and_the_search_goes_on():
     failed = choice.trials[choice.trials["knob"] > 0.95]
     assert 0 < len(failed) == choice.summary.failed_trials
     assert (failed["error"] == "diverged").all()
+
+
+def test_a_journal_that_others_write_to_or_delete_in_between_is_read_anew(store):
+    """One process publishes many searches; it reads the journal again only when it is another one."""
+
+    def publish(name):
+        shown = optuna.create_study()
+        shown.optimize(lambda trial: trial.suggest_float("l2", 0, 1), n_trials=2)
+        replace(store, name=name).publish(shown, "auroc", f"content of {name}")
+
+    publish("first")
+    publish("second")
+    optuna.create_study(study_name="of another process", storage=opened(store.journal))
+    publish("third")
+    publish("first")
+    assert sorted(studies(store.journal)) == ["first", "of another process", "second", "third"]
+    assert len(studies(store.journal)["first"].trials) == 2, "the same content is written once"
+    store.journal.unlink()
+    publish("fourth")
+    assert list(studies(store.journal)) == ["fourth"]

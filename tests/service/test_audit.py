@@ -237,6 +237,69 @@ def test_alias_moved_behind_the_log_is_returned_by_rollback(opened):
     assert audit.verify(store, NAME) == []
 
 
+def register_anew(store, digest: str) -> str:
+    """Make a version that holds a result of this digest; MLflow counts from 1 after a deletion."""
+    tags = {tracking.DIGEST: digest}
+    return str(store.create_model_version(NAME, "file:///nowhere", tags=tags).version)
+
+
+@pytest.mark.parametrize(
+    "part_with",
+    [
+        lambda store: store.delete_registered_model(NAME),
+        lambda store: store.rename_registered_model(NAME, "another-name"),
+    ],
+)
+@pytest.mark.parametrize("alias", ["lost", "set by hand"])
+def test_a_number_that_holds_another_result_is_not_the_champion(opened, part_with, alias):
+    store, study = opened("whole")
+    part_with(store)
+    store.create_registered_model(NAME)
+    assert register_anew(store, "b" * 64) == "1"
+    if alias == "set by hand":
+        store.set_registered_model_alias(NAME, "champion", "1")
+    before = audit.pointed_at(store, NAME)
+
+    told = " ".join(audit.verify(store, NAME))
+    assert "its number now holds result bbbbbbbb" in told
+    assert "deleted and registered anew" in told
+    assert "rollback" not in told
+    with pytest.raises(PromotionRefused, match="no previous champion to return to"):
+        promotion.rollback(study, "as verify once advised")
+    assert audit.pointed_at(store, NAME) == before
+
+    assert "promote --study demo --force --reason" in told
+    promotion.promote(study, "1", force=True, reason="as verify advises")
+    assert audit.pointed_at(store, NAME) == "1"
+    assert audit.verify(store, NAME) == []
+
+
+def test_rollback_goes_to_a_result_that_a_decision_made_champion(opened):
+    """Version 2 was champion by hand only; version 3 is gone, and its number was never decided about."""
+    store, study = opened("whole")
+    store.set_registered_model_alias(NAME, "champion", "2")
+    store.set_registered_model_alias(NAME, "previous-champion", "3")
+    assert promotion.rollback(study, "set by hand").champion == "1"
+    with pytest.raises(PromotionRefused, match="no previous champion to return to"):
+        promotion.rollback(study, "once more")
+
+
+def test_a_decision_of_an_older_log_knows_its_version_by_the_digest(opened):
+    store, study = opened("whole")
+    number = register_anew(store, "c" * 64)
+    promotion.promote(study, number)
+    last = audit.read(store, NAME)[-1]
+    decision = last.decision.as_dict()
+    for name in ("from_content", "to_content"):
+        del decision[name]
+    store.set_tag(last.run_id, "equipoise.decision", json.dumps(decision))
+    outcome = last.outcome.as_dict()
+    store.set_tag(last.run_id, "equipoise.seal", digest_of([decision, outcome]))
+    assert not [text for text in audit.verify(store, NAME) if "alias" in text]
+    store.set_model_version_tag(NAME, number, tracking.DIGEST, "d" * 64)
+    assert [text for text in audit.verify(store, NAME) if "its number now holds" in text]
+
+
 def test_edited_decision_is_not_settled_away(opened):
     store, study = opened("intended")
     edit(store, audit.read(store, NAME)[-1], to="3")

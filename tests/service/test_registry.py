@@ -12,9 +12,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from conftest import run, state_of
+from conftest import copy_workspace, run, state_of
 from equipoise import cli
 from equipoise.core import files
+from equipoise.core.errors import ConfigError
 from equipoise.service import audit, evidence
 
 NAME = "equipoise-demo"
@@ -24,7 +25,7 @@ NAME = "equipoise-demo"
 def shop(workspace, tmp_path_factory):
     """A copy of the workspace with a champion."""
     folder = tmp_path_factory.mktemp("shop") / "copy"
-    shutil.copytree(workspace, folder, symlinks=True)
+    copy_workspace(workspace, folder)
     run(folder, sys.executable, "src", "promote", "--study", "demo")
     return folder
 
@@ -119,7 +120,9 @@ def test_evidence_travels_with_the_version(shop):
     digests = stored_with_it.origin.digests
     assert stored_with_it.predictions.test_digest() == digests["test"]
     card = mlflow.artifacts.download_artifacts(
-        run_id=made.run_id, artifact_path="MODEL_CARD.md", tracking_uri=uri(shop)
+        run_id=made.run_id,
+        artifact_path=f"{made.tags['equipoise.folder']}/MODEL_CARD.md",
+        tracking_uri=uri(shop),
     )
     assert (
         Path(card).read_text()
@@ -327,3 +330,138 @@ def test_no_verb_changes_the_raw_folder(shop, equipoise):
         code, out, errors = equipoise(shop, *verb)
         assert code == 0 or verb == ("doctor",), (verb, out, errors)
         assert state_of(raw) == before, verb
+
+
+#: Code of a later or earlier commit: it answers 0.25 whatever it is asked.
+OTHER_CODE = """
+
+_before = Calibrator.apply
+Calibrator.apply = lambda self, logits: _before(self, logits) * 0 + 0.25
+"""
+
+
+@pytest.fixture
+def of_other_code(shop, tmp_path) -> str:
+    """Number of a version that was saved with other code than this checkout's, over the same evidence."""
+    store = client(shop)
+    first = store.get_model_version(NAME, "1")
+    changed = tmp_path / "model"
+    shutil.copytree(first.source.removeprefix("file://"), changed)
+    module = changed / "code/equipoise/evaluation/calibration.py"
+    module.write_text(module.read_text() + OTHER_CODE)
+    made = store.create_model_version(NAME, changed.as_uri(), first.run_id, tags=first.tags)
+    return str(made.version)
+
+
+def test_a_version_is_run_by_the_code_that_it_was_saved_with(
+    shop, equipoise, of_other_code, tmp_path, monkeypatch
+):
+    """`mlflow models serve` runs that code; every verb must give its answers."""
+    image = next((shop / "data/raw/demo/opacity").glob("*.png"))
+    out = tmp_path / "out.csv"
+    model = f"models:/{NAME}/{of_other_code}"
+    assert equipoise(shop, "predict", str(image), "--model", model, "--out", str(out))[0] == 0
+    assert pd.read_csv(out)["prob_opacity"].tolist() == [0.25]
+
+    loaded = evidence.load(model, shop)
+    explained = loaded.explain(image.read_bytes(), "opacity")
+    assert "calibrated probability of opacity: 0.250" in explained.text
+    assert explained.heat.shape == explained.pixels.shape[:2] == (48, 48)
+    with pytest.raises(ConfigError, match="Did you mean 'opacity'"):
+        loaded.explain(image.read_bytes(), "opacit")
+
+    monkeypatch.setattr(evidence, "load", lambda uri, root: loaded)
+    code, _, errors = equipoise(shop, "promote", "--study", "demo", "--version", of_other_code)
+    assert code == 3
+    assert "EQ-G7 loads and reproduces its own predictions is" in errors
+
+
+def test_a_process_that_serves_is_gone_when_it_fails(shop, tmp_path):
+    first = client(shop).get_model_version(NAME, "1")
+    broken = tmp_path / "model"
+    shutil.copytree(first.source.removeprefix("file://"), broken)
+    (broken / "code/equipoise/service/predictor.py").write_text("import no_such_module")
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*no_such_module"):
+        evidence.load(str(broken), shop)
+
+
+@pytest.fixture(scope="module")
+def copied(workspace, tmp_path_factory):
+    """A checkout as `cp -r` leaves it: its store speaks of the files of the original."""
+    folder = tmp_path_factory.mktemp("copied") / "copy"
+    shutil.copytree(workspace, folder, symlinks=True)
+    return folder
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def test_a_copy_writes_nothing_into_its_original(copied, workspace, equipoise):
+    kept = contents(workspace / "mlartifacts")
+    image = str(next((copied / "data/raw/demo/opacity").glob("*.png")))
+    reason = ("--study", "demo", "--reason", "a drill")
+    model = ("--model", f"models:/{NAME}@challenger")
+    verbs = (("track",), ("register",), ("promote", *reason), ("rollback", *reason), ("audit",))
+    for verb in (*verbs, ("predict", image, *model), ("explain", image, *model)):
+        code, _, errors = equipoise(copied, *verb)
+        assert (code, errors.count("\n")) == (5, 1), errors
+        assert f"keeps its files below {workspace}: this checkout was copied or moved" in errors
+        assert "equipoise track --rehome" in errors
+    assert contents(workspace / "mlartifacts") == kept
+    code, out, _ = equipoise(copied, "doctor")
+    assert (code, "this checkout was copied or moved" in out) == (1, True)
+
+
+def test_a_copy_that_was_told_where_it_is_keeps_its_own_files(
+    copied, workspace, equipoise, tmp_path
+):
+    code, out, _ = equipoise(copied, "track", "--rehome")
+    assert (code, "addresses of files changed" in out) == (0, True)
+    store = client(copied)
+    addresses = []
+    for experiment in store.search_experiments():
+        addresses.append(experiment.artifact_location)
+        addresses += [
+            run.info.artifact_uri for run in store.search_runs([experiment.experiment_id])
+        ]
+    assert len(addresses) > 4
+    assert not [address for address in addresses if f"{workspace}/" in address]
+    source = client(copied).get_model_version_by_alias(NAME, "challenger").source
+    assert Path(source.removeprefix("file://")).is_relative_to(copied)
+    assert (Path(source.removeprefix("file://")) / "MLmodel").is_file()
+    assert "0 addresses" in equipoise(copied, "track", "--rehome")[1]
+
+
+def test_a_version_of_code_that_was_not_committed_learns_its_commit(shop, equipoise):
+    """Edit, main, commit, promote: the order in which people work, and that of the README."""
+    store = client(shop)
+    first = store.get_model_version(NAME, "1")
+    served = contents(Path(first.source.removeprefix("file://")))
+    store.create_model_version(NAME, first.source, first.run_id, tags=first.tags)
+    dirty = {"equipoise.uncommitted": "params.yaml", "equipoise.git_commit": "0" * 40}
+    for key, value in dirty.items():
+        for version_there in store.search_model_versions(f"name = '{NAME}'"):
+            store.set_model_version_tag(NAME, version_there.version, key, value)
+    newest = max(int(found.version) for found in store.search_model_versions(f"name = '{NAME}'"))
+    said = equipoise(shop, "promote", "--study", "demo", "--version", str(newest))[2]
+    assert "EQ-G8" in said
+    assert "`equipoise register --study demo` renews this" in said
+
+    code, out, _ = equipoise(shop, "register")
+    assert (code, f"version {newest}; its code is committed now" in out) == (0, True)
+    renewed = store.get_model_version(NAME, str(newest)).tags
+    assert (renewed["equipoise.uncommitted"], renewed["equipoise.git_commit"]) == (
+        "",
+        first.tags["equipoise.git_commit"],
+    )
+
+    store.set_model_version_tag(NAME, str(newest), "equipoise.uncommitted", "params.yaml")
+    store.set_model_version_tag(NAME, str(newest), "equipoise.digest.code", "of other code")
+    code, out, _ = equipoise(shop, "register")
+    assert (code, f"registered as {NAME} version {newest + 1}" in out) == (0, True)
+    made = store.get_model_version(NAME, str(newest + 1))
+    assert made.tags["equipoise.uncommitted"] == ""
+    assert (made.run_id, made.source == first.source) == (first.run_id, False)
+    assert contents(Path(first.source.removeprefix("file://"))) == served

@@ -1,12 +1,19 @@
 """What MLflow holds after `main`: one run per result, trials as children, nothing left running."""
 
 import json
+import os
+import re
+import shutil
+import sqlite3
 
 import pandas as pd
 import pytest
 from filelock import Timeout
+from mlflow.exceptions import RestException
 from mlflow.tracking import MlflowClient
 
+from conftest import git
+from equipoise import cli
 from equipoise.core import config, files
 from equipoise.core.documents import Difference, ScenarioSummary
 from equipoise.service import tracking
@@ -66,22 +73,35 @@ def test_best_trials_are_children(runs):
     assert all("l2" in run.data.params and "score" in run.data.metrics for run in children)
 
 
-class KilledAtTheFirstTrial(MlflowClient):
+#: What MLflow's client raises when a password expires, or is withdrawn, in the middle.
+EXPIRED = RestException({"error_code": "UNAUTHENTICATED", "message": "You are not authenticated."})
+
+
+class EndedAtTheFirstTrial(MlflowClient):
     """A store that is interrupted when a result is written and its first trial is not."""
+
+    fault: BaseException
 
     def create_run(self, experiment_id, *arguments, tags, **options):
         if tags["equipoise.role"] == "trial":
-            raise KeyboardInterrupt
+            raise self.fault
         return super().create_run(experiment_id, *arguments, tags=tags, **options)
 
 
-def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), EXPIRED], ids=["Ctrl-C", "expired"])
+def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monkeypatch, fault):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
     study = config.load_study("demo", root=workspace)
     folder = study.result_path("vgg16", "baseline")
     store = tracking.client(workspace)
-    with pytest.raises(KeyboardInterrupt):
-        tracking.mirror(KilledAtTheFirstTrial(), study, "vgg16", "baseline", folder)
+    ended = EndedAtTheFirstTrial()
+    ended.fault = fault
+    with pytest.raises(type(fault)):
+        tracking.mirror(ended, study, "vgg16", "baseline", folder)
+    if fault is EXPIRED:
+        assert "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in str(
+            tracking.any_error(fault)
+        )
     run_id, written = tracking.mirror(store, study, "vgg16", "baseline", folder)
     assert written
     experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
@@ -93,10 +113,82 @@ def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monk
     assert tracking.mirror(store, study, "vgg16", "baseline", folder) == (run_id, False)
 
 
-def test_unknown_launching_run_is_passed_over(tmp_path, monkeypatch):
+def project_run(store, root, entry_point="oversample", **tags) -> str:
+    """A run as `mlflow run` opens it for an entry point of the project in `root`."""
+    source = {
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": str(root),
+        "mlflow.project.entryPoint": entry_point,
+    }
+    return store.create_run("0", tags=source | tags).info.run_id
+
+
+def claim(run_id, root, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    launched = tracking.claim_launched(root, ("oversample", "scenario"))
+    assert "MLFLOW_RUN_ID" not in os.environ
+    return launched
+
+
+def test_only_the_run_that_was_opened_for_this_process_is_adopted_and_once(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
-    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    assert tracking.adopted_run(tmp_path) is None
+    store = tracking.client(tmp_path)
+    own = store.create_run("0").info.run_id
+    measured = project_run(store, tmp_path)
+    store.log_metric(measured, "their_metric", 1.0)
+    finished = project_run(store, tmp_path)
+    store.set_terminated(finished)
+    left = {
+        "0" * 32: "is not in this store",
+        own: "`mlflow run` did not open",
+        project_run(store, tmp_path, "main"): "opened for the entry point main",
+        project_run(store, tmp_path / "elsewhere"): "another project or commit",
+        measured: "holds something already",
+        finished: "is FINISHED",
+    }
+    for run_id, why in left.items():
+        launched = claim(run_id, tmp_path, monkeypatch)
+        assert (launched.adopted, why in str(launched)) == (None, True), str(launched)
+    assert "equipoise.role" not in store.get_run(own).data.tags
+
+    right = project_run(store, tmp_path)
+    assert claim(right, tmp_path, monkeypatch).adopted == right
+    assert "holds something already" in str(claim(right, tmp_path, monkeypatch))
+    assert claim("", tmp_path, monkeypatch) is None
+
+
+def test_the_commit_tells_the_project_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    store = tracking.client(tmp_path)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
+    commit = git(tmp_path, "rev-parse", "HEAD").strip()
+    for told, adopted in ((commit, True), ("0" * 40, False)):
+        address = "https://example.org/their/fork.git"
+        run_id = project_run(store, address, **{"mlflow.source.git.commit": told})
+        assert (claim(run_id, tmp_path, monkeypatch).adopted == run_id) is adopted
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FINISHED"])
+def test_a_run_of_the_user_in_the_environment_stays_as_it_is(
+    workspace, tmp_path, monkeypatch, capsys, state
+):
+    """As `dvc repro` in a shell or a notebook that has a run of its own open, or has had one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    store = tracking.client(workspace)
+    theirs = store.create_run("0", tags={"mine": "yes"}).info.run_id
+    store.log_metric(theirs, "free.auroc", 0.123)
+    store.set_terminated(theirs, state)
+    before = store.get_run(theirs).to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+    names = ("--study", "demo", "--backbone", "vgg16", "--scenario", "baseline", "--trials", "4")
+    assert cli.main(["--root", str(workspace), "scenario", *names]) == 0
+    said = capsys.readouterr().out
+    assert "it is left as it is, and the result gets a run of its own" in said
+    assert store.get_run(theirs).to_dictionary() == before
+    experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
+    (made,) = store.search_runs([experiment], "tags.`equipoise.role` = 'result'")
+    assert (made.info.status, "free.auroc" in made.data.metrics) == ("FINISHED", True)
 
 
 def test_a_result_that_is_there_is_not_evaluated_again(workspace, tmp_path, monkeypatch):
@@ -213,3 +305,70 @@ def test_a_lock_is_of_one_subject():
     other = tracking.machine_lock(["a test", "another"], timeout_seconds=0)
     with held, other, pytest.raises(Timeout):
         tracking.machine_lock(["a test", "one"], timeout_seconds=0).acquire()
+
+
+# --- stores that are not as they should be --------------------------------------------------------
+
+
+def execute(database, statement, *values) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute(statement, values)
+
+
+def of_newer_schema(database) -> None:
+    execute(database, "update alembic_version set version_num = 'ffffffffffff'")
+
+
+def of_older_schema(database) -> None:
+    execute(database, "update alembic_version set version_num = '0584bdc529eb'")
+
+
+def no_database(database) -> None:
+    database.write_text("once a database")
+
+
+def cut_short(database) -> None:
+    database.write_bytes(database.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (of_newer_schema, "is of a newer MLflow .schema ffffffffffff."),
+        (of_older_schema, "is of an older MLflow .* `mlflow db upgrade sqlite:///"),
+        (no_database, "cannot be used: .*file is not a database.*restore it from a backup"),
+        (cut_short, "cannot be used: .*malformed.*restore it from a backup"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_said_in_one_sentence_by_every_verb(
+    workspace, tmp_path, monkeypatch, capsys, spoil, said
+):
+    database = tmp_path / "store.db"
+    shutil.copy(workspace / "mlflow.db", database)
+    spoil(database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    study = ("--study", "demo")
+    image = str(next((workspace / "data/raw/demo/opacity").glob("*.png")))
+    model = ("--model", "models:/equipoise-demo@challenger")
+    verbs = (("track",), ("register",), ("promote", *study), ("audit", "verify"))
+    reason = ("--reason", "a drill")
+    for verb in (*verbs, ("rollback", *study, *reason), ("predict", image, *model)):
+        assert cli.main(["--root", str(workspace), *verb]) == 5, verb
+        errors = capsys.readouterr().err.strip()
+        assert re.match(f"StoreError: .*{said}", errors), errors
+        assert "\n" not in errors
+
+
+def test_a_deleted_experiment_says_how_it_comes_back(workspace, tmp_path, monkeypatch, capsys):
+    database = tmp_path / "store.db"
+    shutil.copy(workspace / "mlflow.db", database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    store = tracking.client(workspace)
+    experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
+    store.delete_experiment(experiment)
+    for verb in ("track", "register", "doctor"):
+        if verb == "register":  # its version is there: nothing has to be written
+            store.delete_registered_model("equipoise-demo")
+        assert cli.main(["--root", str(workspace), verb]) in (1, 5)
+        told = "".join(capsys.readouterr())
+        assert f"`mlflow experiments restore --experiment-id {experiment}`" in told

@@ -59,7 +59,7 @@ def loss(objective, label, logit):
     """The loss of one row whose logit of class 1 stands `logit` above that of class 0."""
     rotated = solver.Rotated(np.ones((1, 1)), np.zeros((0, 0)), np.zeros(0))
     problem = solver.Problem(rotated, np.array([label]), np.ones((1, 1)), [objective], np.ones(1))
-    point = np.full((1, 1, 1), logit) / problem.scale[:, None, :]
+    point = np.full((1, 1, 1), logit) / problem.scale
     return problem.evaluate(point, np.array([0]))[0][0]
 
 

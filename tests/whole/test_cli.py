@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO, change_params, copy_checkout, run
+from conftest import REPO, change_params, copy_checkout, git, run
 from equipoise import cli
 
 
@@ -15,6 +15,7 @@ from equipoise import cli
 def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     copy_checkout(folder)
+    git(folder, "init", "-q")
     return folder
 
 
@@ -45,7 +46,7 @@ def checkout(tmp_path_factory):
                 "tune.trial=3",
             ],
             2,
-            "Did you mean 'studies.demo.tune.trials'?",
+            "Did you mean 'tune.trials'?",
         ),
         (
             [
@@ -160,3 +161,62 @@ def test_installed_program_and_module_are_the_same(tmp_path):
             pytest.skip("equipoise is not installed in this environment")
         done = run(tmp_path, *command, "--version", PYTHONPATH=str(REPO / "src"))
         assert done.stdout.strip() == "0.1.0"
+
+
+@pytest.fixture
+def in_git(tmp_path):
+    """params.yaml in a git checkout; DVC is never reached."""
+    shutil.copy(REPO / "params.yaml", tmp_path)
+    git(tmp_path, "init", "-q")
+    return tmp_path
+
+
+def unlist(section):
+    return lambda params: params["studies"]["demo"].pop(section)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda params: params["run"].update(studies=[]), "run.studies in params.yaml is []"),
+        (
+            lambda params: params["run"].update(studies="demo"),
+            "run.studies in params.yaml is 'demo'",
+        ),
+        (lambda params: params["run"].update(studies=["dema"]), "Did you mean 'demo'?"),
+        (lambda params: params["run"].update(backbones=["vgg61"]), "Did you mean 'vgg16'?"),
+        (lambda params: params["run"].update(scenarios=["focall"]), "Did you mean 'focal'?"),
+        (
+            lambda params: params["run"].update(scenarios=None),
+            "run.scenarios in params.yaml is None",
+        ),
+        (lambda params: params["scenarios"].pop("augment"), "Write `augment: {}`"),
+        (unlist("tune"), "Write `tune: {}` under studies.demo"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["main", "doctor"])
+def test_what_is_wrong_with_run_is_said_before_dvc_speaks(in_git, capsys, change, said, verb):
+    change_params(in_git, change)
+    code = cli.main(["--root", str(in_git), verb])
+    told = capsys.readouterr()
+    if verb == "main":
+        assert (code, told.out, told.err.count("\n")) == (2, "", 1)
+        assert told.err.startswith("ConfigError: ")
+        assert said in told.err
+    else:
+        assert (code, said in told.out) == (1, True)
+
+
+@pytest.mark.parametrize("verb", ["main", "doctor"])
+def test_a_folder_that_came_as_a_zip_is_told_how_to_become_a_checkout(tmp_path, capsys, verb):
+    shutil.copy(REPO / "params.yaml", tmp_path)
+    assert cli.main(["--root", str(tmp_path), verb]) in (1, 2)
+    told = "".join(capsys.readouterr())
+    for command in ("git init", "git add -A", "git commit -m start"):
+        assert command in told
+
+
+def test_a_stage_names_the_section_that_its_study_leaves_out(in_git, capsys):
+    change_params(in_git, unlist("split"))
+    assert cli.main(["--root", str(in_git), "split", "--study", "demo"]) == 2
+    assert "Write `split: {}` under studies.demo" in capsys.readouterr().err

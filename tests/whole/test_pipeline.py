@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
-from conftest import change_params, copy_checkout, git, make_small, run
+from conftest import change_params, copy_checkout, copy_workspace, git, make_small, run
 from equipoise.core.files import read_table
 
 RESULT = "results/demo/vgg16"
@@ -30,7 +30,7 @@ def client(folder) -> MlflowClient:
 def other(workspace, tmp_path_factory):
     """A copy of the workspace that tests may change."""
     folder = tmp_path_factory.mktemp("other") / "copy"
-    shutil.copytree(workspace, folder, symlinks=True)
+    copy_workspace(workspace, folder)
     return folder
 
 
@@ -132,6 +132,17 @@ def test_result_restored_from_the_cache_is_tracked_once(other):
         for run in store.search_runs([experiment.experiment_id], "tags.`equipoise.role` = 'result'")
     ]
     assert len(digests) == len(set(digests)) >= 2
+
+
+def test_a_result_off_the_list_changes_no_lock_and_is_kept(other):
+    """As a clone has it that pulled before a scenario was taken off `run`, or ran one by hand."""
+    lock = (other / "dvc.lock").read_bytes()
+    shutil.copytree(other / RESULT / "baseline", other / RESULT / "focal")
+    assert repro_lines(other) <= {"compare@demo"}
+    assert (other / "dvc.lock").read_bytes() == lock
+    assert "up to date" in run(other, "dvc", "status").stdout
+    assert (other / "results/unlisted/demo/vgg16/focal/metrics.json").is_file()
+    assert repro_lines(other) == set()
 
 
 def test_overrides_write_beside_and_adopt_the_run(other):
@@ -252,7 +263,7 @@ def test_doctor_runs_from_a_git_address(workspace, tmp_path):
 def in_folds(workspace, tmp_path_factory):
     """A copy of the workspace in which `equipoise main` ran again, as the shipped demo does: repeated folds."""
     folder = tmp_path_factory.mktemp("folds") / "copy"
-    shutil.copytree(workspace, folder, symlinks=True)
+    copy_workspace(workspace, folder)
     split = {"scheme": "kfold", "folds": 3, "repeats": 2}
     change_params(folder, lambda params: params["studies"]["demo"].update(split=split))
     done = run(folder, sys.executable, "src", "main")

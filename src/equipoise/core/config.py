@@ -534,6 +534,7 @@ def load_study(
     sections = _sections_of_study(name, params)
     _lay_overrides(sections, overrides or {})
     _require_complete(sections, name)
+    _require_every_section(params["studies"][name], name)
     run = _mapping(params, "run")
     _require_known_keys(run, _RUN_KEYS, "run.")
     engine = _mapping(params, "engine")
@@ -551,13 +552,21 @@ def load_study(
     try:
         return Study.model_validate(contents)
     except ValidationError as error:
-        raise ConfigError(_validation_text(name, error)) from error
+        raise ConfigError(_validation_text(name, error, overrides or {})) from error
 
 
 def run_studies(params: dict[str, Any]) -> list[str]:
-    """Return the names of the studies that the pipeline runs, from the contents of params.yaml."""
-    run = _mapping(params, "run")
-    return list(_names(run, "studies"))
+    """Return the names of the studies that the pipeline runs, from the contents of params.yaml.
+
+    Raises:
+        ConfigError: When there is none, or one that `studies` does not have; it names the nearest.
+    """
+    names = _names(_mapping(params, "run"), "studies")
+    studies = _mapping(params, "studies")
+    for name in names:
+        if name not in studies:
+            raise unknown_name("study", name, studies, " of run.studies in params.yaml")
+    return list(names)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -659,6 +668,8 @@ def _require_few_values(value: Any, where: str) -> None:
 
 _TOP_KEYS = ("run", "scenarios", "engine", "defaults", "studies")
 _RUN_KEYS = ("studies", "backbones", "scenarios")
+#: Follows the name of a setting that does not come from params.yaml.
+_ON_COMMAND_LINE = " (given on the command line)"
 
 
 def _sections_of_study(name: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -690,15 +701,30 @@ def _require_sections(sections: Any, prefix: str, study: str) -> None:
             )
 
 
+def _require_every_section(own: dict[str, Any] | None, study: str) -> None:
+    """Raise a ConfigError for a section that a study leaves out: DVC depends on each of them."""
+    missing = [section for section in Settings.model_fields if section not in (own or {})]
+    if missing:
+        lines = ", ".join(f"`{section}: {{}}`" for section in missing)
+        raise ConfigError(
+            f"Study '{study}' in params.yaml leaves out {', '.join(missing)}. Write {lines} under studies.{study}: "
+            f"an empty section takes the defaults, and DVC wants each to be there."
+        )
+
+
 def _lay_overrides(sections: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Put the values of dotted keys into the sections."""
     for dotted_key, value in overrides.items():
         section, _, key = dotted_key.partition(".")
-        _require_known_keys({section: None}, Settings.model_fields, "")
+        if section not in Settings.model_fields:
+            raise unknown_name("section", section, Settings.model_fields, _ON_COMMAND_LINE)
         if not key:
             raise ConfigError(
                 f"'{dotted_key:.100}' is a section; name a key in it, for example {section}.KEY=VALUE."
             )
+        if key not in _section_model(section).model_fields:
+            known = [f"{section}.{name}" for name in _section_model(section).model_fields]
+            raise unknown_name("key", dotted_key, known, _ON_COMMAND_LINE)
         sections[section] = (sections.get(section) or {}) | {key: value}
 
 
@@ -734,10 +760,14 @@ def _mapping(params: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
+#: A name for each list under `run`.
+_EXAMPLES = {"studies": "demo", "backbones": "densenet201", "scenarios": "baseline"}
+
+
 def _names(run: dict[str, Any], key: str) -> tuple[str, ...]:
     """Return the names listed under a key of `run`, each once."""
-    names = run.get(key) or []
-    if not isinstance(names, list):
+    names = run.get(key)
+    if not isinstance(names, list) or not names:
         raise _no_names(names, key)
     return tuple(dict.fromkeys(_name(name, names, key) for name in names))
 
@@ -758,7 +788,8 @@ def _name(value: Any, names: list[Any], key: str) -> str:
 
 def _no_names(value: Any, key: str) -> ConfigError:
     return ConfigError(
-        f"run.{key} is {_short(value)}, a list of names is expected, for example [demo]."
+        f"run.{key} in params.yaml is {_short(value)}, a list of one name or more is expected, "
+        f"for example [{_EXAMPLES[key]}]."
     )
 
 
@@ -780,12 +811,21 @@ def _require_known_keys(values: Any, known: Collection[str], prefix: str) -> Non
             raise unknown_name("key", f"{prefix}{key}", known_with_prefix, " in params.yaml")
 
 
-def _validation_text(study: str, error: ValidationError) -> str:
-    """Say what is wrong, with the place and the value of up to ten settings."""
+def _validation_text(study: str, error: ValidationError, overrides: dict[str, Any]) -> str:
+    """Say what is wrong, with the place and the value of up to ten settings, and where to correct it."""
     problems = []
+    places = set()
     for item in error.errors()[:10]:
         where = ".".join(str(part) for part in item["loc"] if part != "settings")
         problems.append(f"{where} is {_short(item['input'])}: {item['msg']}")
-    return (
-        f"Settings of study '{study}' cannot be used. {'; '.join(problems)}. Correct params.yaml."
-    )
+        places.add(_place(where, overrides))
+    correct = " and ".join(sorted(places))
+    return f"Settings of study '{study}' cannot be used. {'; '.join(problems)}. Correct {correct}."
+
+
+def _place(where: str, overrides: dict[str, Any]) -> str:
+    """Where a setting, or one of those that do not fit together in a section, was given."""
+    for key in overrides:
+        if f"{where}.".startswith(f"{key}.") or key.startswith(f"{where}."):
+            return f"{key}, which the command line gives"
+    return "params.yaml"

@@ -168,7 +168,11 @@ class GreyLevels(Part):
 class IngestSummary(Document):
     """`data/manifest/<study>.json`: what was found in the raw folder.
 
-    `grey_levels` and `fewest_levels` (by flag, of 256) are there only where they say something.
+    Attributes:
+        raw: Digest of the names and sizes of its files, see `ingest/fingerprint.py`.
+        code: Digest of the code that read them.
+        grey_levels: How files of more than 8 bits became pictures; left out without such files.
+        fewest_levels: By flag, how many of 256 levels the poorest picture has; left out where none is poor.
     """
 
     study: str
@@ -180,6 +184,8 @@ class IngestSummary(Document):
     licence: str
     citation: str
     manifest: str
+    raw: str
+    code: str
     images: int
     patients: int
     pseudonymised: bool

@@ -80,7 +80,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -
     return "  ".join(padded).rstrip()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its class when it has no text."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -20,7 +20,7 @@ from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
 from equipoise.core.greylevels import Range
 from equipoise.core.records import Manifest, class_table, imbalance_ratio, minority_labels
-from equipoise.ingest import copies, headers, leftovers, masks, originals, quarantine
+from equipoise.ingest import copies, fingerprint, headers, leftovers, masks, originals, quarantine
 from equipoise.ingest.datasets.base import Card, Dataset, Task, open_dataset
 from equipoise.ingest.leftovers import Listing
 from equipoise.ingest.pseudonyms import Pseudonyms
@@ -62,6 +62,7 @@ class _Tally:
     label_conflicts: int
     quarantined: int
     completeness: str
+    raw: str
 
 
 def run(study: Study) -> Ingested:
@@ -73,6 +74,8 @@ def run(study: Study) -> Ingested:
     """
     settings = study.settings.ingest
     dataset, task = open_dataset(study.dataset, study.raw, settings)
+    # Before they are read: what changes meanwhile is noticed.
+    files = fingerprint.list_files(study.raw)
     listing = originals.list_files(study.raw, dataset, settings)
     dataset = headers.add_headers(dataset, study.raw, listing.paths, settings.aliases)
     card = dataset.card
@@ -108,6 +111,7 @@ def run(study: Study) -> Ingested:
         label_conflicts=len(consistent.quarantined),
         quarantined=len(quarantined),
         completeness=task.completeness(published, selection),
+        raw=fingerprint.names_and_sizes(files, hashed=pseudonyms is not None),
     )
     meta = _meta(study, card, task, pseudonyms, tally.label_conflicts)
     meta.update(_grey_meta(read))
@@ -117,6 +121,7 @@ def run(study: Study) -> Ingested:
     summary = summary.model_copy(update=_grey_fields(read, table, settings.window))
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
+    fingerprint.note(study, manifest, files)
     remarks = _remarks(study, dataset, listing, table)
     return Ingested(manifest, summary, quarantined, remarks)
 
@@ -387,6 +392,8 @@ def _summary(
         licence=card.licence,
         citation=card.citation,
         manifest=manifest.digest,
+        raw=tally.raw,
+        code=fingerprint.code(),
         images=len(manifest.table),
         patients=manifest.table["patient_id"].nunique(),
         pseudonymised=manifest.meta["pseudonym_key"] is not None,

@@ -9,6 +9,8 @@ import numpy as np
 
 from equipoise.core.errors import TrialFailed
 from equipoise.core.files import write_arrays
+from equipoise.scenario import newton
+from equipoise.scenario.kept import Arrays, Kept, key_of
 from equipoise.scenario.rows import Features, Rows, Standardiser, blocks
 from equipoise.scenario.solver import Rotated, solve
 from equipoise.strategies.base import Objective
@@ -73,8 +75,12 @@ def fit(
     l2: float,
     standardiser: Standardiser,
     scratch_folder: Path | None = None,
+    kept: Kept | None = None,
 ) -> Head:
     """Fit one head in float64 to a tight gradient.
+
+    It depends on the rows that are drawn, and on nothing that was searched: remedies and seeds that
+    draw the same rows have the same head to the last bit, and a fit that is kept serves them all.
 
     Args:
         features: float32 (num_rows, num_features), raw; rows may be augmented views.
@@ -84,27 +90,109 @@ def fit(
         l2: Penalty.
         standardiser: Fitted on the unresampled train rows.
         scratch_folder: Where a copy of many rows lies, see `rows.scratch`.
+        kept: Where fits are kept and read back; None keeps nothing.
 
     Raises:
         TrialFailed: When the objective is not a finite number.
     """
     used = np.flatnonzero(draws > 0)
     used_labels = labels[used]
-    rotated = Rotated.of(Rows(features, used, np.float64, standardiser), scratch_folder)
-    row_weights = draws[used] * objective.weights[used_labels]
-    solution = solve(
-        rotated,
-        used_labels,
-        row_weights[:, None].astype(np.float64),
-        [objective],
-        np.array([l2]),
-        FINAL_TOLERANCE,
+    task = _Task(
+        rows=Rows(features, used, np.float64, standardiser),
+        labels=used_labels,
+        weights=draws[used] * objective.weights[used_labels],
+        objective=objective,
+        l2=l2,
+        scratch_folder=scratch_folder,
     )
-    if not np.isfinite(solution.objective[0]):
-        raise TrialFailed("The final fit diverged: its objective is not a finite number.")
-    coefficients = rotated.basis @ solution.parameters[:-1, :, 0]
-    intercepts = solution.parameters[-1, :, 0]
-    if coefficients.shape[1] == 1:
-        coefficients = np.hstack([np.zeros_like(coefficients), coefficients])
-        intercepts = np.array([0.0, intercepts[0]])
-    return Head(standardiser, coefficients, intercepts, float(solution.gradient_norm[0]))
+    solved = task.solved() if kept is None else kept.arrays(task.key(), task.solved)
+    return Head(
+        standardiser,
+        coefficients=solved["coefficients"],
+        intercepts=solved["intercepts"],
+        gradient_norm=float(solved["gradient_norm"]),
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a final fit is made of.
+
+    Attributes:
+        rows: float64 (num_used, num_kept), standardised where they are read.
+        labels: int (num_used,).
+        weights: float (num_used,), draws times the weight of the class.
+        objective: Focusing and offsets are read.
+        l2: Penalty.
+        scratch_folder: See `fit`.
+    """
+
+    rows: Rows
+    labels: np.ndarray
+    weights: np.ndarray
+    objective: Objective
+    l2: float
+    scratch_folder: Path | None
+
+    def key(self) -> str:
+        """Digest of everything that the fit depends on."""
+        return key_of(
+            "fit",
+            self.rows,
+            labels=self.labels,
+            weights=self.weights,
+            focusing=self.objective.focusing,
+            offsets=self.objective.offsets,
+            l2=self.l2,
+        )
+
+    def solved(self) -> Arrays:
+        """Coefficients (num_kept, C), intercepts (C,) and the norm of the gradient.
+
+        Raises:
+            TrialFailed: When the objective is not a finite number.
+        """
+        solved = self._by_newton() if len(self.objective.weights) == 2 else None
+        if solved is None:
+            solved = self._by_lbfgs()
+        if not np.isfinite(solved["objective"]):
+            raise TrialFailed("The final fit diverged: its objective is not a finite number.")
+        return solved
+
+    def _by_newton(self) -> Arrays | None:
+        """None where the steps did not end."""
+        minimum = newton.minimise(
+            self.rows, self.labels, self.weights, self.objective, self.l2, FINAL_TOLERANCE
+        )
+        if minimum is None:
+            return None
+        zeros = np.zeros_like(minimum.coefficients)
+        return {
+            "coefficients": np.column_stack([zeros, minimum.coefficients]),
+            "intercepts": np.array([0.0, minimum.intercept]),
+            "gradient_norm": np.array(minimum.decrement),
+            "objective": np.array(minimum.objective),
+        }
+
+    def _by_lbfgs(self) -> Arrays:
+        """For more than two classes, whose Hessian is C times as wide, and where Newton did not end."""
+        rotated = Rotated.of(self.rows, self.scratch_folder)
+        solution = solve(
+            rotated,
+            self.labels,
+            self.weights[:, None].astype(np.float64),
+            [self.objective],
+            np.array([self.l2]),
+            FINAL_TOLERANCE,
+        )
+        coefficients = rotated.basis @ solution.parameters[:-1, :, 0]
+        intercepts = solution.parameters[-1, :, 0]
+        if coefficients.shape[1] == 1:
+            coefficients = np.hstack([np.zeros_like(coefficients), coefficients])
+            intercepts = np.array([0.0, intercepts[0]])
+        return {
+            "coefficients": coefficients,
+            "intercepts": intercepts,
+            "gradient_norm": solution.gradient_norm[0],
+            "objective": solution.objective[0],
+        }

@@ -14,11 +14,15 @@ from equipoise.core.config import Study
 from equipoise.core.errors import DataError, TrialFailed
 from equipoise.core.records import Manifest, Splits
 from equipoise.embed.store import FeatureStore
+from equipoise.scenario.kept import Kept
 from equipoise.scenario.rows import Rows, Standardiser, blocks, scratch
 from equipoise.strategies.base import Objective, Plan, TrainRows
 
 #: Features, as an array or still on disk.
 Table = TypeVar("Table", bound=np.ndarray | Rows)
+
+#: Rows are copied without those that nothing weighs when at most this share is left.
+_WORTH_A_COPY_FRACTION = 0.9
 
 
 class WeightedRows(NamedTuple, Generic[Table]):
@@ -33,6 +37,21 @@ class WeightedRows(NamedTuple, Generic[Table]):
     features: Table
     labels: np.ndarray
     weights: np.ndarray
+
+    def in_use(self, scratch_folder: Path | None = None) -> WeightedRows[Any]:
+        """Without the rows that weigh 0 for every head, where these are worth a copy of the others.
+
+        Args:
+            scratch_folder: Where the copy lies when it is large.
+        """
+        used = np.flatnonzero(self.weights.any(axis=1))
+        if len(used) > _WORTH_A_COPY_FRACTION * len(self.weights):
+            return self
+        _, width = self.features.shape
+        features = scratch((len(used), width), self.features.dtype, scratch_folder)
+        for block in blocks(len(used)):
+            features[block] = self.features[used[block]]
+        return WeightedRows(features, self.labels[used], self.weights[used])
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,7 @@ class TrainMatrix:
         views: K, augmented views of each minority image.
         positive: Index of the positive class.
         scratch_folder: Where copies of many rows lie, see `rows.scratch`.
+        rotations: Where rotations of the rows are kept; None keeps none.
     """
 
     features: np.ndarray | Rows
@@ -60,6 +80,7 @@ class TrainMatrix:
     views: int
     positive: int
     scratch_folder: Path | None = None
+    rotations: Kept | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -305,6 +326,7 @@ class Inputs:
             views=views,
             positive=self.positive,
             scratch_folder=self.study.cache_path,
+            rotations=Kept(self.study.cache_path / "rotations"),
         )
 
     def rows(self, images: np.ndarray) -> Rows:

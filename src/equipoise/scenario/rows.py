@@ -88,6 +88,11 @@ class Rows:
 Features = np.ndarray | Rows
 
 
+def read_if_one_block(features: Features) -> Features:
+    """Read features that are one block; more rows stay where they are."""
+    return features[:] if len(features) <= BLOCK_ROWS else features
+
+
 @dataclass(frozen=True)
 class Standardiser:
     """Gives each feature zero mean and unit spread, as measured on unresampled train rows.

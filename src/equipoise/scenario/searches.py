@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,25 +173,59 @@ def _or_minus_one(steps: int | None) -> int:
     return -1 if steps is None else steps
 
 
+@dataclass
+class _Opened:
+    """A journal that this process has read.
+
+    Attributes:
+        lock: Lifted by the system when its holder dies; Optuna's own lock outlives a kill by 30 s.
+        storage: What was read; it appends with the same lock.
+        state: The file after the last use, see `_state`.
+    """
+
+    lock: FileLock
+    storage: JournalStorage | None = None
+    state: tuple[int, ...] = ()
+
+
+#: Journals that this process has read, by path. To read all of a journal for every search takes
+#: longer than the search when there are many.
+_OPENED: dict[Path, _Opened] = {}
+
+
 @contextmanager
 def _journal(path: Path, lock_path: Path) -> Iterator[JournalStorage]:
     """The journal, held by this process alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path.parent.mkdir(parents=True, exist_ok=True)
-    # Lifted by the system when its holder dies; Optuna's own lock outlives a kill by 30 seconds.
-    lock = FileLock(lock_path)
-    with lock:
+    opened = _OPENED.setdefault(path.absolute(), _Opened(FileLock(lock_path)))
+    with opened.lock:
         _cut_half_a_line(path)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-        except OSError:
-            raise
-        except Exception as error:  # a damaged line may raise anything
-            storage = _begun_anew(path, lock, error)
+        # What another process wrote, or put in its place, is read from the beginning.
+        if opened.storage is None or opened.state != _state(path):
+            opened.storage = _read_journal(path, opened.lock)
         with warnings.catch_warnings():
             # Metric names are "experimental", and Optuna says so each time.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield storage
+            yield opened.storage
+        opened.state = _state(path)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Tells one file, and one content of it, from another; empty where there is none."""
+    if not path.exists():
+        return ()
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_journal(path: Path, lock: FileLock) -> JournalStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except OSError:
+        raise
+    except Exception as error:  # a damaged line may raise anything
+        return _begun_anew(path, lock, error)
 
 
 def _cut_half_a_line(path: Path) -> None:
@@ -200,7 +234,9 @@ def _cut_half_a_line(path: Path) -> None:
         return
     with open(path, "rb+") as journal:
         content = journal.read()
-        journal.truncate(content.rfind(b"\n") + 1)
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            journal.truncate(whole)
 
 
 def _begun_anew(path: Path, lock: FileLock, error: Exception) -> JournalStorage:
@@ -216,16 +252,19 @@ def _begun_anew(path: Path, lock: FileLock, error: Exception) -> JournalStorage:
 
 def _content_of(storage: JournalStorage, name: str) -> str | None:
     """Content of a study in the journal; None when there is none, or when it is not whole."""
-    if name not in optuna.get_all_study_names(storage):
+    # By its name: a list of all studies copies every one of them.
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
         return None
-    return optuna.load_study(study_name=name, storage=storage).user_attrs.get(_CONTENT)
+    return storage.get_study_user_attrs(study_id).get(_CONTENT)
 
 
 def _emptied(
     storage: JournalStorage, name: str, direction: optuna.study.StudyDirection
 ) -> optuna.Study:
     """A study of that name without trials, in place of one that was there."""
-    if name in optuna.get_all_study_names(storage):
+    with suppress(KeyError):
         optuna.delete_study(study_name=name, storage=storage)
     return optuna.create_study(study_name=name, storage=storage, direction=direction)
 

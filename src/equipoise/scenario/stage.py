@@ -32,6 +32,7 @@ from equipoise.evaluation import calibration, metrics
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.scenario import artifact, finetune, head, tuning
 from equipoise.scenario.artifact import ServedParts
+from equipoise.scenario.kept import Kept
 from equipoise.scenario.matrix import Inputs, TrainMatrix, mixed
 from equipoise.scenario.searches import SearchStore
 from equipoise.scenario.summary import evaluate, summarise
@@ -551,6 +552,7 @@ def choose_and_fit(inputs: Inputs, train: TrainSide) -> Fitted:
         l2=choice.settings["l2"],
         standardiser=matrix.standardiser,
         scratch_folder=inputs.study.cache_path,
+        kept=Kept(inputs.study.cache_path / "fits"),
     )
     return Fitted(choice, plan, plan_counts, train.images, solved)
 

@@ -299,7 +299,8 @@ class Shared(NamedTuple):
         """Rotate the rows; mean and spread of a feature depend on no label, plan or fold."""
         every_row = np.arange(len(matrix.row))
         standardised = rows_.Rows(matrix.features, every_row, np.float32, matrix.standardiser)
-        return cls(matrix, solver.Rotated.of(standardised, matrix.scratch_folder))
+        rotated = solver.Rotated.of(standardised, matrix.scratch_folder, matrix.rotations)
+        return cls(matrix, rotated)
 
 
 @dataclass
@@ -567,6 +568,7 @@ class Search:
         draws_views = any(plan.view.any() for plan in plans)
         shared = self.with_views if draws_views else self.without_views
         weighted = shared.matrix.weighted(plans, objectives, shared.rotated.matrix)
+        weighted = weighted.in_use(self.matrix.scratch_folder)
         solution = self.solve(
             replace(shared.rotated, matrix=weighted.features),
             weighted.labels,

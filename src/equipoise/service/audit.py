@@ -80,6 +80,30 @@ class GateRecord(Part):
     name: str
 
 
+class Content(Part):
+    """What a version holds: a number alone is given again after a model was deleted or restored.
+
+    Attributes:
+        result_digest: Of the result; empty for a version that does not say.
+        run_id: Of the run that the version was made from.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    result_digest: str = ""
+    run_id: str = ""
+
+    @classmethod
+    def of(cls, version: ModelVersion) -> Content:
+        """What the registry says that a version holds."""
+        digest = version.tags.get(tracking.DIGEST, "")
+        return cls(result_digest=digest, run_id=version.run_id or "")
+
+    def __str__(self) -> str:
+        digest = self.result_digest[:8] or "without a digest"
+        return f"result {digest} of run {self.run_id[:8] or 'unknown'}"
+
+
 class Decision(Part):
     """What was decided: the fields are the keys of the JSON, in their order.
 
@@ -89,6 +113,8 @@ class Decision(Part):
         kind: promote, rollback or refuse.
         from_version: Number of the champion before; None where there was none. Its key is "from".
         to_version: Number of the version that was decided about. Its key is "to".
+        from_content: What the champion before held; None where there was none.
+        to_content: What the version held; None in decisions from before it was kept.
         reason: As the user gave it.
         forced: Whether gates had failed.
         gates: The verdicts; a rollback asks no gate.
@@ -109,6 +135,8 @@ class Decision(Part):
         default=None, validation_alias="from", serialization_alias="from"
     )
     to_version: str | None = Field(default=None, validation_alias="to", serialization_alias="to")
+    from_content: Content | None = None
+    to_content: Content | None = None
     reason: str | None = None
     forced: bool = False
     gates: list[GateRecord] = Field(default_factory=list)
@@ -180,6 +208,19 @@ class Entry:
         """Whether it moved the champion."""
         return self.decision.kind in _MOVES and self.state == "done"
 
+    def is_about(self, version: ModelVersion | None) -> bool:
+        """Whether a version is the one that was decided about: its number and what it holds.
+
+        A decision from before contents were kept names the digest of the result only.
+        """
+        decision = self.decision
+        if version is None or str(version.version) != decision.to_version:
+            return False
+        holds = Content.of(version)
+        if isinstance(decision.to_content, Content):
+            return holds == decision.to_content
+        return holds.result_digest == decision.digests.get("result_digest", "")
+
     def __str__(self) -> str:
         name = f"decision {self.decision.number} ({self.decision.kind}, run {self.run_id[:8]})"
         return f"{name}, deleted" if self.deleted else name
@@ -206,9 +247,9 @@ def by_alias(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     return _look_up(store.get_model_version_by_alias, name, alias)
 
 
-def version_of(store: MlflowClient, name: str, version: str) -> ModelVersion | None:
+def version_of(store: MlflowClient, name: str, version: str | None) -> ModelVersion | None:
     """A version by its number, or None."""
-    return _look_up(store.get_model_version, name, version)
+    return _look_up(store.get_model_version, name, version) if version else None
 
 
 def pointed_at(store: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:
@@ -315,30 +356,33 @@ def _as_decision(content: dict[str, Any]) -> Decision:
     if isinstance(gates, list):
         records = [GateRecord.model_construct(**gate) for gate in gates if isinstance(gate, dict)]
         values["gates"] = records
+    for name in ("from_content", "to_content"):
+        if isinstance(values.get(name), dict):
+            values[name] = Content.model_construct(**values[name])
     return Decision.model_construct(**values)
 
 
-def champion(entries: Sequence[Entry]) -> str | None:
-    """The champion as the log left it."""
+def newest_move(entries: Sequence[Entry]) -> Entry | None:
+    """The decision that made the champion as the log left it."""
     for entry in reversed(entries):
         if entry.moved:
-            return entry.decision.to_version
+            return entry
     return None
 
 
 def previous(store: MlflowClient, name: str, entries: Sequence[Entry]) -> ModelVersion | None:
-    """The version to go back to: the newest former champion of the log that still exists."""
-    current = pointed_at(store, name)
+    """The version to go back to: the newest former champion of the log that still exists.
+
+    Only what a decision made champion counts: a version that took over a number holds another result.
+    """
+    current = by_alias(store, name, CHAMPION)
     for entry in reversed(entries):
-        if not entry.moved:
+        if not entry.moved or entry.is_about(current):
             continue
-        for number in (entry.decision.to_version, entry.decision.from_version):
-            if not number or number == current:
-                continue
-            version = version_of(store, name, number)
-            if version:
-                return version
-    return by_alias(store, name, PREVIOUS)  # of a registry from before there was a log
+        version = version_of(store, name, entry.decision.to_version)
+        if entry.is_about(version):
+            return version
+    return None
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -484,8 +528,13 @@ def _obstacle(store: MlflowClient, name: str, entry: Entry) -> str | None:
     others = [other for other in read(store, name) if other.open and other.run_id != entry.run_id]
     if others:
         return f"{others[-1]} of {others[-1].decision.who} is under way"
-    if pointed_at(store, name) != entry.decision.from_version:
+    current = by_alias(store, name, CHAMPION)
+    number = str(current.version) if current else None
+    holds = Content.of(current) if current else None
+    if (number, holds) != (entry.decision.from_version, entry.decision.from_content):
         return "the alias moved meanwhile"
+    if not entry.is_about(version_of(store, name, entry.decision.to_version)):
+        return f"version {entry.decision.to_version} was deleted meanwhile, or holds another result"
     return None
 
 
@@ -523,7 +572,7 @@ def _settle(store: MlflowClient, name: str, entry: Entry, why: str) -> str:
     if entry.outcome:
         became = "closed"
         _end(store, entry)
-    elif pointed_at(store, name) == entry.decision.to_version:
+    elif entry.is_about(by_alias(store, name, CHAMPION)):
         became = "completed"
         _keep_way_back(store, name, entry)
         close(store, entry, "done", f"settled: {why}")
@@ -580,11 +629,17 @@ def _broken_links(entry: Entry, known: dict[str, Entry]) -> Iterator[str]:
 def _wrong_end(store: MlflowClient, name: str, known: dict[str, Entry]) -> Iterator[str]:
     """Whether the registered model names another newest decision than the log holds."""
     model = _look_up(store.get_registered_model, name)
-    newest = model.tags.get(_NEWEST, "") if model else ""
-    run_id, _, seal = newest.partition(" ")
-    if not run_id:
+    if model is None:
         return
-    if run_id not in known:
+    run_id, _, seal = model.tags.get(_NEWEST, "").partition(" ")
+    if not run_id:
+        closed = [entry for entry in known.values() if entry.outcome]
+        if closed:
+            yield (
+                f"The model names no newest decision, and the log holds {len(closed)}: it was deleted and registered "
+                f"anew, or its tag was removed. The next decision names itself."
+            )
+    elif run_id not in known:
         yield f"The model names run {run_id[:8]} as its newest decision, which is missing: a gap."
     elif known[run_id].seal != seal:
         yield f"{known[run_id]} was edited after it had been closed."
@@ -592,23 +647,58 @@ def _wrong_end(store: MlflowClient, name: str, known: dict[str, Entry]) -> Itera
 
 def misplaced(store: MlflowClient, name: str, entries: Sequence[Entry]) -> list[str]:
     """A sentence when the alias does not stand where the log left it; nothing when it does."""
-    expected = champion(entries)
-    actual = pointed_at(store, name)
-    under_way = [entry.decision.to_version for entry in entries if entry.state == "unfinished"]
-    if actual == expected or actual in under_way:
+    current = by_alias(store, name, CHAMPION)
+    newest = newest_move(entries)
+    if current is None and newest is None:
         return []
-    where = f"points at version {actual}" if actual else "is gone"
-    if expected is None:
-        left = "the log knows of no champion"
-    else:
-        left = f"the log left it at version {expected}"
-        if version_of(store, name, expected) is None:
-            left += ", which is deleted"
-    study = name.removeprefix("equipoise-")
+    under_way = [entry for entry in entries if entry.state == "unfinished"]
+    for entry in [newest, *under_way]:
+        if entry is not None and entry.is_about(current):
+            return []
     return [
-        f"The alias {CHAMPION} of {name} {where}, {left}: it was moved or lost behind the log's back. Next: `equipoise "
-        f"rollback --study {study} --reason TEXT` returns to the newest champion of the log that still exists."
+        f"The alias {CHAMPION} of {name} {_place(current)}, {_place_left(store, name, newest)}: it was moved or lost "
+        f"behind the log's back. Next: {_way_back(store, name, entries)}."
     ]
+
+
+def _place(version: ModelVersion | None) -> str:
+    """Where an alias stands, in words."""
+    if version is None:
+        return "is gone"
+    return f"points at version {version.version}"
+
+
+def _place_left(store: MlflowClient, name: str, newest: Entry | None) -> str:
+    """Where the log left the alias, in words, and what has become of that version."""
+    if newest is None:
+        return "the log knows of no champion"
+    number = newest.decision.to_version
+    left = f"the log left it at version {number}"
+    version = version_of(store, name, number)
+    if version is None:
+        return f"{left}, which is deleted"
+    if newest.is_about(version):
+        return left
+    made = newest.decision.to_content or "another result"
+    return (
+        f"{left}, which held {made} and is deleted: its number now holds {Content.of(version)} (the model was deleted "
+        f"and registered anew, or this is another store)"
+    )
+
+
+def _way_back(store: MlflowClient, name: str, entries: Sequence[Entry]) -> str:
+    """The command that can be given next."""
+    study = name.removeprefix("equipoise-")
+    target = previous(store, name, entries)
+    if target is not None:
+        return (
+            f"`equipoise rollback --study {study} --reason TEXT` returns to version {target.version}, the newest "
+            f"champion of the log that still exists"
+        )
+    return (
+        f"no champion of the log exists any more; `equipoise promote --study {study} --force --reason TEXT` makes the "
+        f"challenger champion, once you have read its other gates"
+    )
 
 
 # --- showing --------------------------------------------------------------------------------------

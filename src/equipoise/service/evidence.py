@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,11 +24,13 @@ from equipoise.core.files import read_table, write_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.core.text import first_line
 from equipoise.ingest import originals
-from equipoise.service import tracking
+from equipoise.service import packaged, tracking
 from equipoise.service.predictor import ANSWERED_CALIBRATED
 
 #: Served probabilities may differ from the stored ones by this much: rounding, never another model.
 TOLERANCE = 1e-5
+#: Tag of a version: its own folder among the artifacts of its run.
+FOLDER = "equipoise.folder"
 #: Beginning of the columns of `Evidence.images` with what the served model answers (calibrated).
 SERVED = "served"
 #: How many images are predicted again to see whether a model reproduces its evidence.
@@ -73,24 +76,46 @@ class Evidence:
 
 
 def load(uri: str, root: Path) -> Any:
-    """Load a registered model.
+    """Load a registered model, to be run by the code that it was saved with.
+
+    Where that is this checkout's, file by file, it is loaded here; else in a process of its own.
 
     Args:
         uri: Its address, for example models:/equipoise-demo@champion.
         root: Folder that holds params.yaml.
 
+    Returns:
+        MLflow's model, or a `Packaged` one: both have predict, input_example and metadata.
+
     Raises:
         ConfigError: When there is no such model, or it does not load.
         StoreError: When the server cannot be reached or does not let this user.
     """
-    tracking.client(root)
+    store = tracking.client(root)
     try:
-        return mlflow.pyfunc.load_model(uri)
-    except MlflowException as error:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=_source(store, uri)))
+        if packaged.has_own_code(folder) and not packaged.is_of_this_code(folder):
+            return packaged.Packaged(folder)
+        return mlflow.pyfunc.load_model(str(folder))
+    except (MlflowException, DataError, OSError) as error:
         lost = tracking.store_error(error)
         if lost:
             raise lost from error
         raise ConfigError(f"{uri} cannot be loaded: {first_line(error)}") from error
+
+
+def _source(store: MlflowClient, uri: str) -> str:
+    """Where the files of a registered version lie; any other address is that already.
+
+    Asked for `models:/...`, MLflow writes a file beside them, which another user may not.
+    """
+    registered = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if registered is None:
+        return uri
+    name, alias, number = registered.groups()
+    if alias:
+        number = store.get_model_version_by_alias(name, alias).version
+    return store.get_model_version_download_uri(name, number)
 
 
 # --- collect, write, read -------------------------------------------------------------------------
@@ -141,6 +166,20 @@ def _images(manifest: Manifest, splits: Splits, expected: pd.DataFrame) -> pd.Da
     return images.merge(answers, on="image_id", how="left")
 
 
+def artifact_place(tags: Mapping[str, str], name: str) -> str:
+    """Where an artifact of a version lies in its run.
+
+    Each version has a folder there, so that registering a result again never writes over what another version serves.
+    A version of before that has its artifacts at the top.
+
+    Args:
+        tags: Of the version.
+        name: model, evidence or MODEL_CARD.md.
+    """
+    folder = tags.get(FOLDER)
+    return f"{folder}/{name}" if folder else name
+
+
 def write(evidence: Evidence, folder: Path) -> Path:
     """Write the artifact `evidence` into a folder."""
     evidence.predictions.write(folder / "test_predictions.parquet")
@@ -156,7 +195,8 @@ def read(store: MlflowClient, version: ModelVersion) -> Evidence:
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = Path(store.download_artifacts(version.run_id, "evidence", scratch))
+            place = artifact_place(version.tags, "evidence")
+            folder = Path(store.download_artifacts(version.run_id, place, scratch))
             predictions = Predictions.read(folder / "test_predictions.parquet")
             images, meta = read_table(folder / "images.parquet")
             origin = Origin.model_validate(meta)

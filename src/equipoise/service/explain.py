@@ -8,7 +8,8 @@ from equipoise.compare import gradcam
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
 from equipoise.service import evidence
-from equipoise.service.predictor import Predictor
+from equipoise.service.packaged import Packaged
+from equipoise.service.predictor import Explained
 
 _DOTS_PER_INCH = 150
 
@@ -37,7 +38,7 @@ def explain_image(
         content = image_path.read_bytes()
     except OSError as error:
         raise DataError(f"{image_path} cannot be read: {error.strerror}.") from error
-    explained = _predictor(model_uri, root).explain(content, class_name)
+    explained = _explain(model_uri, content, class_name, root)
     drawn = gradcam.figure(explained.pixels, explained.heat, explained.text)
     with atomic_path(out_path) as temporary:
         drawn.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
@@ -45,10 +46,12 @@ def explain_image(
     return f"{image_path}: {decision}; written to {out_path}"
 
 
-def _predictor(model_uri: str, root: Path) -> Predictor:
-    """The predictor inside a registered model."""
-    model = evidence.load(model_uri, root).unwrap_python_model()
-    predictor = getattr(model, "predictor", None)
+def _explain(model_uri: str, content: bytes, class_name: str | None, root: Path) -> Explained:
+    """Ask a registered model, by whichever code it is run."""
+    model = evidence.load(model_uri, root)
+    if isinstance(model, Packaged):
+        return model.explain(content, class_name)
+    predictor = getattr(model.unwrap_python_model(), "predictor", None)
     if predictor is None:
         raise ConfigError(f"{model_uri} is no model of Equipoise, so its maps cannot be drawn.")
-    return predictor
+    return predictor.explain(content, class_name)

@@ -25,6 +25,7 @@ from equipoise.core import environment
 from equipoise.core.config import Settings, Study
 from equipoise.core.documents import MeasuredMetric
 from equipoise.core.errors import DataError, EquipoiseError
+from equipoise.core.files import digest_of, file_digest
 from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_columns
 from equipoise.core.text import aligned, first_line
 from equipoise.evaluation import intervals
@@ -376,13 +377,19 @@ def committed(case: Case) -> Answer:
     """
     then = case.tags.get("equipoise.uncommitted")
     if case.uncommitted is None:
-        return Answer("failed", detail="not known: this is no git checkout")
+        return Answer("failed", detail="not known: this is no git checkout; `git init` and commit")
     if then is None or then == "no git":
-        return Answer("failed", detail="not known")
-    changed = [f"{path} (when it was registered)" for path in then.split(", ") if path]
-    changed += case.uncommitted
-    commit = case.tags.get("equipoise.git_commit", "none")[:8]
-    return Answer(_word(not changed), len(changed), ", ".join(changed) or f"commit {commit}")
+        changed = ["all of it (when it was registered)"]
+    else:
+        changed = [f"{path} (when it was registered)" for path in then.split(", ") if path]
+    renewal = f"`equipoise register --study {case.tags.get('equipoise.study', 'STUDY')}`"
+    if case.uncommitted:
+        changed += case.uncommitted
+        return Answer("failed", len(changed), f"commit, then {renewal}: {', '.join(changed)}")
+    if changed:
+        why = f"{renewal} renews this from what is committed now: {', '.join(changed)}"
+        return Answer("failed", len(changed), why)
+    return Answer("passed", 0, f"commit {case.tags.get('equipoise.git_commit', 'none')[:8]}")
 
 
 @gate("EQ-G9", "champion stands where the log left it", _no_finding)
@@ -567,6 +574,17 @@ def uncommitted(root: Path) -> list[str] | None:
     return [
         line[3:] for line in changes.splitlines()
     ]  # two letters and a space stand before the path
+
+
+def code_digest(root: Path) -> str | None:
+    """Digest of the code and params as they lie in a checkout, committed or not; None where there is no git."""
+    words = ("ls-files", "--cached", "--others", "--exclude-standard", "--", *_CODE)
+    listed = environment.git("-C", str(root), *words)
+    if listed is None:
+        return None
+    paths = sorted(set(listed.splitlines()))
+    digests = {path: file_digest(root / path) for path in paths if (root / path).is_file()}
+    return digest_of(digests)
 
 
 # --- challenger against champion ------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from equipoise.core.config import Study
 from equipoise.core.errors import ConfigError, PromotionRefused
 from equipoise.service import audit, evidence, gates, tracking
-from equipoise.service.audit import CHALLENGER, CHAMPION, Decision, model_name
+from equipoise.service.audit import CHALLENGER, CHAMPION, Content, Decision, model_name
 
 #: Tags of a version that a decision repeats, without their first word.
 _DIGESTS = ("result_digest", "git_commit", "digest.splits", "digest.test")
@@ -96,6 +96,8 @@ def promote(
             kind="promote" if allowed else "refuse",
             from_version=before,
             to_version=number,
+            from_content=_content(current),
+            to_content=_content(target),
             reason=reason,
             forced=forced,
             gates=[verdict.as_record() for verdict in verdicts],
@@ -153,12 +155,18 @@ def rollback(
         audit.settle(store, name, say)
         target = audit.previous(store, name, audit.read(store, name))
         if target is None:
-            raise PromotionRefused(f"{name} has no previous champion to return to.")
+            raise PromotionRefused(
+                f"{name} has no previous champion to return to: no other version that a decision made champion exists. "
+                f"`equipoise promote --study {study.name}` holds a version against the gates."
+            )
         number = str(target.version)
+        current = audit.by_alias(store, name, CHAMPION)
         decision = Decision(
             kind="rollback",
-            from_version=audit.pointed_at(store, name),
+            from_version=str(current.version) if current else None,
             to_version=number,
+            from_content=_content(current),
+            to_content=_content(target),
             reason=reason,
             forced=False,
             digests=_digests(target),
@@ -168,8 +176,15 @@ def rollback(
         except Exception as error:
             refusal = decision.model_copy(update={"kind": "refuse"})
             audit.write(store, name, refusal, study.root, "refused")
-            raise PromotionRefused(f"Version {number} of {name} does not load: {error}") from error
+            raise PromotionRefused(
+                f"Version {number} of {name} does not load, and nothing was moved: {error} Restore its files, or "
+                f"`equipoise promote --study {study.name} --version NUMBER` holds another version against the gates."
+            ) from error
         return _moved(audit.move(store, name, decision, study.root, step))
+
+
+def _content(version: ModelVersion | None) -> Content | None:
+    return Content.of(version) if version else None
 
 
 def _digests(version: ModelVersion) -> dict[str, str]:

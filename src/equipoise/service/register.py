@@ -9,6 +9,8 @@ import contextlib
 import importlib.metadata
 import io
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,7 @@ from equipoise.core.files import digest_of, file_digest, read_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.service import tracking
 from equipoise.service.audit import CHALLENGER, model_name
+from equipoise.service.packaged import Packaged
 from equipoise.split import checks
 
 if TYPE_CHECKING:
@@ -71,18 +74,29 @@ _DICOM_REQUIREMENTS = (
 )
 #: MLflow cuts a tag at 8,000 characters.
 _UNCOMMITTED_CHARACTERS = 5000
+#: Tag of a version: digest of code and params at its registration.
+_CODE_DIGEST = "equipoise.digest.code"
 #: Grey images are expected where at most one in so many images of a study has colours.
 _IMAGES_PER_COLOURED = 100
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A winner and the version that serves it; `new` when this call made the version."""
+    """A winner and the version that serves it.
+
+    Attributes:
+        backbone: Of the winner.
+        scenario: That won.
+        version: Its number.
+        new: Whether this call made the version.
+        renewed: Whether this call wrote the commit that its code is of.
+    """
 
     backbone: str
     scenario: str
     version: str
     new: bool
+    renewed: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,14 +128,33 @@ class Code:
     Attributes:
         commit: Tags with the git commit.
         uncommitted: Files of code and params that differ from it; None where there is no git.
+        digest: Of the files as they lie there; None where there is no git.
     """
 
     commit: dict[str, str]
     uncommitted: list[str] | None
+    digest: str | None
+
+    @classmethod
+    def of(cls, root: Path) -> Code:
+        """The code of a checkout now."""
+        from equipoise.service import gates
+
+        return cls(tracking.commit_tags(root), gates.uncommitted(root), gates.code_digest(root))
+
+    def tags(self) -> dict[str, str]:
+        """What a version says of its code."""
+        tags = dict(self.commit)
+        tags["equipoise.uncommitted"] = _uncommitted_text(self)
+        tags[_CODE_DIGEST] = self.digest or "no git"
+        return tags
 
 
 def register(study: Study) -> list[Registered]:
     """Make each backbone's winner a version of `equipoise-<study>`, once per result.
+
+    A version whose code was not committed when it was registered learns its commit, or is followed by one of what is
+    committed now.
 
     Raises:
         PromotionRefused: When patients stand on both published sides.
@@ -173,33 +206,59 @@ def _read_winner(study: Study, backbone: str, scenario: str, comparison: Compari
 
 
 def _version_of(store: MlflowClient, winner: Winner) -> Registered:
-    """The version of a winner, made when there is none of its result."""
+    """The version of a winner, made when there is none of its result that can stay."""
     present = existing_version(store, winner)
     if present is not None:
-        return Registered(winner.backbone, winner.scenario, str(present.version), new=False)
+        kept = _kept(store, winner, present)
+        if kept is not None:
+            return kept
+    return _make_version(store, winner)
+
+
+def _kept(store: MlflowClient, winner: Winner, present: ModelVersion) -> Registered | None:
+    """A version that is there; None where its code was never committed and other code is now.
+
+    Where what it was registered with has been committed since, it says so from now on.
+    """
+    number = str(present.version)
+    kept = Registered(winner.backbone, winner.scenario, number, new=False)
+    if present.tags.get("equipoise.uncommitted") == "":
+        return kept
+    code = Code.of(winner.study.root)
+    if code.uncommitted != []:
+        return kept
+    if present.tags.get(_CODE_DIGEST) != code.digest:
+        return None
+    for key, value in code.tags().items():
+        store.set_model_version_tag(winner.model, number, key, value)
+    return replace(kept, renewed=True)
+
+
+def _make_version(store: MlflowClient, winner: Winner) -> Registered:
     # What a version is made with takes seconds to import: that is paid where one is made only.
     from equipoise.service import evidence as evidence_
-    from equipoise.service import gates
 
     study = winner.study
     run = tracking.mirror(store, study, winner.backbone, winner.scenario, winner.folder)
     tracking.write_verdict(store, run.run_id, winner.row, winner.comparison.primary)
-    code = Code(tracking.commit_tags(study.root), gates.uncommitted(study.root))
+    code = Code.of(study.root)
     evidence = evidence_.collect(
         study, winner.folder, winner.summary.digests, expected_predictions(winner.folder)
     )
+    folder = _own_folder(store, winner.model)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         package = package_model(study, winner.backbone, winner.folder, scratch, run.run_id)
-        model = evidence_.load(str(package), study.root)
+        log_package(store, run.run_id, winner, code, package, folder)
+    address = f"{store.get_run(run.run_id).info.artifact_uri}/{folder}"
+    with served(f"{address}/model") as model:
         difference = verify_served(winner, model, evidence)
-        log_evidence(store, run.run_id, model, evidence, scratch / "evidence")
-        log_package(store, run.run_id, winner, code, package)
+        log_evidence(store, run.run_id, model, evidence, folder)
     made = store.create_model_version(
         winner.model,
-        source=f"{store.get_run(run.run_id).info.artifact_uri}/model",
+        source=f"{address}/model",
         run_id=run.run_id,
-        tags=version_tags(winner, code, difference),
+        tags=version_tags(winner, code, difference) | {evidence_.FOLDER: folder},
         description=_description(winner),
     )
     return Registered(winner.backbone, winner.scenario, str(made.version), new=True)
@@ -215,12 +274,12 @@ def _description(winner: Winner) -> str:
 
 
 def existing_version(store: MlflowClient, winner: Winner) -> ModelVersion | None:
-    """The version that holds a winner's result, or None."""
+    """The newest version that holds a winner's result, or None."""
     clause = (
         f"name = '{winner.model}' and tags.`{tracking.DIGEST}` = '{winner.summary.result_digest}'"
     )
     versions = store.search_model_versions(clause)
-    return versions[0] if versions else None
+    return max(versions, key=lambda version: int(version.version), default=None)
 
 
 def verify_served(winner: Winner, model: Any, evidence: Evidence) -> float:
@@ -241,20 +300,44 @@ def verify_served(winner: Winner, model: Any, evidence: Evidence) -> float:
     return difference
 
 
+def _own_folder(store: MlflowClient, model: str) -> str:
+    """Folder of the next version among the artifacts of its run.
+
+    No other version has it, also not one of a model of this name that was deleted; a killed call finds its own again.
+    """
+    made_at = store.get_registered_model(model).creation_timestamp
+    versions = store.search_model_versions(f"name = '{model}'")
+    newest = max((int(version.version) for version in versions), default=0)
+    return f"versions/{made_at}-{newest + 1}"
+
+
+@contextmanager
+def served(address: str) -> Iterator[Packaged]:
+    """A model as it will be served: from where it was logged, by the code that lies beside it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
+        model = Packaged(Path(folder))
+        try:
+            yield model
+        finally:
+            model.close()
+
+
 def log_evidence(
-    store: MlflowClient, run_id: str, model: Any, evidence: Evidence, folder: Path
+    store: MlflowClient, run_id: str, model: Any, evidence: Evidence, folder: str
 ) -> None:
     """Write the evidence into a run, with what the model answers for its input example."""
     from equipoise.service import evidence as evidence_
 
     answer = model.predict(model.input_example).iloc[0].to_dict()
     origin = evidence.origin.model_copy(update={"example": answer})
-    written = evidence_.write(replace(evidence, origin=origin), folder)
-    store.log_artifacts(run_id, str(written), "evidence")
+    with tempfile.TemporaryDirectory() as scratch:
+        written = evidence_.write(replace(evidence, origin=origin), Path(scratch))
+        store.log_artifacts(run_id, str(written), f"{folder}/evidence")
 
 
 def log_package(
-    store: MlflowClient, run_id: str, winner: Winner, code: Code, package: Path
+    store: MlflowClient, run_id: str, winner: Winner, code: Code, package: Path, folder: str
 ) -> None:
     """Write the model into a run, and its card beside it and into it."""
     from equipoise.compare import card
@@ -263,8 +346,8 @@ def log_package(
     text = card.card(winner.study, winner.backbone, winner.scenario, software)
     path = package / "MODEL_CARD.md"
     path.write_text(text, encoding="utf-8")
-    store.log_artifact(run_id, str(path))
-    store.log_artifacts(run_id, str(package), "model")
+    store.log_artifact(run_id, str(path), folder)
+    store.log_artifacts(run_id, str(package), f"{folder}/model")
 
 
 def version_tags(winner: Winner, code: Code, difference: float) -> dict[str, str]:
@@ -293,9 +376,7 @@ def version_tags(winner: Winner, code: Code, difference: float) -> dict[str, str
     for point, table in summary.metrics.items():
         for metric, measured in table.items():
             tags[f"equipoise.{point}.{metric}"] = _interval_text(measured)
-    tags |= code.commit
-    tags["equipoise.uncommitted"] = _uncommitted_text(code)
-    return tags
+    return tags | code.tags()
 
 
 def _threshold_text(folder: Path) -> str:

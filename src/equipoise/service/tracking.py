@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,18 +21,26 @@ import mlflow
 import pandas as pd
 import requests
 from filelock import FileLock
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Experiment, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import read_mlflow_creds
-from sqlalchemy.exc import OperationalError
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_PROJECT_ENTRY_POINT,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+)
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from equipoise.core import parallel
 from equipoise.core.config import Study
 from equipoise.core.documents import Comparison, ScenarioRow, ScenarioSummary
 from equipoise.core.environment import environment, git, masked
-from equipoise.core.errors import StoreError
+from equipoise.core.errors import ConfigError, StoreError
 from equipoise.core.files import atomic_path, digest_of, read_table
+from equipoise.core.text import first_line
+from equipoise.service import homes
 
 if TYPE_CHECKING:
     from equipoise.compare.results import Result
@@ -41,7 +49,7 @@ if TYPE_CHECKING:
 DIGEST = "equipoise.result_digest"
 #: Tag of a run: better, worse, equivalent, inconclusive, or baseline.
 VERDICT = "verdict"
-#: Tag of a run: what it is for (writing, result, trial, launcher).
+#: Tag of a run: what it is for (claimed, writing, result, trial, launcher).
 _ROLE = "equipoise.role"
 #: Tag of a run that is being written: the digest of its result.
 _WRITING = "equipoise.writing"
@@ -75,13 +83,20 @@ def client(root: Path) -> MlflowClient:
     """A client of the store at `tracking_uri`.
 
     Models are there too, unless MLFLOW_REGISTRY_URI says otherwise.
+
+    Raises:
+        StoreError: When the store came with a copied or moved checkout and keeps its files elsewhere.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # that tables are made is no news
+    logging.getLogger("mlflow.store").setLevel(
+        logging.CRITICAL
+    )  # what it prints is said in a sentence
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # MLflow's own 7 attempts take 4 minutes to notice that a server is gone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     if tracking_uri(root) == _default_uri(root):
         _make_store(_default_path(root))
+        _require_own_files(root)
     mlflow.set_tracking_uri(tracking_uri(root))
     return MlflowClient()
 
@@ -102,6 +117,16 @@ def _make_store(path: Path) -> None:
             engine.dispose()
 
 
+def _require_own_files(root: Path) -> None:
+    other = homes.other_home(_default_path(root))
+    if other:
+        raise StoreError(
+            f"{_default_path(root)} keeps its files below {other}: this checkout was copied or moved. Nothing was read "
+            f"or written there. `equipoise track --rehome` makes it keep them below {root.absolute()}; "
+            f"MLFLOW_TRACKING_URI=sqlite:///{other}/mlflow.db goes on with the store of the other folder."
+        )
+
+
 def machine_lock(subject: Any, timeout_seconds: float = -1) -> FileLock:
     """A lock that all processes of this machine share, whoever runs them.
 
@@ -115,15 +140,34 @@ def machine_lock(subject: Any, timeout_seconds: float = -1) -> FileLock:
     return FileLock(path, timeout=timeout_seconds, mode=0o666)
 
 
+def rehome(root: Path) -> int:
+    """Make the default store of a copied or moved checkout keep its files beside it; returns the addresses changed.
+
+    Raises:
+        ConfigError: When the store is another one, or the files did not come along.
+    """
+    if tracking_uri(root) != _default_uri(root):
+        raise ConfigError(
+            f"The store is {address(root)}; only mlflow.db beside params.yaml moves with a checkout. "
+            f"Unset MLFLOW_TRACKING_URI."
+        )
+    return homes.rehome(_default_path(root))
+
+
 def address(root: Path) -> str:
     """`tracking_uri` as it may be printed: without a password."""
     return masked(tracking_uri(root))
 
 
 def experiment_id(store: MlflowClient, name: str, root: Path) -> str:
-    """Id of an experiment, which is made when it is not there."""
+    """Id of an experiment, which is made when it is not there.
+
+    Raises:
+        StoreError: When it is deleted; its name is then neither free nor of use.
+    """
     experiment = store.get_experiment_by_name(name)
     if experiment:
+        require_active(experiment)
         return experiment.experiment_id
     try:
         return store.create_experiment(name, artifact_location=_artifact_location(name, root))
@@ -134,6 +178,16 @@ def experiment_id(store: MlflowClient, name: str, root: Path) -> str:
         return experiment.experiment_id
 
 
+def require_active(experiment: Experiment) -> None:
+    """Refuse a deleted experiment with the command that restores it."""
+    if experiment.lifecycle_stage == "deleted":
+        raise StoreError(
+            f"The experiment {experiment.name} is deleted. `mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}` brings it back with its runs; `mlflow gc --experiment-ids "
+            f"{experiment.experiment_id}` removes it for good, and the next call makes it anew."
+        )
+
+
 def _artifact_location(name: str, root: Path) -> str | None:
     """Where the artifacts of an experiment go; None leaves it to the server.
 
@@ -142,7 +196,7 @@ def _artifact_location(name: str, root: Path) -> str | None:
     """
     if tracking_uri(root) != _default_uri(root):
         return None
-    return (root.absolute() / "mlartifacts" / name).as_uri()
+    return (root.absolute() / homes.ARTIFACTS / name).as_uri()
 
 
 # --- errors of the store --------------------------------------------------------------------------
@@ -160,6 +214,57 @@ class _Failure(NamedTuple):
     status: int
 
 
+def any_error(error: BaseException) -> StoreError | None:
+    """What any error of MLflow or its database says, in words; None for other errors."""
+    known = store_error(error) or _schema_error(error)
+    if known is not None:
+        return known
+    if isinstance(error, DBAPIError):
+        return _database_error(error.orig or error)
+    store = masked(mlflow.get_tracking_uri())
+    if isinstance(error, MlflowException):
+        return StoreError(
+            f"MLflow refused ({store}): {first_line(error)}. `equipoise doctor` looks at the store, and docs/faults.md "
+            f"says what is kept."
+        )
+    return None
+
+
+def _database_error(error: BaseException) -> StoreError:
+    """What to do about a database that does not answer as one."""
+    return StoreError(
+        f"The database {masked(mlflow.get_tracking_uri())} cannot be used: {first_line(error)}. Results stay in files: "
+        f"give it space and permissions or restore it from a backup, or set MLFLOW_TRACKING_URI; then run the same "
+        f"command again."
+    )
+
+
+def _schema_error(error: BaseException) -> StoreError | None:
+    """What to do about a database of another version of MLflow; None for other errors."""
+    schema = re.search(r"schema \(found version (\w+)", str(error))
+    unknown = re.search(r"Can't locate revision identified by '(\w+)'", str(error))
+    named = schema or unknown
+    if named is None:
+        return None
+    revision = named[1]
+    store = masked(mlflow.get_tracking_uri())
+    if _knows_schema(revision):
+        return StoreError(
+            f"The database {store} is of an older MLflow (schema {revision}). Copy it, then run `mlflow db upgrade "
+            f"{store}` and the same command again."
+        )
+    return StoreError(
+        f"The database {store} is of a newer MLflow (schema {revision}) than {mlflow.__version__}, which is installed. "
+        f"Install the one that wrote it, or set MLFLOW_TRACKING_URI to another store."
+    )
+
+
+def _knows_schema(revision: str) -> bool:
+    """Whether this MLflow has come past a schema, so that it can upgrade it: one file for each step."""
+    steps = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+    return any(steps.glob(f"{revision}_*.py"))
+
+
 def store_error(error: BaseException | None) -> StoreError | None:
     """What an error of MLflow's client says about its server, in words; None for other errors."""
     failure = _failure(error)
@@ -167,6 +272,8 @@ def store_error(error: BaseException | None) -> StoreError | None:
         return None
     server = f"MLflow server {masked(mlflow.get_tracking_uri())}"
     user = read_mlflow_creds().username
+    if failure.lost and error is not None and _is_file(mlflow.get_tracking_uri()):
+        return _database_error(error)
     if failure.lost:
         return StoreError(
             f"The {server} cannot be reached. Results stay in files: start the server or set MLFLOW_TRACKING_URI, "
@@ -200,6 +307,11 @@ def _failure(error: BaseException | None) -> _Failure | None:
     if isinstance(error, OperationalError):  # MLflow speaks to a database itself
         return _Failure(lost=True, status=0)
     return None
+
+
+def _is_file(uri: str) -> bool:
+    """Whether a store is a file of this machine, which no server answers for."""
+    return uri.startswith("sqlite:")
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -271,6 +383,21 @@ def mirror(
         adopt: A run that `mlflow run` opened: it becomes the result's run instead of a second one.
     """
     summary = ScenarioSummary.read(folder / "metrics.json")
+    # Two that mirror one result side by side (`mlflow run` twice) would make two runs of it.
+    with machine_lock(["mirror", tracking_uri(study.root), summary.result_digest]):
+        return _mirror(store, study, backbone, scenario, folder, summary, adopt)
+
+
+def _mirror(
+    store: MlflowClient,
+    study: Study,
+    backbone: str,
+    scenario: str,
+    folder: Path,
+    summary: ScenarioSummary,
+    adopt: str | None,
+) -> Mirrored:
+    """Write one result with the lock held; see `mirror`."""
     present = find(store, summary.result_digest)
     if present:
         if adopt and adopt != present:
@@ -374,20 +501,82 @@ def find(store: MlflowClient, digest: str) -> str | None:
     return None
 
 
-def adopted_run(root: Path) -> str | None:
-    """The run that `mlflow run` opened for this process, taken out of the environment, or None.
+@dataclass(frozen=True)
+class Launched:
+    """The run that MLFLOW_RUN_ID named when this process started.
 
-    It may not be in this store: a relative sqlite address means another file in the folder of a
-    project that was cloned from git.
+    Attributes:
+        run_id: Its id.
+        obstacle: Why it is left as it is, in words that follow "which"; empty where it is ours to write.
+    """
+
+    run_id: str
+    obstacle: str
+
+    @property
+    def adopted(self) -> str | None:
+        """The id of a run that is ours to write, or None."""
+        return None if self.obstacle else self.run_id
+
+    def __str__(self) -> str:
+        return (
+            f"MLFLOW_RUN_ID names run {self.run_id[:8]}, which {self.obstacle}: it is left as it is"
+        )
+
+
+def claim_launched(root: Path, entry_points: Collection[str]) -> Launched | None:
+    """Take over the run that `mlflow run` opened for this very process, once.
+
+    The variable is taken out of the environment: what this process starts must not find it again.
+
+    Args:
+        root: Folder that holds params.yaml.
+        entry_points: Of MLproject, those that start what this process does.
+
+    Returns:
+        None where no run is named.
     """
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if not run_id:
         return None
+    store = client(root)
+    with machine_lock(["claim", run_id]):
+        obstacle = _obstacle(store, run_id, root, entry_points)
+        if not obstacle:
+            _tag(store, run_id, {_ROLE: "claimed"})
+    return Launched(run_id, obstacle)
+
+
+def _obstacle(store: MlflowClient, run_id: str, root: Path, entry_points: Collection[str]) -> str:
+    """Why a run must not be written into, in words; empty when it may be."""
     try:
-        client(root).get_run(run_id)
-    except MlflowException:
-        return None
-    return run_id
+        run = store.get_run(run_id)
+    except MlflowException as error:
+        if store_error(error):
+            raise
+        # A relative sqlite address means another file in the folder of a project that was cloned from git.
+        return "is not in this store; an absolute MLFLOW_TRACKING_URI would reach it"
+    tags = run.data.tags
+    entry_point = tags.get(MLFLOW_PROJECT_ENTRY_POINT)
+    if run.info.status != "RUNNING" or run.info.lifecycle_stage != "active":
+        return f"is {run.info.status} ({run.info.lifecycle_stage})"
+    if tags.get(MLFLOW_SOURCE_TYPE) != "PROJECT" or entry_point is None:
+        return "`mlflow run` did not open"
+    if entry_point not in entry_points:
+        return f"`mlflow run` opened for the entry point {entry_point}"
+    if not _is_source(tags, root):
+        return f"`mlflow run` opened for {tags.get(MLFLOW_SOURCE_NAME)}, another project or commit"
+    if _ROLE in tags or run.data.metrics:
+        return "holds something already"
+    return ""
+
+
+def _is_source(tags: Mapping[str, str], root: Path) -> bool:
+    """Whether a run of a project is of the checkout in `root`, by its commit or else by its folder."""
+    commit = tags.get(MLFLOW_GIT_COMMIT)
+    if commit:
+        return commit == git("-C", str(root), "rev-parse", "HEAD")
+    return Path(tags.get(MLFLOW_SOURCE_NAME, "")).resolve() == root.resolve()
 
 
 def mark_launcher(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:

@@ -50,8 +50,9 @@ def open_dataset(name: str, raw: Path, settings: Ingest) -> tuple[Dataset, Task]
     module = load_dataset(name)
     if not raw.is_dir():
         raise DataError(
-            f"There is no folder {raw}. Put the originals there (untouched), name their folder with ingest.raw, "
-            f"or get the published ones with `equipoise fetch` (chest_xray, breakhis)."
+            f"There is no folder {raw}. Put the originals there (untouched; `dvc checkout` or `dvc pull` brings back "
+            f"tracked ones), name their folder with ingest.raw, or get the published ones with `equipoise fetch` "
+            f"(chest_xray, breakhis)."
         )
     if hasattr(module, "open_folder"):
         dataset = module.open_folder(raw, settings)
