@@ -91,20 +91,20 @@ class Outcomes(NamedTuple):
     """How a class and the decisions for it meet: weighted numbers of rows, float64 (B,) each.
 
     Attributes:
-        found: Of the class and decided for it (true positives).
+        detected: Of the class and decided for it (true positives).
         missed: Of the class and not decided for it (false negatives).
         alarms: Of another class and decided for it (false positives).
         cleared: Of another class and not decided for it (true negatives).
     """
 
-    found: np.ndarray
+    detected: np.ndarray
     missed: np.ndarray
     alarms: np.ndarray
     cleared: np.ndarray
 
     def where_both(self, values: np.ndarray) -> np.ndarray:
         """Values (B,), NaN in resamples that lack the class or all others."""
-        of_class = self.found + self.missed
+        of_class = self.detected + self.missed
         of_others = self.alarms + self.cleared
         has_both = (of_class > 0) & (of_others > 0)
         return np.where(has_both, values, np.nan)
@@ -198,15 +198,15 @@ class Sample:
 
     def outcomes(self, label: int) -> Outcomes:
         """What was decided of one class against the rest."""
-        found = self.confusion[label, label]
+        detected = self.confusion[label, label]
         of_class = self.confusion[label].sum(axis=0)
         decided = self.confusion[:, label].sum(axis=0)
         total = self.confusion.sum(axis=(0, 1))
         return Outcomes(
-            found=found,
-            missed=of_class - found,
-            alarms=decided - found,
-            cleared=total - of_class - decided + found,
+            detected=detected,
+            missed=of_class - detected,
+            alarms=decided - detected,
+            cleared=total - of_class - decided + detected,
         )
 
     @cached_property
@@ -372,17 +372,17 @@ def mean_specificity_near_floor(steps: RocSteps, floor: float) -> np.ndarray:
     return 1 - _ratio(twice_the_area / 2, height * steps.negatives)
 
 
-def _on_the_curve(steps: RocSteps, found: np.ndarray) -> np.ndarray:
-    """False alarms (B,) where the ROC curve has found so many positives, float (B,)."""
+def _on_the_curve(steps: RocSteps, detected: np.ndarray) -> np.ndarray:
+    """False alarms (B,) where the ROC curve has detected so many positives, float (B,)."""
     true, false = steps
-    reached = true >= (found - _ROUNDING * steps.positives)[:, None]
+    reached = true >= (detected - _ROUNDING * steps.positives)[:, None]
     step = reached.argmax(axis=1)
     every = np.arange(len(reached))
     is_first = step == 0
     true_before = np.where(is_first, 0.0, true[every, step - 1])
     false_before = np.where(is_first, 0.0, false[every, step - 1])
     rise = true[every, step] - true_before
-    share = np.divide(found - true_before, rise, out=np.zeros(len(rise)), where=rise > 0)
+    share = np.divide(detected - true_before, rise, out=np.zeros(len(rise)), where=rise > 0)
     share = np.clip(share, 0.0, 1.0)
     return false_before + share * (false[every, step] - false_before)
 
@@ -495,7 +495,7 @@ def sensitivity(outcomes: Outcomes) -> np.ndarray:
     Returns:
         float (B,), 0..1.
     """
-    return _ratio(outcomes.found, outcomes.found + outcomes.missed)
+    return _ratio(outcomes.detected, outcomes.detected + outcomes.missed)
 
 
 @_one_versus_rest
@@ -531,7 +531,7 @@ def precision(outcomes: Outcomes) -> np.ndarray:
     Returns:
         float (B,), 0..1.
     """
-    share = _ratio(outcomes.found, outcomes.found + outcomes.alarms)
+    share = _ratio(outcomes.detected, outcomes.detected + outcomes.alarms)
     return outcomes.where_both(np.nan_to_num(share))
 
 
@@ -553,7 +553,7 @@ def f1(outcomes: Outcomes) -> np.ndarray:
     Returns:
         float (B,), 0..1.
     """
-    right_twice = 2 * outcomes.found
+    right_twice = 2 * outcomes.detected
     either = right_twice + outcomes.missed + outcomes.alarms
     return outcomes.where_both(_ratio(right_twice, either))
 

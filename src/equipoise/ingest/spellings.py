@@ -12,12 +12,21 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.text import counted, first_of
 
 #: How people and programs write that nothing is known, in lower case.
-_NOTHING = ("", "-", "--", "---", "—", "–", ".", "?", "??", "???", "/")
-_ABBREVIATIONS = ("na", "n/a", "n.a.", "n.a", "n/k", "#na", "<na>", "nan", "-nan", "nat")
-_OF_SPREADSHEETS = ("#n/a", "#n/a!", "#null!", "#value!", "#ref!", "#name?")
-_WORDS = ("none", "null", "nil", "void", "missing", "unknown", "unk", "unkn.", "unspecified")
-_PHRASES = ("not available", "not known", "not applicable", "not specified", "no id", "no data")
-_MISSING = frozenset((*_NOTHING, *_ABBREVIATIONS, *_OF_SPREADSHEETS, *_WORDS, *_PHRASES))
+_SIGNS = "- -- --- — – . ? ?? ??? /"
+_ABBREVIATIONS = "na n/a n.a. n.a n/k #na <na> nan -nan nat"
+_OF_SPREADSHEETS = "#n/a #n/a! #null! #value! #ref! #name?"
+_WORDS = "none null nil void missing unknown unk unkn. unspecified"
+_PHRASES = (
+    "",
+    "not available",
+    "not known",
+    "not applicable",
+    "not specified",
+    "no id",
+    "no data",
+)
+_WITHOUT_BLANKS = " ".join([_SIGNS, _ABBREVIATIONS, _OF_SPREADSHEETS, _WORDS])
+_MISSING = frozenset(_PHRASES).union(_WITHOUT_BLANKS.split())
 #: Of them, a word that is a class where people grade (none, mild, severe).
 _CLASS_NAMES = frozenset({"none"})
 

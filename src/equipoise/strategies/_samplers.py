@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -29,7 +29,7 @@ def drawn_again(rows: TrainRows, target: Mapping[int, int]) -> Plan:
     for label, wanted in target.items():
         of_class = np.flatnonzero(rows.labels == label)
         drawn.append(random.choice(of_class, wanted - len(of_class), replace=True))
-    return Plan.of(np.sort(np.concatenate(drawn)))
+    return _in_order(drawn)
 
 
 def left_over(rows: TrainRows, target: Mapping[int, int]) -> Plan:
@@ -46,7 +46,13 @@ def left_over(rows: TrainRows, target: Mapping[int, int]) -> Plan:
     for label, wanted in target.items():
         of_class = np.flatnonzero(rows.labels == label)
         kept.append(random.choice(of_class, wanted, replace=False))
-    return Plan.of(np.sort(np.concatenate(kept)))
+    return _in_order(kept)
+
+
+def _in_order(rows: Sequence[np.ndarray]) -> Plan:
+    """A plan of these rows, sorted by their position."""
+    every = np.concatenate(rows)
+    return Plan.of(np.sort(every))
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Cleaner(base.Strategy):
         removable = np.setdiff1d(everything, kept)
         shuffled = np.random.default_rng(rows.seed).permutation(removable)
         num_removed = round(self.removed_fraction * len(shuffled))
-        return Plan.of(np.sort(np.concatenate([kept, shuffled[num_removed:]])))
+        return _in_order([kept, shuffled[num_removed:]])
 
 
 def _kept(name: str, rows: TrainRows, features: np.ndarray) -> np.ndarray:
