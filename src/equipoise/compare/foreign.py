@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from equipoise.compare.sheets import Sheet, read_sheet
-from equipoise.core.errors import ConfigError, DataError, unknown_name
+from equipoise.compare.classes import Classes, classes_of
+from equipoise.compare.sheets import ROWS_NAMED, Sheet, read_sheet
+from equipoise.core.errors import DataError
 from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_table
-from equipoise.core.text import counted, first_of, in_words
+from equipoise.core.text import counted, first_of
 
-#: What a label may say of two classes that have no names, the negative one first.
-_YES_NO = (("0", "1"), ("false", "true"))
-_UNNAMED = ("negative", "positive")
 #: A row's probabilities may miss the sum of 1 by so much: they were rounded.
 _ROUNDING = 0.01
 #: Our own files are called alike, and their folder names the scenario.
@@ -64,26 +62,32 @@ def read_methods(paths: Sequence[Path], positive: str | None = None) -> Foreign:
         DataError: For a file that cannot be used, and for methods that were tested on other rows; it names the rows.
         ConfigError: Where the positive class is unknown, or cannot be told.
     """
-    sheets = _named_sheets([read_sheet(path) for path in paths])
+    read = [read_sheet(path) for path in paths]
+    sheets = {name: _checked(sheet) for name, sheet in _named_sheets(read).items()}
     if len(sheets) < 2:
         raise DataError(
-            f"{in_words([str(path) for path in paths])} holds one method, {next(iter(sheets))}, and there is nothing to "
-            "compare it with. Name a second file, or give a column method."
+            f"There is one method, {next(iter(sheets))}, and nothing to compare it with. Name a second file, or give "
+            "a column method."
         )
-    classes = _classes_of(list(sheets.values()), positive)
-    methods = []
-    for name, sheet in sheets.items():
-        methods.append(_method(name, _checked(sheet), classes))
+    classes = classes_of(list(sheets.values()), positive)
+    methods = [_method(name, sheet, classes) for name, sheet in sheets.items()]
     _require_same_columns(sheets)
     for method in methods[1:]:
         _require_same_rows(methods[0], method)
-    has_patients = all("patient" in sheet.table for sheet in sheets.values())
     remarks = [remark for sheet in sheets.values() for remark in sheet.remarks]
     return Foreign(
         methods=tuple(methods),
-        units="patients" if has_patients else "images",
+        units="patients" if _names_patients(sheets) else "images",
         remarks=tuple(dict.fromkeys([*remarks, *classes.remarks])),
     )
+
+
+def _names_patients(sheets: dict[str, Sheet]) -> bool:
+    """Whether patients are known; our own files repeat the image where they are not."""
+    table = next(iter(sheets.values())).table
+    if "patient" not in table:
+        return False
+    return "image" not in table or bool((table["patient"] != table["image"]).any())
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -108,7 +112,7 @@ def _methods_in(sheet: Sheet) -> Iterable[tuple[str, Sheet]]:
         yield _name_of(sheet.path), sheet
         return
     names = sheet.table["method"]
-    sheet.refuse(names == "", "name no method")
+    sheet.refuse(names == "", "no method is named")
     for name in names.unique():
         yield name, replace(sheet, table=sheet.table[names == name])
 
@@ -116,115 +120,6 @@ def _methods_in(sheet: Sheet) -> Iterable[tuple[str, Sheet]]:
 def _name_of(path: Path) -> str:
     folder = path.resolve().parent.name
     return folder if path.stem == _OUR_STEM and folder else path.stem
-
-
-# --- classes --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Classes:
-    """The classes of all methods.
-
-    Attributes:
-        names: In the order of the labels.
-        positive: Name of the positive class.
-        label_of: What stands in the column `label` -> int.
-        by_name: Whether there is a column of probabilities for each class.
-        remarks: What had to be guessed.
-    """
-
-    names: tuple[str, ...]
-    positive: str
-    label_of: dict[str, int]
-    by_name: bool
-    remarks: tuple[str, ...] = ()
-
-
-def _classes_of(sheets: Sequence[Sheet], positive: str | None) -> _Classes:
-    """The classes, their order and the positive one, from columns and labels of all files together."""
-    for sheet in sheets:
-        sheet.refuse(sheet.table["label"] == "", "have no label")
-    labels = list(
-        dict.fromkeys(label for sheet in sheets for label in sheet.table["label"].unique())
-    )
-    columns = [sheet.probabilities(RAW) for sheet in sheets]
-    for sheet, own in zip(sheets, columns):
-        if set(own) != set(columns[0]):
-            raise DataError(
-                f"{sheets[0].path} and {sheet.path} have different probabilities: {in_words(columns[0])}, and "
-                f"{in_words(own)}. Methods are compared on the same classes."
-            )
-    if len(labels) < 2:
-        raise DataError(
-            f"All rows of {sheets[0].path} have the label {labels[0]}; at least two classes are needed to compare "
-            "anything."
-        )
-    if len(columns[0]) == 1:
-        return _two_classes(columns[0][0], labels, positive)
-    return _named_classes(sheets, columns[0], labels, positive)
-
-
-def _two_classes(column: str, labels: list[str], positive: str | None) -> _Classes:
-    """The classes of files with one column of probabilities, that of the positive class."""
-    if len(labels) > 2:
-        raise DataError(
-            f"The column label holds {len(labels)} classes ({first_of(labels, separator=', ')}), and there is one column "
-            f"of probabilities, {column}. Give a column prob_<class> for each."
-        )
-    of_column = column.removeprefix(RAW).removeprefix("_")
-    for negative_word, positive_word in _YES_NO:
-        if {label.casefold() for label in labels} == {
-            negative_word,
-            positive_word,
-        } and not positive:
-            names = (f"not {of_column}", of_column) if of_column else _UNNAMED
-            label_of = {label: int(label.casefold() == positive_word) for label in labels}
-            return _Classes(names, names[1], label_of, by_name=False)
-    positive = positive or of_column
-    if not positive:
-        raise ConfigError(
-            f"The labels are {in_words(labels)}, and prob is the probability of the positive one. Say which that is: "
-            f"--positive {labels[-1]}"
-        )
-    if positive not in labels:
-        raise unknown_name("class", positive, labels, " in the column label")
-    (negative,) = [label for label in labels if label != positive]
-    label_of = {negative: 0, positive: 1}
-    return _Classes((negative, positive), positive, label_of, by_name=False)
-
-
-def _named_classes(
-    sheets: Sequence[Sheet], columns: Sequence[str], labels: list[str], positive: str | None
-) -> _Classes:
-    """The classes of files with a column of probabilities for each."""
-    names = tuple(column.removeprefix(f"{RAW}_") for column in columns)
-    remarks = []
-    label_of = {name: position for position, name in enumerate(names)}
-    positions = {str(position): position for position in range(len(names))}
-    if not set(labels) <= set(names):
-        if not set(labels) <= set(positions):
-            _refuse_labels(sheets, {*names, *positions}, names)
-        label_of = positions
-    if label_of is positions and sheets[0].meta.get("classes") != list(names):
-        said = [f"{position} {name}" for position, name in enumerate(names)]
-        remarks.append(f"Labels are numbers, read in the order of the columns: {in_words(said)}")
-    if positive and positive not in names:
-        raise unknown_name("class", positive, names, " among the columns of probabilities")
-    own = sheets[0].meta.get("positive_class")
-    if not positive:
-        positive = own if own in names else names[-1]
-        if len(names) == 2 and own not in names:
-            remarks.append(f"{positive} is taken for the positive class; --positive names another")
-    return _Classes(names, positive, label_of, by_name=True, remarks=tuple(remarks))
-
-
-def _refuse_labels(sheets: Sequence[Sheet], known: Collection[str], names: Sequence[str]) -> None:
-    for sheet in sheets:
-        is_unknown = ~sheet.table["label"].isin(known)
-        sheet.refuse(is_unknown, f"have a label that is none of {in_words(names)}", "label")
-    raise DataError(
-        f"The labels of some rows are names ({in_words(names)}) and of others numbers. Write all of them alike."
-    )
 
 
 # --- one method -----------------------------------------------------------------------------------
@@ -235,16 +130,31 @@ def _checked(sheet: Sheet) -> Sheet:
     table = sheet.table
     kinds = [*sheet.probabilities(RAW), *sheet.probabilities(CALIBRATED)]
     for name in kinds:
-        sheet.refuse(table[name].isna(), f"have no number in {name}")
+        sheet.refuse(table[name].isna(), f"no number in {name}")
         is_outside = (table[name] < 0) | (table[name] > 1)
-        sheet.refuse(is_outside, f"have a probability outside 0..1 in {name}", name)
+        sheet.refuse(is_outside, f"a probability outside 0..1 in {name}", name)
     for name in ("image", "patient", "repeat", "fold", "seed"):
         if name in table:
-            sheet.refuse(table[name] == "", f"say nothing in {name}")
+            sheet.refuse(table[name] == "", f"nothing stands in {name}")
     _refuse_repeated_rows(sheet)
     _refuse_patients_in_two_folds(sheet)
     _refuse_repeats_of_nobody(sheet)
-    return sheet
+    return _with_remark_on_sums(sheet)
+
+
+def _with_remark_on_sums(sheet: Sheet) -> Sheet:
+    """The sheet, which says in how many rows the probabilities of all classes do not add up."""
+    columns = sheet.probabilities(RAW)
+    sums = sheet.table[columns].sum(axis="columns")
+    is_off = (sums - 1).abs() > _ROUNDING
+    if len(columns) == 1 or not is_off.any():
+        return sheet
+    rows = sheet.table.index[is_off]
+    remark = (
+        f"{sheet.path.name}: the probabilities of {counted(len(rows), 'row')} do not sum to 1 ({sheet.named(rows)}); "
+        "they are taken as they are"
+    )
+    return replace(sheet, remarks=(*sheet.remarks, remark))
 
 
 def _present(sheet: Sheet, *names: str) -> list[str]:
@@ -261,7 +171,7 @@ def _refuse_repeated_rows(sheet: Sheet) -> None:
         if "fold" in keys
         else "without a column fold or repeat to tell them apart"
     )
-    sheet.refuse(is_repeated, f"predict an image once more {where}", "image")
+    sheet.refuse(is_repeated, f"an image is predicted once more {where}", "image")
 
 
 def _refuse_patients_in_two_folds(sheet: Sheet) -> None:
@@ -274,8 +184,8 @@ def _refuse_patients_in_two_folds(sheet: Sheet) -> None:
     is_in_two = sheet.table["fold"] != first_fold
     sheet.refuse(
         is_in_two,
-        f"are of {who}s tested in another fold of the same repeat too, which is a leak: the folds of a repeat test each "
-        f"{who} once, or else a model was trained on those it is tested on (independent splits are numbered in repeat)",
+        f"a leak: a {who} tested in another fold of the same repeat too, whom a model was trained on that it is tested "
+        f"on. The folds of a repeat test each {who} once; independent splits are numbered in repeat",
         who,
     )
 
@@ -287,12 +197,12 @@ def _refuse_repeats_of_nobody(sheet: Sheet) -> None:
     for name in _present(sheet, "repeat", "seed"):
         if sheet.table[name].nunique() > 1:
             raise DataError(
-                f"{sheet.path} has several values of {name}, and no column image or patient tells which rows are of the "
-                "same one; every row would count as somebody else. Add one."
+                f"{sheet.path} has several values of {name}, and no column image or patient tells which rows are of "
+                "the same one; every row would count as somebody else. Add one."
             )
 
 
-def _method(name: str, sheet: Sheet, classes: _Classes) -> Method:
+def _method(name: str, sheet: Sheet, classes: Classes) -> Method:
     table = sheet.table
     image = table.get("image", _places_in_run(sheet))
     raw = _matrix(sheet, RAW, classes)
@@ -330,7 +240,7 @@ def _places_in_run(sheet: Sheet) -> pd.Series:
     return "row " + place.astype(str)
 
 
-def _matrix(sheet: Sheet, kind: str, classes: _Classes) -> np.ndarray:
+def _matrix(sheet: Sheet, kind: str, classes: Classes) -> np.ndarray:
     """Probabilities (n, C) in the order of the classes."""
     if classes.by_name:
         return sheet.table[[f"{kind}_{name}" for name in classes.names]].to_numpy()
@@ -338,7 +248,7 @@ def _matrix(sheet: Sheet, kind: str, classes: _Classes) -> np.ndarray:
     return np.column_stack([1 - of_positive, of_positive])
 
 
-def _has_locked(sheet: Sheet, classes: _Classes) -> bool:
+def _has_locked(sheet: Sheet, classes: Classes) -> bool:
     """Whether a method brings what decisions at a locked threshold need."""
     raw = sheet.probabilities(RAW)
     wanted = {f"{CALIBRATED}{name.removeprefix(RAW)}" for name in raw}
@@ -348,7 +258,7 @@ def _has_locked(sheet: Sheet, classes: _Classes) -> bool:
         return True
     if "threshold" not in sheet.table:
         return False
-    sheet.refuse(sheet.table["threshold"].isna(), "have no threshold")
+    sheet.refuse(sheet.table["threshold"].isna(), "no threshold")
     return True
 
 
@@ -374,36 +284,47 @@ def _require_same_columns(sheets: dict[str, Sheet]) -> None:
             if (column in first.table) != (column in sheet.table):
                 has, lacks = (first_name, name) if column in first.table else (name, first_name)
                 raise DataError(
-                    f"{has} has a column {column} and {lacks} has none, so nobody knows whether they were tested on the "
-                    "same rows. Give it to all, or to none."
+                    f"{has} has a column {column} and {lacks} has none, so nobody knows whether they were tested on "
+                    "the same rows. Give it to all, or to none."
                 )
 
 
 def _require_same_rows(first: Method, other: Method) -> None:
-    """Raise a DataError unless both were tested on the same images, of the same patients and labels, in the same folds."""
+    """Raise a DataError unless both were tested on the same images, patients and labels, in the same folds."""
     keys = ["repeat", "fold", "image_id"]
     columns = [*keys, "patient_id", "label"]
     rows = first.predictions.table[columns].drop_duplicates(keys)
     other_rows = other.predictions.table[columns].drop_duplicates(keys)
     both = rows.merge(other_rows, on=keys, how="outer", suffixes=("", "_other"), indicator="found")
-    for side, has, lacks in (("left_only", first, other), ("right_only", other, first)):
-        missing = both[both["found"] == side]
-        if len(missing):
-            raise DataError(
-                f"{has.name} has {counted(len(missing), 'row')} that {lacks.name} lacks: {_places(missing)}. Methods are "
-                "compared on the same test rows."
-            )
-    for column, word in (("label", "labels"), ("patient_id", "patients")):
-        differ = both[both[column] != both[f"{column}_other"]]
-        if len(differ):
-            values = differ[[column, f"{column}_other"]].iloc[0]
-            if column == "label":
-                values = [first.predictions.classes[int(value)] for value in values]
-            one, two = values
-            raise DataError(
-                f"{first.name} and {other.name} disagree on the {word} of {counted(len(differ), 'row')}: "
-                f"{_places(differ)}; of the first one they say {one} and {two}."
-            )
+    _refuse_missing(both, "left_only", first.name, other.name)
+    _refuse_missing(both, "right_only", other.name, first.name)
+    classes = first.predictions.classes
+    both["label"] = both["label"].map(classes.__getitem__)
+    both["label_other"] = both["label_other"].map(classes.__getitem__)
+    _refuse_differing(both, "label", first.name, other.name)
+    _refuse_differing(both, "patient_id", first.name, other.name)
+
+
+def _refuse_missing(both: pd.DataFrame, found: str, has: str, lacks: str) -> None:
+    missing = both[both["found"] == found]
+    if missing.empty:
+        return
+    raise DataError(
+        f"{has} has {counted(len(missing), 'row')} that {lacks} lacks: {_places(missing)}. Methods are compared on "
+        "the same test rows."
+    )
+
+
+def _refuse_differing(both: pd.DataFrame, column: str, first: str, other: str) -> None:
+    differing = both[both[column] != both[f"{column}_other"]]
+    if differing.empty:
+        return
+    of_first = differing.iloc[0]
+    what = column.removesuffix("_id")
+    raise DataError(
+        f"{first} and {other} disagree in {what} on {counted(len(differing), 'row')}: {_places(differing)}; on the "
+        f"first one they say {of_first[column]} and {of_first[column + '_other']}."
+    )
 
 
 def _places(rows: pd.DataFrame) -> str:
@@ -411,4 +332,4 @@ def _places(rows: pd.DataFrame) -> str:
     places = []
     for repeat, fold, image in rows[["repeat", "fold", "image_id"]].itertuples(index=False):
         places.append(f"{image} (repeat {repeat}, fold {fold})")
-    return first_of(places, 3, ", ")
+    return first_of(places, ROWS_NAMED, ", ")

@@ -38,13 +38,9 @@ from equipoise.evaluation import intervals, metrics
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.metrics import Endpoint
 
-#: What is measured beside the primary endpoint and the differences; every endpoint costs tenths of a second a method.
-_SHOWN = (
-    Endpoint("free", "auroc"),
-    Endpoint("free", "specificity_at_sensitivity"),
-    Endpoint("raw", "accuracy"),
-    Endpoint("locked", "accuracy"),
-)
+#: What is measured beside the primary endpoint and the differences; all metrics would take six times as long.
+_OF_TWO = (Endpoint("free", "specificity_at_sensitivity"),)
+_OF_SEVERAL = (Endpoint("raw", "accuracy"), Endpoint("locked", "accuracy"))
 _NOTES = (wording.roles, wording.intervals, wording.no_patient_ids, wording.lost_resamples)
 _AUROC = "auroc"
 #: There are no backbones: all methods stand under this name.
@@ -194,8 +190,8 @@ def _require_threshold(primary: str, has_locked: bool) -> None:
     if metrics.load_metric(primary).kind == "rank" or has_locked:
         return
     raise ConfigError(
-        f"compare.primary is {primary}, which is taken at a locked threshold on calibrated probabilities, and not every "
-        "method brings these. Judge by a metric of ranks, for example auroc."
+        f"compare.primary is {primary}, which is taken at a locked threshold on calibrated probabilities, and not "
+        "every method brings these. Judge by a metric of ranks, for example auroc."
     )
 
 
@@ -204,9 +200,9 @@ def _require_threshold(primary: str, has_locked: bool) -> None:
 
 def _tested(method: Method, settings: Judging, has_locked: bool) -> Tested:
     primary = settings.compare.primary
-    asked = {*_SHOWN, *SECONDARY, Endpoint("free", primary), Endpoint("locked", primary)}
-    known = {endpoint for endpoint in asked if endpoint.metric in metrics.REGISTRY}
-    shown = {endpoint for endpoint in known if has_locked or endpoint.point != "locked"}
+    asked = [*SECONDARY, Endpoint("free", primary), Endpoint("locked", primary)]
+    asked += _OF_TWO if len(method.predictions.classes) == 2 else _OF_SEVERAL
+    shown = [endpoint for endpoint in asked if has_locked or endpoint.point != "locked"]
     evaluation = intervals.evaluate(
         method.predictions,
         settings.compare,
@@ -338,7 +334,7 @@ def _notes(comparison: Comparison, foreign: Foreign) -> list[str]:
     without = [method.name for method in foreign.methods if not method.has_locked]
     if without:
         notes.append(
-            f"{in_words(without)} bring no calibrated probabilities with a threshold of their own, so decisions are "
+            f"Without calibrated probabilities and a threshold of their own: {in_words(without)}. So decisions are "
             "shown at 0.5 (two classes) or by the largest probability alone."
         )
     return [*notes, *(f"{remark}." for remark in foreign.remarks)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _NUMBERS = ("threshold",)
 #: In our own files, and of no meaning here.
 _LEFT_ASIDE = ("overlap",)
 #: So many rows are named in a refusal.
-_ROWS_NAMED = 3
+ROWS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Sheet:
         places = [f"{self.row_word} {row}" for row in rows]
         if len(words):
             places = [f"{place} ({word})" for place, word in zip(places, words)]
-        return first_of(places, _ROWS_NAMED, ", ")
+        return first_of(places, ROWS_NAMED, ", ")
 
     def refuse(self, is_wrong: pd.Series, what: str, column: str = "") -> None:
-        """Raise a DataError that counts and names the rows of which something is wrong; none, and nothing happens.
+        """Raise a DataError that counts and names the rows in which something is wrong; nothing happens without any.
 
         Args:
             is_wrong: bool, by row.
-            what: What is wrong, after the number of rows.
+            what: What is wrong in them.
             column: Whose values are told.
         """
         rows = self.table.index[is_wrong.to_numpy(dtype=bool)]
@@ -78,7 +78,7 @@ class Sheet:
             return
         words = self.table.loc[rows, column].astype(str).tolist() if column else []
         raise DataError(
-            f"{self.path}: {counted(len(rows), 'row')} {what}: {self.named(rows, words)}."
+            f"{self.path}: {what} ({counted(len(rows), 'row')}): {self.named(rows, words)}."
         )
 
 
@@ -117,11 +117,8 @@ def _known(
             raise DataError(f"{path} has two columns for {known}. Remove one, or rename it.")
         renamed[known] = table.iloc[:, position]
     if unknown:
-        remarks = [
-            *remarks,
-            f"{path.name}: left aside, for judge knows no such column: {in_words(unknown)}",
-        ]
-    # An empty file keeps its index.
+        remark = f"{path.name}: left aside, for judge knows no such column: {in_words(unknown)}"
+        remarks = [*remarks, remark]
     sheet = Sheet(path, pd.DataFrame(renamed, index=table.index), row_word, meta, tuple(remarks))
     _require_columns(sheet)
     return _of_test(_typed(sheet))
@@ -150,7 +147,8 @@ def _require_columns(sheet: Sheet) -> None:
         lacking.append("prob (or prob_<class> for each class)")
     if lacking:
         raise DataError(
-            f"{sheet.path} lacks the column(s) {in_words(lacking)}. docs/judge.md shows what a file of predictions holds."
+            f"{sheet.path} lacks the column(s) {in_words(lacking)}. "
+            "docs/judge.md shows what a file of predictions holds."
         )
     if sheet.table.empty:
         raise DataError(f"{sheet.path} holds no rows.")
@@ -160,18 +158,9 @@ def _typed(sheet: Sheet) -> Sheet:
     """The sheet with text and numbers as promised."""
     columns = {}
     for name in sheet.table:
-        is_number = name in _NUMBERS or name.split("_")[0] in (RAW, CALIBRATED)
-        if is_number:
-            columns[name] = _numbers(sheet, name)
-        else:
-            columns[name] = _text(sheet.table[name])
-    return Sheet(
-        sheet.path,
-        pd.DataFrame(columns, index=sheet.table.index),
-        sheet.row_word,
-        sheet.meta,
-        sheet.remarks,
-    )
+        is_text = name in _NAMES and name not in _NUMBERS
+        columns[name] = _text(sheet.table[name]) if is_text else _numbers(sheet, name)
+    return replace(sheet, table=pd.DataFrame(columns, index=sheet.table.index))
 
 
 def _text(values: pd.Series) -> pd.Series:
@@ -191,7 +180,7 @@ def _numbers(sheet: Sheet, name: str) -> pd.Series:
         return values.astype("float64")
     filled = values.where(values.notna() & (values != ""), "nan")
     is_number = filled.map(_is_number)
-    sheet.refuse(~is_number, f"hold no number in {name}; 0.5 is written with a point", name)
+    sheet.refuse(~is_number, f"no number in {name}, where 0.5 is written with a point", name)
     # Unlike pandas, Python reads every number to the last bit.
     return filled.map(float).astype("float64")
 
@@ -211,5 +200,4 @@ def _of_test(sheet: Sheet) -> Sheet:
     is_test = sheet.table["part"] == "test"
     if not is_test.any():
         raise DataError(f"{sheet.path} has a column part, and no row of it says test.")
-    rows = sheet.table[is_test].drop(columns="part")
-    return Sheet(sheet.path, rows, sheet.row_word, sheet.meta, sheet.remarks)
+    return replace(sheet, table=sheet.table[is_test].drop(columns="part"))
