@@ -196,6 +196,25 @@ def test_labels_that_are_no_class_are_refused_and_numbers_follow_the_columns(fol
         judged(*write(folder, a=odd, b=odd))
 
 
+def test_a_class_that_nobody_has_is_refused(folder):
+    table = predictions(1.5)
+    three = {"prob_a": 1 - table["prob"], "prob_b": table["prob"], "prob_c": 0.0}
+    unseen = table.assign(**three).drop(columns="prob")
+    with pytest.raises(DataError, match="No row has the label c, for which there are"):
+        judged(*write(folder, a=unseen, b=unseen))
+
+
+def test_probabilities_that_do_not_add_up_are_told(folder):
+    table = predictions(1.5)
+    off = table.assign(prob_no=1 - table["prob"], prob_yes=table["prob"]).drop(columns="prob")
+    off.loc[7, "prob_no"] = 0.0
+    found = judged(*write(folder, a=off, b=off))
+    assert any(
+        "a.csv: the probabilities of 1 row do not sum to 1 (line 9)" in note
+        for note in found["notes"]
+    )
+
+
 def test_the_baseline_is_named_or_called_so_or_the_first(folder):
     names = write(folder, a=predictions(0.5), b=predictions(1.5), baseline=predictions(0.4))
     assert judged(*names)["baseline"] == "baseline"
@@ -319,6 +338,8 @@ def test_the_packaged_defaults_are_those_of_params():
     assert packaged["defaults"]["compare"] == params["defaults"]["compare"]
     floor = params["defaults"]["tune"]["sensitivity_floor"]
     assert packaged["defaults"]["tune"] == {"sensitivity_floor": floor}
+    cost = params["defaults"]["threshold"]["cost_ratio"]
+    assert packaged["defaults"]["threshold"] == {"cost_ratio": cost}
     assert config.judging_settings(None, {}) == config.judging_settings(REPO, {})
 
 

@@ -62,7 +62,20 @@ def classes_of(sheets: Sequence[Sheet], positive: str | None) -> Classes:
         )
     if len(columns[0]) == 1:
         return _two_classes(columns[0][0], labels, positive)
-    return _named_classes(sheets, columns[0], labels, positive)
+    classes = _named_classes(sheets, columns[0], labels, positive)
+    _require_every_class(classes, labels)
+    return classes
+
+
+def _require_every_class(classes: Classes, labels: list[str]) -> None:
+    """Raise a DataError where nobody is of a class."""
+    seen = {classes.label_of[label] for label in labels}
+    absent = [name for position, name in enumerate(classes.names) if position not in seen]
+    if absent:
+        raise DataError(
+            f"No row has the label {in_words(absent)}, for which there are probabilities; nothing can be said of a "
+            "class that was not tested. Leave its column out, and make the others sum to 1."
+        )
 
 
 def _two_classes(column: str, labels: list[str], positive: str | None) -> Classes:

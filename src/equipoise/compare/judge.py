@@ -208,6 +208,7 @@ def _tested(method: Method, settings: Judging, has_locked: bool) -> Tested:
         settings.compare,
         settings.sensitivity_floor,
         shown,
+        cost_ratio=settings.cost_ratio,
     )
     return Tested(method.name, method.predictions, evaluation)
 

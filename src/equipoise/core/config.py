@@ -420,11 +420,13 @@ class Judging(Section):
     Attributes:
         compare: Endpoint, margin, level and resamples.
         sensitivity_floor: The sensitivity at which specificity is read.
+        cost_ratio: What a missed positive costs, in false alarms; for net benefit.
         scenarios: Of `run`: rivals of these names are judged in this order.
     """
 
     compare: Compare
     sensitivity_floor: Fraction
+    cost_ratio: Positive
     scenarios: tuple[str, ...]
 
 
@@ -598,11 +600,13 @@ def judging_settings(root: Path | None, overrides: dict[str, Any]) -> Judging:
     params = _read_mapping(_PACKAGED_DEFAULTS) if root is None else read_params(root)
     sections = copy.deepcopy(_mapping(params, "defaults"))
     _lay_overrides(sections, overrides)
-    _require_known_keys(sections.get("compare"), Compare.model_fields, "defaults.compare.")
-    _require_known_keys(sections.get("tune"), Tune.model_fields, "defaults.tune.")
+    for section in ("compare", "tune", "threshold"):
+        model = _section_model(section)
+        _require_known_keys(sections.get(section), model.model_fields, f"defaults.{section}.")
     contents = {
         "compare": sections["compare"],
         "sensitivity_floor": sections["tune"].get("sensitivity_floor"),
+        "cost_ratio": sections["threshold"].get("cost_ratio"),
         "scenarios": _names(_mapping(params, "run"), "scenarios"),
     }
     try:
