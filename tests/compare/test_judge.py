@@ -351,6 +351,11 @@ def test_a_project_gives_its_own_defaults(folder):
     assert config.judging_settings(folder, {"compare.margin": 0.04}).compare.margin == 0.04
 
 
+def test_params_of_another_program_are_left_alone(folder):
+    (folder / "params.yaml").write_text("train: {epochs: 5}\n")
+    assert config.judging_settings(folder, {}) == config.judging_settings(None, {})
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 

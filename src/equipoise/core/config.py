@@ -597,7 +597,7 @@ def judging_settings(root: Path | None, overrides: dict[str, Any]) -> Judging:
     Raises:
         ConfigError: For a value out of range, and for a key that does not exist.
     """
-    params = _read_mapping(_PACKAGED_DEFAULTS) if root is None else read_params(root)
+    params = _params_or_packaged(root)
     sections = copy.deepcopy(_mapping(params, "defaults"))
     _lay_overrides(sections, overrides)
     for section in ("compare", "tune", "threshold"):
@@ -614,6 +614,15 @@ def judging_settings(root: Path | None, overrides: dict[str, Any]) -> Judging:
     except ValidationError as error:
         problems = _problems_text(error)
         raise ConfigError(f"Predictions cannot be judged by these settings. {problems}.") from error
+
+
+def _params_or_packaged(root: Path | None) -> dict[str, Any]:
+    """The contents of params.yaml, or of the packaged file where it is none of ours: every DVC project has one."""
+    if root is not None:
+        params = read_params(root)
+        if {"run", "defaults"} <= set(params):
+            return params
+    return _read_mapping(_PACKAGED_DEFAULTS)
 
 
 def run_studies(params: dict[str, Any]) -> list[str]:
