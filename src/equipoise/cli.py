@@ -34,6 +34,7 @@ VERBS = {
     "embed": "one backbone pass over every distinct image and view",
     "scenario": "tune, plan, fit, calibrate and predict one way of handling the imbalance",
     "compare": "paired differences to the baseline, the verdict and the page",
+    "judge": "files of predictions, anybody's -> differences to a baseline, verdicts and a page",
     "report": "write the page of a comparison again, and say which patients moved since a revision",
     "leakage": "what leaks would be worth: patients split, and oversampling before the split",
     "export": "write train, val and test as folders or CSV, for other tools",
@@ -47,6 +48,8 @@ VERBS = {
     "doctor": "what this machine has for what params.yaml asks",
     "main": "dvc repro, track, register: the whole pipeline",
 }
+#: They read params.yaml where there is one.
+_WITHOUT_PROJECT = frozenset({"judge"})
 _INTERRUPTED = "Interrupted. Finished work is kept; the same command goes on from there."
 
 
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     options = _parser().parse_args(arguments)
     try:
-        options.root = config.find_root(Path(options.root) if options.root else None)
+        options.root = _root(options)
         return options.command(options) or 0
     except EquipoiseError as error:
         return _tell(error)
@@ -72,6 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known is None:
             raise
         return _tell(known)
+
+
+def _root(options: Options) -> Path | None:
+    """The folder with params.yaml; None where there is none and the verb does without."""
+    if options.root:
+        return config.find_root(Path(options.root))
+    if options.verb in _WITHOUT_PROJECT:
+        return config.nearest_root(Path())
+    return config.find_root()
 
 
 def _known_error(error: Exception) -> EquipoiseError | None:
@@ -176,6 +188,23 @@ def _track_options(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first make mlflow.db of a copied or moved checkout keep its files here",
     )
+
+
+def _judge_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "files", nargs="+", help="CSV or Parquet: a file a method, or with a column method"
+    )
+    verb.add_argument(
+        "--baseline", help="compared with (default: the one called baseline, or the first)"
+    )
+    verb.add_argument("--positive", metavar="CLASS", help="the positive class of two")
+    verb.add_argument("--margin", type=float, help="a difference that nobody would care about")
+    verb.add_argument("--alpha", type=float, help="all intervals together cover 1 - ALPHA")
+    verb.add_argument("--resamples", type=int, help="of the patients")
+    verb.add_argument("--seed", type=int, help="of the resamples")
+    verb.add_argument("--sensitivity-floor", type=float, help="where specificity is read")
+    verb.add_argument("--page", metavar="FILE.html", help="write the page there")
+    verb.add_argument("--json", metavar="FILE", help="write the numbers there; - for the screen")
 
 
 def _report_options(verb: argparse.ArgumentParser) -> None:
@@ -405,6 +434,39 @@ def _compare(options: Options) -> None:
     _say(f"report: {path}")
 
 
+def _judge(options: Options) -> None:
+    from equipoise.compare import judge, screen
+
+    settings = config.judging_settings(options.root, _judging_overrides(options))
+    paths = [Path(name) for name in options.files]
+    judged = judge.judge_files(paths, settings, options.baseline, options.positive)
+    document = judged.document()
+    if options.json == "-":
+        _say(document.text())
+    else:
+        _say(screen.text(judged.comparison))
+        if options.json:
+            document.write(Path(options.json))
+    if options.page:
+        from equipoise.compare.report import judged as page
+
+        page.write(Path(options.page), judged)
+        if options.json != "-":
+            _say(f"page: {options.page}")
+
+
+def _judging_overrides(options: Options) -> dict[str, object]:
+    """The options that were given, by the settings that they stand for."""
+    given = {
+        "compare.margin": options.margin,
+        "compare.alpha": options.alpha,
+        "compare.resamples": options.resamples,
+        "compare.seed": options.seed,
+        "tune.sensitivity_floor": options.sensitivity_floor,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def _report(options: Options) -> None:
     from equipoise.compare import results
     from equipoise.compare.report import page
@@ -616,6 +678,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "embed": (_embed, _embed_options),
     "scenario": (_scenario, _scenario_options),
     "compare": (_compare, _one_study),
+    "judge": (_judge, _judge_options),
     "report": (_report, _report_options),
     "leakage": (_leakage, _leakage_options),
     "export": (_export, _export_options),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,46 @@ import numpy as np
 from equipoise.compare.simultaneous import PairedDifference, Word, paired_differences
 from equipoise.core.config import Compare
 from equipoise.core.documents import Difference
-from equipoise.evaluation import intervals
+from equipoise.core.errors import ConfigError
+from equipoise.evaluation import intervals, metrics
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.metrics import Endpoint
 
 #: Of fewer resamples with a number no standard deviation is taken.
 _FEWEST_RESAMPLES = 20
+
+
+#: Differences shown beside the primary one.
+SECONDARY = (
+    Endpoint("free", "auroc"),
+    Endpoint("free", "average_precision"),
+    Endpoint("raw", "sensitivity"),
+    Endpoint("raw", "specificity"),
+    Endpoint("raw", "balanced_accuracy"),
+    Endpoint("raw", "brier"),
+    Endpoint("locked", "sensitivity"),
+    Endpoint("locked", "specificity"),
+    Endpoint("locked", "balanced_accuracy"),
+    Endpoint("locked", "brier"),
+)
+
+
+def primary_endpoint(name: str, evaluation: Evaluation, classes: Sequence[str]) -> Endpoint:
+    """The endpoint of `compare.primary`: without a threshold for ranks, at the locked threshold for all else.
+
+    Raises:
+        ConfigError: When the metric is unknown, or does not exist for these classes.
+    """
+    metric = metrics.load_metric(name)
+    primary = Endpoint("free" if metric.kind == "rank" else "locked", name)
+    if primary not in evaluation.draws and primary not in evaluation.hidden:
+        raise ConfigError(f"compare.primary is {name}, which does not exist for {tuple(classes)}.")
+    return primary
+
+
+def sign_of(name: str) -> int:
+    """1 for a metric of which a higher number is better, -1 for one of which a lower number is."""
+    return 1 if metrics.load_metric(name).better == "higher" else -1
 
 
 @dataclass(frozen=True)
@@ -144,3 +178,14 @@ def difference(rival: Evaluation, baseline: Evaluation, endpoint: Endpoint) -> D
     draws = rival.draws[endpoint] - baseline.draws[endpoint]
     value, low, high = intervals.effect(draws, rival.alpha, rival.effective_patients)
     return Difference(value=value, low=low, high=high)
+
+
+def differences(
+    rival: Evaluation, baseline: Evaluation, primary: Endpoint, judged: Difference
+) -> dict[str, Difference]:
+    """The difference that was judged, and after it those that stand beside it, by "point.metric"."""
+    of_endpoint = {str(primary): judged}
+    for endpoint in SECONDARY:
+        if endpoint != primary and endpoint in rival.draws:
+            of_endpoint[str(endpoint)] = difference(rival, baseline, endpoint)
+    return of_endpoint

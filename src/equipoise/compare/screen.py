@@ -7,7 +7,9 @@ import textwrap
 from collections.abc import Sequence
 
 from equipoise.compare.wording import (
+    BASELINE,
     digits_of,
+    has_locked,
     interval_text,
     number,
     primary_label,
@@ -45,8 +47,9 @@ def text(comparison: Comparison, beside: Sequence[str] = ()) -> str:
 def table(comparison: Comparison, backbone: str) -> str:
     """One line for each scenario: verdict, difference to the baseline, and main numbers."""
     shown = _shown(comparison)
+    title = f"{comparison.study}, {backbone}" if backbone else comparison.study
     heads = [
-        f"{comparison.study}, {backbone}"[:_NAME_WIDTH],
+        title[:_NAME_WIDTH],
         "verdict",
         "difference [low, high]",
         *shown,
@@ -55,7 +58,7 @@ def table(comparison: Comparison, backbone: str) -> str:
     digits = max((digits_of(rival.delta) for rival in compared), default=3)
     lines = [heads]
     for scenario, row in comparison.rows[backbone].items():
-        winner = comparison.winners[backbone] == scenario
+        winner = comparison.winners.get(backbone) == scenario
         lines.append(_cells(comparison, scenario, row, winner, digits))
     widths_right = range(3, len(heads))
     return aligned(lines, right=widths_right)
@@ -67,12 +70,13 @@ def _shown(comparison: Comparison) -> dict[str, Endpoint]:
     primary = Endpoint.parse(comparison.primary)
     if primary != _AUROC:
         shown["primary"] = primary
+    point = "locked" if has_locked(comparison) else "raw"
     if len(comparison.classes) == 2:
-        shown["sens"] = Endpoint("locked", "sensitivity")
-        shown["spec"] = Endpoint("locked", "specificity")
+        shown["sens"] = Endpoint(point, "sensitivity")
+        shown["spec"] = Endpoint(point, "specificity")
     else:
-        shown["acc"] = Endpoint("locked", "accuracy")
-        shown["bal acc"] = Endpoint("locked", "balanced_accuracy")
+        shown["acc"] = Endpoint(point, "accuracy")
+        shown["bal acc"] = Endpoint(point, "balanced_accuracy")
     return shown
 
 
@@ -101,20 +105,29 @@ def _cell(measured: Interval) -> str:
 
 def _legend(comparison: Comparison) -> str:
     """What the columns of the tables are."""
-    says = ["* the winner", f"difference to the baseline in {primary_label(comparison)}"]
+    says = [f"difference to {_baseline(comparison)} in {primary_label(comparison)}"]
+    if comparison.winners:
+        says.insert(0, "* the winner")
     if comparison.comparisons > 1:
         level = 100 * (1 - comparison.alpha)
         says.append(f"all {comparison.comparisons} intervals hold together ({level:g} %)")
     if comparison.units == "images":
         says.append("intervals are per image: there are no patient ids")
+    locked = has_locked(comparison)
     if len(comparison.classes) == 2:
-        says.append("sens, spec: at the locked threshold")
+        says.append(f"sens, spec: at {'the locked threshold' if locked else '0.5'}")
     else:
-        says.append("acc, bal acc: accuracy and balanced accuracy, calibrated")
+        kind = "calibrated" if locked else "by the largest probability"
+        says.append(f"acc, bal acc: accuracy and balanced accuracy, {kind}")
     rows = [row for of_backbone in comparison.rows.values() for row in of_backbone.values()]
     if any(row.switched_off for row in rows):
         says.append("(off): switched off by the search")
     return f"{'; '.join(says)}."
+
+
+def _baseline(comparison: Comparison) -> str:
+    """The row that the others are compared with, as the legend calls it."""
+    return "the baseline" if comparison.baseline == BASELINE else comparison.baseline
 
 
 def _controls(comparison: Comparison) -> list[str]:

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 from equipoise.compare import controls, wording
 from equipoise.compare.evidence import RowEvidence, evidence_of
-from equipoise.compare.judging import Family, Judged, difference, judge
+from equipoise.compare.judging import (
+    Family,
+    Judged,
+    differences,
+    judge,
+    primary_endpoint,
+    sign_of,
+)
 from equipoise.compare.results import Result, read_results
 from equipoise.compare.winners import InnerGain, Rule, Winners, choose_winners, inner_gain
 from equipoise.compare.wording import BASELINE
@@ -23,28 +30,13 @@ from equipoise.core.documents import (
     ScenarioRow,
     SplitSummary,
 )
-from equipoise.core.errors import ConfigError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
-from equipoise.evaluation import calibration, metrics
+from equipoise.evaluation import calibration
 from equipoise.evaluation.measured import Conditions
 from equipoise.evaluation.metrics import Endpoint
 from equipoise.scenario.matrix import Inputs
 from equipoise.split import checks
-
-#: Differences shown beside the primary one.
-_SECONDARY = (
-    Endpoint("free", "auroc"),
-    Endpoint("free", "average_precision"),
-    Endpoint("raw", "sensitivity"),
-    Endpoint("raw", "specificity"),
-    Endpoint("raw", "balanced_accuracy"),
-    Endpoint("raw", "brier"),
-    Endpoint("locked", "sensitivity"),
-    Endpoint("locked", "specificity"),
-    Endpoint("locked", "balanced_accuracy"),
-    Endpoint("locked", "brier"),
-)
 
 #: What comparison.json keeps of all the numbers, beside the primary one.
 _SHORT_RANKS = ("auroc", "average_precision")
@@ -126,7 +118,9 @@ def compare(
     settings = study.settings
     splits = SplitSummary.read(study.splits_path.with_suffix(".json"))
     conditions = Conditions.of(settings, Manifest.read(study.manifest_path))
-    primary = primary_endpoint(settings.compare.primary, results[0])
+    primary = primary_endpoint(
+        settings.compare.primary, results[0].evaluation, results[0].predictions.classes
+    )
     family = family_of(results, primary, splits.scheme, conditions.units)
     behind = evidence(results, conditions)
     verdicts = Verdicts(
@@ -151,12 +145,11 @@ def compare(
 
 def _rule(splits: SplitSummary, family: Family, settings: Settings) -> Rule:
     """How the winners are chosen."""
-    objective = metrics.load_metric(settings.tune.objective)
     return Rule(
         in_folds=splits.scheme == "kfold",
         primary=str(family.primary),
         primary_sign=family.sign,
-        inner_sign=_sign(objective),
+        inner_sign=sign_of(settings.tune.objective),
     )
 
 
@@ -176,26 +169,6 @@ def _inner_gains(results: Sequence[Result], sign: int) -> dict[str, dict[str, In
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def primary_endpoint(name: str, result: Result) -> Endpoint:
-    """The endpoint of `compare.primary`: without a threshold for ranks, at the locked threshold for all else.
-
-    Raises:
-        ConfigError: When the metric is unknown, or does not exist for these classes.
-    """
-    metric = metrics.load_metric(name)
-    primary = Endpoint("free" if metric.kind == "rank" else "locked", name)
-    evaluation = result.evaluation
-    if primary not in evaluation.draws and primary not in evaluation.hidden:
-        raise ConfigError(
-            f"compare.primary is {name}, which does not exist for {result.predictions.classes}."
-        )
-    return primary
-
-
-def _sign(metric: metrics.Metric) -> int:
-    return 1 if metric.better == "higher" else -1
-
-
 def family_of(results: Sequence[Result], primary: Endpoint, scheme: str, units: str) -> Family:
     """All rivals, each beside the baseline of its backbone.
 
@@ -213,7 +186,7 @@ def family_of(results: Sequence[Result], primary: Endpoint, scheme: str, units: 
         evaluations={result.key: result.evaluation for result in results},
         baselines={result.key: result.baseline_key for result in rivals},
         primary=primary,
-        sign=_sign(metrics.load_metric(primary.metric)),
+        sign=sign_of(primary.metric),
         folds=int(test["fold"].nunique()) if scheme == "kfold" else 1,
         patients=min(counts.values()),
     )
@@ -293,11 +266,7 @@ def _judged_row(
 ) -> ScenarioRow:
     """The row of a rival: with its verdict, the sentence, and its differences to the baseline."""
     judged = verdicts.judged[result.key]
-    deltas = {str(verdicts.primary): judged.delta}
-    for endpoint in _SECONDARY:
-        if endpoint != verdicts.primary and endpoint in result.evaluation.draws:
-            secondary = difference(result.evaluation, baseline.evaluation, endpoint)
-            deltas[str(endpoint)] = secondary
+    deltas = differences(result.evaluation, baseline.evaluation, verdicts.primary, judged.delta)
     off = [choice.switched_off for choice in result.choices]
     reason = wording.reason(
         result.scenario,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from equipoise.core.documents import (
+    BASELINE,
     ClassCount,
     Comparison,
     Difference,
@@ -20,7 +21,8 @@ from equipoise.core.documents import (
 from equipoise.core.text import in_words
 from equipoise.evaluation.metrics import BELOW_FLOOR, Endpoint
 
-BASELINE = "baseline"
+#: The mode of a comparison of predictions, of which nobody knows what made them.
+PREDICTIONS = "predictions"
 
 # --- labels ---------------------------------------------------------------------------------------
 
@@ -84,6 +86,12 @@ def primary_label(comparison: Comparison) -> str:
     return metric_label(Endpoint.parse(comparison.primary), comparison.sensitivity_floor)
 
 
+def has_locked(comparison: Comparison) -> bool:
+    """Whether there are numbers at a locked threshold."""
+    rows = [row for of_backbone in comparison.rows.values() for row in of_backbone.values()]
+    return all(row.locked for row in rows)
+
+
 # --- the verdict ----------------------------------------------------------------------------------
 
 
@@ -132,21 +140,27 @@ class Terms:
         margin: The difference that nobody would care about.
         tested: Who was tested, for example "60 opacity and 240 clear patients".
         rarer: What there are fewest of, for example "opacity patients".
+        against: What the baseline is, for example "doing nothing".
     """
 
     measured: str
     margin: float
     tested: str
     rarer: str
+    against: str = "doing nothing"
 
 
 def trained(scheme: str, mode: str) -> str:
     """What a verdict is about.
 
+    Args:
+        scheme: Of the split.
+        mode: probe, finetune, or predictions, of which nobody knows what made them.
+
     >>> trained("kfold", "probe"), trained("official", "finetune")
     ('heads trained on data of this size', 'networks of this one training set')
     """
-    models = "heads" if mode == "probe" else "networks"
+    models = {"probe": "heads", "finetune": "networks"}.get(mode, "models")
     if scheme == "kfold":
         return f"{models} trained on data of this size"
     return f"{models} of this one training set"
@@ -166,6 +180,7 @@ def terms(
     about: str,
     counts: Mapping[str, int],
     units: str,
+    baseline: str = BASELINE,
 ) -> Terms:
     """What all sentences share.
 
@@ -175,6 +190,7 @@ def terms(
         about: What was trained, of `trained`.
         counts: Tested of each class, of `counted`.
         units: patients or images.
+        baseline: What the rivals are compared with.
     """
     words = [f"{count} {name}" for name, count in counts.items()]
     rarest = next(iter(counts), "")
@@ -183,15 +199,29 @@ def terms(
         margin=margin,
         tested=f"{in_words(words)} {units}",
         rarer=f"{rarest} {units}",
+        against=against(baseline),
     )
 
 
-_VERDICT_WORDS = {
-    "better": "better than doing nothing",
-    "worse": "worse than doing nothing",
-    "equivalent": "equivalent to doing nothing",
-    "inconclusive": "inconclusive",
-}
+def against(baseline: str) -> str:
+    """What it is to be compared with a baseline: only our own one does nothing.
+
+    >>> against("baseline"), against("resnet50")
+    ('doing nothing', 'resnet50')
+    """
+    return "doing nothing" if baseline == BASELINE else baseline
+
+
+_VERDICTS = ("better", "worse", "equivalent", "inconclusive")
+
+
+def _verdict_words(verdict: str, against: str) -> str:
+    """A verdict as it stands in a sentence."""
+    if verdict in ("better", "worse"):
+        return f"{verdict} than {against}"
+    if verdict == "equivalent":
+        return f"equivalent to {against}"
+    return verdict
 
 
 def reason(
@@ -215,7 +245,7 @@ def reason(
     off = f" ({switched_off})" if switched_off else ""
     if obstacle:
         return f"{scenario}{off} cannot be judged: {obstacle}."
-    words = _VERDICT_WORDS[verdict]
+    words = _verdict_words(verdict, shared.against)
     if verdict in ("better", "worse") and _is_inside(delta, shared.margin):
         words += ", but by less than the margin"
     sentence = f"{scenario}{off} is {words}: {shared.measured} {_differs(delta, verdict, shared)}."
@@ -340,12 +370,12 @@ def _too_few(comparison: Comparison) -> Iterable[str]:
     measured = [value for value in detectable if value > 0]
     shared = terms_of(comparison)
     if not measured:
-        yield f"These data are too few to compare remedies: {shared.tested} give no interval."
+        yield f"These data are too few to compare {_kinds(comparison)}: {shared.tested} give no interval."
         return
     typical = statistics.median(measured)
     if typical > TOO_FEW:
         yield (
-            f"These data are too few to compare remedies: {shared.tested} show only differences of "
+            f"These data are too few to compare {_kinds(comparison)}: {shared.tested} show only differences of "
             f"{rounded_up(typical):g} and more (80 % power)."
         )
 
@@ -357,14 +387,26 @@ def _found(comparison: Comparison) -> str:
     better = []
     for backbone, rival in compared:
         if rival.verdict == "better":
-            better.append(f"{rival.scenario} on {backbone}")
+            where = f" on {backbone}" if backbone else ""
+            better.append(f"{rival.scenario}{where}")
     words = Counter(rival.verdict for _, rival in compared)
-    counts = [f"{words[word]} {word}" for word in _VERDICT_WORDS if words[word]]
-    sentence = f"No remedy is better than doing nothing in {label}"
+    counts = [f"{words[word]} {word}" for word in _VERDICTS if words[word]]
+    baseline = against(comparison.baseline)
+    sentence = f"No {_kind(comparison)} is better than {baseline} in {label}"
     if better:
-        sentence = f"Better than doing nothing in {label}: {in_words(better)}"
+        sentence = f"Better than {baseline} in {label}: {in_words(better)}"
     plural = "s" if len(compared) > 1 else ""
     return f"{sentence}; of {len(compared)} comparison{plural}: {in_words(counts)}."
+
+
+def _kind(comparison: Comparison) -> str:
+    """What a rival is."""
+    return "method" if comparison.mode == PREDICTIONS else "remedy"
+
+
+def _kinds(comparison: Comparison) -> str:
+    """What the rivals are."""
+    return "methods" if comparison.mode == PREDICTIONS else "remedies"
 
 
 def terms_of(comparison: Comparison) -> Terms:
@@ -375,6 +417,7 @@ def terms_of(comparison: Comparison) -> Terms:
         trained(comparison.scheme, comparison.mode),
         counted(comparison.test, comparison.units),
         comparison.units,
+        comparison.baseline,
     )
 
 

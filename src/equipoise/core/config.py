@@ -27,6 +27,8 @@ from equipoise.core.errors import ConfigError, unknown_name
 from equipoise.core.text import first_line
 
 PARAMS = "params.yaml"
+#: Beside this file, because params.yaml is in no wheel.
+_PACKAGED_DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
 
 #: More values than this are refused; the shipped file has about 250.
@@ -39,6 +41,8 @@ SCENARIO_SECTIONS = ("tune", "train", "finetune", "calibrate", "threshold", "com
 
 
 _short = reprlib.repr
+#: So many wrong settings are told at once.
+_PROBLEMS_MAX = 10
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -410,6 +414,22 @@ class Settings(Section):
         return values
 
 
+class Judging(Section):
+    """What `equipoise judge` compares predictions by, without a study.
+
+    Attributes:
+        compare: Endpoint, margin, level and resamples.
+        sensitivity_floor: The sensitivity at which specificity is read.
+        cost_ratio: What a missed positive costs, in false alarms; for net benefit.
+        scenarios: Of `run`: rivals of these names are judged in this order.
+    """
+
+    compare: Compare
+    sensitivity_floor: Fraction
+    cost_ratio: Positive
+    scenarios: tuple[str, ...]
+
+
 class Study(Section):
     """A study's name and settings, and where its files lie.
 
@@ -479,12 +499,21 @@ def find_root(start: Path | None = None) -> Path:
         ConfigError: When there is none.
     """
     start = (start or Path()).resolve()
+    root = nearest_root(start)
+    if root is None:
+        raise ConfigError(
+            f"No {PARAMS} in {start} or above it. Run Equipoise inside a checkout, or name one with --root."
+        )
+    return root
+
+
+def nearest_root(start: Path) -> Path | None:
+    """Return the folder that holds params.yaml: `start`, or the nearest above it; None where there is none."""
+    start = start.resolve()
     for folder in (start, *start.parents):
         if (folder / PARAMS).is_file():
             return folder
-    raise ConfigError(
-        f"No {PARAMS} in {start} or above it. Run Equipoise inside a checkout, or name one with --root."
-    )
+    return None
 
 
 def read_params(root: Path = Path()) -> dict[str, Any]:
@@ -493,7 +522,10 @@ def read_params(root: Path = Path()) -> dict[str, Any]:
     Raises:
         ConfigError: When it is missing, is not valid YAML, or holds something else than a mapping.
     """
-    path = Path(root) / PARAMS
+    return _read_mapping(Path(root) / PARAMS)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -553,6 +585,44 @@ def load_study(
         return Study.model_validate(contents)
     except ValidationError as error:
         raise ConfigError(_validation_text(name, error, overrides or {})) from error
+
+
+def judging_settings(root: Path | None, overrides: dict[str, Any]) -> Judging:
+    """Read what predictions are judged by: the defaults of the project, or else those that come with the program.
+
+    Args:
+        root: Folder that holds params.yaml; None outside of any project.
+        overrides: Dotted keys and values laid over them, for example `{"compare.margin": 0.02}`.
+
+    Raises:
+        ConfigError: For a value out of range, and for a key that does not exist.
+    """
+    params = _params_or_packaged(root)
+    sections = copy.deepcopy(_mapping(params, "defaults"))
+    _lay_overrides(sections, overrides)
+    for section in ("compare", "tune", "threshold"):
+        model = _section_model(section)
+        _require_known_keys(sections.get(section), model.model_fields, f"defaults.{section}.")
+    contents = {
+        "compare": sections["compare"],
+        "sensitivity_floor": sections["tune"].get("sensitivity_floor"),
+        "cost_ratio": sections["threshold"].get("cost_ratio"),
+        "scenarios": _names(_mapping(params, "run"), "scenarios"),
+    }
+    try:
+        return Judging.model_validate(contents)
+    except ValidationError as error:
+        problems = _problems_text(error)
+        raise ConfigError(f"Predictions cannot be judged by these settings. {problems}.") from error
+
+
+def _params_or_packaged(root: Path | None) -> dict[str, Any]:
+    """The contents of params.yaml, or of the packaged file where it is none of ours: every DVC project has one."""
+    if root is not None:
+        params = read_params(root)
+        if {"run", "defaults"} <= set(params):
+            return params
+    return _read_mapping(_PACKAGED_DEFAULTS)
 
 
 def run_studies(params: dict[str, Any]) -> list[str]:
@@ -813,14 +883,23 @@ def _require_known_keys(values: Any, known: Collection[str], prefix: str) -> Non
 
 def _validation_text(study: str, error: ValidationError, overrides: dict[str, Any]) -> str:
     """Say what is wrong, with the place and the value of up to ten settings, and where to correct it."""
-    problems = []
-    places = set()
-    for item in error.errors()[:10]:
-        where = ".".join(str(part) for part in item["loc"] if part != "settings")
-        problems.append(f"{where} is {_short(item['input'])}: {item['msg']}")
-        places.add(_place(where, overrides))
+    places = {_place(_where(item), overrides) for item in error.errors()[:_PROBLEMS_MAX]}
     correct = " and ".join(sorted(places))
-    return f"Settings of study '{study}' cannot be used. {'; '.join(problems)}. Correct {correct}."
+    problems = _problems_text(error)
+    return f"Settings of study '{study}' cannot be used. {problems}. Correct {correct}."
+
+
+def _problems_text(error: ValidationError) -> str:
+    """The first settings that are wrong, each with its value."""
+    problems = []
+    for item in error.errors()[:_PROBLEMS_MAX]:
+        problems.append(f"{_where(item)} is {_short(item['input'])}: {item['msg']}")
+    return "; ".join(problems)
+
+
+def _where(item: Any) -> str:
+    """The dotted key of a setting that is wrong; `item` is of `ValidationError.errors`."""
+    return ".".join(str(part) for part in item["loc"] if part != "settings")
 
 
 def _place(where: str, overrides: dict[str, Any]) -> str:

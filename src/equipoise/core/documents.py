@@ -13,9 +13,12 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from equipoise.core.errors import DataError
-from equipoise.core.files import read_json, write_json
+from equipoise.core.files import json_text, read_json, write_json
 
 Kind = TypeVar("Kind", bound=BaseModel)
+
+#: The scenario that does nothing, which the others are compared with.
+BASELINE = "baseline"
 
 
 class Part(BaseModel):
@@ -43,6 +46,10 @@ class Document(Part):
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
         write_json(path, self.as_dict())
+
+    def text(self) -> str:
+        """The JSON that `write` writes."""
+        return json_text(self.as_dict())
 
 
 def _checked(kind: type[Kind], path: Path) -> Kind:
@@ -530,6 +537,7 @@ class Comparison(Document):
         effective_patients: Patients of the rarer class, counted as many as equal ones they are worth.
         headline: What a reader must know first.
         verdict: All sentences, the headline first.
+        baseline: The row that the others of its backbone are compared with.
     """
 
     study: str
@@ -565,6 +573,65 @@ class Comparison(Document):
     verdict: str
     notes: list[str]
     digest: str
+    baseline: str = BASELINE
+
+
+class JudgedRow(Part):
+    """What `judge` says of one method; the baseline has no difference.
+
+    Attributes:
+        verdict: baseline, better, worse, equivalent or inconclusive.
+        reason: The verdict in a sentence, with its numbers.
+        value: Paired difference to the baseline in the primary endpoint.
+        low: Low end of its interval, which holds for all methods together.
+        high: High end of it.
+        p_adjusted: As of `Difference`, and so are the next three.
+        auroc: On test; of more than two classes the mean of each one against the rest.
+        auroc_low: Low end of its interval.
+        auroc_high: High end of it.
+        metrics: Operating point (free, raw, locked) -> metric -> its number.
+    """
+
+    verdict: str
+    reason: str
+    value: float | None
+    low: float | None
+    high: float | None
+    p_adjusted: float | None
+    standard_error: float | None
+    detectable: float | None
+    patients_to_settle: float | None
+    auroc: float | None
+    auroc_low: float | None
+    auroc_high: float | None
+    metrics: MetricTable
+
+
+class JudgedPredictions(Document):
+    """The JSON of `judge`: what was compared, by which settings, and a row for each method.
+
+    Attributes:
+        rows: Name of the method -> its row.
+        units: patients, or images where there are no patient ids.
+    """
+
+    headline: str
+    baseline: str
+    primary: str
+    classes: list[str]
+    positive_class: str
+    units: str
+    test_images: int
+    test_patients: int
+    folds: int
+    effective_patients: float
+    margin: float
+    alpha: float
+    resamples: int
+    seed: int
+    sensitivity_floor: float
+    rows: dict[str, JudgedRow]
+    notes: list[str]
 
 
 class LeakageRow(Part):

@@ -117,9 +117,14 @@ def _sweep(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, the same bytes for the same value; numbers that are not finite become null."""
-    text = json.dumps(_jsonable(value), indent=2, allow_nan=False)
+    text = json_text(value)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Return the JSON that `write_json` writes, without the end of the last line."""
+    return json.dumps(_jsonable(value), indent=2, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:

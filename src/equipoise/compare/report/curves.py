@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
 from equipoise.compare.evidence import first_run
-from equipoise.compare.results import Result
 from equipoise.core.records import CALIBRATED, RAW, Predictions
-from equipoise.evaluation.intervals import patient_resamples
+from equipoise.evaluation.intervals import Evaluation, patient_resamples
 from equipoise.evaluation.metrics import decide, roc_steps
 
 #: Where curves are read: false alarms or recall, 0..1.
@@ -30,6 +29,29 @@ _DECISION_STEPS = np.arange(10, 1000, 10)
 _LEAST_RECALL = 1e-9
 #: A recall that misses a grid point by the last digits of a quotient has reached it.
 _ROUNDING = 1e-12
+
+
+class Tested(Protocol):
+    """A result of a study, or a method of anybody: what is drawn of it."""
+
+    def __hash__(self) -> int:
+        """Each is drawn once."""
+
+    @property
+    def backbone(self) -> str:
+        """Name; empty where there are none."""
+
+    @property
+    def scenario(self) -> str:
+        """Name of the scenario or method."""
+
+    @property
+    def predictions(self) -> Predictions:
+        """Of test, perhaps of more."""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Of all test rows."""
 
 
 class Band(NamedTuple):
@@ -115,7 +137,7 @@ class DecisionCurve(NamedTuple):
     treat_all: np.ndarray
 
 
-def shown(result: Result) -> dict[int, str]:
+def shown(result: Tested) -> dict[int, str]:
     """Say which labels have a curve, and how each curve is called.
 
     Of two classes it is the positive one, of more each class against the rest.
@@ -126,7 +148,7 @@ def shown(result: Result) -> dict[int, str]:
     return {label: f"{result.scenario}, {name}" for label, name in enumerate(predictions.classes)}
 
 
-def tables(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
+def tables(results: Sequence[Tested]) -> dict[str, pd.DataFrame]:
     """Put the curves of all results into tables for `dvc plots`.
 
     Returns:
@@ -150,7 +172,7 @@ def tables(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
     }
 
 
-def _line(result: Result, name: str, x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
+def _line(result: Tested, name: str, x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "backbone": result.backbone,
@@ -165,7 +187,7 @@ def _line(result: Result, name: str, x: np.ndarray, y: np.ndarray) -> pd.DataFra
 
 
 @lru_cache(maxsize=32)
-def bands(result: Result, label: int) -> Bands:
+def bands(result: Tested, label: int) -> Bands:
     """ROC and precision-recall of one class against the rest, with a pointwise band over patients.
 
     Curves are averaged vertically over repeats, folds and seeds, as the AUROC of the tables is.
@@ -249,7 +271,7 @@ def _weights(test: Predictions, at_large: bool = False) -> np.ndarray:
     return drawn[:, column_of_row]
 
 
-def _ends(result: Result) -> list[float]:
+def _ends(result: Tested) -> list[float]:
     """The shares of resamples below the two ends of an interval."""
     alpha = result.evaluation.alpha
     return [alpha / 2, 1 - alpha / 2]
@@ -258,7 +280,7 @@ def _ends(result: Result) -> list[float]:
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def reliability(result: Result, kind: str, label: int, bins: int = 10) -> Reliability:
+def reliability(result: Tested, kind: str, label: int, bins: int = 10) -> Reliability:
     """Mean probability and observed share in bins of equal numbers, first repeat and seed.
 
     Args:

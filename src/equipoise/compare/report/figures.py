@@ -22,8 +22,7 @@ from matplotlib.figure import Figure
 from equipoise.compare.evidence import first_run
 from equipoise.compare.lettering import LAST_RESORT
 from equipoise.compare.report import curves
-from equipoise.compare.report.curves import Band
-from equipoise.compare.results import Result
+from equipoise.compare.report.curves import Band, Tested
 from equipoise.compare.wording import BASELINE, Rival, number, primary_label, rivals
 from equipoise.core.documents import Comparison, Interval
 from equipoise.core.records import CALIBRATED, RAW
@@ -87,7 +86,7 @@ def forest(comparison: Comparison) -> Drawn:
     compared = []
     for backbone in comparison.rows:
         for rival in rivals(comparison, backbone):
-            names.append(f"{backbone}, {rival.scenario}")
+            names.append(_of_backbone(backbone, ", ", rival.scenario))
             compared.append(rival)
     lines = max(len(compared), 1)
     figure, axis = _one_panel(width=7.6, height=1.0 + 0.32 * lines)
@@ -104,6 +103,11 @@ def forest(comparison: Comparison) -> Drawn:
     head = ["backbone, scenario", "verdict", "difference", "low end", "high end"]
     rows = [_difference_row(name, rival) for name, rival in zip(names, compared)]
     return _drawn(figure, "Differences to the baseline", caption, head, rows)
+
+
+def _of_backbone(backbone: str, separator: str, what: str) -> str:
+    """What something of a backbone is called; methods of anybody have none."""
+    return f"{backbone}{separator}{what}" if backbone else what
 
 
 def _draw_difference(axis: Axes, height: int, rival: Rival) -> None:
@@ -213,17 +217,17 @@ _PRECISION_RECALL = _CurveKind(
 _CORNER = 0.02
 
 
-def roc(results: list[Result]) -> Drawn:
+def roc(results: Sequence[Tested], baseline: str = BASELINE) -> Drawn:
     """ROC of every scenario with band and operating points, the baseline in grey behind."""
-    return _curves(results, _ROC)
+    return _curves(results, _ROC, baseline)
 
 
-def precision_recall(results: list[Result]) -> Drawn:
+def precision_recall(results: Sequence[Tested], baseline: str = BASELINE) -> Drawn:
     """Precision-recall curve of every scenario with its band, the baseline in grey behind."""
-    return _curves(results, _PRECISION_RECALL)
+    return _curves(results, _PRECISION_RECALL, baseline)
 
 
-def _curves(results: list[Result], kind: _CurveKind) -> Drawn:
+def _curves(results: Sequence[Tested], kind: _CurveKind, baseline: str) -> Drawn:
     first = results[0]
     binary = _is_binary(first)
     bands_of = {}
@@ -236,8 +240,8 @@ def _curves(results: list[Result], kind: _CurveKind) -> Drawn:
     figure, axes = _panels(len(results), width=2.7, height=2.75)
     rows = []
     for result, (axis,) in zip(results, axes):
-        if binary and BASELINE in bands_of and result.scenario != BASELINE:
-            _draw_baseline(axis, bands_of[BASELINE])
+        if binary and baseline in bands_of and result.scenario != baseline:
+            _draw_baseline(axis, bands_of[baseline], baseline)
         bands = bands_of[result.scenario]
         _draw_bands(axis, result, bands)
         if kind is _ROC:
@@ -247,12 +251,12 @@ def _curves(results: list[Result], kind: _CurveKind) -> Drawn:
     head = ["scenario"]
     for place in kind.read_at:
         head.append(f"{kind.read} {place:.2f}")
-    title = f"{first.backbone}: {kind.title}"
+    title = _of_backbone(first.backbone, ": ", kind.title)
     caption = _curve_caption(first, kind, corner)
     return _drawn(figure, title, caption, head, rows)
 
 
-def _bands(result: Result, kind: _CurveKind) -> dict[int, Band]:
+def _bands(result: Tested, kind: _CurveKind) -> dict[int, Band]:
     """The curve of each label that has one."""
     bands = {}
     for label in curves.shown(result):
@@ -261,7 +265,7 @@ def _bands(result: Result, kind: _CurveKind) -> dict[int, Band]:
     return bands
 
 
-def _is_binary(result: Result) -> bool:
+def _is_binary(result: Tested) -> bool:
     return len(result.predictions.classes) == 2
 
 
@@ -285,12 +289,12 @@ def _index_at(band: Band, place: float) -> int:
     return int(places[-1])
 
 
-def _draw_baseline(axis: Axes, bands: dict[int, Band]) -> None:
+def _draw_baseline(axis: Axes, bands: dict[int, Band], name: str) -> None:
     (band,) = bands.values()
-    axis.plot(band.x, band.estimate, color=_GREY, linewidth=1.2, label=BASELINE)
+    axis.plot(band.x, band.estimate, color=_GREY, linewidth=1.2, label=_label(name))
 
 
-def _draw_bands(axis: Axes, result: Result, bands: dict[int, Band]) -> None:
+def _draw_bands(axis: Axes, result: Tested, bands: dict[int, Band]) -> None:
     binary = _is_binary(result)
     for label, band in bands.items():
         colour = _curve_colour(label, binary)
@@ -299,10 +303,12 @@ def _draw_bands(axis: Axes, result: Result, bands: dict[int, Band]) -> None:
         axis.plot(band.x, band.estimate, color=colour, linewidth=1.4, label=_label(name))
 
 
-def _draw_operating_points(axis: Axes, result: Result) -> None:
+def _draw_operating_points(axis: Axes, result: Tested) -> None:
     """Where the two operating points lie, of two classes, and the diagonal of chance."""
     if _is_binary(result):
         for point, marker in (("raw", "o"), ("locked", "D")):
+            if not _has_point(result, point):
+                continue
             alarms = 1 - _estimate(result, Endpoint(point, "specificity"))
             sensitivity = _estimate(result, Endpoint(point, "sensitivity"))
             axis.plot(
@@ -317,11 +323,16 @@ def _draw_operating_points(axis: Axes, result: Result) -> None:
     _draw_diagonal(axis)
 
 
+def _has_point(result: Tested, point: str) -> bool:
+    """Whether decisions at an operating point were measured."""
+    return Endpoint(point, "specificity") in result.evaluation.draws
+
+
 def _draw_diagonal(axis: Axes) -> None:
     axis.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
 
 
-def _finish_panel(axis: Axes, result: Result, kind: _CurveKind, corner: bool) -> None:
+def _finish_panel(axis: Axes, result: Tested, kind: _CurveKind, corner: bool) -> None:
     axis.set(xlabel=kind.across, ylabel=kind.up)
     right = 0.5 if corner and kind is _ROC else 1
     bottom = 0.5 if corner else 0
@@ -339,11 +350,11 @@ def _measured(area: Interval) -> str:
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _estimate(result: Result, endpoint: Endpoint) -> float:
+def _estimate(result: Tested, endpoint: Endpoint) -> float:
     return result.evaluation.draws[endpoint][0]
 
 
-def _read_off(result: Result, bands: dict[int, Band], kind: _CurveKind) -> list[list[str]]:
+def _read_off(result: Tested, bands: dict[int, Band], kind: _CurveKind) -> list[list[str]]:
     """Write a line for each curve: its name, then its height with the band at each place."""
     rows = []
     names = curves.shown(result)
@@ -357,7 +368,7 @@ def _read_off(result: Result, bands: dict[int, Band], kind: _CurveKind) -> list[
     return rows
 
 
-def _curve_caption(first: Result, kind: _CurveKind, corner: bool) -> str:
+def _curve_caption(first: Tested, kind: _CurveKind, corner: bool) -> str:
     caption = (
         f"One panel per scenario, its {kind.area_words} with interval above. Band: pointwise "
         f"{_level(first.evaluation.alpha)} interval from {curves.RESAMPLES} resamples of patients; "
@@ -371,14 +382,15 @@ def _curve_caption(first: Result, kind: _CurveKind, corner: bool) -> str:
     caption += f" Positive class: {predictions.classes[predictions.positive_label]}."
     caption += " Grey: the baseline."
     if kind is _ROC:
-        caption += " Circle: 0.5 on raw probabilities, diamond: locked threshold."
+        caption += " Circle: 0.5 on raw probabilities"
+        caption += ", diamond: locked threshold." if _has_point(first, "locked") else "."
     return caption
 
 
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def reliability(results: list[Result]) -> Drawn:
+def reliability(results: Sequence[Tested]) -> Drawn:
     """Observed share against predicted probability, raw and calibrated.
 
     Below stand the histograms of each class's probabilities.
@@ -399,7 +411,7 @@ def reliability(results: list[Result]) -> Drawn:
     return _drawn(figure, title, caption)
 
 
-def _draw_reliability(axis: Axes, result: Result) -> None:
+def _draw_reliability(axis: Axes, result: Tested) -> None:
     binary = _is_binary(result)
     for label in curves.shown(result):
         if binary:
@@ -424,7 +436,7 @@ def _draw_reliability(axis: Axes, result: Result) -> None:
     _legend(axis, "upper left")
 
 
-def _draw_raw_reliability(axis: Axes, result: Result, label: int) -> None:
+def _draw_raw_reliability(axis: Axes, result: Tested, label: int) -> None:
     bins = curves.reliability(result, RAW, label)
     axis.plot(
         bins.predicted,
@@ -438,7 +450,7 @@ def _draw_raw_reliability(axis: Axes, result: Result, label: int) -> None:
     )
 
 
-def _draw_probabilities(axis: Axes, result: Result) -> None:
+def _draw_probabilities(axis: Axes, result: Tested) -> None:
     """Histograms of the calibrated probabilities, one for each true class.
 
     Of two classes it is the probability of the positive one, of more each class's own.
@@ -471,7 +483,7 @@ def _draw_probabilities(axis: Axes, result: Result) -> None:
 _DECISIONS_READ_AT = [4, 9, 19, 29, 49, 69, 79, 89]
 
 
-def decision(results: list[Result]) -> Drawn:
+def decision(results: Sequence[Tested]) -> Drawn:
     """Net benefit against the threshold, with treating all and none; two classes only."""
     figure, axis = _one_panel(width=6.4, height=3.6)
     rows = []

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from equipoise import __version__
 from equipoise.compare import leakage, wording
@@ -21,10 +17,11 @@ from equipoise.compare.report import curves, figures
 from equipoise.compare.report.curves import StepCounts
 from equipoise.compare.report.figures import Drawn
 from equipoise.compare.report.mistakes import Mistake, mistakes
+from equipoise.compare.report.template import columns, environment, is_binary, secondary
 from equipoise.compare.results import Result, distribution
 from equipoise.compare.wording import metric_label
 from equipoise.core.config import Study
-from equipoise.core.documents import Comparison, Difference, IngestSummary, RoundChoice
+from equipoise.core.documents import Comparison, IngestSummary, RoundChoice
 from equipoise.core.files import atomic_path, read_table
 from equipoise.core.text import in_words
 from equipoise.evaluation import metrics, patients
@@ -64,12 +61,12 @@ def write(
     """
     wrong = mistakes(study, comparison.winners, results)
     slider = _slider(study, comparison, results)
-    template = _environment(comparison).get_template("page.html")
+    template = environment(comparison).get_template("page.html")
     page = template.render(
         comparison=comparison,
-        binary=_is_binary(comparison),
-        columns=_columns(comparison),
-        columns_beside=_secondary(comparison),
+        binary=is_binary(comparison),
+        columns=columns(comparison),
+        columns_beside=secondary(comparison),
         claims=_claims(comparison),
         floor_missed=_floor_missed(study, comparison),
         leaks=[leakage.sentence(report) for report in leakage.kept(study)],
@@ -94,108 +91,13 @@ def _cards(study: Study, winners: Mapping[str, str]) -> dict[str, str]:
     return {backbone: card(study, backbone, winner) for backbone, winner in winners.items()}
 
 
-def _is_binary(comparison: Comparison) -> bool:
-    return len(comparison.classes) == 2
-
-
 def _write_plots(folder: Path, results: list[Result]) -> None:
     for name, table in curves.tables(results).items():
         with atomic_path(folder / f"{name}.csv") as path:
             table.to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
 
 
-# --- the template's filters -----------------------------------------------------------------------
-
-
-def _environment(comparison: Comparison) -> Environment:
-    """Prepare the template: names are escaped, a name that does not exist is an error."""
-    floor = comparison.sensitivity_floor
-    binary = _is_binary(comparison)
-
-    def label(endpoint: str) -> str:
-        return metric_label(Endpoint.parse(endpoint), floor, binary)
-
-    environment = Environment(
-        loader=PackageLoader("equipoise.compare.report", "."),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-    )
-    environment.filters["label"] = label
-    environment.filters["number"] = _number
-    environment.filters["signed"] = _signed
-    environment.filters["finely"] = _finely
-    environment.filters["detectable"] = _detectable
-    environment.globals["to_settle"] = _to_settle
-    environment.filters["sha256"] = _sha256
-    return environment
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
-
-
-def _finely(value: float | None) -> str:
-    """Differences of remedies are small: four digits."""
-    return "–" if value is None else f"{value:+.4f}"
-
-
-def _detectable(value: float | None) -> str:
-    """The smallest difference that these data show, as the sentences round it."""
-    return f"{wording.rounded_up(value):g}" if value else "–"
-
-
-def _to_settle(delta: Difference, margin: float) -> str:
-    """About how many patients would settle the margin, as the sentences round it."""
-    if not delta.detectable or delta.patients_to_settle is None:
-        return "–"
-    if delta.detectable <= margin:
-        return "enough"
-    return f"about {wording.rounded_up(delta.patients_to_settle):,.0f}"
-
-
-def _sha256(text: str) -> str:
-    """Digest of a script as a Content-Security-Policy names it."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return base64.b64encode(digest).decode()
-
-
 # --- the tables -----------------------------------------------------------------------------------
-
-
-class Columns(NamedTuple):
-    """Metrics in the table of scenarios.
-
-    Attributes:
-        ranked: Endpoints without a threshold, and the primary one, as "point.metric".
-        decided: Metrics that stand at both operating points.
-    """
-
-    ranked: list[str]
-    decided: list[str]
-
-
-def _columns(comparison: Comparison) -> Columns:
-    auroc = str(Endpoint("free", "auroc"))
-    ranked = [auroc]
-    if comparison.primary != auroc:
-        ranked.append(comparison.primary)
-    if _is_binary(comparison):
-        return Columns(ranked, ["sensitivity", "specificity"])
-    return Columns(ranked, ["accuracy", "balanced_accuracy"])
-
-
-def _secondary(comparison: Comparison) -> list[str]:
-    """Endpoints whose differences stand beside the primary one, without a verdict."""
-    endpoints: dict[str, None] = {}
-    for rows in comparison.rows.values():
-        for row in rows.values():
-            endpoints.update(dict.fromkeys(row.delta))
-    endpoints.pop(comparison.primary, None)
-    return list(endpoints)
 
 
 def _claims(comparison: Comparison) -> dict[str, str]:
@@ -295,7 +197,7 @@ def _drawings(study: Study, comparison: Comparison, results: Sequence[Result]) -
         own = [result for result in results if result.backbone == backbone]
         drawings.ranking[backbone] = [figures.roc(own), figures.precision_recall(own)]
         drawings.calibration[backbone] = figures.reliability(own)
-        if _is_binary(comparison):
+        if is_binary(comparison):
             drawings.decisions[backbone] = figures.decision(own)
         counts = distribution(own)
         drawings.distributions[backbone] = figures.distribution(
