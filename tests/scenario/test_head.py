@@ -58,7 +58,7 @@ def test_fit_equals_scikit_learn(classes, shape, l2, weights):
 
 def value_in_float64(rotated, labels, weights, objective, l2, parameters):
     problem = solver.Problem(rotated, labels, weights[:, None], [objective], np.array([l2]))
-    return problem.evaluate(parameters[..., None] / problem.scale, np.array([0]))[0][0]
+    return problem.evaluate(parameters.T[None] / problem.scale, np.array([0]))[0][0]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -131,7 +131,7 @@ def test_gradient_equals_finite_differences(classes, focusing):
     objective = Objective(rng.uniform(0.5, 2, classes), focusing, rng.normal(size=classes))
     weights = objective.weights[labels][:, None] * rng.integers(0, 3, size=(30, 1))
     problem = solver.Problem(rotated, labels, weights, [objective], np.array([0.3]))
-    point = rng.normal(size=(rotated.matrix.shape[1], problem.columns, 1))
+    point = rng.normal(size=(1, problem.columns, rotated.matrix.shape[1]))
     gradient = problem.evaluate(point, np.array([0]))[1]
     for place in np.ndindex(point.shape):
         step = np.zeros_like(point)

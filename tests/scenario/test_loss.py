@@ -46,7 +46,7 @@ def test_the_mean_over_rows_is_the_objective_of_the_solver(classes, focusing, sh
     row_weights = objective.weights[labels][:, None]
     problem = Problem(rotated, labels, row_weights, [objective], np.array([1e-300]))
     coefficients = logits[:, 1:] - logits[:, :1] if classes == 2 else logits
-    parameters = np.vstack([coefficients, np.zeros((1, problem.columns))])[:, :, None]
+    parameters = np.vstack([coefficients, np.zeros((1, problem.columns))]).T[None]
     evaluated = problem.evaluate(parameters / problem.scale, np.array([0]))
     expected = loss.mean_loss(logits, labels, objective)
     assert evaluated.value[0] == pytest.approx(expected, rel=1e-12)

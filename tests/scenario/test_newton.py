@@ -59,6 +59,23 @@ def test_it_is_scikit_learn_s_newton(shape):
 
 
 @SHAPES
+@pytest.mark.parametrize("l2", [1e-3, 1.0])
+def test_where_it_starts_does_not_matter(shape, l2):
+    features, labels, weights = case(shape, seed=2)
+    objective = Objective(np.ones(2), 0.0, np.array([0.3, -0.9]))
+    cold = newton.minimise(features, labels, weights, objective, l2, head.FINAL_TOLERANCE)
+    rng = np.random.default_rng(0)
+    near = features @ cold.coefficients + cold.intercept + 0.1 * rng.normal(size=len(labels))
+    for start in (near, 20 * rng.normal(size=len(labels)), np.full(len(labels), np.nan)):
+        found = newton.minimise(
+            features, labels, weights, objective, l2, head.FINAL_TOLERANCE, start
+        )
+        assert found.decrement <= head.FINAL_TOLERANCE
+        assert found.coefficients == pytest.approx(cold.coefficients, abs=1e-6)
+        assert found.intercept == pytest.approx(cold.intercept, abs=1e-6)
+
+
+@SHAPES
 def test_a_penalty_too_small_for_float32_is_solved_in_float64(shape):
     features, labels, weights = case(shape, spread=0.5)
     features[:, 1] = features[:, 0]
@@ -102,11 +119,11 @@ def test_stretched_coordinates_have_a_curvature_of_one(classes):
     point = point * factor
     assert point * problem.scale == pytest.approx(plain), "the head stays where it is"
     at_point = problem.evaluate(point, heads)
-    for place in np.ndindex(point.shape[:2]):
-        if classes == 3 and place[0] == len(point) - 1:
+    for place in np.ndindex(point.shape[1:]):
+        if classes == 3 and place[1] == point.shape[2] - 1:
             continue  # one scale for the intercepts of all classes
         step = np.zeros_like(point)
-        step[place] = 1e-3
+        step[:, *place] = 1e-3
         ends = [problem.evaluate(point + sign * step, heads).value for sign in (1, -1)]
         second = (ends[0] + ends[1] - 2 * at_point.value) / 1e-6
         assert second == pytest.approx(np.ones(2), abs=2e-3)

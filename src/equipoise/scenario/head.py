@@ -12,11 +12,14 @@ from equipoise.core.files import write_arrays
 from equipoise.scenario import newton
 from equipoise.scenario.kept import Arrays, Kept, key_of
 from equipoise.scenario.rows import Features, Rows, Standardiser, blocks
-from equipoise.scenario.solver import Rotated, solve
+from equipoise.scenario.solver import Rotated, roughly, solve
 from equipoise.strategies.base import Objective
 
 #: Norm of the preconditioned gradient at which a final fit counts as solved.
 FINAL_TOLERANCE = 1e-8
+
+#: The same of the head that Newton's steps begin near: closer costs more than it spares.
+_ROUGH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,13 @@ class _Task:
     def _by_newton(self) -> Arrays | None:
         """None where the steps did not end."""
         minimum = newton.minimise(
-            self.rows, self.labels, self.weights, self.objective, self.l2, FINAL_TOLERANCE
+            self.rows,
+            self.labels,
+            self.weights,
+            self.objective,
+            self.l2,
+            FINAL_TOLERANCE,
+            start=self._rough_scores(),
         )
         if minimum is None:
             return None
@@ -173,6 +182,16 @@ class _Task:
             "gradient_norm": np.array(minimum.decrement),
             "objective": np.array(minimum.objective),
         }
+
+    def _rough_scores(self) -> np.ndarray:
+        """Scores of the rows by a head near the optimum, float64 (num_used,)."""
+        parameters = roughly(
+            self.rows, self.labels, self.weights, self.objective, self.l2, _ROUGH_TOLERANCE
+        )
+        scores = np.empty(len(self.rows))
+        for rows in blocks(len(scores)):
+            scores[rows] = (self.rows[rows] @ parameters[:-1] + parameters[-1])[:, 0]
+        return scores
 
     def _by_lbfgs(self) -> Arrays:
         """For more than two classes, whose Hessian is C times as wide, and where Newton did not end."""

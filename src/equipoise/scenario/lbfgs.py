@@ -1,4 +1,4 @@
-"""L-BFGS for many independent minimisations at once; each is a column, called a head here.
+"""L-BFGS for many independent minimisations at once; each is called a head here.
 
 All heads are evaluated together, but each has its own line search, its own memory and its own end.
 On the way each head's coordinates are stretched to the curvature that is measured where it stands.
@@ -28,7 +28,7 @@ _SUFFICIENT_DECREASE = 1e-4
 _MAX_HALVINGS = 30
 
 #: Finished heads are dropped when they are more than this share: dropping copies the history.
-_DROPPED_FRACTION = 0.25
+_DROPPED_FRACTION = 0.1
 
 #: Keeps a division by the length of a direction finite.
 _LEAST_NORM = 1e-30
@@ -39,7 +39,7 @@ class Evaluated(NamedTuple):
 
     Attributes:
         value: float64 (j,).
-        gradient: (num_rows, K, j).
+        gradient: (j, K, num_parameters).
     """
 
     value: np.ndarray
@@ -50,13 +50,13 @@ class Problem(Protocol):
     """J objectives, and the coordinates in which they are minimised."""
 
     def evaluate(self, point: np.ndarray, heads: np.ndarray) -> Evaluated:
-        """Values and gradients of the heads int (j,) at a point (num_rows, K, j)."""
+        """Values and gradients of the heads int (j,) at a point (j, K, num_parameters)."""
 
     def stretch(self, point: np.ndarray, heads: np.ndarray) -> np.ndarray:
         """Measure the curvature of heads, and take coordinates in which it is about 1 from now on.
 
         Returns:
-            What one old unit of each coordinate is in new ones, (num_rows, K, j).
+            What one old unit of each coordinate is in new ones, (j, K, num_parameters).
         """
 
 
@@ -65,7 +65,7 @@ class Minimum:
     """Where J heads stopped.
 
     Attributes:
-        point: (num_rows, K, J).
+        point: (J, K, num_parameters).
         value: float64 (J,).
         gradient_norm: float64 (J,).
     """
@@ -83,13 +83,13 @@ def minimise(problem: Problem, start: np.ndarray, tolerance: float) -> Minimum:
 
     Args:
         problem: Values and gradients of some of the heads.
-        start: (num_rows, K, J).
+        start: (J, K, num_parameters).
         tolerance: Norm of the gradient to stop at.
 
     Returns:
         The points in the coordinates that the problem has at the end.
     """
-    num_heads = start.shape[-1]
+    num_heads = len(start)
     minimum = Minimum(start.copy(), np.zeros(num_heads), np.zeros(num_heads))
     heads = _begin(problem, start)
     history = _History(())
@@ -110,7 +110,7 @@ def minimise(problem: Problem, start: np.ndarray, tolerance: float) -> Minimum:
             heads = heads.stretched(factor)
             history = history.stretched(factor)
         direction, slope = _descent_direction(heads.gradient, history)
-        direction[..., finished] = 0
+        direction[finished] = 0
         length = _first_length(direction, history)
         moved = _line_search(problem, heads, direction, slope, length, finished)
         step = moved.point - heads.point
@@ -126,9 +126,9 @@ class _Heads:
 
     Attributes:
         number: int (j,), which of the J heads they are.
-        point: (num_rows, K, j).
+        point: (j, K, num_parameters).
         value: float64 (j,), the objective there.
-        gradient: (num_rows, K, j).
+        gradient: (j, K, num_parameters).
         stalled: bool (j,), no step length made the objective fall.
     """
 
@@ -142,14 +142,14 @@ class _Heads:
         """The chosen heads, bool (j,)."""
         return _Heads(
             number=self.number[chosen],
-            point=self.point[..., chosen],
+            point=self.point[chosen],
             value=self.value[chosen],
-            gradient=self.gradient[..., chosen],
+            gradient=self.gradient[chosen],
             stalled=self.stalled[chosen],
         )
 
     def stretched(self, factor: np.ndarray) -> _Heads:
-        """The same heads in coordinates of which one old unit is `factor` new ones, (num_rows, K, j)."""
+        """The same heads in coordinates of which one old unit is `factor` new ones, (j, K, num_parameters)."""
         return replace(self, point=self.point * factor, gradient=self.gradient / factor)
 
     def copy(self) -> _Heads:
@@ -168,8 +168,8 @@ class _Pair:
     """One step of all heads and how their gradients changed over it: s and y of the textbook.
 
     Attributes:
-        step: (num_rows, K, j).
-        change: (num_rows, K, j).
+        step: (j, K, num_parameters).
+        change: (j, K, num_parameters).
     """
 
     step: np.ndarray
@@ -177,7 +177,7 @@ class _Pair:
 
     def only(self, chosen: np.ndarray) -> _Pair:
         """The pair of the chosen heads, bool (j,)."""
-        return _Pair(self.step[..., chosen], self.change[..., chosen])
+        return _Pair(self.step[chosen], self.change[chosen])
 
     def stretched(self, factor: np.ndarray) -> _Pair:
         """The pair in other coordinates, see `_Heads.stretched`."""
@@ -226,7 +226,7 @@ class _History:
 
 
 def _begin(problem: Problem, start: np.ndarray) -> _Heads:
-    num_heads = start.shape[-1]
+    num_heads = len(start)
     number = np.arange(num_heads)
     first = problem.evaluate(start, number)
     nowhere = np.zeros(num_heads, dtype=bool)
@@ -245,7 +245,7 @@ def _record(
 ) -> None:
     """Write the finished heads into the result."""
     number = heads.number[finished]
-    minimum.point[..., number] = heads.point[..., finished]
+    minimum.point[number] = heads.point[finished]
     minimum.value[number] = heads.value[finished]
     minimum.gradient_norm[number] = gradient_norm[finished]
 
@@ -258,7 +258,7 @@ def _descent_direction(gradient: np.ndarray, history: _History) -> tuple[np.ndar
     direction = _two_loop(gradient, history)
     slope = _dot(gradient, direction)
     uphill = ~(slope < 0)
-    direction[..., uphill] = -gradient[..., uphill]
+    direction[uphill] = -gradient[uphill]
     steepest = -_dot(gradient, gradient)
     slope[uphill] = steepest[uphill]
     return direction, slope
@@ -271,14 +271,14 @@ def _two_loop(gradient: np.ndarray, history: _History) -> np.ndarray:
     alphas = []
     for pair in reversed(pairs):
         alpha = pair.rho * _dot(pair.step, direction)
-        direction -= alpha * pair.change
+        direction -= _each(alpha) * pair.change
         alphas.append(alpha)
     if pairs:
         newest = pairs[-1]
-        direction *= newest.scale
+        direction *= _each(newest.scale)
     for pair, alpha in zip(pairs, reversed(alphas)):
         beta = pair.rho * _dot(pair.change, direction)
-        direction += (alpha - beta) * pair.step
+        direction += _each(alpha - beta) * pair.step
     return direction
 
 
@@ -286,7 +286,7 @@ def _first_length(direction: np.ndarray, history: _History) -> np.ndarray:
     """Step length tried first, (j,): 1, and as long as nothing is known at most a unit step."""
     dtype = direction.dtype
     if history.pairs:
-        return np.ones(direction.shape[-1], dtype)
+        return np.ones(len(direction), dtype)
     norm = np.sqrt(_dot(direction, direction))
     unit = 1 / np.maximum(norm, _LEAST_NORM)
     return np.minimum(1, unit).astype(dtype)
@@ -310,16 +310,16 @@ def _line_search(
     noise = 10 * resolution * np.abs(heads.value)
     pending = np.flatnonzero(~finished)
     for _ in range(_MAX_HALVINGS):
-        step = length[pending] * direction[..., pending]
-        point = heads.point[..., pending] + step
+        step = _each(length[pending]) * direction[pending]
+        point = heads.point[pending] + step
         value, gradient = problem.evaluate(point, heads.number[pending])
         decrease = _SUFFICIENT_DECREASE * length[pending] * slope[pending]
         highest = heads.value[pending] + decrease + noise[pending]
         fell = value <= highest
         accepted = pending[fell]
-        moved.point[..., accepted] = point[..., fell]
+        moved.point[accepted] = point[fell]
         moved.value[accepted] = value[fell]
-        moved.gradient[..., accepted] = gradient[..., fell]
+        moved.gradient[accepted] = gradient[fell]
         pending = pending[~fell]
         if not len(pending):
             break
@@ -328,6 +328,11 @@ def _line_search(
     return moved
 
 
+def _each(values: np.ndarray) -> np.ndarray:
+    """One value per head (j,), to be multiplied with what is (j, K, num_parameters)."""
+    return values[:, None, None]
+
+
 def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Inner product per head: (num_rows, K, j) twice -> (j,)."""
-    return np.einsum("akj,akj->j", left, right)
+    """Inner product per head: (j, K, num_parameters) twice -> (j,)."""
+    return np.vecdot(left, right).sum(axis=1)

@@ -90,8 +90,7 @@ def _of_margin(margin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # The exponent is never positive: nothing overflows.
     small = np.exp(-np.abs(margin))
     log_prob = np.minimum(margin, 0) - np.log1p(small)
-    wrong = np.where(margin >= 0, small, 1)
-    wrong = wrong / (1 + small)
+    wrong = np.exp(np.minimum(-margin, 0)) / (1 + small)
     return log_prob, 1 - wrong, wrong
 
 

@@ -178,19 +178,58 @@ def solve(
     problem = Problem(rotated, labels, row_weights, objectives, l2)
     start = problem.start()
     minimum = lbfgs.minimise(problem, start, tolerance)
+    parameters = minimum.point * problem.scale
     return Solution(
-        parameters=minimum.point * problem.scale,
+        parameters=parameters.transpose(2, 1, 0),
         gradient_norm=minimum.gradient_norm,
         objective=minimum.value,
     )
 
 
+def roughly(
+    standardised: Features,
+    labels: np.ndarray,
+    row_weights: np.ndarray,
+    objective: Objective,
+    l2: float,
+    tolerance: float,
+) -> np.ndarray:
+    """One head near its optimum, without a rotation: cheap, and good enough to start from.
+
+    Args:
+        standardised: float32 or float64 (num_rows, num_features).
+        labels: int (num_rows,).
+        row_weights: float (num_rows,), as a column of those of `solve`.
+        objective: As of `solve`.
+        l2: Penalty.
+        tolerance: As of `solve`.
+
+    Returns:
+        Parameters float32 (num_features + 1, K), the last row is the intercept.
+    """
+    # They are read several times, so of many rows as many as one block are enough.
+    step = len(blocks(len(standardised)))
+    some = standardised[::step].astype(np.float32, copy=False)
+    intercept = np.ones((len(some), 1), np.float32)
+    _, num_features = some.shape
+    plain = Rotated(
+        matrix=np.hstack([some, intercept]),
+        basis=np.empty((0, 0)),
+        spectrum=np.ones(num_features, np.float32),
+    )
+    weights = row_weights[::step, None]
+    solution = solve(plain, labels[::step], weights, [objective], np.array([l2]), tolerance)
+    return solution.parameters[..., 0]
+
+
 class Problem:
     """Objective and gradient of J heads in preconditioned coordinates.
 
+    A head is a row of every array, so that heads are taken out in one piece.
+
     Attributes:
         columns: K, columns of coefficients: 1 for two classes, else C.
-        scale: (rank + 1, K, J); plain parameters are preconditioned ones times this. It changes
+        scale: (J, K, rank + 1); plain parameters are preconditioned ones times this. It changes
             where curvature is measured, see `stretch`.
     """
 
@@ -209,151 +248,151 @@ class Problem:
         self.columns = 1 if num_classes == 2 else num_classes
         self.labels = labels
         sign = np.where(labels == 1, 1, -1)
-        self.sign = sign.astype(dtype)[:, None]
+        self.sign = sign.astype(dtype)
         self.weights = _shares(weights, dtype)
         self.l2 = l2.astype(dtype)
-        focusing = [objective.focusing for objective in objectives]
+        focusing = [[objective.focusing] for objective in objectives]
         self.focusing = np.array(focusing, dtype)
         offsets = [objective.offsets for objective in objectives]
-        self.offsets = np.array(offsets, dtype).T
+        self.offsets = np.array(offsets, dtype)
         # 1 for a coefficient, 0 for the intercept.
         _, num_parameters = rotated.matrix.shape
-        penalised = np.ones(num_parameters, dtype)
-        penalised[-1] = 0
-        self.penalised = penalised[:, None, None]
+        self.penalised = np.ones(num_parameters, dtype)
+        self.penalised[-1] = 0
         curvature = _FIRST_CURVATURE * np.append(rotated.spectrum, 1.0)
-        scale = self._scale(curvature[:, None, None], self.l2)
+        scale = self._scale(curvature, self.l2)
         self.scale = np.repeat(scale, self.columns, axis=1)
 
     def start(self) -> np.ndarray:
-        """All parameters 0, (rank + 1, K, J)."""
+        """All parameters 0, (J, K, rank + 1)."""
         return np.zeros_like(self.scale)
 
     def evaluate(self, scaled: np.ndarray, heads: np.ndarray) -> Evaluated:
         """Value and gradient of some heads.
 
         Args:
-            scaled: (rank + 1, K, j), preconditioned parameters.
+            scaled: (j, K, rank + 1), preconditioned parameters.
             heads: int (j,), which of the J heads they are of.
 
         Returns:
-            Values float64 (j,), and gradients (rank + 1, K, j) in preconditioned coordinates.
+            Values float64 (j,), and gradients (j, K, rank + 1) in preconditioned coordinates.
         """
-        scale = self.scale[..., heads]
+        scale = self.scale[heads]
         l2 = self.l2[heads]
         parameters = scaled * scale
         mean_loss = self._mean_loss(parameters, heads)
         coefficients = self.penalised * parameters
-        squares = np.einsum("akj,akj->j", coefficients, coefficients)
+        squares = np.vecdot(coefficients, coefficients).sum(axis=1)
         value = mean_loss.value + 0.5 * l2 * squares
-        gradient = mean_loss.gradient + l2 * coefficients
-        return Evaluated(value, gradient * scale)
+        gradient = mean_loss.gradient
+        gradient += l2[:, None, None] * coefficients
+        gradient *= scale
+        return Evaluated(value, gradient)
 
     def stretch(self, scaled: np.ndarray, heads: np.ndarray) -> np.ndarray:
         """Measure the curvature of heads where they stand, and scale their parameters to it.
 
         Args:
-            scaled: (rank + 1, K, j), preconditioned parameters, as they are until now.
+            scaled: (j, K, rank + 1), preconditioned parameters, as they are until now.
             heads: int (j,), which of the J heads they are of.
 
         Returns:
-            Old scale over new scale, (rank + 1, K, j).
+            Old scale over new scale, (j, K, rank + 1).
         """
-        before = self.scale[..., heads]
+        before = self.scale[heads]
         curvature = self._curvature(scaled * before, heads)
-        self.scale[..., heads] = self._scale(curvature, self.l2[heads])
-        return before / self.scale[..., heads]
+        self.scale[heads] = self._scale(curvature, self.l2[heads])
+        return before / self.scale[heads]
 
     def _scale(self, curvature: np.ndarray, l2: np.ndarray) -> np.ndarray:
-        """One over the square root of the curvature of loss and penalty, (rank + 1, K, j)."""
-        whole = curvature + self.penalised * l2
+        """One over the square root of the curvature of loss and penalty, (j, K, rank + 1)."""
+        whole = curvature + self.penalised * l2[:, None, None]
         scale = 1 / np.sqrt(np.maximum(whole, _LEAST_CURVATURE))
         return scale.astype(self.dtype)
 
     def _curvature(self, parameters: np.ndarray, heads: np.ndarray) -> np.ndarray:
-        """Diagonal of the Hessian of the mean loss, (rank + 1, K, j)."""
-        flat = parameters.reshape(len(parameters), -1)
+        """Diagonal of the Hessian of the mean loss, (j, K, rank + 1)."""
+        flat = parameters.reshape(-1, parameters.shape[-1])
         curvature = np.zeros_like(flat)
         of_block = self._two_class_curvature if self.columns == 1 else self._multi_class_curvature
         for rows in blocks(len(self.matrix)):
             part = self.matrix[rows]
-            num_rows = len(part)
-            scores = part @ flat
-            scores = scores.reshape(num_rows, self.columns, len(heads))
-            score_curvature = of_block(scores, rows, heads).reshape(num_rows, -1)
-            curvature += np.square(part).T @ score_curvature
+            score_curvature = of_block(self._scores(flat, part), rows, heads)
+            curvature += score_curvature.reshape(len(flat), -1) @ np.square(part)
         curvature = curvature.reshape(parameters.shape)
         # One scale for all intercepts of a head: a number added to each changes no probability, and
         # only with one scale do they keep the mean that they start from.
-        curvature[-1] = curvature[-1].mean(axis=0)
+        curvature[..., -1] = curvature[..., -1].mean(axis=1, keepdims=True)
         return curvature
 
     def _mean_loss(self, parameters: np.ndarray, heads: np.ndarray) -> Evaluated:
-        """Weighted mean loss and its gradient in plain parameters (rank + 1, K, j)."""
-        num_heads = len(heads)
-        flat = parameters.reshape(len(parameters), -1)
-        value = np.zeros(num_heads)
+        """Weighted mean loss and its gradient in plain parameters (j, K, rank + 1)."""
+        flat = parameters.reshape(-1, parameters.shape[-1])
+        value = np.zeros(len(heads))
         gradient = np.zeros_like(flat)
         block_loss = self._two_class_loss if self.columns == 1 else self._multi_class_loss
         for rows in blocks(len(self.matrix)):
             part = self.matrix[rows]
-            num_rows = len(part)
-            scores = part @ flat
-            scores = scores.reshape(num_rows, self.columns, num_heads)
-            loss = block_loss(scores, rows, heads)
+            loss = block_loss(self._scores(flat, part), rows, heads)
             value += loss.value
-            score_gradient = loss.gradient.reshape(num_rows, -1)
-            gradient += (score_gradient.T @ part).T
+            gradient += loss.gradient.reshape(len(flat), -1) @ part
         return Evaluated(value, gradient.reshape(parameters.shape))
 
+    def _scores(self, flat: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Scores of a block of rows, (j, K, num_rows), from parameters (j * K, rank + 1)."""
+        scores = flat @ part.T
+        return scores.reshape(-1, self.columns, len(part))
+
     def _two_class_loss(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> Evaluated:
-        """Weighted loss of a block of rows, and its gradient in their scores (num_rows, 1, j)."""
-        weights = self.weights[rows][:, heads]
-        sign = self.sign[rows]
+        """Weighted loss of a block of rows, and its gradient in their scores (j, 1, num_rows)."""
+        weights = self.weights[heads, rows]
         row_losses = margin_losses(self._margins(scores, rows, heads), self.focusing[heads])
-        gradient = weights * sign * row_losses.slope
-        return Evaluated(_weighted_sums(weights, row_losses.loss), gradient[:, None, :])
+        gradient = weights * row_losses.slope
+        gradient *= self.sign[rows]
+        return Evaluated(_weighted_sums(weights, row_losses.loss), gradient[:, None])
 
     def _two_class_curvature(
         self, scores: np.ndarray, rows: slice, heads: np.ndarray
     ) -> np.ndarray:
-        """Weighted curvature of a block of rows in their scores, (num_rows, 1, j)."""
+        """Weighted curvature of a block of rows in their scores, (j, 1, num_rows)."""
         margins = self._margins(scores, rows, heads)
         curvature = margin_curvature(margins, self.focusing[heads])
-        return (self.weights[rows][:, heads] * curvature)[:, None, :]
+        return (self.weights[heads, rows] * curvature)[:, None]
 
     def _margins(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> np.ndarray:
-        """Logit of the true class against the other, (num_rows, j)."""
-        offset = self.offsets[1] - self.offsets[0]
-        shifted = scores[:, 0] + offset[heads]
-        return self.sign[rows] * shifted
+        """Logit of the true class against the other, (j, num_rows)."""
+        offsets = self.offsets[heads]
+        offset = offsets[:, 1] - offsets[:, 0]
+        margins = scores[:, 0] + offset[:, None]
+        margins *= self.sign[rows]
+        return margins
 
     def _multi_class_loss(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> Evaluated:
-        """Weighted loss of a block of rows, and its gradient in their scores (num_rows, C, j)."""
-        weights = self.weights[rows][:, heads]
+        """Weighted loss of a block of rows, and its gradient in their scores (j, C, num_rows)."""
+        weights = self.weights[heads, rows]
         probs, loss, slope = self._class_losses(scores, rows, heads)
         log_prob_gradient = -probs
         log_prob_gradient[_places(self.labels[rows])] += 1
         weighted_slope = weights * slope
-        gradient = weighted_slope[:, None, :] * log_prob_gradient
+        gradient = weighted_slope[:, None] * log_prob_gradient
         return Evaluated(_weighted_sums(weights, loss), gradient)
 
     def _multi_class_curvature(
         self, scores: np.ndarray, rows: slice, heads: np.ndarray
     ) -> np.ndarray:
-        """Weighted curvature of a block of rows in their scores, (num_rows, C, j).
+        """Weighted curvature of a block of rows in their scores, (j, C, num_rows).
 
         Of focal loss it is the part that is never negative, which is all that a scale needs.
         """
         probs, _, slope = self._class_losses(scores, rows, heads)
-        weighted_slope = self.weights[rows][:, heads] * slope
-        return -weighted_slope[:, None, :] * probs * (1 - probs)
+        weighted_slope = self.weights[heads, rows] * slope
+        return -weighted_slope[:, None] * probs * (1 - probs)
 
     def _class_losses(
         self, scores: np.ndarray, rows: slice, heads: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Probabilities (num_rows, C, j), and the loss of the true class with its slope, (num_rows, j)."""
-        log_probs = _log_softmax(scores + self.offsets[:, heads])
+        """Probabilities (j, C, num_rows), and the loss of the true class with its slope, (j, num_rows)."""
+        log_probs = _log_softmax(scores + self.offsets[heads][..., None])
         probs = np.exp(log_probs)
         true_class = _places(self.labels[rows])
         prob = probs[true_class]
@@ -361,13 +400,13 @@ class Problem:
         return probs, loss, slope
 
 
-def _places(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the true class of each row stands in a table (num_rows, C, ...)."""
-    return np.arange(len(labels)), labels
+def _places(labels: np.ndarray) -> tuple[slice, np.ndarray, np.ndarray]:
+    """Where the true class of each row stands in a table (j, C, num_rows)."""
+    return slice(None), labels, np.arange(len(labels))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities over axis 1, (num_rows, C, j)."""
+    """Logarithms of probabilities over axis 1, (j, C, num_rows)."""
     highest = logits.max(axis=1, keepdims=True)
     shifted = logits - highest
     exponentials = np.exp(shifted)
@@ -376,15 +415,16 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _shares(weights: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Row weights (num_rows, J) of which each column sums to 1, so that the loss is a mean."""
-    shares = np.empty(weights.shape, dtype)
+    """Of row weights (num_rows, J) each head's, scaled to sum 1 so that the loss is a mean: (J, num_rows)."""
+    num_rows, num_heads = weights.shape
+    shares = np.empty((num_heads, num_rows), dtype)
     totals = weights.sum(axis=0)
-    for rows in blocks(len(weights)):
-        shares[rows] = weights[rows] / totals
+    for rows in blocks(num_rows):
+        shares[:, rows] = (weights[rows] / totals).T
     return shares
 
 
 def _weighted_sums(weights: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Sum of weight times loss per head, float64 (j,)."""
     # In float64: the noise of a float32 sum made line searches fail close to the solution.
-    return np.einsum("nj,nj->j", weights, loss, dtype=np.float64)
+    return np.einsum("jn,jn->j", weights, loss, dtype=np.float64)
