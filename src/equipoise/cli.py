@@ -131,7 +131,11 @@ def _some_studies(verb: argparse.ArgumentParser) -> None:
 
 
 def _backbone(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--backbone", required=True, help="densenet201, vgg16 or mobilenetv2")
+    verb.add_argument(
+        "--backbone",
+        required=True,
+        help="densenet201, vgg16, mobilenetv2 or a name of embed.features",
+    )
 
 
 def _dry_run(verb: argparse.ArgumentParser) -> None:
@@ -322,17 +326,21 @@ def _split(options: Options) -> None:
 def _embed(options: Options) -> None:
     from equipoise import pipeline
     from equipoise.core import parallel
-    from equipoise.embed import backbones, stage
+    from equipoise.embed import imported, stage
 
-    backbones.load_row(options.backbone)
     study = _study(options)
+    settings = study.settings.embed
+    imported.require_known(settings, options.backbone)
     if options.dry_run:
         _say_costs([study], options.backbone, [])
         return
     pipeline.require_current(study)
     timer = parallel.Timer()
-    weights = study.settings.embed.weights_for(options.backbone)
-    _say(f"building {options.backbone}, weights: {weights}")
+    if imported.is_imported(settings, options.backbone):
+        _say(f"reading the vectors of {options.backbone}")
+    else:
+        weights = settings.weights_for(options.backbone)
+        _say(f"building {options.backbone}, weights: {weights}")
     done = stage.run(study, options.backbone)
     _say(f"{stage.result_text(done)} ({timer})")
 
@@ -343,15 +351,15 @@ def _embed(options: Options) -> None:
 def _scenario(options: Options) -> None:
     from equipoise import pipeline
     from equipoise.core import parallel
-    from equipoise.embed import backbones
+    from equipoise.embed import imported
     from equipoise.scenario import stage
     from equipoise.scenario.summary import summary_text
     from equipoise.strategies import base as strategies
 
-    backbones.load_row(options.backbone)
     strategies.load_strategy(options.scenario)
     overrides = _overrides(options)
     study = config.load_study(options.study, overrides=overrides, root=options.root)
+    imported.require_known(study.settings.embed, options.backbone)
     folder = study.result_path(options.backbone, options.scenario)
     if overrides:
         folder = pipeline.adhoc_folder(study, options.backbone, options.scenario, overrides)

@@ -232,7 +232,8 @@ class SplitSummary(Document):
 class FeatureSummary(Document):
     """`meta.json` of a feature folder: the backbone, its weights, and how many passes were made.
 
-    Features that were imported have no passes.
+    Features that were imported have no passes, and 0 for the size of the images. `views` says how many views were
+    given with them; absent, there are as many as `embed.views` says.
     """
 
     backbone: str
@@ -246,6 +247,7 @@ class FeatureSummary(Document):
     passes: int | None = None
     passes_of: dict[str, int] = Field(default_factory=dict)
     num_features: int | None = None
+    views: int | None = None
     digest: str
 
 

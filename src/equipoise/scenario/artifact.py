@@ -20,7 +20,7 @@ from equipoise.core.documents import ServedModel
 from equipoise.core.errors import DataError
 from equipoise.core.files import write_arrays, write_table
 from equipoise.core.records import CALIBRATED, probability_table
-from equipoise.embed import backbones
+from equipoise.embed import backbones, imported
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.scenario.head import Head
 from equipoise.scenario.network import with_head
@@ -92,6 +92,10 @@ def assemble(study: Study, backbone: str, result: Path) -> Any:
     """
     folder = result / "model"
     description = ServedModel.read(folder / _DESCRIPTION)
+    if description.weights == imported.WEIGHTS:
+        raise DataError(
+            f"The vectors of {backbone} were imported, so no network leads from a picture to them."
+        )
     network = backbones.build(
         backbone,
         study.settings.embed.weights_for(backbone),
