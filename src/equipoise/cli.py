@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from equipoise import __version__
 from equipoise.core import config
 from equipoise.core.environment import masked
-from equipoise.core.errors import AuditFinding, DataError, EquipoiseError
+from equipoise.core.errors import AuditFinding, ConfigError, DataError, EquipoiseError
 
 if TYPE_CHECKING:
     from equipoise.core.documents import Comparison
@@ -227,7 +227,10 @@ def _audit_options(verb: argparse.ArgumentParser) -> None:
 def _predict_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", required=True, help="for example models:/equipoise-demo@champion")
     verb.add_argument(
-        "images", nargs="+", help="files, folders, patterns, or a CSV with the column path"
+        "images", nargs="*", help="files, folders, patterns, or a CSV with the column path"
+    )
+    verb.add_argument(
+        "--features", metavar="FILE", help="vectors instead of images, as embed.features names them"
     )
     verb.add_argument(
         "--out", default="predictions.csv", help=".csv or .parquet (default: predictions.csv)"
@@ -530,10 +533,16 @@ def _audit(options: Options) -> None:
 
 
 def _predict(options: Options) -> None:
-    from equipoise.service import predict
+    from equipoise.service import predict, predict_vectors
 
     out = Path(options.out)
-    done = predict.predict_images(options.model, options.images, out, options.root, _say)
+    if bool(options.images) == bool(options.features):
+        raise ConfigError("Name images, or vectors with --features: one of the two is expected.")
+    if options.features:
+        given = Path(options.features)
+        done = predict_vectors.predict_features(options.model, given, out, options.root, _say)
+    else:
+        done = predict.predict_images(options.model, options.images, out, options.root, _say)
     flagged = f", {done.flagged} of them marked in `flags`" if done.flagged else ""
     _say(
         f"{done.predicted} images predicted{flagged}, {done.unreadable} unreadable; "

@@ -335,9 +335,9 @@ def reproduce(root: Path) -> None:
 
 def _require_watched_vectors(study: Study) -> None:
     """Refuse imported vectors that lie where DVC does not look."""
-    for backbone in study.settings.embed.features:
+    for backbone in set(study.backbones) & set(study.settings.embed.features):
         advice = imported.advice_to_move(study, backbone)
-        if advice and backbone in study.backbones:
+        if advice:
             raise ConfigError(f"Study '{study.name}', vectors of {backbone}: {advice}.")
 
 

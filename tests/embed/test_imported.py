@@ -216,7 +216,7 @@ def test_images_that_the_study_lacks_are_said_and_left_out(study, plain):
         np.concatenate([matrix, matrix[:1]]),
     )
     done = features.run(naming(study, "features/more.npz"), NAME)
-    assert "1 vector is of no image of the study (elsewhere.png)" in features.result_text(done)
+    assert "1 name is of no image of the study (elsewhere.png)" in features.result_text(done)
 
 
 def test_two_names_of_one_image_and_names_of_two(study, plain):
@@ -349,7 +349,22 @@ def test_a_name_of_no_network_and_a_changed_file(study, plain):
         )
 
 
-def test_vectors_where_dvc_does_not_look(study):
-    assert imported.advice_to_move(naming(study, "features/a.h5"), NAME) == ""
-    assert imported.advice_to_move(naming(study, "data/raw/made/a.h5"), NAME) == ""
-    assert "put the vectors into features/" in imported.advice_to_move(naming(study, "a.h5"), NAME)
+def test_vectors_where_dvc_does_not_look(study, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_bags(study, elsewhere / "bags")
+    file = next((elsewhere / "bags").iterdir())
+    (study.root / "features/bag.h5").symlink_to(file)
+    (study.root / "features/linked").symlink_to(elsewhere)
+    (study.root / "a.h5").symlink_to(file)
+
+    def advice(place: str) -> str:
+        return imported.advice_to_move(naming(study, place), NAME)
+
+    assert advice("features/bag.h5") == ""
+    assert "put the vectors, or links to the files, into features/" in advice("a.h5")
+    assert "put the vectors" in advice("features/../a.h5")
+    assert "does not follow the link" in advice("features/linked/bags")
+    assert "`cp -rs FOLDER features/linked`" in advice("features/linked")
+    # They are read all the same: what DVC would miss is not half of the vectors.
+    linked = naming(study, "features/linked/bags", pool="max")
+    assert features.run(linked, NAME).summary.num_features == 6

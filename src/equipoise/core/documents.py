@@ -366,13 +366,17 @@ class ScenarioSummary(Document):
 
 
 class ServedModel(Document):
-    """`model.json` beside the head: everything that a prediction needs besides weights."""
+    """`model.json` beside the head: everything that a prediction needs besides weights.
+
+    `num_features` is absent in files of before it was kept.
+    """
 
     backbone: str
     weights: str
     weights_digest: str
     image_size_px: int
     pipeline: str
+    num_features: int | None = None
     classes: list[str]
     positive_class: str
     calibrator: Calibration

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from equipoise.core import images
 from equipoise.core.errors import DataError
 from equipoise.core.text import first_line
 from equipoise.ingest import tables
@@ -73,7 +74,7 @@ def files_of(path: Path) -> list[Path]:
         DataError: When there is none, or none of a format that can be read.
     """
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in _OPENERS]
+        found = [path / name for name in sorted(images.files_below(path)) if _holds_vectors(name)]
     elif path.is_file():
         _opener(path)
         found = [path]
@@ -83,6 +84,12 @@ def files_of(path: Path) -> list[Path]:
         raise DataError(f"{path} holds no file of vectors. Expected are {_expected()}.")
     lists = [_list_beside(file) for file in found]
     return found + [beside for beside in lists if beside is not None]
+
+
+def _holds_vectors(name: str) -> bool:
+    """Whether a file of a folder is read, by its relative path."""
+    is_hidden = any(map(images.hidden, name.split("/")))
+    return not is_hidden and Path(name).suffix.lower() in SUFFIXES
 
 
 def read(path: Path) -> Iterator[Given]:

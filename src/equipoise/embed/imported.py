@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ WEIGHTS = "imported"
 FOLDER = "features"
 #: Endings of whole slides: a vector of `a.svs` is that of the picture `a.png`.
 _SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".czi", ".dcm"})
+#: Follows the word for imported vectors where rows were pooled, and is followed by how.
+_POOLED = "/pooled-"
 #: Which number stands for several rows of one image.
 _POOLS: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "max": np.max}
 
@@ -76,6 +79,11 @@ def require_known(settings: Embed, backbone: str) -> None:
         backbones.load_row(backbone)
 
 
+def pool_of(pipeline: str) -> str:
+    """How rows were pooled, of what meta.json says of the way of vectors; empty where they were not."""
+    return pipeline.removeprefix(WEIGHTS).removeprefix(_POOLED)
+
+
 def place(study: Study, backbone: str) -> Path:
     """Where the vectors of a name lie: a file or a folder."""
     return study.root / Path(study.settings.embed.features[backbone]).expanduser()
@@ -83,14 +91,30 @@ def place(study: Study, backbone: str) -> Path:
 
 def advice_to_move(study: Study, backbone: str) -> str:
     """What to do so that DVC notices when the vectors change; empty where it does."""
-    path = place(study, backbone).absolute()
-    watched = [study.root / FOLDER, study.root / "data/raw" / study.name]
-    if any(path.is_relative_to(folder.absolute()) for folder in watched):
-        return ""
+    path = Path(os.path.abspath(place(study, backbone)))
+    folders = [study.root / FOLDER, study.root / "data/raw" / study.name]
+    for folder in folders:
+        watched = Path(os.path.abspath(folder))
+        if path.is_relative_to(watched):
+            return _advice_about_links(watched, path)
     return (
-        f"`dvc repro` would not notice when {path} changes: put the vectors into {FOLDER}/, or a link "
-        f"to them, and name that in embed.features"
+        f"`dvc repro` would not notice when {path} changes: put the vectors, or links to the files, "
+        f"into {FOLDER}/, and name that in embed.features"
     )
+
+
+def _advice_about_links(watched: Path, path: Path) -> str:
+    """DVC follows links to files, and none to folders inside the folder that it watches."""
+    for parent in {file.parent for file in formats.files_of(path)}:
+        inside = parent
+        while inside != watched:
+            if inside.is_symlink():
+                return (
+                    f"`dvc repro` does not follow the link {inside} to a folder: put links to its files "
+                    f"there instead (`cp -rs FOLDER {inside.relative_to(watched.parent)}`), or the files"
+                )
+            inside = inside.parent
+    return ""
 
 
 def run(study: Study, backbone: str) -> Imported:
@@ -111,8 +135,9 @@ def run(study: Study, backbone: str) -> Imported:
     named = {key: image if key[1] == 0 else f"{image} (view {key[1]})" for key, image in given}
     problems += _unusable({named[key]: vectors.of[key] for key in named})
     if problems:
+        told = "; ".join([*problems, *vectors.remarks])
         raise DataError(
-            f"The vectors of {backbone} in {path} cannot be used: {'; '.join(problems)}. Correct them, "
+            f"The vectors of {backbone} in {path} cannot be used: {told}. Correct them, "
             f"or leave these images out (ingest.skip)."
         )
     matrix = np.stack([vectors.of[key] for key in keys]).astype(np.float32)
@@ -169,9 +194,9 @@ def _read(study: Study, manifest: Manifest, path: Path) -> _Vectors:
             empty.append(given.name)
         elif key in pooled or (len(given.rows) > 1 and pool is None):
             doubled.append(given.name)
-            pooled.setdefault(key, _one_vector(given.rows, pool))
+            pooled.setdefault(key, one_vector(given.rows, pool))
         else:
-            pooled[key] = _one_vector(given.rows, pool)
+            pooled[key] = one_vector(given.rows, pool)
     found = _Names.of(study, manifest, dict.fromkeys(name for name, _ in pooled))
     problems = found.problems()
     problems += _told(empty, "image has no row", "images have no row")
@@ -184,12 +209,18 @@ def _read(study: Study, manifest: Manifest, path: Path) -> _Vectors:
         for (name, view), vector in pooled.items()
         if name in found.sha256_of
     }
-    remarks = _told(found.match.absent, "vector is", "vectors are", " of no image of the study")
+    remarks = _told(found.match.absent, "name is", "names are", " of no image of the study")
     views = max((view for _, view in of), default=0)
     return _Vectors(of, min(views, study.settings.embed.views), problems, remarks)
 
 
-def _one_vector(rows: np.ndarray, pool: str | None) -> np.ndarray:
+def one_vector(rows: np.ndarray, pool: str | None) -> np.ndarray:
+    """The vector that stands for the rows of an image, float32 (num_features,).
+
+    Args:
+        rows: (num_rows, num_features), at least one.
+        pool: mean, max, or None for the first row.
+    """
     if len(rows) == 1 or pool is None:
         return np.asarray(rows[0], dtype=np.float32)
     return _POOLS[pool](rows.astype(np.float64), axis=0).astype(np.float32)
@@ -328,7 +359,7 @@ def _write(
         backbone=backbone,
         weights_digest=content_digest(study, backbone),
         image_size_px=0,
-        pipeline=WEIGHTS if pool is None else f"{WEIGHTS}/pooled-{pool}",
+        pipeline=WEIGHTS if pool is None else f"{WEIGHTS}{_POOLED}{pool}",
         study=study.name,
         weights=WEIGHTS,
         manifest=manifest.digest,

@@ -681,6 +681,7 @@ def _description(inputs: Inputs, served: ServedParts, evidence: str) -> ServedMo
         weights_digest=features["weights_digest"],
         image_size_px=features["image_size_px"],
         pipeline=features["pipeline"],
+        num_features=inputs.store.matrix.shape[1],
         classes=list(inputs.manifest.classes),
         positive_class=inputs.manifest.positive_class,
         calibrator=_calibration(served.calibrator),
