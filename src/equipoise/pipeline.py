@@ -122,8 +122,13 @@ class Freshness:
         return summary.settings == self.study.settings.sections("embed", "augment")
 
     def _reads_the_same_vectors(self, backbone: str, summary: FeatureSummary) -> bool:
-        """Whether imported vectors are still those that were read; the pass of a backbone reads none."""
+        """Whether imported vectors are still those that were read.
+
+        The pass of a backbone reads none, and features may have come to this machine without them.
+        """
         if not imported.is_imported(self.study.settings.embed, backbone):
+            return True
+        if not imported.place(self.study, backbone).exists():
             return True
         return summary.weights_digest == imported.content_digest(self.study, backbone)
 
@@ -496,11 +501,13 @@ def _embed_step(
 
 def _import_step(study: Study, backbone: str, num_images: int, freshness: Freshness) -> Step:
     """Vectors that are read: no pass is made."""
-    size = sum(file.stat().st_size for file in formats.files_of(imported.place(study, backbone)))
+    cached = freshness.embed(backbone)
+    files = [] if cached else formats.files_of(imported.place(study, backbone))
+    size = sum(file.stat().st_size for file in files)
     bytes_of_rows = 4 * _num_features(study, backbone) * num_images
     return Step(
         what=f"embed {backbone}",
-        cached=freshness.embed(backbone),
+        cached=cached,
         detail=f"vectors of {num_images:,} images from files of {_gigabytes(size)}",
         seconds=size / IMPORT_BYTES_PER_SECOND,
         disk_bytes=2 * bytes_of_rows,

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import sys
+import types
 
 import h5py
 import numpy as np
@@ -18,6 +20,7 @@ from equipoise.embed import formats, imported
 from equipoise.embed import stage as features
 from equipoise.embed.store import FeatureStore
 from equipoise.scenario import stage as scenarios
+from equipoise.service import export
 from fabricate import made
 
 NAME = made.BACKBONE
@@ -172,6 +175,21 @@ def test_one_file_with_an_array_for_each_image(study):
     assert len(digests) == 1
 
 
+def test_imported_views_are_no_pictures_that_could_be_exported(study):
+    listed = stored_rows(study)
+    matrix = np.array(FeatureStore.open(study.features_path(NAME)).matrix)
+    place = study.root / "features/given.npz"
+    write(place, listed["image_id"].tolist(), listed["view"].to_numpy(), matrix)
+    given = naming(study, "features/given.npz")
+    features.run(given, NAME)
+    scenarios.run(given, NAME, "augment")
+    with pytest.raises(
+        DataError, match="whose vectors were imported, so there is no picture of them"
+    ):
+        export.export_study(given, "folders", "augment", NAME)
+    assert export.export_study(given, "csv", "augment", NAME).files == 1
+
+
 # --- faults ---------------------------------------------------------------------------------------
 
 
@@ -239,7 +257,7 @@ def test_unlike_lengths(study, plain):
 def test_every_vector_the_same(study, plain):
     names, matrix = plain
     said = refused(study, names, np.repeat(matrix[:1], len(names), axis=0))
-    assert f"all {len(names)} vectors of 4 numbers are the same" in said
+    assert f"all {len(names)} vectors are the same" in said
 
 
 def test_views_of_some_images_only(study, plain):
@@ -273,6 +291,15 @@ def test_torch_files_without_torch_and_of_evil(study, tmp_path):
     except ModuleNotFoundError:
         pass
     with pytest.raises(DataError, match=expected):
+        features.run(naming(study, "features/bag.pt"), NAME)
+
+
+def test_a_torch_that_runs_what_a_file_holds_is_refused(study, monkeypatch):
+    old = types.ModuleType("torch")
+    old.__version__ = "2.5.1+cpu"
+    monkeypatch.setitem(sys.modules, "torch", old)
+    (study.root / "features/bag.pt").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"torch 2.5.1\+cpu can be made to run .* 2.6 or later"):
         features.run(naming(study, "features/bag.pt"), NAME)
 
 

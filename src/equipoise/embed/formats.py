@@ -48,6 +48,9 @@ _BESIDE = ("coords", "coordinates", "coords_patching", "annots")
 #: A column that holds one number of every vector: `0`, `f0`, `feature_12`.
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 
+#: Before this version a file could run code in spite of `weights_only` (CVE-2025-32434).
+_SAFE_TORCH = (2, 6)
+
 #: Name -> array, read when it is asked for.
 Arrays = Mapping[str, Any]
 
@@ -74,16 +77,17 @@ def files_of(path: Path) -> list[Path]:
         DataError: When there is none, or none of a format that can be read.
     """
     if path.is_dir():
-        found = [path / name for name in sorted(images.files_below(path)) if _holds_vectors(name)]
+        names = sorted(images.files_below(path))
+        files = [path / name for name in names if _holds_vectors(name)]
     elif path.is_file():
         _opener(path)
-        found = [path]
+        files = [path]
     else:
         raise DataError(f"There is no {path}. Put the vectors there, or correct embed.features.")
-    if not found:
+    if not files:
         raise DataError(f"{path} holds no file of vectors. Expected are {_expected()}.")
-    lists = [_list_beside(file) for file in found]
-    return found + [beside for beside in lists if beside is not None]
+    lists = [_list_beside(file) for file in files]
+    return files + [beside for beside in lists if beside is not None]
 
 
 def _holds_vectors(name: str) -> bool:
@@ -149,15 +153,15 @@ def _images(arrays: Arrays, own_name: str) -> Iterator[Given]:
 
 def _named_arrays(arrays: Arrays) -> Iterator[Given]:
     """An image for each array; of a group, the vectors in it."""
-    found = False
+    holds_vectors = False
     for name in arrays:
         image, _, last = name.rpartition("/")
         if last in _BESIDE:
             continue
-        found = True
+        holds_vectors = True
         is_group = bool(image) and last in _VECTORS
         yield Given(image if is_group else name, 0, _as_rows(arrays[name], name))
-    if not found:
+    if not holds_vectors:
         raise DataError(f"it holds no vectors; an array called {_VECTORS[0]} is expected")
 
 
@@ -313,6 +317,12 @@ def _open_hdf5(file: Path) -> Iterator[Arrays]:
 @contextmanager
 def _open_torch(file: Path) -> Iterator[Arrays]:
     torch = importlib.import_module("torch")
+    version = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    if version < _SAFE_TORCH:
+        raise DataError(
+            f"torch {torch.__version__} can be made to run what a file holds; "
+            f"{_SAFE_TORCH[0]}.{_SAFE_TORCH[1]} or later is expected"
+        )
     content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         content = {_VECTORS[0]: content}

@@ -12,8 +12,9 @@ import pandas as pd
 
 from equipoise.core import parallel
 from equipoise.core.errors import ConfigError
-from equipoise.embed import formats, imported
+from equipoise.embed import formats
 from equipoise.embed.formats import Given
+from equipoise.embed.given import one_vector
 from equipoise.service import predict, vectors
 from equipoise.service.predict import NamedModel, Tally
 
@@ -77,7 +78,7 @@ def _asked(given: Given, pool: str | None, num_features: int) -> _Asked:
     count = len(given.rows)
     if count == 0 or (count > 1 and pool is None):
         return _Asked(given.name, np.empty(0), f"has {count} vectors, and one is expected")
-    vector = imported.one_vector(given.rows, pool)
+    vector = one_vector(given.rows, pool)
     return _Asked(given.name, vector, vectors.problem(vector, num_features))
 
 
