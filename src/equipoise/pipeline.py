@@ -293,6 +293,7 @@ def check_names(study: Study) -> None:
             )
     for backbone in study.backbones:
         imported.require_known(study.settings.embed, backbone)
+        imported.refuse_finetuning(study.settings, backbone)
         if not imported.is_imported(study.settings.embed, backbone):
             study.settings.embed.weights_for(backbone)
 

@@ -146,6 +146,8 @@ def test_a_folder_of_bags_runs_to_a_verdict_per_slide(study):
     settings = given.settings.model_copy(update={"train": tuned})
     with pytest.raises(ConfigError, match="no network to fine-tune"):
         scenarios.run(given.model_copy(update={"settings": settings}), NAME, "baseline")
+    with pytest.raises(ConfigError, match="no network to fine-tune"):
+        pipeline.check_names(given.model_copy(update={"settings": settings}))
 
 
 def test_the_highest_of_half_precision_bags(study):

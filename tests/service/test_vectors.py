@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -162,5 +163,9 @@ def test_gates_ask_it_about_the_vectors_of_the_study(shop, monkeypatch):
     difference = evidence.differences(shop, model, carried)
     assert difference.largest <= evidence.TOLERANCE
     assert difference.measured_on == "16 images"
+    # Vectors that were read anew since are not those that the model was made from.
+    others = carried.origin.model_copy(update={"digests": {"features": "0"}})
+    changed = evidence.differences(shop, model, replace(carried, origin=others))
+    assert changed.measured_on.startswith("the input example")
     answers = evidence.rescore(shop, model, carried.images[["image_id", "sha256"]].head(40))
     assert len(answers) == 40

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from equipoise.core.config import Embed, Study
+from equipoise.core.config import Embed, Settings, Study
 from equipoise.core.documents import FeatureSummary
-from equipoise.core.errors import DataError
+from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path, digest_of, file_digest, read_json, write_json
 from equipoise.core.records import Manifest
 from equipoise.core.text import counted
@@ -54,6 +54,20 @@ def require_known(settings: Embed, backbone: str) -> None:
     """
     if not is_imported(settings, backbone):
         backbones.load_row(backbone)
+
+
+def refuse_finetuning(settings: Settings, backbone: str) -> None:
+    """Refuse to train a network end to end where there is none.
+
+    Raises:
+        ConfigError: It names the settings.
+    """
+    modes = (settings.train.mode, settings.tune.mode)
+    if is_imported(settings.embed, backbone) and "finetune" in modes:
+        raise ConfigError(
+            f"The vectors of {backbone} were imported (embed.features), so there is no network to "
+            f"fine-tune. Set train.mode and tune.mode to probe, or take {backbone} off run.backbones."
+        )
 
 
 def pool_of(pipeline: str) -> str:

@@ -145,12 +145,7 @@ def _refuse_unusable_settings(inputs: Inputs) -> None:
     num_classes = len(inputs.manifest.classes)
     metrics.load_metric(settings.tune.objective, num_classes)
     metrics.load_metric(settings.compare.primary, num_classes)
-    modes = (settings.train.mode, settings.tune.mode)
-    if imported.is_imported(settings.embed, inputs.backbone) and "finetune" in modes:
-        raise ConfigError(
-            f"The vectors of {inputs.backbone} were imported (embed.features), so there is no network to "
-            f"fine-tune. Set train.mode and tune.mode to probe, or take {inputs.backbone} off run.backbones."
-        )
+    imported.refuse_finetuning(settings, inputs.backbone)
     several_folds = inputs.splits.folds > 1
     if several_folds and settings.train.mode == "finetune":
         raise ConfigError(

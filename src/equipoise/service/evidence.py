@@ -238,7 +238,8 @@ def differences(study: Study, model: Any, evidence: Evidence) -> ServedDifferenc
     stored = evidence.images.dropna(subset=served_names)
     places = np.linspace(0, len(stored) - 1, min(_CHECKED_IMAGES, len(stored)))
     some = stored.iloc[places.astype(int)]
-    contents = _requests(study, model, some)
+    features = evidence.origin.digests.get("features")
+    contents = _requests(study, model, some, features)
     if contents:
         wanted = some.set_index("image_id").loc[list(contents), served_names].to_numpy()
         answers = _ask(model, contents)
@@ -282,11 +283,20 @@ def rescore(study: Study, model: Any, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(answers)
 
 
-def _requests(study: Study, model: Any, rows: pd.DataFrame) -> dict[str, Any]:
-    """What a model takes of images, by image id: bytes of the files, or vectors; of those that are here."""
+def _requests(
+    study: Study, model: Any, rows: pd.DataFrame, features: str | None = None
+) -> dict[str, Any]:
+    """What a model takes of images, by image id: bytes of files, or vectors; of those that are here.
+
+    Args:
+        study: Whose images they are.
+        model: A registered model.
+        rows: image_id and sha256.
+        features: Digest of the features that are meant, for a model of vectors; None takes any.
+    """
     backbone = vectors.made_by(model)
     if backbone is not None:
-        return vectors.stored(study, backbone, rows)
+        return vectors.stored(study, backbone, rows, features)
     return _unchanged(study, rows, _paths(study))
 
 

@@ -78,17 +78,22 @@ def problem(vector: Any, num_features: int) -> str:
     return ""
 
 
-def stored(study: Study, backbone: str, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+def stored(
+    study: Study, backbone: str, rows: pd.DataFrame, digest: str | None = None
+) -> dict[str, np.ndarray]:
     """Vectors by image id, of those rows that the study's features hold here.
 
     Args:
         study: Whose features are read.
         backbone: The name whose vectors are wanted.
         rows: image_id and sha256.
+        digest: Of the features that are meant; others hold none of them. None takes any.
     """
     try:
         store = FeatureStore.open(study.features_path(backbone))
     except DataError:
+        return {}
+    if digest not in (None, store.digest):
         return {}
     vectors = {}
     for image_id, sha256 in rows[["image_id", "sha256"]].itertuples(index=False):
