@@ -84,14 +84,18 @@ def _asked(given: Given, pool: str | None, num_features: int) -> _Asked:
 
 def _rows(model: Any, batch: Sequence[_Asked]) -> list[dict[str, Any]]:
     """Rows of the table; a vector that cannot be used has an error and no answer."""
-    rows: list[dict[str, Any]] = []
-    usable: dict[int, list[float]] = {}
-    for index, asked in enumerate(batch):
-        rows.append({"image": asked.image, "flags": "", "error": asked.error})
+    rows = []
+    answered = []
+    usable = []
+    for asked in batch:
+        row: dict[str, Any] = {"image": asked.image, "flags": "", "error": asked.error}
+        rows.append(row)
         if not asked.error:
-            usable[index] = asked.vector.tolist()
+            answered.append(row)
+            usable.append(asked.vector.tolist())
     if usable:
-        answers = model.predict(pd.DataFrame({vectors.COLUMN: list(usable.values())}))
-        for index, answer in zip(usable, answers.to_dict("records")):
-            rows[index].update(answer)
+        table = pd.DataFrame({vectors.COLUMN: usable})
+        answers = model.predict(table).to_dict("records")
+        for row, answer in zip(answered, answers):
+            row.update(answer)
     return rows
