@@ -20,6 +20,7 @@ _CHECKOUT = (
     "conda.yaml",
     "dvc.yaml",
     "data/raw/dvc.yaml",
+    "features/README.md",
     ".dvcignore",
     "params.yaml",
     ".gitignore",

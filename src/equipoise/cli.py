@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from equipoise import __version__
 from equipoise.core import config
 from equipoise.core.environment import masked
-from equipoise.core.errors import AuditFinding, DataError, EquipoiseError
+from equipoise.core.errors import AuditFinding, ConfigError, DataError, EquipoiseError
 
 if TYPE_CHECKING:
     from equipoise.core.documents import Comparison
@@ -143,7 +143,11 @@ def _some_studies(verb: argparse.ArgumentParser) -> None:
 
 
 def _backbone(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--backbone", required=True, help="densenet201, vgg16 or mobilenetv2")
+    verb.add_argument(
+        "--backbone",
+        required=True,
+        help="densenet201, vgg16, mobilenetv2 or a name of embed.features",
+    )
 
 
 def _dry_run(verb: argparse.ArgumentParser) -> None:
@@ -252,7 +256,10 @@ def _audit_options(verb: argparse.ArgumentParser) -> None:
 def _predict_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", required=True, help="for example models:/equipoise-demo@champion")
     verb.add_argument(
-        "images", nargs="+", help="files, folders, patterns, or a CSV with the column path"
+        "images", nargs="*", help="files, folders, patterns, or a CSV with the column path"
+    )
+    verb.add_argument(
+        "--features", metavar="FILE", help="vectors instead of images, as embed.features names them"
     )
     verb.add_argument(
         "--out", default="predictions.csv", help=".csv or .parquet (default: predictions.csv)"
@@ -351,17 +358,21 @@ def _split(options: Options) -> None:
 def _embed(options: Options) -> None:
     from equipoise import pipeline
     from equipoise.core import parallel
-    from equipoise.embed import backbones, stage
+    from equipoise.embed import imported, stage
 
-    backbones.load_row(options.backbone)
     study = _study(options)
+    settings = study.settings.embed
+    imported.require_known(settings, options.backbone)
     if options.dry_run:
         _say_costs([study], options.backbone, [])
         return
     pipeline.require_current(study)
     timer = parallel.Timer()
-    weights = study.settings.embed.weights_for(options.backbone)
-    _say(f"building {options.backbone}, weights: {weights}")
+    if imported.is_imported(settings, options.backbone):
+        _say(f"reading the vectors of {options.backbone}")
+    else:
+        weights = settings.weights_for(options.backbone)
+        _say(f"building {options.backbone}, weights: {weights}")
     done = stage.run(study, options.backbone)
     _say(f"{stage.result_text(done)} ({timer})")
 
@@ -372,15 +383,15 @@ def _embed(options: Options) -> None:
 def _scenario(options: Options) -> None:
     from equipoise import pipeline
     from equipoise.core import parallel
-    from equipoise.embed import backbones
+    from equipoise.embed import imported
     from equipoise.scenario import stage
     from equipoise.scenario.summary import summary_text
     from equipoise.strategies import base as strategies
 
-    backbones.load_row(options.backbone)
     strategies.load_strategy(options.scenario)
     overrides = _overrides(options)
     study = config.load_study(options.study, overrides=overrides, root=options.root)
+    imported.require_known(study.settings.embed, options.backbone)
     folder = study.result_path(options.backbone, options.scenario)
     if overrides:
         folder = pipeline.adhoc_folder(study, options.backbone, options.scenario, overrides)
@@ -584,10 +595,16 @@ def _audit(options: Options) -> None:
 
 
 def _predict(options: Options) -> None:
-    from equipoise.service import predict
+    from equipoise.service import predict, predict_vectors
 
     out = Path(options.out)
-    done = predict.predict_images(options.model, options.images, out, options.root, _say)
+    if bool(options.images) == bool(options.features):
+        raise ConfigError("Name images, or vectors with --features: one of the two is expected.")
+    if options.features:
+        given = Path(options.features)
+        done = predict_vectors.predict_features(options.model, given, out, options.root, _say)
+    else:
+        done = predict.predict_images(options.model, options.images, out, options.root, _say)
     flagged = f", {done.flagged} of them marked in `flags`" if done.flagged else ""
     _say(
         f"{done.predicted} images predicted{flagged}, {done.unreadable} unreadable; "

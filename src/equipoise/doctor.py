@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equipoise import pipeline
-from equipoise.core import config, environment, parallel
+from equipoise.core import config, environment, parallel, text
 from equipoise.core.errors import EquipoiseError
-from equipoise.embed import backbones
+from equipoise.embed import backbones, formats, imported
 from equipoise.ingest import originals
 
 Level = Literal["ok", "warning", "error"]
@@ -357,6 +357,8 @@ def _raw_images(study: config.Study) -> Finding:
 
 
 def _weights(study: config.Study, backbone: str) -> Finding:
+    if imported.is_imported(study.settings.embed, backbone):
+        return _vectors(study, backbone)
     what = f"{study.name}: weights of {backbone}"
     weights = study.settings.embed.weights_for(backbone)
     if backbones.weights_there(backbone, weights, study.root):
@@ -367,6 +369,20 @@ def _weights(study: config.Study, backbone: str) -> Finding:
         return Finding("warning", what, detail)
     advice = "put the file there or correct embed.weights"
     return Finding("error", what, f"{weights} is not there; {advice}")
+
+
+def _vectors(study: config.Study, backbone: str) -> Finding:
+    """Whether the files of imported vectors are there, and where DVC notices a change."""
+    what = f"{study.name}: vectors of {backbone}"
+    try:
+        count = len(formats.files_of(imported.place(study, backbone)))
+    except EquipoiseError as error:
+        return Finding("error", what, str(error))
+    advice = imported.advice_to_move(study, backbone)
+    if advice:
+        return Finding("error", what, advice)
+    where = study.settings.embed.features[backbone]
+    return Finding("ok", what, f"{where}, {text.counted(count, 'file')}")
 
 
 def _costs(study: config.Study) -> Iterator[Finding]:

@@ -31,8 +31,9 @@ from equipoise.core.environment import git
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
-from equipoise.embed import backbones, shards
+from equipoise.embed import backbones, formats, imported, shards
 from equipoise.embed import stage as embed_stage
+from equipoise.embed.wanted import wanted_rows
 from equipoise.ingest import fingerprint, originals
 from equipoise.ingest import stage as ingest_stage
 from equipoise.ingest.datasets import base as datasets
@@ -58,6 +59,9 @@ SPLIT_SECONDS = 5e-6
 COPIES = 3
 #: A step forwards and backwards costs about three passes.
 PASSES_OF_A_STEP = 3
+#: Imported vectors: bytes read, hashed and pooled in a second, and how long a vector usually is.
+IMPORT_BYTES_PER_SECOND = 1e8
+IMPORT_NUM_FEATURES = 1024
 #: A kind of document.
 Kind = TypeVar("Kind")
 #: Passes below which a measured rate is mostly start-up.
@@ -113,7 +117,20 @@ class Freshness:
             return False
         if summary.manifest != self.manifest.digest:
             return False
+        if not self._reads_the_same_vectors(backbone, summary):
+            return False
         return summary.settings == self.study.settings.sections("embed", "augment")
+
+    def _reads_the_same_vectors(self, backbone: str, summary: FeatureSummary) -> bool:
+        """Whether imported vectors are still those that were read.
+
+        The pass of a backbone reads none, and features may have come to this machine without them.
+        """
+        if not imported.is_imported(self.study.settings.embed, backbone):
+            return True
+        if not imported.place(self.study, backbone).exists():
+            return True
+        return summary.weights_digest == imported.content_digest(self.study, backbone)
 
     def scenario(self, backbone: str, scenario: str) -> bool:
         """Whether a result is of these settings, this split and these features."""
@@ -275,8 +292,10 @@ def check_names(study: Study) -> None:
                 f"Write `{scenario}: {{}}` there: DVC wants it, and it takes the defaults."
             )
     for backbone in study.backbones:
-        backbones.load_row(backbone)
-        study.settings.embed.weights_for(backbone)
+        imported.require_known(study.settings.embed, backbone)
+        imported.refuse_finetuning(study.settings, backbone)
+        if not imported.is_imported(study.settings.embed, backbone):
+            study.settings.embed.weights_for(backbone)
 
 
 def require_checkout(root: Path) -> None:
@@ -310,6 +329,7 @@ def reproduce(root: Path) -> None:
         advice = originals.advice_to_link(study)
         if advice:
             raise ConfigError(f"Study '{name}' has its originals elsewhere (ingest.raw). {advice}.")
+        _require_watched_vectors(study)
         set_aside_unlisted(study)
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
@@ -317,6 +337,14 @@ def reproduce(root: Path) -> None:
     code = subprocess.run(command, cwd=root, env={**os.environ, "PATH": path}).returncode
     if code:
         raise EquipoiseError(f"`dvc repro` ended with code {code}; its last lines say why.")
+
+
+def _require_watched_vectors(study: Study) -> None:
+    """Refuse imported vectors that lie where DVC does not look."""
+    for backbone in set(study.backbones) & set(study.settings.embed.features):
+        advice = imported.advice_to_move(study, backbone)
+        if advice:
+            raise ConfigError(f"Study '{study.name}', vectors of {backbone}: {advice}.")
 
 
 # --- what it will cost ----------------------------------------------------------------------------
@@ -442,11 +470,13 @@ def _embed_step(
     study: Study, backbone: str, num_images: int, freshness: Freshness, exact: bool
 ) -> Step:
     settings = study.settings.embed
+    if imported.is_imported(settings, backbone):
+        return _import_step(study, backbone, num_images, freshness)
     row = backbones.load_row(backbone)
     cached = freshness.embed(backbone)
     wanted = num_images * (1 + settings.views)
     if freshness.manifest is not None and freshness.ingest:
-        rows = embed_stage.wanted_rows(freshness.manifest, settings.views, settings.views_of)
+        rows = wanted_rows(freshness.manifest, settings.views, settings.views_of)
         wanted = len(rows)
     left = 0 if cached else wanted
     if exact and left and freshness.ingest:
@@ -468,6 +498,31 @@ def _embed_step(
         disk_bytes=(left + (COPIES - 1) * wanted) * bytes_of_a_row,
         memory_bytes=2**31 + 16 * pixels_of_a_batch,
     )
+
+
+def _import_step(study: Study, backbone: str, num_images: int, freshness: Freshness) -> Step:
+    """Vectors that are read: no pass is made."""
+    cached = freshness.embed(backbone)
+    files = [] if cached else formats.files_of(imported.place(study, backbone))
+    size = sum(file.stat().st_size for file in files)
+    bytes_of_rows = 4 * _num_features(study, backbone) * num_images
+    return Step(
+        what=f"embed {backbone}",
+        cached=cached,
+        detail=f"vectors of {num_images:,} images from files of {_gigabytes(size)}",
+        seconds=size / IMPORT_BYTES_PER_SECOND,
+        disk_bytes=2 * bytes_of_rows,
+        memory_bytes=3 * bytes_of_rows,
+    )
+
+
+def _num_features(study: Study, backbone: str) -> int:
+    """Width of the features; of imported ones that were not read yet, a usual one."""
+    if not imported.is_imported(study.settings.embed, backbone):
+        return backbones.load_row(backbone).num_features
+    path = study.features_path(backbone) / "meta.json"
+    summary = _read_or_none(FeatureSummary.read, path)
+    return (summary.num_features if summary else None) or IMPORT_NUM_FEATURES
 
 
 @dataclass(frozen=True)
@@ -496,7 +551,7 @@ def _scenario_step(
     study: Study, backbone: str, scenario: str, num_images: int, freshness: Freshness
 ) -> Step:
     settings = study.settings
-    num_features = backbones.load_row(backbone).num_features
+    num_features = _num_features(study, backbone)
     split = settings.split
     folds = split.folds if split.scheme == "kfold" else 1
     rounds = folds * split.repeats
@@ -509,8 +564,9 @@ def _scenario_step(
     seconds = START_SECONDS + heads * rows * num_features * HEAD_SECONDS
     tuned_networks = jobs if settings.train.mode == "finetune" else 0
     tuned_networks += heads if settings.tune.mode == "finetune" else 0
-    rate = passes_per_second(study.cache_path, backbone, settings.embed.image_size_px)
-    seconds += tuned_networks * _passes_of_tuning(settings.finetune) / rate.images_per_second
+    if tuned_networks and not imported.is_imported(settings.embed, backbone):
+        rate = passes_per_second(study.cache_path, backbone, settings.embed.image_size_px)
+        seconds += tuned_networks * _passes_of_tuning(settings.finetune) / rate.images_per_second
 
     bytes_of_features = 4 * num_features * min(rows, MEMORY_ROWS)
     memory = workers * (MEMORY_OF_FEATURES * bytes_of_features + MEMORY_OF_A_ROW * rows)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from equipoise.core import config, documents, files, records
+from equipoise.core import config, documents, files, images, records
 from equipoise.evaluation import metrics
 from equipoise.ingest import fingerprint
 from equipoise.scenario.matrix import TrainMatrix
@@ -201,7 +201,7 @@ def _ingest_summary(manifest: records.Manifest) -> documents.IngestSummary:
         near_copies=0,
         alike=0,
         label_conflicts=0,
-        flagged={},
+        flagged=dict.fromkeys(images.FLAGS, 0),
         by_class=records.class_table(table["label"].to_numpy(), table["patient_id"], classes),
         minority_classes=[classes[label] for label in records.minority_labels(counts)],
         imbalance_ratio=records.imbalance_ratio(counts),

@@ -29,7 +29,6 @@ FORBIDDEN_CALLS = {
     "os.system",
     "pandas.read_pickle",
     "pd.read_pickle",
-    "torch.load",
     "yaml.full_load",
     "yaml.load",
     "yaml.unsafe_load",
@@ -65,6 +64,8 @@ def call_findings(call: ast.Call) -> list[str]:
     problems = []
     if name in FORBIDDEN_CALLS:
         problems.append(line)
+    if name == "torch.load" and options.get("weights_only") != "True":
+        problems.append(f"{line}: without weights_only=True")
     if options.get("shell", "False") != "False":
         problems.append(f"{line}: through a shell")
     if name in ARRAY_READERS and allow_pickle != "False":
@@ -89,6 +90,8 @@ def test_nothing_read_is_executed(path):
         "import pickle",
         "from joblib import load\nimport dill",
         "np.load(path)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
         "yaml.load(text, yaml.Loader)",
         "eval(word)",

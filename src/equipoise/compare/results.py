@@ -14,7 +14,7 @@ from equipoise.core.config import Study
 from equipoise.core.documents import Choices, ClassCount, RoundChoice, ScenarioSummary
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest, Predictions, imbalance_ratio
-from equipoise.embed.backbones import load_row
+from equipoise.embed import imported
 from equipoise.evaluation import draws
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.measured import Conditions, Numbers
@@ -76,7 +76,7 @@ def read_results(study: Study) -> list[Result]:
     pairs = [(backbone, scenario) for backbone in study.backbones for scenario in study.scenarios]
     results = []
     for backbone, scenario in parallel.progress(pairs, "reading results", len(pairs), "results"):
-        load_row(backbone)
+        imported.require_known(study.settings.embed, backbone)
         strategies.load_strategy(scenario)
         folder = study.result_path(backbone, scenario)
         if not (folder / "predictions.parquet").is_file():

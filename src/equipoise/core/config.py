@@ -256,10 +256,21 @@ class Augment(Section):
     seed: Seed
 
 
+#: A name that folders and stages are called after.
+FolderName = Annotated[str, Field(pattern=r"^\w[\w-]{0,99}$")]
+
+
 class Embed(Section):
-    """The one pass of the backbone."""
+    """The one pass of the backbone, or where vectors lie that other programs made.
+
+    Attributes:
+        features: Name of a backbone -> file or folder of its vectors, see `embed/formats.py`.
+        pool: What is made of several rows of one image; null refuses them.
+    """
 
     weights: str | dict[str, str]
+    features: dict[FolderName, Text]
+    pool: Literal["mean", "max"] | None
     image_size_px: Annotated[Integer, Field(ge=32)]
     views: Annotated[Integer, Field(ge=0)]
     views_of: Literal["minority", "all"]

@@ -239,7 +239,8 @@ class SplitSummary(Document):
 class FeatureSummary(Document):
     """`meta.json` of a feature folder: the backbone, its weights, and how many passes were made.
 
-    Features that were imported have no passes.
+    Features that were imported have no passes, and 0 for the size of the images. `views` says how many views were
+    given with them; absent, there are as many as `embed.views` says.
     """
 
     backbone: str
@@ -253,6 +254,7 @@ class FeatureSummary(Document):
     passes: int | None = None
     passes_of: dict[str, int] = Field(default_factory=dict)
     num_features: int | None = None
+    views: int | None = None
     digest: str
 
 
@@ -371,13 +373,17 @@ class ScenarioSummary(Document):
 
 
 class ServedModel(Document):
-    """`model.json` beside the head: everything that a prediction needs besides weights."""
+    """`model.json` beside the head: everything that a prediction needs besides weights.
+
+    `num_features` is absent in files of before it was kept.
+    """
 
     backbone: str
     weights: str
     weights_digest: str
     image_size_px: int
     pipeline: str
+    num_features: int | None = None
     classes: list[str]
     positive_class: str
     calibrator: Calibration

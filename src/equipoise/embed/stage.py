@@ -14,9 +14,8 @@ import pandas as pd
 from equipoise.core.config import Engine, Study
 from equipoise.core.documents import FeatureSummary
 from equipoise.core.errors import DataError
-from equipoise.core.files import digest_of, file_digest, write_table
-from equipoise.core.records import Manifest, minority_labels
-from equipoise.embed import backbones
+from equipoise.core.records import Manifest
+from equipoise.embed import backbones, imported
 from equipoise.embed.embedder import Embedder, pipeline_of
 from equipoise.embed.passes import SHARD_ROWS, Row, ShardMaker, make_shards
 from equipoise.embed.shards import (
@@ -26,6 +25,8 @@ from equipoise.embed.shards import (
     find_finished,
     passes_journal,
 )
+from equipoise.embed.store import write_index
+from equipoise.embed.wanted import wanted_rows
 from equipoise.ingest import originals
 
 #: Makes an embedder of a Keras model, its input size in pixels and its pipeline.
@@ -33,11 +34,19 @@ MakeEmbedder = Callable[[object, int, str], Embedder]
 
 
 class EmbedResult(NamedTuple):
-    """Features as they were written: meta.json, their folder, and the passes that this run made."""
+    """Features as they were written.
+
+    Attributes:
+        summary: meta.json.
+        folder: Where they lie.
+        passes_now: The passes that this run made.
+        said: What there is to say of imported vectors; empty where a backbone made them.
+    """
 
     summary: FeatureSummary
     folder: Path
     passes_now: int
+    said: str = ""
 
 
 class Work(NamedTuple):
@@ -79,9 +88,11 @@ def run(
     behind the features; how many this run made stands in the last line of `passes.jsonl` beside the
     shards, so that a resumed run leaves the same outputs.
 
+    Where `embed.features` names the backbone, its vectors are read from files instead.
+
     Args:
         study: Its manifest must be there.
-        backbone: A row of the table of backbones.
+        backbone: A row of the table of backbones, or a name of `embed.features`.
         make_embedder: Makes the embedder of this process.
         shard_rows: Features in a shard, about.
 
@@ -89,6 +100,11 @@ def run(
         ConfigError: When float16 cannot tell the images apart.
         DataError: When an image has changed since ingest, or a feature is not a finite number.
     """
+    folder = study.features_path(backbone)
+    if imported.is_imported(study.settings.embed, backbone):
+        done = imported.run(study, backbone)
+        said = imported.result_text(done, imported.place(study, backbone), folder)
+        return EmbedResult(done.summary, folder, passes_now=0, said=said)
     plan = plan_passes(study, backbone, make_embedder)
     start = time.monotonic()
     parts: list[ShardPart] = []
@@ -98,7 +114,6 @@ def run(
         parts += made.parts
         passes_now += made.passes
     seconds = round(time.monotonic() - start, 3)
-    folder = study.features_path(backbone)
     summary = _write_features(study, plan, parts, folder)
     _note_passes(study, summary, passes_now, seconds)
     return EmbedResult(summary, folder, passes_now)
@@ -106,6 +121,8 @@ def run(
 
 def result_text(result: EmbedResult) -> str:
     """Say what was embedded, where it lies, and how many passes it took now."""
+    if result.said:
+        return result.said
     summary = result.summary
     warning = ""
     if summary.weights == "random":
@@ -123,29 +140,6 @@ def passes_left(study: Study, backbone: str) -> int:
     """
     plan = plan_passes(study, backbone)
     return sum(len(find_finished(work.maker.folder, work.rows).missing) for work in plan.works)
-
-
-def wanted_rows(manifest: Manifest, views: int, views_of: str) -> pd.DataFrame:
-    """List the distinct pictures and views to embed, plain ones first, then view by view.
-
-    Args:
-        manifest: The usable images.
-        views: The setting `embed.views`: augmented views beside the plain one.
-        views_of: The setting `embed.views_of`: all, or only the classes of the minority.
-
-    Returns:
-        Columns sha256, view, and image_id of one image with this content.
-    """
-    plain = manifest.table.drop_duplicates("sha256")[["sha256", "image_id", "label"]]
-    viewed = plain
-    if views_of != "all":
-        minority = minority_labels(manifest.counts())
-        viewed = plain[plain["label"].isin(minority)]
-    frames = [plain.assign(view=0)]
-    for view in range(1, views + 1):
-        frames.append(viewed.assign(view=view))
-    rows = pd.concat(frames, ignore_index=True)
-    return rows[["sha256", "view", "image_id"]]
 
 
 def plan_passes(study: Study, backbone: str, make_embedder: MakeEmbedder = Embedder) -> PlannedPass:
@@ -211,8 +205,7 @@ def _write_features(
     """Write features.npy, index.parquet and meta.json."""
     shape = (len(plan.wanted), plan.embedder.num_features)
     matrix_digest = assemble(folder / "features.npy", parts, shape, plan.key.backbone)
-    write_table(folder / "index.parquet", plan.wanted[["sha256", "view"]], {})
-    index_digest = file_digest(folder / "index.parquet")
+    digest = write_index(folder, plan.wanted, matrix_digest)
     passes_of = {"images": 0, "views": 0}
     for work in plan.works:
         passes_of[work.maker.noun] = len(work.rows)
@@ -229,7 +222,7 @@ def _write_features(
         passes=len(plan.wanted),
         passes_of=passes_of,
         num_features=plan.embedder.num_features,
-        digest=digest_of([matrix_digest, index_digest]),
+        digest=digest,
     )
     summary.write(folder / "meta.json")
     return summary

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from equipoise.core.documents import FeatureSummary
 from equipoise.core.errors import DataError
-from equipoise.core.files import read_table
+from equipoise.core.files import digest_of, file_digest, read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,15 @@ class FeatureStore:
                 f"`equipoise embed` again; augmented views are made as embed.views and embed.views_of say."
             ) from error
         return np.array(rows, dtype=np.int64)
+
+
+def write_index(folder: Path, wanted: pd.DataFrame, matrix_digest: str) -> str:
+    """Write index.parquet beside a features.npy, and return the digest of the two.
+
+    Args:
+        folder: Holds features.npy.
+        wanted: sha256 and view of each of its rows.
+        matrix_digest: Of features.npy.
+    """
+    write_table(folder / "index.parquet", wanted[["sha256", "view"]], {})
+    return digest_of([matrix_digest, file_digest(folder / "index.parquet")])

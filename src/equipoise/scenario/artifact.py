@@ -20,12 +20,11 @@ from equipoise.core.documents import ServedModel
 from equipoise.core.errors import DataError
 from equipoise.core.files import write_arrays, write_table
 from equipoise.core.records import CALIBRATED, probability_table
-from equipoise.embed import backbones
+from equipoise.embed import backbones, imported
 from equipoise.evaluation.calibration import Calibrator
-from equipoise.scenario.head import Head
+from equipoise.scenario.head import HEAD, Head
 from equipoise.scenario.network import with_head
 
-_HEAD = "head.npz"
 _BACKBONE = "backbone.npz"
 _DESCRIPTION = "model.json"
 _REFIT_PREDICTIONS = "refit_predictions.parquet"
@@ -50,7 +49,7 @@ class ServedParts:
 
 def write(folder: Path, parts: ServedParts, description: ServedModel) -> None:
     """Write the parts of a served model into a model folder."""
-    parts.head.save(folder / _HEAD)
+    parts.head.save(folder / HEAD)
     # Of an earlier, fine-tuned result: it would be taken for this one's backbone.
     (folder / _BACKBONE).unlink(missing_ok=True)
     if parts.backbone_weights is not None:
@@ -92,6 +91,10 @@ def assemble(study: Study, backbone: str, result: Path) -> Any:
     """
     folder = result / "model"
     description = ServedModel.read(folder / _DESCRIPTION)
+    if description.weights == imported.WEIGHTS:
+        raise DataError(
+            f"The vectors of {backbone} were imported, so no network leads from a picture to them."
+        )
     network = backbones.build(
         backbone,
         study.settings.embed.weights_for(backbone),
@@ -108,14 +111,17 @@ def assemble(study: Study, backbone: str, result: Path) -> Any:
     if tuned.is_file():
         with np.load(tuned, allow_pickle=False) as saved:
             network.set_weights([saved[name] for name in sorted(saved.files)])
-    return with_head(network, Head.load(folder / _HEAD))
+    return with_head(network, Head.load(folder / HEAD))
 
 
 def save(study: Study, backbone: str, result: Path, folder: Path) -> Path:
-    """Write model.keras and model.json, all that service needs, into a folder."""
+    """Write all that service needs into a folder: model.json, and model.keras or, for imported vectors, the head."""
     folder.mkdir(parents=True, exist_ok=True)
-    network = assemble(study, backbone, result)
-    network.save(folder / "model.keras")
     description = ServedModel.read(result / "model" / _DESCRIPTION)
+    if description.weights == imported.WEIGHTS:
+        Head.load(result / "model" / HEAD).save(folder / HEAD)
+    else:
+        network = assemble(study, backbone, result)
+        network.save(folder / "model.keras")
     description.write(folder / _DESCRIPTION)
     return folder

@@ -15,6 +15,8 @@ from equipoise.scenario.rows import Features, Rows, Standardiser, blocks
 from equipoise.scenario.solver import Rotated, roughly, solve
 from equipoise.strategies.base import Objective
 
+#: Name of the file of a head in a model folder.
+HEAD = "head.npz"
 #: Norm of the preconditioned gradient at which a final fit counts as solved.
 FINAL_TOLERANCE = 1e-8
 

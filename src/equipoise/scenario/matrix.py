@@ -307,7 +307,8 @@ class Inputs:
             images: int (num_images,), positions in the manifest.
             patients: (num_images,), patient of each.
         """
-        views = self.study.settings.embed.views
+        given = self.store.summary.views
+        views = self.study.settings.embed.views if given is None else given
         digests = self._digests(images)
         has_views = [views > 0 and (digest, 1) in self.store.row_of for digest in digests]
         viewed = np.flatnonzero(has_views)

@@ -28,6 +28,7 @@ from equipoise.core.records import (
     Predictions,
     probability_table,
 )
+from equipoise.embed import imported
 from equipoise.evaluation import calibration, metrics
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.scenario import artifact, finetune, head, tuning
@@ -144,6 +145,7 @@ def _refuse_unusable_settings(inputs: Inputs) -> None:
     num_classes = len(inputs.manifest.classes)
     metrics.load_metric(settings.tune.objective, num_classes)
     metrics.load_metric(settings.compare.primary, num_classes)
+    imported.refuse_finetuning(settings, inputs.backbone)
     several_folds = inputs.splits.folds > 1
     if several_folds and settings.train.mode == "finetune":
         raise ConfigError(
@@ -674,6 +676,7 @@ def _description(inputs: Inputs, served: ServedParts, evidence: str) -> ServedMo
         weights_digest=features["weights_digest"],
         image_size_px=features["image_size_px"],
         pipeline=features["pipeline"],
+        num_features=inputs.store.matrix.shape[1],
         classes=list(inputs.manifest.classes),
         positive_class=inputs.manifest.positive_class,
         calibrator=_calibration(served.calibrator),

@@ -24,8 +24,8 @@ from equipoise.core.files import read_table, write_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.core.text import first_line
 from equipoise.ingest import originals
-from equipoise.service import packaged, tracking
-from equipoise.service.predictor import ANSWERED_CALIBRATED
+from equipoise.service import packaged, tracking, vectors
+from equipoise.service.answers import ANSWERED_CALIBRATED
 
 #: Served probabilities may differ from the stored ones by this much: rounding, never another model.
 TOLERANCE = 1e-5
@@ -238,7 +238,8 @@ def differences(study: Study, model: Any, evidence: Evidence) -> ServedDifferenc
     stored = evidence.images.dropna(subset=served_names)
     places = np.linspace(0, len(stored) - 1, min(_CHECKED_IMAGES, len(stored)))
     some = stored.iloc[places.astype(int)]
-    contents = _unchanged(study, some, _paths(study))
+    features = evidence.origin.digests.get("features")
+    contents = _requests(study, model, some, features)
     if contents:
         wanted = some.set_index("image_id").loc[list(contents), served_names].to_numpy()
         answers = _ask(model, contents)
@@ -269,11 +270,10 @@ def rescore(study: Study, model: Any, rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: When an image is not there as it was.
     """
-    paths = _paths(study)
     answers = []
     for start in range(0, len(rows), _BATCH_IMAGES):
         batch = rows.iloc[start : start + _BATCH_IMAGES]
-        contents = _unchanged(study, batch, paths)
+        contents = _requests(study, model, batch)
         for image_id in batch["image_id"]:
             if image_id not in contents:
                 raise DataError(
@@ -283,9 +283,27 @@ def rescore(study: Study, model: Any, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(answers)
 
 
-def _ask(model: Any, contents: Mapping[str, bytes]) -> pd.DataFrame:
+def _requests(
+    study: Study, model: Any, rows: pd.DataFrame, features: str | None = None
+) -> dict[str, Any]:
+    """What a model takes of images, by image id: bytes of files, or vectors; of those that are here.
+
+    Args:
+        study: Whose images they are.
+        model: A registered model.
+        rows: image_id and sha256.
+        features: Digest of the features that are meant, for a model of vectors; None takes any.
+    """
+    backbone = vectors.made_by(model)
+    if backbone is not None:
+        return vectors.stored(study, backbone, rows, features)
+    return _unchanged(study, rows, _paths(study))
+
+
+def _ask(model: Any, contents: Mapping[str, Any]) -> pd.DataFrame:
     """Answers of a model, by image id."""
-    answers = model.predict(pd.DataFrame({"image": list(contents.values())}))
+    column = "image" if vectors.made_by(model) is None else vectors.COLUMN
+    answers = model.predict(pd.DataFrame({column: list(contents.values())}))
     return answers.set_axis(list(contents))
 
 

@@ -26,7 +26,7 @@ from equipoise.core.documents import Document
 from equipoise.core.errors import DataError
 from equipoise.core.files import atomic_folder, digest_of, read_table
 from equipoise.core.records import Manifest, Splits
-from equipoise.embed import augment
+from equipoise.embed import augment, imported
 from equipoise.ingest import originals
 from equipoise.split import checks
 
@@ -176,6 +176,12 @@ def _read_plan(study: Study, layout: Layout, scenario: str, backbone: str | None
         raise DataError(
             f"{mixed} of the {len(plan)} draws of {path} are mixed from the features of two images, so there is no "
             f"picture of them. Use --layout csv, which names both images and the mix."
+        )
+    views = int((plan["view"] > 0).sum())
+    if views and layout == "folders" and imported.is_imported(study.settings.embed, backbone):
+        raise DataError(
+            f"{views} of the {len(plan)} draws of {path} are views whose vectors were imported, so there is no picture "
+            f"of them. Use --layout csv, which names image and view."
         )
     of_first_seed = plan["seed"] == plan["seed"].iloc[0]
     return plan[of_first_seed].drop(columns="seed").reset_index(drop=True)

@@ -34,9 +34,9 @@ from equipoise.evaluation.metrics import Endpoint
 from equipoise.evaluation.patients import by_patient
 from equipoise.service import audit
 from equipoise.service import evidence as evidence_
+from equipoise.service.answers import ANSWERED_CALIBRATED, ANSWERED_RAW
 from equipoise.service.audit import GateRecord
 from equipoise.service.evidence import TOLERANCE, Evidence
-from equipoise.service.predictor import ANSWERED_CALIBRATED, ANSWERED_RAW
 
 #: Checks whose finding means that test was not independent of train.
 LEAK_CHECKS = ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")

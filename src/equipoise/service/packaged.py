@@ -22,6 +22,7 @@ from mlflow.models import Model
 from equipoise.core import environment, errors
 from equipoise.core.errors import DataError, EquipoiseError
 from equipoise.service.predictor import Explained
+from equipoise.service.vectors import COLUMN
 
 #: Where `register` has the code of a model put, inside its folder.
 _CODE = "code/equipoise"
@@ -71,9 +72,13 @@ class Packaged:
         return self.metadata.load_input_example(str(self.folder))
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Answers for images: a table with the column `image`, bytes of a file each."""
-        contents = [bytes(content) for content in table["image"]]
-        answer = self._ask({"call": "predict", "images": _as_text(contents)})
+        """Answers for a table with the column `image`, bytes of a file each, or `vector`, numbers."""
+        request: dict[str, Any] = {"call": "predict"}
+        if COLUMN in table:
+            request["vectors"] = [np.asarray(vector).tolist() for vector in table[COLUMN]]
+        else:
+            request["images"] = _as_text([bytes(content) for content in table["image"]])
+        answer = self._ask(request)
         return pd.DataFrame(answer["rows"], index=table.index)
 
     def explain(self, content: bytes, class_name: str | None) -> Explained:

@@ -59,6 +59,9 @@ def _load(folder: str) -> Any:
 def _answer(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     import pandas as pd
 
+    if "vectors" in request:
+        answered = model.predict(pd.DataFrame({"vector": request["vectors"]}))
+        return {"rows": answered.to_dict("records")}
     contents = [base64.b64decode(text) for text in request["images"]]
     if request["call"] == "predict":
         answered = model.predict(pd.DataFrame({"image": contents}))

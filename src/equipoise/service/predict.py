@@ -25,7 +25,7 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
 from equipoise.core.greylevels import GreyScale
 from equipoise.ingest import tables
-from equipoise.service import audit, evidence, tracking
+from equipoise.service import audit, evidence, tracking, vectors
 
 SUFFIXES = (".csv", ".parquet")
 _BATCH_IMAGES = 32
@@ -72,6 +72,13 @@ class Tally:
     flagged: int = 0
     unreadable: int = 0
 
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Count some rows of the table."""
+        unreadable = sum(1 for row in rows if row["error"])
+        self.unreadable += unreadable
+        self.predicted += len(rows) - unreadable
+        self.flagged += sum(1 for row in rows if row["flags"])
+
 
 def predict_images(
     uri: str, sources: Sequence[str], out: Path, root: Path, say: Callable[[str], None]
@@ -92,32 +99,58 @@ def predict_images(
     Raises:
         ConfigError: For a model that cannot be loaded, another suffix, or nothing to predict.
     """
-    if out.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--out is {out}; a name ending in .csv or .parquet is expected.")
+    require_suffix(out)
     paths = find(sources)
     named = resolve(uri, root)
-    say(f"loading {named.name} version {named.version}" if named.version else f"loading {uri}")
-    model = evidence.load(named.address, root)
+    model = load(named, root, say)
+    made_by = vectors.made_by(model)
+    if made_by is not None:
+        raise ConfigError(
+            f"{uri} takes vectors of {made_by}, not images: name a file of them with --features."
+        )
     return write_predictions(model, named, paths, out)
+
+
+def require_suffix(out: Path) -> None:
+    """Refuse a table of another kind."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--out is {out}; a name ending in .csv or .parquet is expected.")
+
+
+def load(named: NamedModel, root: Path, say: Callable[[str], None]) -> Any:
+    """Load a model that was looked up, and say which."""
+    version = f" version {named.version}" if named.version else ""
+    say(f"loading {named.name}{version}")
+    return evidence.load(named.address, root)
 
 
 def write_predictions(model: Any, named: NamedModel, paths: Sequence[str], out: Path) -> Tally:
     """Predict the files with a loaded model and write the table; see `predict_images`."""
+    batches = list(parallel.batched(paths, _BATCH_IMAGES))
+    tally = Tally()
+    with row_writer(model, named, out) as write:
+        for batch in parallel.progress(batches, "predicting", len(batches), "batches"):
+            rows = predict_rows(model, batch, named.grey)
+            write(rows)
+            tally.add(rows)
+    return tally
+
+
+@contextmanager
+def row_writer(
+    model: Any, named: NamedModel, out: Path
+) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
+    """Yield a function that appends rows; the file appears when the block ends well."""
     types = _column_types(model)
     schema = pa.schema([(name, kind.arrow) for name, kind in types.items()])
     pandas_types = {name: kind.pandas for name, kind in types.items()}
-    batches = list(parallel.batched(paths, _BATCH_IMAGES))
-    tally = Tally()
     with _writer(out, schema) as write:
-        for batch in parallel.progress(batches, "predicting", len(batches), "batches"):
-            rows = predict_rows(model, batch, named.grey)
+
+        def append(rows: Sequence[dict[str, Any]]) -> None:
             table = pd.DataFrame(rows).assign(model=named.name, version=named.version)
             write(table.reindex(columns=schema.names).astype(pandas_types))
-            unreadable = sum(1 for row in rows if row["error"])
-            tally.unreadable += unreadable
-            tally.predicted += len(rows) - unreadable
-            tally.flagged += sum(1 for row in rows if row["flags"])
-    return tally
+
+        yield append
 
 
 def _column_types(model: Any) -> dict[str, _Type]:

@@ -19,17 +19,10 @@ from equipoise.core import images
 from equipoise.core.documents import ServedModel
 from equipoise.core.errors import DataError, unknown_name
 from equipoise.core.parallel import batched
-from equipoise.core.records import probability_table
 from equipoise.embed import backbones
 from equipoise.embed.embedder import Embedder
-from equipoise.evaluation import metrics
-from equipoise.evaluation.calibration import Calibrator
-from equipoise.evaluation.metrics import softmax
+from equipoise.service.answers import ANSWERED_CALIBRATED, Answers
 
-#: Beginnings of the columns of an answer.
-#: Beware: `prob_<class>` is calibrated in an answer, and raw in stored predictions.
-ANSWERED_CALIBRATED = "prob"
-ANSWERED_RAW = "raw"
 #: Images per call of the backbone.
 BATCH_IMAGES = 32
 
@@ -69,7 +62,7 @@ class Predictor:
         self.description = ServedModel.read(Path(folder) / "model.json")
         self.classes = self.description.classes
         self.positive = self.classes.index(self.description.positive_class)
-        self.calibrator = Calibrator.from_dict(self.description.calibrator.as_dict())
+        self._answers = Answers.of(self.description)
         keras = backbones.load_keras()
         network = keras.saving.load_model(Path(folder) / "model.keras", safe_mode=True)
         self.embedder = Embedder(network, self.description.image_size_px, self.description.pipeline)
@@ -110,27 +103,9 @@ class Predictor:
         """Predict for what `pixels` gives.
 
         Returns:
-            A row per image: `prob_<class>` (calibrated) and `raw_<class>`; `decision`, the class
-            decided for, and `label`, its number; the `threshold` used, NaN where the most probable
-            class decides.
+            A row per image, see `Answers.table`.
         """
-        logits = self._logits(pixels)
-        calibrated = self.calibrator.apply(logits)
-        raw = softmax(logits)
-        threshold = self.description.threshold
-        cut = 0.5 if threshold is None else threshold
-        labels = np.asarray(metrics.decide(calibrated, self.positive, cut), dtype=np.int64)
-        table = pd.concat(
-            [
-                probability_table(ANSWERED_CALIBRATED, calibrated, self.classes),
-                probability_table(ANSWERED_RAW, raw, self.classes),
-            ],
-            axis=1,
-        )
-        table["decision"] = [self.classes[label] for label in labels]
-        table["label"] = labels
-        table["threshold"] = np.nan if threshold is None else threshold
-        return table
+        return self._answers.table(self._logits(pixels))
 
     def _logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Logits of images, float64 (num_images, num_classes)."""

@@ -39,7 +39,8 @@ from equipoise.core.documents import ServedModel as ModelDescription
 from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of, file_digest, read_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
-from equipoise.service import tracking
+from equipoise.embed import imported
+from equipoise.service import tracking, vectors
 from equipoise.service.audit import CHALLENGER, model_name
 from equipoise.service.packaged import Packaged
 from equipoise.split import checks
@@ -71,6 +72,19 @@ _DICOM_REQUIREMENTS = (
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
     "pylibjpeg-rle",
+)
+#: The same for a model of vectors.
+_VECTOR_REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "scipy",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "joblib",
+    "threadpoolctl",
+    "tqdm",
 )
 #: MLflow cuts a tag at 8,000 characters.
 _UNCOMMITTED_CHARACTERS = 5000
@@ -342,7 +356,7 @@ def log_package(
     """Write the model into a run, and its card beside it and into it."""
     from equipoise.compare import card
 
-    software = _versions() | {"commit": code.commit["equipoise.git_commit"]}
+    software = _versions(_image_packages()) | {"commit": code.commit["equipoise.git_commit"]}
     text = card.card(winner.study, winner.backbone, winner.scenario, software)
     path = package / "MODEL_CARD.md"
     path.write_text(text, encoding="utf-8")
@@ -428,21 +442,71 @@ def package_model(study: Study, backbone: str, folder: Path, scratch: Path, run_
     from equipoise.scenario import artifact
 
     network = artifact.save(study, backbone, folder, scratch / "network")
-    classes = ModelDescription.read(network / "model.json").classes
+    description = ModelDescription.read(network / "model.json")
+    kind = _kind_of(description)
     # All of it goes along: the server has no checkout.
     package = Path(equipoise.__file__).parent
     mlflow.pyfunc.save_model(
         scratch / "model",
-        python_model=str(package / "service" / "served.py"),
+        python_model=str(package / "service" / kind.program),
         code_paths=[str(package)],
         artifacts={"model": str(network)},
         mlflow_model=Model(artifact_path="model", run_id=run_id),
-        input_example=_input_example(),
-        signature=ModelSignature(_request_columns(), _answer_columns(classes)),
-        model_config={"image_folder": None},
-        pip_requirements=[f"{name}=={version}" for name, version in _versions().items()],
+        input_example=kind.example,
+        signature=ModelSignature(kind.request, _answer_columns(description.classes)),
+        model_config=kind.config,
+        metadata=kind.metadata,
+        pip_requirements=[
+            f"{name}=={version}" for name, version in _versions(kind.packages).items()
+        ],
     )
     return scratch / "model"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What differs between models of images and models of vectors.
+
+    Attributes:
+        program: The file of this folder that MLflow runs.
+        example: A request.
+        request: Columns of a request.
+        config: What callers may change when they load it.
+        metadata: What tells the two kinds apart.
+        packages: What service imports.
+    """
+
+    program: str
+    example: pd.DataFrame
+    request: Schema
+    config: dict[str, Any]
+    metadata: dict[str, str]
+    packages: tuple[str, ...]
+
+
+def _kind_of(description: ModelDescription) -> _Kind:
+    if description.weights != imported.WEIGHTS:
+        return _Kind(
+            program="served.py",
+            example=_input_example(),
+            request=_request_columns(),
+            config={"image_folder": None},
+            metadata={},
+            packages=_image_packages(),
+        )
+    # An example goes into the artifact, so it is never a patient's vector.
+    nothing = [0.0] * (description.num_features or 0)
+    return _Kind(
+        program="served_vectors.py",
+        example=pd.DataFrame({vectors.COLUMN: [nothing]}),
+        request=Schema([ColSpec(AnyType(), vectors.COLUMN)]),
+        config={},
+        metadata={
+            vectors.MADE_BY: description.backbone,
+            vectors.POOL: imported.pool_of(description.pipeline),
+        },
+        packages=_VECTOR_REQUIREMENTS,
+    )
 
 
 def _request_columns() -> Schema:
@@ -453,7 +517,7 @@ def _request_columns() -> Schema:
 
 def _answer_columns(classes: list[str]) -> Schema:
     """Columns of an answer, as `Predictor.predict` gives them."""
-    from equipoise.service.predictor import ANSWERED_CALIBRATED, ANSWERED_RAW
+    from equipoise.service.answers import ANSWERED_CALIBRATED, ANSWERED_RAW
 
     names = probability_columns(ANSWERED_CALIBRATED, classes)
     names += probability_columns(ANSWERED_RAW, classes)
@@ -474,12 +538,18 @@ def _input_example() -> pd.DataFrame:
     return pd.DataFrame({"image": [grey.getvalue()]})
 
 
-def _versions() -> dict[str, str]:
-    version_of = {name: importlib.metadata.version(name) for name in _REQUIREMENTS}
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _image_packages() -> tuple[str, ...]:
+    """What a model of images needs, with what reads DICOM where this machine has it."""
+    there = []
     for name in _DICOM_REQUIREMENTS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version_of[name] = importlib.metadata.version(name)
-    return version_of
+            importlib.metadata.version(name)
+            there.append(name)
+    return (*_REQUIREMENTS, *there)
 
 
 def expected_predictions(folder: Path) -> pd.DataFrame:

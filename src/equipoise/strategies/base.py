@@ -326,7 +326,8 @@ class Strategy:
     def _some_views(cls, views: int) -> int:
         if views < 1:
             raise ConfigError(
-                f"Scenario '{cls.name()}' needs augmented views; set embed.views to 1 or more."
+                f"Scenario '{cls.name()}' needs augmented views; set embed.views to 1 or more. "
+                "Vectors from a file bring theirs along, in rows with the column `view`."
             )
         return views
 
