@@ -12,7 +12,7 @@ import threading
 import pytest
 import yaml
 
-from conftest import REPO, change_params
+from conftest import REPO, change_params, git
 from equipoise import cli, doctor, pipeline
 from equipoise.core import config
 from equipoise.core.config import Engine
@@ -74,6 +74,7 @@ def test_originals_on_another_disk_need_a_link_for_dvc(on_another_disk, tmp_path
         f"looks for the originals in data/raw/made, which is not there. Link it: `{command}`"
         in (detail)
     )
+    git(tmp_path, "init", "-q")
     with pytest.raises(ConfigError, match="has its originals elsewhere") as error:
         pipeline.reproduce(tmp_path)
     assert command in str(error.value)

@@ -689,6 +689,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _value_of(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 _MERGE = "tag:yaml.org,2002:merge"
 #: The values that are no text, by the characters they begin with.
 _SCALARS = (
@@ -716,7 +724,7 @@ def _parse_yaml(text: str, where: str) -> Any:
     Anchors that repeat each other without end are refused before anything walks through them.
     """
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506, a SafeLoader of our own
+        value = _value_of(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         position = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
