@@ -567,17 +567,23 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
     from equipoise.core.errors import DataError
     from equipoise.service import predict, served
 
-    def predictions(sources: list[Any]) -> pd.DataFrame:
+    def decoded(sources: list[Any]) -> list[np.ndarray]:
+        pixels = []
         for source in sources:
             try:
-                source if isinstance(source, np.ndarray) else images.decode(source)
+                is_decoded = isinstance(source, np.ndarray)
+                pixels.append(source if is_decoded else images.decode(source))
             except (ValueError, OSError) as error:
                 raise DataError(f"Image cannot be read: {error}.") from error
-        return pd.DataFrame({"prob_sick": [0.5] * len(sources), "threshold": 0.5})
+        return pixels
+
+    def answers(pixels: list[np.ndarray]) -> pd.DataFrame:
+        return pd.DataFrame({"prob_sick": [0.5] * len(pixels), "threshold": 0.5})
 
     model = served.ServedModel()
     model.image_folder = Path("data/raw/own").resolve()
-    model.predictor = SimpleNamespace(predict=predictions)
+    model.predictor = SimpleNamespace(pixels=decoded)
+    model.together = SimpleNamespace(answers=answers)
     text = [
         value for value in JUNK if value != "\ud800"
     ]  # no request in JSON holds half a character
@@ -596,7 +602,7 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
     def door() -> int | None:
         Path("one.png").write_bytes(content)
         told = predict.predict_rows(
-            SimpleNamespace(predict=lambda table: predictions(list(table["image"]))),
+            SimpleNamespace(predict=lambda table: answers(decoded(list(table["image"])))),
             ["one.png"],
             True,
         )
