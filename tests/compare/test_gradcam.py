@@ -195,6 +195,8 @@ def predictor(tmp_path_factory) -> model.Predictor:
 @pytest.fixture
 def served(predictor, monkeypatch, tmp_path):
     class Loaded:
+        metadata = None
+
         def unwrap_python_model(self):
             return self
 

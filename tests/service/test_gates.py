@@ -3,6 +3,7 @@
 import re
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -185,8 +186,9 @@ def test_evidence_that_cannot_be_compared_is_refused(study, change, sentence):
 
 def test_images_that_are_gone_cannot_be_scored_again(study, tmp_path):
     rows = evidence(study).images[["image_id", "sha256"]]
+    model_of_images = SimpleNamespace(metadata=None)
     with pytest.raises(DataError, match="is not in data/raw/made to score it again"):
-        evidence_.rescore(study, None, rows)
+        evidence_.rescore(study, model_of_images, rows)
 
 
 def test_folds_are_comparable_by_their_split_and_served_by_a_refit(study, tmp_path):
