@@ -32,6 +32,15 @@ def first_of(texts: Sequence[str], most: int = 5, separator: str = "; ") -> str:
     return separator.join(shown)
 
 
+def examples(values: Sequence[str], most: int = 3) -> str:
+    """The first few values in quotes, and how many more there are.
+
+    >>> examples(["0012", "12 "])
+    "'0012', '12 '"
+    """
+    return first_of([repr(value) for value in values], most, separator=", ")
+
+
 def counted(number: int, noun: str) -> str:
     """A number and its noun.
 

@@ -12,7 +12,7 @@ from equipoise.core import dicom
 from equipoise.core.config import PATIENT_COLUMN, ImageTable, Ingest
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
-from equipoise.core.text import counted, first_of, in_words
+from equipoise.core.text import counted, examples, first_of, in_words
 from equipoise.ingest import layouts, spellings
 from equipoise.ingest.datasets.base import Unrecognised
 from equipoise.ingest.matching import Match, match, plain_path
@@ -226,7 +226,7 @@ def _sides(table: Table, columns: ImageTable) -> pd.Series | str:
             num_rows = int((cells == word).sum())
             raise DataError(
                 f"Column {columns.split} of {columns.file} says {word!r} in {counted(num_rows, 'row')}. Expected are "
-                f"train, val (which counts as train) and test; found are {_examples(cells.unique())}."
+                f"train, val (which counts as train) and test; found are {examples(cells.unique())}."
             )
         side_of[word] = side
     return cells.map(side_of)
@@ -298,7 +298,7 @@ def _flags(cells: pd.Series, name: str, columns: ImageTable) -> pd.Series:
     if not is_known.all():
         unknown = cells[~is_known].unique()
         raise DataError(
-            f"Column {name} of {columns.file} says {_examples(unknown)}. Several columns in ingest.table.label hold "
+            f"Column {name} of {columns.file} says {examples(unknown)}. Several columns in ingest.table.label hold "
             f"1 (or yes) for the class of an image, and 0 (or nothing) for the others."
         )
     return is_yes
@@ -317,7 +317,7 @@ def _classes(rows: pd.DataFrame, columns: ImageTable) -> tuple[str, ...]:
         )
     if len(classes) > _CLASSES_MAX:
         raise DataError(
-            f"Column {label} of {columns.file} holds {len(classes)} different values, as {_examples(classes)}. "
+            f"Column {label} of {columns.file} holds {len(classes)} different values, as {examples(classes)}. "
             f"Name the column of the classes in ingest.table.label."
         )
     return tuple(classes)
@@ -414,7 +414,3 @@ def _remarks_on_files(columns: ImageTable, matched: Match) -> list[str]:
 
 def _the_first(names: Sequence[str]) -> str:
     return f"the first: {first_of(names, most=_NAMED, separator=', ')}"
-
-
-def _examples(values: Sequence[str]) -> str:
-    return first_of([repr(value) for value in values], most=_NAMED, separator=", ")

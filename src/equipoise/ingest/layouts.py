@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from equipoise.core.errors import ConfigError, DataError, unknown_name
-from equipoise.core.text import in_words
+from equipoise.core.text import counted, in_words
 from equipoise.ingest.datasets.base import Unrecognised
 
 #: Names of the folders that a file lies in, the outermost first.
@@ -154,7 +154,7 @@ class Sides:
                 told.append(f"{in_words(names)} as {side}")
         outside = sum(not self.of(folders) for folders in folders_of_files)
         if outside:
-            told.append(f"{_counted(outside, 'image')} in none of them")
+            told.append(f"{counted(outside, 'image')} in none of them")
         return [f"published sides: {', '.join(told)}"]
 
 
@@ -191,7 +191,7 @@ def _refuse_mixture(names: Collection[str], level: int, counts: Counter[Folders]
             f"by their folders: train/CLASS/... and test/CLASS/... are expected (links will do)."
         )
     images_of_name = _images_of_names(counts, level)
-    told = [f"{other} ({_counted(images_of_name[other], 'image')})" for other in others]
+    told = [f"{other} ({counted(images_of_name[other], 'image')})" for other in others]
     patterns = ", ".join(f"{other}/" for other in others[:_NAMED])
     raise DataError(
         f"The folders {_shown(side_names)} look like published sides, and beside them lie "
@@ -270,7 +270,7 @@ def find_classes(
         )
     if level:
         above = {folders[:level] for folders in counts if len(folders) > level}
-        remarks.append(f"the classes are the folders below {_counted(len(above), 'folder')}")
+        remarks.append(f"the classes are the folders below {counted(len(above), 'folder')}")
     else:
         question = _question(counts, level)
         if question:
@@ -325,7 +325,7 @@ def _remarks_on_spellings(
     for class_name in sorted(set(class_of.values())):
         same = sorted(name for name, its in class_of.items() if its == class_name)
         if len(same) > 1:
-            told = [f"{name!r} ({_counted(images_of_name[name], 'image')})" for name in same]
+            told = [f"{name!r} ({counted(images_of_name[name], 'image')})" for name in same]
             remarks.append(
                 f"counted as one class, {class_name}: {in_words(told)}, which differ only in letter "
                 f"case, blanks or the form of accents"
@@ -437,7 +437,3 @@ def _shown(names: Iterable[str]) -> str:
     if further > 0:
         return f"{', '.join(ordered[:_NAMED])} and {further} more"
     return in_words(ordered)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.text import counted, first_of
+from equipoise.core.text import counted, examples, first_of
 
 #: How people and programs write that nothing is known, in lower case.
 _SIGNS = "- -- --- — – . ? ?? ??? /"
@@ -32,7 +32,6 @@ _CLASS_NAMES = frozenset({"none"})
 
 #: A long number as Excel shows it, which has lost its last digits.
 _ROUNDED = re.compile(r"\d([.,]\d+)?E\+?\d+", re.I)
-_EXAMPLES = 3
 
 
 def is_missing(text: str) -> bool:
@@ -101,7 +100,7 @@ def _refuse_rounded(spellings: Sequence[str], where: str) -> None:
     if rounded:
         raise DataError(
             f"{where} holds {counted(len(rounded), 'id')} that a spreadsheet has rounded: "
-            f"{_examples(rounded)}. Several patients may have become one. Export the table again, with the "
+            f"{examples(rounded)}. Several patients may have become one. Export the table again, with the "
             f"ids as text."
         )
 
@@ -111,7 +110,7 @@ def _check_aliases(aliases: Mapping[str, str], spellings: Sequence[str], where: 
     for spelling, right in aliases.items():
         if spelling not in known:
             raise ConfigError(
-                f"ingest.aliases names {spelling!r}, which is no id of {where}. Found are: {_examples(spellings)}."
+                f"ingest.aliases names {spelling!r}, which is no id of {where}. Found are: {examples(spellings)}."
             )
         if aliases.get(right, right) != right:
             raise ConfigError(
@@ -141,10 +140,6 @@ def _refuse_twins(ids: Sequence[str], aliases: Mapping[str, str], where: str) ->
         f"Correct the table, or decide in params.yaml: ingest.aliases: {{{first[1]!r}: {first[0]!r}}}; an "
         f"id that is another person's is mapped to itself."
     )
-
-
-def _examples(values: Sequence[str]) -> str:
-    return first_of([repr(value) for value in values], most=_EXAMPLES, separator=", ")
 
 
 # --- class names ----------------------------------------------------------------------------------

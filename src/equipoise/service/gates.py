@@ -121,6 +121,11 @@ class Case:
             raise ValueError("this version carries no evidence")
         return self.evidence
 
+    @property
+    def is_decided_by_argmax(self) -> bool:
+        """Whether the most probable of more than two classes decides, without a threshold."""
+        return len(self.known_evidence.predictions.classes) > 2
+
     @cached_property
     def evaluation(self) -> intervals.Evaluation:
         """What the gates ask of the version's test rows, computed once for all of them."""
@@ -146,6 +151,13 @@ class Answer(NamedTuple):
     detail: str = ""
     asked: bool = True
     forceable: bool = True
+
+
+_WITHOUT_THRESHOLD = Answer(
+    "not applicable",
+    detail="more than two classes are decided by argmax, without a threshold",
+    asked=False,
+)
 
 
 @dataclass(frozen=True)
@@ -198,6 +210,8 @@ class Gate:
         bound: What the number is held against, in words.
         ask: Answers for a case.
         needs_evidence: Whether it can be asked only where the evidence was read.
+        needs_threshold: Whether it is about the locked threshold, which two classes have. It needs
+            evidence too.
     """
 
     code: str
@@ -205,21 +219,31 @@ class Gate:
     bound: Callable[[Settings], str]
     ask: Callable[[Case], Answer]
     needs_evidence: bool
+    needs_threshold: bool
 
     def judge(self, case: Case) -> Verdict:
         """Ask, and say what the answer was held against."""
-        answer = self.ask(case)
+        answer = self._answer(case)
         bound = self.bound(case.settings) if answer.asked else ""
         return Verdict(self.code, self.title, bound, answer)
 
+    def _answer(self, case: Case) -> Answer:
+        if self.needs_threshold and case.is_decided_by_argmax:
+            return _WITHOUT_THRESHOLD
+        return self.ask(case)
+
 
 def gate(
-    code: str, title: str, bound: Callable[[Settings], str], needs_evidence: bool = False
+    code: str,
+    title: str,
+    bound: Callable[[Settings], str],
+    needs_evidence: bool = False,
+    needs_threshold: bool = False,
 ) -> Callable[[Callable[[Case], Answer]], Gate]:
     """Make a gate of a function that answers for a case."""
 
     def declare(ask: Callable[[Case], Answer]) -> Gate:
-        return Gate(code, title, bound, ask, needs_evidence)
+        return Gate(code, title, bound, ask, needs_evidence, needs_threshold)
 
     return declare
 
@@ -289,11 +313,10 @@ def not_inferior(case: Case) -> Answer:
     "sensitivity at the locked threshold",
     lambda settings: f">= {settings.promote.sensitivity_low_at_least:g}",
     needs_evidence=True,
+    needs_threshold=True,
 )
 def sensitive(case: Case) -> Answer:
     """The low end of the sensitivity at the locked threshold reaches the bound."""
-    if _decided_by_argmax(case):
-        return _without_threshold()
     cell = case.evaluation.interval(_SENSITIVITY)
     measured = _with_ends(cell)
     if measured is None:
@@ -308,11 +331,10 @@ def sensitive(case: Case) -> Answer:
     "calibration slope",
     lambda settings: "{:g} to {:g}".format(*settings.promote.calibration_slope),
     needs_evidence=True,
+    needs_threshold=True,
 )
 def calibrated(case: Case) -> Answer:
     """The slope of the calibrated probabilities is near 1: neither too sure nor too unsure."""
-    if _decided_by_argmax(case):
-        return _without_threshold()
     cell = case.evaluation.interval(_SLOPE)
     measured = _with_ends(cell)
     if measured is None:
@@ -320,15 +342,6 @@ def calibrated(case: Case) -> Answer:
     lowest, highest = case.settings.promote.calibration_slope
     detail = f"[{measured.low:.3f}, {measured.high:.3f}]"
     return Answer(_word(lowest <= measured.value <= highest), measured.value, detail)
-
-
-def _decided_by_argmax(case: Case) -> bool:
-    return len(case.known_evidence.predictions.classes) > 2
-
-
-def _without_threshold() -> Answer:
-    why = "more than two classes are decided by argmax, without a threshold"
-    return Answer("not applicable", detail=why, asked=False)
 
 
 @gate(
@@ -404,6 +417,7 @@ def in_its_place(case: Case) -> Answer:
     "sensitivity floor within reach on test",
     lambda settings: f">= {settings.tune.sensitivity_floor:g}",
     needs_evidence=True,
+    needs_threshold=True,
 )
 def keeps_its_floor(case: Case) -> Answer:
     """The locked threshold keeps the promised sensitivity on test, by image and by patient.
@@ -412,8 +426,6 @@ def keeps_its_floor(case: Case) -> Answer:
     A miss is said with its numbers. It fails the version where the whole interval lies below the floor, so that
     chance does not explain it.
     """
-    if _decided_by_argmax(case):
-        return _without_threshold()
     rule = case.settings.threshold.rule
     if rule != "sensitivity_floor":
         why = f"the threshold was locked by {rule}, which promises no sensitivity"
