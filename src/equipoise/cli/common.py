@@ -1,0 +1,97 @@
+"""What every verb is made of: its record, options that several verbs take, its study, and how it speaks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from equipoise.core import config
+
+Options = argparse.Namespace
+ArgumentParser = argparse.ArgumentParser
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line and what it does.
+
+    Attributes:
+        name: The word, as it is typed.
+        purpose: What it does, in a line of the help.
+        run: What does it; it may return an exit code.
+        add_options: Adds its options to a parser.
+        example: A command that works on the demo, or on files that a reader has.
+        needs_project: False where it reads params.yaml only if there is one.
+    """
+
+    name: str
+    purpose: str
+    run: Callable[[Options], int | None]
+    add_options: Callable[[ArgumentParser], None]
+    example: str
+    needs_project: bool = True
+
+
+def say(text: str = "") -> None:
+    """Write a line to the screen at once, so that a log has it before the next step."""
+    print(text, flush=True)
+
+
+# --- options that several verbs take ----------------------------------------------------------------
+
+
+def one_study(parser: ArgumentParser) -> None:
+    """The study to work on."""
+    parser.add_argument("--study", required=True, help="a study of params.yaml")
+
+
+def some_studies(parser: ArgumentParser) -> None:
+    """One study, or all that `run` names."""
+    parser.add_argument("--study", help="a study of params.yaml (default: all of run.studies)")
+
+
+def one_backbone(parser: ArgumentParser) -> None:
+    """The network, or the vectors that stand for one."""
+    parser.add_argument(
+        "--backbone",
+        required=True,
+        help="densenet201, vgg16, mobilenetv2 or a name of embed.features",
+    )
+
+
+def dry_run(parser: ArgumentParser) -> None:
+    """Costs instead of work."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would run and what it would cost"
+    )
+
+
+# --- what they need -------------------------------------------------------------------------------
+
+
+def load_study(options: Options) -> config.Study:
+    """The study that --study names."""
+    return config.load_study(options.study, root=options.root)
+
+
+def load_studies(options: Options) -> list[config.Study]:
+    """The study that --study names; without it those of run.studies."""
+    params = config.read_params(options.root)
+    named = getattr(options, "study", None)
+    names = [named] if named else config.run_studies(params)
+    return [config.load_study(name, params, root=options.root) for name in names]
+
+
+def say_costs(
+    studies: list[config.Study], backbone: str | None = None, scenarios: list[str] | None = None
+) -> None:
+    """What would run and what it would cost; with a backbone the passes are counted exactly."""
+    from equipoise import pipeline
+
+    backbones = None if backbone is None else [backbone]
+    for study in studies:
+        steps = pipeline.steps(study, backbones, scenarios, exact=backbone is not None)
+        for step in steps:
+            say(f"{study.name}: {step}")
+        say(f"{study.name}: {pipeline.total(steps)}")

@@ -1,0 +1,103 @@
+"""Verbs of the whole project: doctor, main."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from equipoise.cli import registry
+from equipoise.cli.common import (
+    ArgumentParser,
+    Options,
+    Verb,
+    dry_run,
+    load_studies,
+    say,
+    say_costs,
+)
+from equipoise.cli.scenarios import say_comparison
+from equipoise.core import config
+
+
+def _doctor_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--devices", action="store_true", help="load TensorFlow and name its devices"
+    )
+
+
+def _doctor(options: Options) -> int:
+    from equipoise import doctor
+
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    findings = doctor.examine(options.root, options.devices)
+    if options.json:
+        say(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            say(f"{finding.level:8}{finding.what:36} {finding.detail}")
+    return int(any(finding.level == "error" for finding in findings))
+
+
+def _main(options: Options) -> None:
+    from equipoise import pipeline
+    from equipoise.core.documents import Comparison
+
+    if options.dry_run:
+        say_costs(load_studies(options))
+        return
+    if "MLFLOW_RUN_ID" in os.environ:
+        _mark_launcher(options.root)
+    pipeline.reproduce(options.root)
+    registry.track(options)
+    registry.register(options)
+    for study in load_studies(options):
+        say()
+        _measure_leaks_of_demo(study)
+        comparison = Comparison.read(study.reports_path / "comparison.json")
+        say_comparison(study, comparison)
+        say(f"report: {study.reports_path / 'report.html'}")
+
+
+def _measure_leaks_of_demo(study: config.Study) -> None:
+    """Measure what a leak would have been worth, to be said beside the comparison.
+
+    It takes seconds on drawn images. On real ones it is asked for with `equipoise leakage`.
+    """
+    from equipoise.compare import leakage
+
+    if study.dataset == "phantom":
+        first_backbone = study.backbones[0]
+        leakage.measure(study, first_backbone)
+
+
+def _mark_launcher(root: Path) -> None:
+    """The run of `mlflow run -e main` is no result; say so in it."""
+    from equipoise.service import tracking
+
+    launched = tracking.claim_launched(root, ("main",))
+    if launched is None:
+        return
+    if launched.obstacle:
+        say(f"{launched}.")
+    else:
+        tracking.mark_launcher(tracking.client(root), launched.run_id, {})
+
+
+VERBS = (
+    Verb(
+        "doctor",
+        "what this machine has for what params.yaml asks",
+        _doctor,
+        _doctor_options,
+        example="equipoise doctor --devices",
+    ),
+    Verb(
+        "main",
+        "dvc repro, track, register: the whole pipeline",
+        _main,
+        dry_run,
+        example="equipoise main --dry-run",
+    ),
+)

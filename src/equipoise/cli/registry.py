@@ -1,0 +1,150 @@
+"""Verbs of the tracking store and the model registry: track, register, promote, rollback, audit."""
+
+from __future__ import annotations
+
+from equipoise.cli.common import (
+    ArgumentParser,
+    Options,
+    Verb,
+    load_studies,
+    load_study,
+    one_study,
+    say,
+    some_studies,
+)
+from equipoise.core.errors import AuditFinding
+
+
+def _track_options(parser: ArgumentParser) -> None:
+    some_studies(parser)
+    parser.add_argument(
+        "--rehome",
+        action="store_true",
+        help="first make mlflow.db of a copied or moved checkout keep its files here",
+    )
+
+
+def track(options: Options) -> None:
+    """Mirror results into MLflow; `main` does so too."""
+    from equipoise.service import tracking
+
+    if getattr(options, "rehome", False):  # `main` tracks too, without the option
+        changed = tracking.rehome(options.root)
+        say(f"{tracking.address(options.root)}: {changed} addresses of files changed")
+    for study in load_studies(options):
+        done = tracking.track(study)
+        address = tracking.address(options.root)
+        say(
+            f"{study.name}: {len(done.written)} results written, "
+            f"{len(done.present)} already in {address}"
+        )
+
+
+def register(options: Options) -> None:
+    """Register the winners; `main` does so too."""
+    from equipoise.service import audit, register
+
+    for study in load_studies(options):
+        name = audit.model_name(study.name)
+        for version in register.register(study):
+            state = "registered" if version.new else "was registered"
+            renewed = "; its code is committed now, and it says so" if version.renewed else ""
+            say(
+                f"{version.scenario} on {version.backbone} {state} as {name} "
+                f"version {version.version}{renewed}"
+            )
+
+
+def _promote_options(parser: ArgumentParser) -> None:
+    one_study(parser)
+    parser.add_argument("--version", help="promote this version instead of the challenger")
+    parser.add_argument(
+        "--force", action="store_true", help="although gates fail; goes with --reason"
+    )
+    parser.add_argument("--reason", help="why; kept in the log")
+
+
+def _promote(options: Options) -> None:
+    from equipoise.service import promotion
+
+    study = load_study(options)
+    done = promotion.promote(study, options.version, options.force, options.reason, say)
+    say(promotion.moved_text(done))
+
+
+def _rollback_options(parser: ArgumentParser) -> None:
+    one_study(parser)
+    parser.add_argument("--reason", required=True, help="why; kept in the log")
+
+
+def _rollback(options: Options) -> None:
+    from equipoise.service import promotion
+
+    done = promotion.rollback(load_study(options), options.reason, say)
+    say(promotion.moved_text(done))
+
+
+def _audit_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "what", nargs="?", choices=("show", "verify"), default="show", help="default: show"
+    )
+    some_studies(parser)
+
+
+def _audit(options: Options) -> None:
+    from equipoise.service import audit, tracking
+
+    store = tracking.client(options.root)
+    findings: list[str] = []
+    for study in load_studies(options):
+        name = audit.model_name(study.name)
+        if options.what == "show":
+            say(audit.history_text(name, audit.read(store, name)))
+            continue
+        sentences = audit.verify(store, name)
+        told = "\n  ".join(sentences) or "the log is whole"
+        say(f"{name}: {told}")
+        findings += sentences
+    if findings:
+        raise AuditFinding(
+            f"{len(findings)} findings. docs/promotion.md says what to do about each."
+        )
+
+
+VERBS = (
+    Verb(
+        "track",
+        "mirror into MLflow every result that the store lacks",
+        track,
+        _track_options,
+        example="equipoise track --study demo",
+    ),
+    Verb(
+        "register",
+        "make each backbone's winner a version in the model registry",
+        register,
+        some_studies,
+        example="equipoise register --study demo",
+    ),
+    Verb(
+        "promote",
+        "move the alias champion to the challenger, or to a version",
+        _promote,
+        _promote_options,
+        example="equipoise promote --study demo",
+    ),
+    Verb(
+        "rollback",
+        "return the alias champion to the version before",
+        _rollback,
+        _rollback_options,
+        example='equipoise rollback --study demo --reason "wrong labels in site B"',
+    ),
+    Verb(
+        "audit",
+        "the log of promotions and rollbacks; `audit verify` finds gaps, edits, moved aliases",
+        _audit,
+        _audit_options,
+        example="equipoise audit verify --study demo",
+    ),
+)

@@ -1,0 +1,276 @@
+"""Verbs from features to a verdict: scenario, compare, judge, report, leakage, export."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from equipoise.cli.common import (
+    ArgumentParser,
+    Options,
+    Verb,
+    dry_run,
+    load_study,
+    one_backbone,
+    one_study,
+    say,
+    say_costs,
+)
+from equipoise.core import config
+
+if TYPE_CHECKING:
+    from equipoise.core.documents import Comparison
+
+
+def _scenario_options(parser: ArgumentParser) -> None:
+    one_study(parser)
+    one_backbone(parser)
+    parser.add_argument("--scenario", required=True, help="a file of src/equipoise/strategies")
+    parser.add_argument("--trials", type=int, help="short for --set tune.trials=N")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override; writes to results/adhoc",
+    )
+    dry_run(parser)
+
+
+def _scenario(options: Options) -> None:
+    from equipoise import pipeline
+    from equipoise.core import parallel
+    from equipoise.embed import imported
+    from equipoise.scenario import stage
+    from equipoise.scenario.summary import summary_text
+    from equipoise.strategies import base as strategies
+
+    strategies.load_strategy(options.scenario)
+    overrides = _overrides(options)
+    study = config.load_study(options.study, overrides=overrides, root=options.root)
+    imported.require_known(study.settings.embed, options.backbone)
+    folder = study.result_path(options.backbone, options.scenario)
+    if overrides:
+        folder = pipeline.adhoc_folder(study, options.backbone, options.scenario, overrides)
+    if options.dry_run:
+        say_costs([study], options.backbone, [options.scenario])
+        return
+    pipeline.ensure(study, options.backbone, say)
+    timer = parallel.Timer()
+    summary = stage.run(study, options.backbone, options.scenario, folder)
+    say(f"{summary_text(summary)} ({timer}); written to {folder}")
+    if "MLFLOW_RUN_ID" in os.environ:
+        _adopt(study, options, folder)
+
+
+def _overrides(options: Options) -> dict[str, object]:
+    overrides = dict(config.parse_override(text) for text in options.set)
+    if options.trials is not None:
+        overrides["tune.trials"] = options.trials
+    return overrides
+
+
+def _adopt(study: config.Study, options: Options, folder: Path) -> None:
+    """Write the result into the run that `mlflow run` opened for it, or into one of its own."""
+    from equipoise.service import tracking
+
+    launched = tracking.claim_launched(options.root, (options.scenario, "scenario"))
+    if launched is None:
+        return
+    if launched.obstacle:
+        say(f"{launched}, and the result gets a run of its own.")
+    store = tracking.client(options.root)
+    done = tracking.mirror(
+        store, study, options.backbone, options.scenario, folder, launched.adopted
+    )
+    state = "written" if done.written else "already held this result"
+    say(f"MLflow run {done.run_id}: {state}")
+
+
+def _compare(options: Options) -> None:
+    from equipoise import pipeline
+    from equipoise.compare import stage
+    from equipoise.compare.report import page
+
+    study = load_study(options)
+    pipeline.require_current(study)
+    for aside in pipeline.set_aside_unlisted(study):
+        say(f"{aside}: moved here, because run in params.yaml does not name it")
+    done = stage.run(study)
+    path = page.write(study, done.comparison, done.results)
+    say_comparison(study, done.comparison)
+    say(f"report: {path}")
+
+
+def say_comparison(study: config.Study, comparison: Comparison) -> None:
+    """Show a comparison, and what leaks would have been worth where that was measured."""
+    from equipoise.compare import leakage, screen
+
+    beside = [leakage.sentence(report) for report in leakage.kept(study)]
+    say(screen.text(comparison, beside))
+
+
+def _judge_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", help="CSV or Parquet: a file a method, or with a column method"
+    )
+    parser.add_argument(
+        "--baseline", help="compared with (default: the one called baseline, or the first)"
+    )
+    parser.add_argument("--positive", metavar="CLASS", help="the positive class of two")
+    parser.add_argument("--margin", type=float, help="a difference that nobody would care about")
+    parser.add_argument("--alpha", type=float, help="all intervals together cover 1 - ALPHA")
+    parser.add_argument("--resamples", type=int, help="of the patients")
+    parser.add_argument("--seed", type=int, help="of the resamples")
+    parser.add_argument("--sensitivity-floor", type=float, help="where specificity is read")
+    parser.add_argument("--page", metavar="FILE.html", help="write the page there")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there; - for the screen")
+
+
+def _judge(options: Options) -> None:
+    from equipoise.compare import judge, screen
+
+    settings = config.judging_settings(options.root, _judging_overrides(options))
+    paths = [Path(name) for name in options.files]
+    judged = judge.judge_files(paths, settings, options.baseline, options.positive)
+    document = judged.document()
+    if options.json == "-":
+        say(document.text())
+    else:
+        say(screen.text(judged.comparison))
+        if options.json:
+            document.write(Path(options.json))
+    if options.page:
+        from equipoise.compare.report import judged as page
+
+        page.write(Path(options.page), judged)
+        if options.json != "-":
+            say(f"page: {options.page}")
+
+
+def _judging_overrides(options: Options) -> dict[str, object]:
+    """The options that were given, by the settings that they stand for."""
+    given = {
+        "compare.margin": options.margin,
+        "compare.alpha": options.alpha,
+        "compare.resamples": options.resamples,
+        "compare.seed": options.seed,
+        "tune.sensitivity_floor": options.sensitivity_floor,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _report_options(parser: ArgumentParser) -> None:
+    one_study(parser)
+    parser.add_argument(
+        "--against", metavar="REV", help="a git revision: say which patients moved since"
+    )
+
+
+def _report(options: Options) -> None:
+    from equipoise.compare import results
+    from equipoise.compare.report import page
+    from equipoise.core.documents import Comparison
+    from equipoise.split import revisions
+
+    study = load_study(options)
+    comparison = Comparison.read(study.reports_path / "evidence.json")
+    moved = None
+    if options.against:
+        moved = revisions.moved_patients(study, options.against)
+        say(revisions.moved_text(moved))
+    path = page.write(study, comparison, results.read_results(study), moved)
+    say(f"report: {path}")
+
+
+def _leakage_options(parser: ArgumentParser) -> None:
+    one_study(parser)
+    one_backbone(parser)
+
+
+def _leakage(options: Options) -> None:
+    from equipoise import pipeline
+    from equipoise.compare import leakage
+
+    study = load_study(options)
+    pipeline.ensure(study, options.backbone, say)
+    rows = leakage.measure(study, options.backbone)
+    say(leakage.table_text(rows))
+    say(f"written to {leakage.folder(study, options.backbone)}")
+
+
+def _export_options(parser: ArgumentParser) -> None:
+    one_study(parser)
+    parser.add_argument("--layout", required=True, choices=("folders", "csv"))
+    parser.add_argument("--scenario", help="train rows as this scenario's plan draws them")
+    parser.add_argument("--backbone", help="of that scenario")
+    parser.add_argument("--to", help="folder to make (default: exports/STUDY/...)")
+    parser.add_argument("--copy", action="store_true", help="copy files instead of linking them")
+
+
+def _export(options: Options) -> None:
+    from equipoise.service import export
+
+    folder = Path(options.to) if options.to else None
+    done = export.export_study(
+        study=load_study(options),
+        layout=options.layout,
+        scenario=options.scenario,
+        backbone=options.backbone,
+        to=folder,
+        copy=options.copy,
+    )
+    if not done.files:
+        say(f"{done.folder} holds this export already; nothing changed")
+        return
+    say(f"{done.files} files written to {done.folder}")
+    if options.layout == "folders" and not options.copy:
+        say("  links to the originals where the disk allows it: use --copy before editing in place")
+
+
+VERBS = (
+    Verb(
+        "scenario",
+        "tune, plan, fit, calibrate and predict one way of handling the imbalance",
+        _scenario,
+        _scenario_options,
+        example="equipoise scenario --study demo --backbone vgg16 --scenario oversample --trials 5",
+    ),
+    Verb(
+        "compare",
+        "paired differences to the baseline, the verdict and the page",
+        _compare,
+        one_study,
+        example="equipoise compare --study demo",
+    ),
+    Verb(
+        "judge",
+        "files of predictions, anybody's -> differences to a baseline, verdicts and a page",
+        _judge,
+        _judge_options,
+        example="equipoise judge baseline.csv focal.csv --margin 0.01 --page verdict.html",
+        needs_project=False,
+    ),
+    Verb(
+        "report",
+        "write the page of a comparison again, and say which patients moved since a revision",
+        _report,
+        _report_options,
+        example="equipoise report --study demo --against HEAD~1",
+    ),
+    Verb(
+        "leakage",
+        "what leaks would be worth: patients split, and oversampling before the split",
+        _leakage,
+        _leakage_options,
+        example="equipoise leakage --study demo --backbone vgg16",
+    ),
+    Verb(
+        "export",
+        "write train, val and test as folders or CSV, for other tools",
+        _export,
+        _export_options,
+        example="equipoise export --study demo --layout folders --to exports/demo",
+    ),
+)
