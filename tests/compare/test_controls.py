@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from equipoise.compare import controls, leakage, screen
+from equipoise.compare import controls, leakage
 from equipoise.compare import stage as compare
+from equipoise.core import shown
 from equipoise.core.documents import Controls, Difference, MeasuredMetric, PermutedLabels
 from equipoise.core.files import read_table
 from equipoise.core.records import Manifest, Splits
@@ -245,14 +246,14 @@ def test_leaks_inflate_and_patients_kept_whole_do_not(folder):
     assert (
         rows[leakage.BY_IMAGE].permuted_labels.auroc > rows[leakage.BY_IMAGE].permuted_labels.high
     )
-    text = leakage.table_text(found)
+    text = str(leakage.page(found))
     assert all(kind in text for kind in rows)
     (again,) = leakage.kept(study)
     assert again.rows[leakage.BY_IMAGE].inflation["free.auroc"] == inflation
     worth = f"{inflation.value:+.3f} [{inflation.low:+.3f}, {inflation.high:+.3f}] split by image"
     assert worth in leakage.sentence(again)
     assert f"{inflation.value:+.3f}" in text
-    assert max(len(line) for line in text.splitlines()) <= screen.WIDTH
+    assert max(len(line) for line in text.splitlines()) <= shown.WIDTH
 
 
 def test_oversampling_before_the_split_leaks_even_one_image_per_patient(folder):

@@ -3,6 +3,7 @@
 import pytest
 
 from equipoise.compare import screen
+from equipoise.core import shown
 from equipoise.core.documents import CheckAnswer, Difference
 from fabricate import comparisons, made
 
@@ -25,9 +26,9 @@ def compared(**fields):
 
 
 def test_verdicts_come_first_and_no_line_is_too_long():
-    text = screen.text(compared(), beside=["A leak would have been worth +0.045."])
+    text = str(screen.page(compared(), beside=["A leak would have been worth +0.045."]))
     lines = text.splitlines()
-    assert max(len(line) for line in lines) <= screen.WIDTH
+    assert max(len(line) for line in lines) <= shown.WIDTH
     assert lines[0] == "What a reader must know first."
     places = [
         text.index(words) for words in ("difference [low", "- augment is", "A leak", "- a note")
@@ -37,14 +38,14 @@ def test_verdicts_come_first_and_no_line_is_too_long():
 
 
 def test_a_line_holds_verdict_difference_and_main_numbers():
-    head, baseline, augment, long = screen.table(compared(), made.BACKBONE).splitlines()
+    head, baseline, augment, long = str(screen.table(compared(), made.BACKBONE)).splitlines()
     assert head.split("  ")[0] == "made, vgg16"
     assert head.split()[-3:] == ["AUROC", "sens", "spec"]
     assert baseline.split() == ["baseline", "*", "baseline", "-", "0.800", "0.800", "0.800"]
     assert "equivalent (off)" in augment
     assert "-0.0004 [-0.0009, +0.0002]" in augment
     assert long.startswith("imblearn_repeatededit…")
-    assert "(off): switched off by the search" in screen.text(compared())
+    assert "(off): switched off by the search" in str(screen.page(compared()))
 
 
 def test_a_primary_that_is_not_auroc_has_its_own_column():
@@ -52,8 +53,8 @@ def test_a_primary_that_is_not_auroc_has_its_own_column():
     delta = {primary: DELTA}
     rows = {"baseline": comparisons.row(), "focal": comparisons.row(verdict="better", delta=delta)}
     other = comparisons.comparison({made.BACKBONE: rows}, primary=primary, comparisons=1)
-    assert "primary" in screen.table(other, made.BACKBONE).splitlines()[0]
-    assert "specificity at the locked threshold" in screen.text(other)
+    assert "primary" in str(screen.table(other, made.BACKBONE)).splitlines()[0]
+    assert "specificity at the locked threshold" in str(screen.page(other))
 
 
 def test_a_number_that_does_not_exist_is_a_dash():
@@ -63,7 +64,7 @@ def test_a_number_that_does_not_exist_is_a_dash():
         "baseline": comparisons.row(free={"auroc": nothing}),
         "focal": comparisons.rival("inconclusive", lost),
     }
-    table = screen.table(comparisons.comparison({made.BACKBONE: rows}), made.BACKBONE)
+    table = str(screen.table(comparisons.comparison({made.BACKBONE: rows}), made.BACKBONE))
     assert table.splitlines()[1].split()[-3] == "-"
     assert "+0.200 [-, -]" in table
 
@@ -73,12 +74,12 @@ def test_a_number_that_does_not_exist_is_a_dash():
 )
 def test_eq007_is_said_where_no_note_says_it(answer, words):
     check = CheckAnswer(code="EQ007", answer=answer, detail="sizes reach AUROC 0.512")
-    text = screen.text(compared(checks=[check]))
+    text = str(screen.page(compared(checks=[check])))
     assert f"- EQ007: {words}: sizes reach AUROC 0.512." in text
     found = CheckAnswer(code="EQ007", answer="finding", detail="sizes reach AUROC 0.912")
-    assert "EQ007" not in screen.text(compared(checks=[found])), "the notes say it"
+    assert "EQ007" not in str(screen.page(compared(checks=[found]))), "the notes say it"
 
 
 def test_without_patient_ids_the_legend_says_so():
-    text = screen.text(compared(units="images")).replace("\n", " ")
+    text = str(screen.page(compared(units="images")).replace("\n", " "))
     assert "intervals are per image: there are no patient ids" in text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from equipoise.core.text import aligned, first_line, in_words
+from equipoise.core.text import first_line, in_words
 
 
 @pytest.mark.parametrize(
@@ -11,23 +11,6 @@ from equipoise.core.text import aligned, first_line, in_words
 )
 def test_names_are_joined_as_in_a_sentence(names, words):
     assert in_words(names) == words
-
-
-def test_a_table_has_no_spaces_at_the_end_of_a_line():
-    assert aligned([["a", ""], ["long", "b"]]) == "a\nlong  b"
-
-
-def test_a_header_widens_its_column():
-    assert aligned([["a", "b"]], header=["scenario", ""]) == "scenario\na         b"
-
-
-def test_numbers_end_at_the_same_place():
-    assert aligned([["9", "a"], ["10", "b"]], right={0}) == " 9  a\n10  b"
-
-
-def test_a_table_without_rows_is_empty_or_its_header():
-    assert aligned([]) == ""
-    assert aligned([], header=["a", "b"]) == "a  b"
 
 
 def test_the_first_line_of_an_error_without_text_is_its_class():

@@ -360,7 +360,7 @@ def test_decision_names_who_when_and_what_it_follows(opened):
         [store.get_experiment_by_name(audit.EXPERIMENT).experiment_id], "", ViewType.ALL
     )
     assert {run.info.status for run in runs} == {"FINISHED"}
-    text = audit.history_text(NAME, [first, second])
+    text = audit.history_text(audit.log_of(store, NAME, verifies=False))
     assert "1 -> 2" in text
     assert "reason: it is better" in text
 

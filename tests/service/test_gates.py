@@ -315,7 +315,7 @@ def test_a_slope_that_does_not_exist_is_said_to_be_none(study):
         "the slope cannot be computed on these rows (undefined in every resample), "
         "so it was not held against the bound"
     )
-    assert "nan" not in gates.table_text([verdict])
+    assert "nan" not in str(gates.table([verdict]))
 
 
 def test_a_rule_that_promises_no_sensitivity_has_no_floor_to_keep(study):
@@ -457,7 +457,7 @@ def test_table_is_one_line_per_gate():
         gates.Verdict("EQ-G3", title, "> -0.02", gates.Answer("failed", -0.031, "low end")),
         gates.Verdict("EQ-G7", "loads", "<= 1e-05", gates.Answer("passed", 1e-8)),
     ]
-    lines = gates.table_text(verdicts).splitlines()
+    lines = str(gates.table(verdicts)).splitlines()
     assert len(lines) == 3
     assert "-0.031" in lines[1]
     assert "1.0e-08" in lines[2]

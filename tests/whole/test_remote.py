@@ -145,7 +145,8 @@ def test_clone_pulls_what_was_pushed_and_runs_nothing(project, store):
     assert {"data/splits/demo.parquet", "results/demo/vgg16/baseline/predictions.parquet"} <= set(
         versioned
     )
-    in_git = {"data/raw/dvc.lock", "data/raw/dvc.yaml", "reports/demo/comparison.json"}
+    in_git = {"data/raw/dvc.lock", "data/raw/dvc.yaml", "reports/demo/metrics.json"}
+    in_git |= {name for name in versioned if name.startswith("reports/demo/metrics/")}
     assert (
         md5({name: content for name, content in versioned.items() if name not in in_git})
         <= store.digests()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from equipoise.cli.common import ArgumentParser, Options, Verb, say
+from equipoise.cli.common import ArgumentParser, Group, Options, Verb, note, say
 from equipoise.core.errors import ConfigError, EquipoiseError
 
 
@@ -31,9 +31,9 @@ def _predict(options: Options) -> None:
         raise ConfigError("Name images, or vectors with --features: one of the two is expected.")
     if options.features:
         given = Path(options.features)
-        done = predict_vectors.predict_features(options.model, given, out, options.root, say)
+        done = predict_vectors.predict_features(options.model, given, out, options.root, note)
     else:
-        done = predict.predict_images(options.model, options.images, out, options.root, say)
+        done = predict.predict_images(options.model, options.images, out, options.root, note)
     flagged = f", {done.flagged} of them marked in `flags`" if done.flagged else ""
     say(
         f"{done.predicted} images predicted{flagged}, {done.unreadable} unreadable; "
@@ -61,19 +61,22 @@ def _explain(options: Options) -> None:
     say(explain.explain_image(options.model, image, out, options.class_name, options.root))
 
 
-VERBS = (
-    Verb(
-        "predict",
-        "images, folders, patterns or a CSV -> CSV or Parquet, with a registered model",
-        _predict,
-        _predict_options,
-        example="equipoise predict --model models:/equipoise-demo@champion data/raw/demo --out new.csv",
-    ),
-    Verb(
-        "explain",
-        "an image -> the decision of a registered model, and a map of what speaks for it",
-        _explain,
-        _explain_options,
-        example="equipoise explain film.png --model models:/equipoise-demo@champion -o why.png",
+GROUP = Group(
+    "ask a registered model",
+    (
+        Verb(
+            "predict",
+            "images, folders, patterns or a CSV -> CSV or Parquet, with a registered model",
+            _predict,
+            _predict_options,
+            example="equipoise predict --model models:/equipoise-demo@champion data/raw/demo --out new.csv",
+        ),
+        Verb(
+            "explain",
+            "an image -> the decision of a registered model, and a map of what speaks for it",
+            _explain,
+            _explain_options,
+            example="equipoise explain film.png --model models:/equipoise-demo@champion -o why.png",
+        ),
     ),
 )

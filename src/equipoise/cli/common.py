@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from equipoise.core import config
 
 Options = argparse.Namespace
 ArgumentParser = argparse.ArgumentParser
+#: Its children are the loggers of all rooms.
+LOG = logging.getLogger("equipoise")
+#: How far a work is, `core/parallel.py`.
+PROGRESS = LOG.getChild("progress")
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,51 @@ class Verb:
     needs_project: bool = True
 
 
-def say(text: str = "") -> None:
-    """Write a line to the screen at once, so that a log has it before the next step."""
-    print(text, flush=True)
+@dataclass(frozen=True)
+class Group:
+    """Verbs that the help lists together.
+
+    Attributes:
+        title: What they have in common.
+        verbs: In the order of their use.
+    """
+
+    title: str
+    verbs: Sequence[Verb]
+
+
+# --- speaking -------------------------------------------------------------------------------------
+
+
+def say(what: object = "") -> None:
+    """Show what was asked for on stdout, at once, so that a log has it before the next step.
+
+    Args:
+        what: A line of text, which stays whole, or something that takes the terminal's width.
+    """
+    if isinstance(what, str):
+        print(what, flush=True)
+        return
+    from rich.console import Console
+
+    from equipoise.core.shown import WIDTH, plain
+
+    screen = Console(width=_columns(WIDTH), highlight=False)
+    if screen.is_terminal:
+        screen.print(what, crop=False)
+    elif "COLUMNS" in os.environ:
+        print(plain(what, screen.width), flush=True)  # type: ignore[arg-type]
+    else:
+        print(what, flush=True)
+
+
+def note(text: str) -> None:
+    """Say a step on the way, which only `--verbose` shows."""
+    LOG.info(text)
+
+
+def _columns(otherwise: int) -> int:
+    return shutil.get_terminal_size((otherwise, 24)).columns
 
 
 # --- options that several verbs take ----------------------------------------------------------------
@@ -58,6 +107,11 @@ def one_backbone(parser: ArgumentParser) -> None:
         required=True,
         help="densenet201, vgg16, mobilenetv2 or a name of embed.features",
     )
+
+
+def as_json(parser: ArgumentParser) -> None:
+    """A document with stable keys in place of text."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def dry_run(parser: ArgumentParser) -> None:

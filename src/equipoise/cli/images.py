@@ -6,10 +6,12 @@ from pathlib import Path
 
 from equipoise.cli.common import (
     ArgumentParser,
+    Group,
     Options,
     Verb,
     dry_run,
     load_study,
+    note,
     one_backbone,
     one_study,
     say,
@@ -82,48 +84,51 @@ def _embed(options: Options) -> None:
     pipeline.require_current(study)
     timer = parallel.Timer()
     if imported.is_imported(settings, options.backbone):
-        say(f"reading the vectors of {options.backbone}")
+        note(f"reading the vectors of {options.backbone}")
     else:
         weights = settings.weights_for(options.backbone)
-        say(f"building {options.backbone}, weights: {weights}")
+        note(f"building {options.backbone}, weights: {weights}")
     done = stage.run(study, options.backbone)
     say(f"{stage.result_text(done)} ({timer})")
 
 
-VERBS = (
-    Verb(
-        "fetch",
-        "download, check and unpack a published dataset, and put it under DVC",
-        _fetch,
-        _fetch_options,
-        example="equipoise fetch breakhis",
-    ),
-    Verb(
-        "phantom",
-        "draw the raw images of the demo",
-        _phantom,
-        _phantom_options,
-        example="equipoise phantom",
-    ),
-    Verb(
-        "ingest",
-        "raw folder -> manifest: verify, hash, quarantine, read the patient",
-        _ingest,
-        one_study,
-        example="equipoise ingest --study demo",
-    ),
-    Verb(
-        "split",
-        "manifest -> train, val and test in whole patients",
-        _split,
-        one_study,
-        example="equipoise split --study demo",
-    ),
-    Verb(
-        "embed",
-        "one backbone pass over every distinct image and view",
-        _embed,
-        _embed_options,
-        example="equipoise embed --study demo --backbone vgg16 --dry-run",
+GROUP = Group(
+    "raw images to features",
+    (
+        Verb(
+            "fetch",
+            "download, check and unpack a published dataset, and put it under DVC",
+            _fetch,
+            _fetch_options,
+            example="equipoise fetch breakhis",
+        ),
+        Verb(
+            "phantom",
+            "draw the raw images of the demo",
+            _phantom,
+            _phantom_options,
+            example="equipoise phantom",
+        ),
+        Verb(
+            "ingest",
+            "raw folder -> manifest: verify, hash, quarantine, read the patient",
+            _ingest,
+            one_study,
+            example="equipoise ingest --study demo",
+        ),
+        Verb(
+            "split",
+            "manifest -> train, val and test in whole patients",
+            _split,
+            one_study,
+            example="equipoise split --study demo",
+        ),
+        Verb(
+            "embed",
+            "one backbone pass over every distinct image and view",
+            _embed,
+            _embed_options,
+            example="equipoise embed --study demo --backbone vgg16 --dry-run",
+        ),
     ),
 )

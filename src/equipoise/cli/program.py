@@ -6,35 +6,34 @@ Paths of the project are below the folder of params.yaml, which is handed to eve
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from equipoise import __version__
-from equipoise.cli import answers, images, project, registry, scenarios
-from equipoise.cli.common import Options, Verb
+from equipoise.cli import answers, images, parser, project, registry, scenarios
+from equipoise.cli.common import LOG, PROGRESS, Options, Verb
 from equipoise.core import config
 from equipoise.core.environment import masked
-from equipoise.core.errors import DataError, EquipoiseError
+from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 
-#: Files of verbs in the order of the help: the way of the data. A verb is added to the table of one of them.
-GROUPS = (images, scenarios, registry, answers, project)
-VERBS: dict[str, Verb] = {verb.name: verb for group in GROUPS for verb in group.VERBS}
+#: Groups of verbs in the order of the help: the way of the data. A verb is added to one of them.
+GROUPS = (images.GROUP, scenarios.GROUP, registry.GROUP, answers.GROUP, project.GROUP)
+VERBS: dict[str, Verb] = {verb.name: verb for group in GROUPS for verb in group.verbs}
 _INTERRUPTED = "Interrupted. Finished work is kept; the same command goes on from there."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code.
 
-    0 is well; 1 data; 2 settings; 3 promotion refused; 4 audit finding; 5 server; 130 interrupted.
+    0 is well; 1 data; 2 settings, or no verb; 3 promotion refused; 4 audit finding; 5 server; 130 interrupted.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    options = _parser().parse_args(arguments)
+    _spell_out_what_an_encoding_lacks()
     try:
-        options.root = _root(options)
-        return VERBS[options.verb].run(options) or 0
+        return _run(sys.argv[1:] if arguments is None else arguments)
     except EquipoiseError as error:
         return _tell(error)
     except BrokenPipeError:
@@ -47,6 +46,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known is None:
             raise
         return _tell(known)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    program = parser.build(GROUPS)
+    parser.refuse_unknown_options(program, arguments)
+    options = program.parse_args(arguments)
+    if options.verb is None:
+        program.print_help()
+        return ConfigError.exit_code
+    options.root = _root(options)
+    with _logged(options):
+        return VERBS[options.verb].run(options) or 0
+
+
+def _spell_out_what_an_encoding_lacks() -> None:
+    """Show a character that a terminal or a log cannot hold by its number; no verb ends for it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a notebook puts another object there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _logged(options: Options) -> Iterator[None]:
+    """Let the loggers of Equipoise speak on stderr, as loud as was asked for.
+
+    Warnings and progress are shown; steps with -v, details with -vv, errors alone with -q.
+    """
+    levels = {0: logging.WARNING, 1: logging.INFO}
+    LOG.setLevel(logging.ERROR if options.quiet else levels.get(options.verbose, logging.DEBUG))
+    PROGRESS.setLevel(logging.ERROR if options.quiet else logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
 
 
 def _root(options: Options) -> Path | None:
@@ -76,18 +112,3 @@ def _known_error(error: Exception) -> EquipoiseError | None:
 def _tell(error: EquipoiseError) -> int:
     print(f"{type(error).__name__}: {masked(error)}", file=sys.stderr)
     return error.exit_code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="equipoise", description="Compare remedies for class imbalance fairly."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument(
-        "--root", help="folder with params.yaml (default: this one or the nearest above)"
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in VERBS.values():
-        of_verb = verbs.add_parser(verb.name, help=verb.purpose, description=verb.purpose)
-        verb.add_options(of_verb)
-    return parser

@@ -9,8 +9,10 @@ from pathlib import Path
 from equipoise.cli import registry
 from equipoise.cli.common import (
     ArgumentParser,
+    Group,
     Options,
     Verb,
+    as_json,
     dry_run,
     load_studies,
     say,
@@ -18,10 +20,11 @@ from equipoise.cli.common import (
 )
 from equipoise.cli.scenarios import say_comparison
 from equipoise.core import config
+from equipoise.core.shown import Table
 
 
 def _doctor_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    as_json(parser)
     parser.add_argument(
         "--devices", action="store_true", help="load TensorFlow and name its devices"
     )
@@ -35,8 +38,8 @@ def _doctor(options: Options) -> int:
     if options.json:
         say(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
-        for finding in findings:
-            say(f"{finding.level:8}{finding.what:36} {finding.detail}")
+        rows = [[finding.level, finding.what, finding.detail] for finding in findings]
+        say(Table(rows, wrapped=[2], judged=0))
     return int(any(finding.level == "error" for finding in findings))
 
 
@@ -85,19 +88,22 @@ def _mark_launcher(root: Path) -> None:
         tracking.mark_launcher(tracking.client(root), launched.run_id, {})
 
 
-VERBS = (
-    Verb(
-        "doctor",
-        "what this machine has for what params.yaml asks",
-        _doctor,
-        _doctor_options,
-        example="equipoise doctor --devices",
-    ),
-    Verb(
-        "main",
-        "dvc repro, track, register: the whole pipeline",
-        _main,
-        dry_run,
-        example="equipoise main --dry-run",
+GROUP = Group(
+    "the whole project",
+    (
+        Verb(
+            "doctor",
+            "what this machine has for what params.yaml asks",
+            _doctor,
+            _doctor_options,
+            example="equipoise doctor --devices",
+        ),
+        Verb(
+            "main",
+            "dvc repro, track, register: the whole pipeline",
+            _main,
+            dry_run,
+            example="equipoise main --dry-run",
+        ),
     ),
 )

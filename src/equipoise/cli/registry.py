@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from equipoise.cli.common import (
     ArgumentParser,
+    Group,
     Options,
     Verb,
+    as_json,
     load_studies,
     load_study,
     one_study,
     say,
     some_studies,
 )
-from equipoise.core.errors import AuditFinding
+from equipoise.core.config import Study
+from equipoise.core.errors import AuditFinding, PromotionRefused
+from equipoise.core.text import counted
 
 
 def _track_options(parser: ArgumentParser) -> None:
@@ -62,14 +66,34 @@ def _promote_options(parser: ArgumentParser) -> None:
         "--force", action="store_true", help="although gates fail; goes with --reason"
     )
     parser.add_argument("--reason", help="why; kept in the log")
+    as_json(parser)
 
 
 def _promote(options: Options) -> None:
     from equipoise.service import promotion
 
     study = load_study(options)
+    if options.json:
+        _promote_in_json(study, options)
+        return
     done = promotion.promote(study, options.version, options.force, options.reason, say)
     say(promotion.moved_text(done))
+
+
+def _promote_in_json(study: Study, options: Options) -> None:
+    """The same with a document on stdout, after a refusal too; its sentence stays on stderr."""
+    from equipoise.service import audit, promotion
+
+    heard: list[object] = []
+    model = audit.model_name(study.name)
+    try:
+        done = promotion.promote(
+            study, options.version, options.force, options.reason, heard.append
+        )
+    except PromotionRefused as refusal:
+        say(promotion.report(model, heard, refused=str(refusal)).text())
+        raise
+    say(promotion.report(model, heard, done).text())
 
 
 def _rollback_options(parser: ArgumentParser) -> None:
@@ -89,62 +113,65 @@ def _audit_options(parser: ArgumentParser) -> None:
         "what", nargs="?", choices=("show", "verify"), default="show", help="default: show"
     )
     some_studies(parser)
+    as_json(parser)
 
 
 def _audit(options: Options) -> None:
     from equipoise.service import audit, tracking
 
     store = tracking.client(options.root)
-    findings: list[str] = []
-    for study in load_studies(options):
-        name = audit.model_name(study.name)
-        if options.what == "show":
-            say(audit.history_text(name, audit.read(store, name)))
-            continue
-        sentences = audit.verify(store, name)
-        told = "\n  ".join(sentences) or "the log is whole"
-        say(f"{name}: {told}")
-        findings += sentences
+    names = [audit.model_name(study.name) for study in load_studies(options)]
+    verifies = options.what == "verify"
+    logs = [audit.log_of(store, name, verifies) for name in names]
+    if options.json:
+        say(audit.AuditReport(models=logs).text())
+    else:
+        for log in logs:
+            say(audit.whole_text(log) if verifies else audit.history_text(log))
+    findings = sum(len(log.findings) for log in logs)
     if findings:
         raise AuditFinding(
-            f"{len(findings)} findings. docs/promotion.md says what to do about each."
+            f"{counted(findings, 'finding')}. docs/promotion.md says what to do about each."
         )
 
 
-VERBS = (
-    Verb(
-        "track",
-        "mirror into MLflow every result that the store lacks",
-        track,
-        _track_options,
-        example="equipoise track --study demo",
-    ),
-    Verb(
-        "register",
-        "make each backbone's winner a version in the model registry",
-        register,
-        some_studies,
-        example="equipoise register --study demo",
-    ),
-    Verb(
-        "promote",
-        "move the alias champion to the challenger, or to a version",
-        _promote,
-        _promote_options,
-        example="equipoise promote --study demo",
-    ),
-    Verb(
-        "rollback",
-        "return the alias champion to the version before",
-        _rollback,
-        _rollback_options,
-        example='equipoise rollback --study demo --reason "wrong labels in site B"',
-    ),
-    Verb(
-        "audit",
-        "the log of promotions and rollbacks; `audit verify` finds gaps, edits, moved aliases",
-        _audit,
-        _audit_options,
-        example="equipoise audit verify --study demo",
+GROUP = Group(
+    "MLflow: runs and the model registry",
+    (
+        Verb(
+            "track",
+            "mirror into MLflow every result that the store lacks",
+            track,
+            _track_options,
+            example="equipoise track --study demo",
+        ),
+        Verb(
+            "register",
+            "make each backbone's winner a version in the model registry",
+            register,
+            some_studies,
+            example="equipoise register --study demo",
+        ),
+        Verb(
+            "promote",
+            "move the alias champion to the challenger, or to a version",
+            _promote,
+            _promote_options,
+            example="equipoise promote --study demo",
+        ),
+        Verb(
+            "rollback",
+            "return the alias champion to the version before",
+            _rollback,
+            _rollback_options,
+            example='equipoise rollback --study demo --reason "wrong labels in site B"',
+        ),
+        Verb(
+            "audit",
+            "the log of promotions and rollbacks; `audit verify` finds gaps, edits, moved aliases",
+            _audit,
+            _audit_options,
+            example="equipoise audit verify --study demo",
+        ),
     ),
 )

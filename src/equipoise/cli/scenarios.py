@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from equipoise.cli.common import (
+    LOG,
     ArgumentParser,
+    Group,
     Options,
     Verb,
+    as_json,
     dry_run,
     load_study,
+    note,
     one_backbone,
     one_study,
     say,
@@ -56,7 +60,7 @@ def _scenario(options: Options) -> None:
     if options.dry_run:
         say_costs([study], options.backbone, [options.scenario])
         return
-    pipeline.ensure(study, options.backbone, say)
+    pipeline.ensure(study, options.backbone, note)
     timer = parallel.Timer()
     summary = stage.run(study, options.backbone, options.scenario, folder)
     say(f"{summary_text(summary)} ({timer}); written to {folder}")
@@ -88,6 +92,11 @@ def _adopt(study: config.Study, options: Options, folder: Path) -> None:
     say(f"MLflow run {done.run_id}: {state}")
 
 
+def _compare_options(parser: ArgumentParser) -> None:
+    one_study(parser)
+    as_json(parser)
+
+
 def _compare(options: Options) -> None:
     from equipoise import pipeline
     from equipoise.compare import stage
@@ -96,9 +105,12 @@ def _compare(options: Options) -> None:
     study = load_study(options)
     pipeline.require_current(study)
     for aside in pipeline.set_aside_unlisted(study):
-        say(f"{aside}: moved here, because run in params.yaml does not name it")
+        LOG.warning(f"{aside}: moved here, because run in params.yaml does not name it")
     done = stage.run(study)
     path = page.write(study, done.comparison, done.results)
+    if options.json:
+        say(stage.short_form(done.comparison).text())
+        return
     say_comparison(study, done.comparison)
     say(f"report: {path}")
 
@@ -108,7 +120,7 @@ def say_comparison(study: config.Study, comparison: Comparison) -> None:
     from equipoise.compare import leakage, screen
 
     beside = [leakage.sentence(report) for report in leakage.kept(study)]
-    say(screen.text(comparison, beside))
+    say(screen.page(comparison, beside))
 
 
 def _judge_options(parser: ArgumentParser) -> None:
@@ -138,7 +150,7 @@ def _judge(options: Options) -> None:
     if options.json == "-":
         say(document.text())
     else:
-        say(screen.text(judged.comparison))
+        say(screen.page(judged.comparison))
         if options.json:
             document.write(Path(options.json))
     if options.page:
@@ -187,6 +199,7 @@ def _report(options: Options) -> None:
 def _leakage_options(parser: ArgumentParser) -> None:
     one_study(parser)
     one_backbone(parser)
+    as_json(parser)
 
 
 def _leakage(options: Options) -> None:
@@ -194,9 +207,12 @@ def _leakage(options: Options) -> None:
     from equipoise.compare import leakage
 
     study = load_study(options)
-    pipeline.ensure(study, options.backbone, say)
-    rows = leakage.measure(study, options.backbone)
-    say(leakage.table_text(rows))
+    pipeline.ensure(study, options.backbone, note)
+    report = leakage.measure(study, options.backbone)
+    if options.json:
+        say(report.text())
+        return
+    say(leakage.page(report))
     say(f"written to {leakage.folder(study, options.backbone)}")
 
 
@@ -229,48 +245,51 @@ def _export(options: Options) -> None:
         say("  links to the originals where the disk allows it: use --copy before editing in place")
 
 
-VERBS = (
-    Verb(
-        "scenario",
-        "tune, plan, fit, calibrate and predict one way of handling the imbalance",
-        _scenario,
-        _scenario_options,
-        example="equipoise scenario --study demo --backbone vgg16 --scenario oversample --trials 5",
-    ),
-    Verb(
-        "compare",
-        "paired differences to the baseline, the verdict and the page",
-        _compare,
-        one_study,
-        example="equipoise compare --study demo",
-    ),
-    Verb(
-        "judge",
-        "files of predictions, anybody's -> differences to a baseline, verdicts and a page",
-        _judge,
-        _judge_options,
-        example="equipoise judge baseline.csv focal.csv --margin 0.01 --page verdict.html",
-        needs_project=False,
-    ),
-    Verb(
-        "report",
-        "write the page of a comparison again, and say which patients moved since a revision",
-        _report,
-        _report_options,
-        example="equipoise report --study demo --against HEAD~1",
-    ),
-    Verb(
-        "leakage",
-        "what leaks would be worth: patients split, and oversampling before the split",
-        _leakage,
-        _leakage_options,
-        example="equipoise leakage --study demo --backbone vgg16",
-    ),
-    Verb(
-        "export",
-        "write train, val and test as folders or CSV, for other tools",
-        _export,
-        _export_options,
-        example="equipoise export --study demo --layout folders --to exports/demo",
+GROUP = Group(
+    "features to a verdict",
+    (
+        Verb(
+            "scenario",
+            "tune, plan, fit, calibrate and predict one way of handling the imbalance",
+            _scenario,
+            _scenario_options,
+            example="equipoise scenario --study demo --backbone vgg16 --scenario oversample --trials 5",
+        ),
+        Verb(
+            "compare",
+            "paired differences to the baseline, the verdict and the page",
+            _compare,
+            _compare_options,
+            example="equipoise compare --study demo",
+        ),
+        Verb(
+            "judge",
+            "files of predictions, anybody's -> differences to a baseline, verdicts and a page",
+            _judge,
+            _judge_options,
+            example="equipoise judge baseline.csv focal.csv --margin 0.01 --page verdict.html",
+            needs_project=False,
+        ),
+        Verb(
+            "report",
+            "write the page of a comparison again, and say which patients moved since a revision",
+            _report,
+            _report_options,
+            example="equipoise report --study demo --against HEAD~1",
+        ),
+        Verb(
+            "leakage",
+            "what leaks would be worth: patients split, and oversampling before the split",
+            _leakage,
+            _leakage_options,
+            example="equipoise leakage --study demo --backbone vgg16",
+        ),
+        Verb(
+            "export",
+            "write train, val and test as folders or CSV, for other tools",
+            _export,
+            _export_options,
+            example="equipoise export --study demo --layout folders --to exports/demo",
+        ),
     ),
 )

@@ -25,7 +25,8 @@ from equipoise.core.documents import (
     PermutedLabels,
 )
 from equipoise.core.records import Manifest
-from equipoise.core.text import aligned, in_words
+from equipoise.core.shown import Page, Sentences, Table
+from equipoise.core.text import in_words
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.metrics import Endpoint, softmax
 from equipoise.scenario import head
@@ -190,8 +191,8 @@ def _cross_validated(study: Study, inputs: Inputs, rounds: list[Sides], l2: floa
 # --- the printed table ----------------------------------------------------------------------------
 
 
-def table_text(report: LeakageReport) -> str:
-    """The report as lines of text: of each metric its value under every kind of split, and what a leak adds.
+def page(report: LeakageReport) -> Page:
+    """The report for a terminal: of each metric its value under every kind of split, and what a leak adds.
 
     The answers of the control with permuted labels stand below the table.
     """
@@ -204,13 +205,16 @@ def table_text(report: LeakageReport) -> str:
     permuted = []
     for kind, row in report.rows.items():
         permuted.append(f"  {kind}: {controls.control_text(row.permuted_labels)}")
-    return "\n".join(
+    first = (
+        f"{report.study}, {report.backbone}: {report.images} images of {report.patients} "
+        f"patients by {report.group_by}, {report.folds} folds, the same baseline"
+    )
+    control = "Labels permuted between patients, where nothing is left to learn but a leak:"
+    return Page(
         [
-            f"{report.study}, {report.backbone}: {report.images} images of {report.patients} "
-            f"patients by {report.group_by}, {report.folds} folds, the same baseline",
-            aligned(lines, header=["", "value", "the leak adds"]),
-            "Labels permuted between patients, where nothing is left to learn but a leak:",
-            *permuted,
+            Sentences([first]),
+            Table(lines, heads=["", "value", "the leak adds"], wrapped=[1, 2]),
+            Sentences([control, *permuted]),
         ]
     )
 

@@ -1,9 +1,8 @@
-"""A comparison as lines of text for a terminal: verdicts first, nothing wider than 100 columns."""
+"""A comparison for a terminal: headline and verdicts first, in the width that there is."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 from equipoise.compare.wording import (
@@ -17,16 +16,15 @@ from equipoise.compare.wording import (
     verdict,
 )
 from equipoise.core.documents import Comparison, Interval, ScenarioRow
-from equipoise.core.text import aligned
+from equipoise.core.shown import Page, Sentences, Shown, Table
 from equipoise.evaluation.metrics import Endpoint
 
-WIDTH = 100
 #: Longer names of scenarios are cut in the table; the sentences have them whole.
 _NAME_WIDTH = 24
 _AUROC = Endpoint("free", "auroc")
 
 
-def text(comparison: Comparison, beside: Sequence[str] = ()) -> str:
+def page(comparison: Comparison, beside: Sequence[str] = ()) -> Page:
     """Everything a reader should see: headline, tables, a sentence for each rival, controls, notes.
 
     Args:
@@ -34,17 +32,19 @@ def text(comparison: Comparison, beside: Sequence[str] = ()) -> str:
         beside: Sentences that stand beside the comparison, for example what a leak would have been worth.
     """
     first, *sentences = verdict(comparison)
-    parts = [_paragraph(first)]
+    parts: list[Shown] = [Sentences([first])]
     for backbone in comparison.rows:
         parts.append(table(comparison, backbone))
-    parts.append(_paragraph(_legend(comparison)))
+    parts.append(Sentences([_legend(comparison)]))
     if comparison.comparisons:
-        parts.append(_list(sentences))
-    parts.append(_list([*_controls(comparison), *beside, *comparison.notes]))
-    return "\n\n".join(parts)
+        parts.append(Sentences(sentences, mark="- "))
+    remarks = [*_controls(comparison), *beside, *comparison.notes]
+    if remarks:
+        parts.append(Sentences(remarks, mark="- "))
+    return Page(parts)
 
 
-def table(comparison: Comparison, backbone: str) -> str:
+def table(comparison: Comparison, backbone: str) -> Table:
     """One line for each scenario: verdict, difference to the baseline, and main numbers."""
     shown = _shown(comparison)
     title = f"{comparison.study}, {backbone}" if backbone else comparison.study
@@ -56,12 +56,12 @@ def table(comparison: Comparison, backbone: str) -> str:
     ]
     compared = rivals(comparison, backbone)
     digits = max((digits_of(rival.delta) for rival in compared), default=3)
-    lines = [heads]
+    rows = []
     for scenario, row in comparison.rows[backbone].items():
         winner = comparison.winners.get(backbone) == scenario
-        lines.append(_cells(comparison, scenario, row, winner, digits))
-    widths_right = range(3, len(heads))
-    return aligned(lines, right=widths_right)
+        rows.append(_cells(comparison, scenario, row, winner, digits))
+    numbers = range(3, len(heads))
+    return Table(rows, heads, right=numbers, wrapped=[2], judged=1)
 
 
 def _shown(comparison: Comparison) -> dict[str, Endpoint]:
@@ -138,23 +138,3 @@ def _controls(comparison: Comparison) -> list[str]:
             answer = "no finding" if check.answer == "none" else check.answer
             lines.append(f"EQ007: {answer}: {check.detail}.")
     return lines
-
-
-def _paragraph(sentence: str) -> str:
-    return textwrap.fill(sentence, WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _list(sentences: Sequence[str]) -> str:
-    lines = []
-    for sentence in sentences:
-        lines.append(
-            textwrap.fill(
-                sentence,
-                WIDTH,
-                initial_indent="- ",
-                subsequent_indent="  ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-        )
-    return "\n".join(lines)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from equipoise.compare import controls, wording
+from equipoise.compare import controls, tracked, wording
 from equipoise.compare.evidence import RowEvidence, evidence_of
 from equipoise.compare.judging import (
     Family,
@@ -63,7 +63,7 @@ class Compared(NamedTuple):
 
 
 def run(study: Study, evidence: EvidenceOf = evidence_of) -> Compared:
-    """Compare the configured scenarios of a study; write evidence.json and its short form, comparison.json.
+    """Compare the configured scenarios of a study; write evidence.json, its short form and the numbers of DVC.
 
     Args:
         study: Its name, settings and files.
@@ -78,6 +78,7 @@ def run(study: Study, evidence: EvidenceOf = evidence_of) -> Compared:
     comparison = compare(study, results, controlled, evidence)
     comparison.write(study.reports_path / "evidence.json")
     short_form(comparison).write(study.reports_path / "comparison.json")
+    tracked.write(study, comparison)
     # What is printed and drawn is what was written: where a metric does not exist the file says null.
     return Compared(Comparison.read(study.reports_path / "evidence.json"), results)
 
@@ -389,7 +390,7 @@ def _digest(comparison: Comparison) -> str:
 
 
 def short_form(comparison: Comparison) -> Comparison:
-    """What a reader and `dvc metrics diff` need: main metrics with intervals, the primary difference, the verdicts."""
+    """What a reader needs: main metrics with intervals, the primary difference, the verdicts."""
     primary = Endpoint.parse(comparison.primary)
     short_checks = [
         CheckAnswer(code=check.code, answer=check.answer, detail=check.detail)

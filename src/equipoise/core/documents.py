@@ -582,6 +582,34 @@ class Comparison(Document):
     baseline: str = BASELINE
 
 
+class ScenarioMetrics(Document):
+    """`metrics/<backbone>/<scenario>.json`: what `dvc metrics` shows of a scenario; the baseline has no difference.
+
+    Attributes:
+        diff: Paired difference to the baseline in the primary endpoint.
+        low: Low end of its interval, which holds for all rivals together.
+        high: High end of it.
+        auroc: On test.
+        verdict: As of `ScenarioRow`.
+    """
+
+    diff: float | None = None
+    low: float | None = None
+    high: float | None = None
+    auroc: float | None
+    verdict: str
+
+
+class StudyMetrics(Document):
+    """`metrics.json`: what `dvc exp show` has a column for.
+
+    Attributes:
+        best: The scenario that would be put forward.
+    """
+
+    best: str
+
+
 class JudgedRow(Part):
     """What `judge` says of one method; the baseline has no difference.
 

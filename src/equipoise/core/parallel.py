@@ -27,6 +27,10 @@ from equipoise.core.text import first_line
 Item = TypeVar("Item")
 
 
+#: A program that wants to show progress gives this logger the level INFO, as the command line does.
+_LOG = logging.getLogger("equipoise.progress")
+
+
 #: Between two lines of progress.
 _LINE_SECONDS = 5.0
 
@@ -49,7 +53,8 @@ def progress(
 ) -> Iterator[Item]:
     """Yield the items and show how far the work is.
 
-    A terminal shows a bar, anything else a line every few seconds. Quick work shows nothing.
+    A terminal shows a bar, a log gets a line every few seconds. Quick work shows nothing, and
+    neither does a program that does not ask for it.
 
     Args:
         items: What to yield.
@@ -57,6 +62,9 @@ def progress(
         total: Number of items.
         unit: What an item is called, in the plural.
     """
+    if not _LOG.isEnabledFor(logging.INFO):
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, desc=description, total=total, unit=unit, delay=2.0, leave=False)
         return
@@ -71,10 +79,7 @@ def progress(
         gone = now - start
         speed = f"{done / gone:.3g} {unit}/s"
         left = f"{gone / done * (total - done):.0f} s left"
-        print(
-            f"{description}: {done}/{total} {unit}, {speed}, {gone:.0f} s gone, {left}",
-            file=sys.stderr,
-        )
+        _LOG.info(f"{description}: {done}/{total} {unit}, {speed}, {gone:.0f} s gone, {left}")
 
 
 def run_jobs(

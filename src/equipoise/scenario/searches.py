@@ -11,7 +11,7 @@ studies of a checkout together: `optuna-dashboard data/searches.log`. Nothing is
 
 from __future__ import annotations
 
-import sys
+import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 from equipoise.core.errors import DataError
 from equipoise.core.files import digest_of, write_arrays
 
+_LOG = logging.getLogger(__name__)
 #: A study of the journal keeps here which search it shows, once all its trials are written.
 _CONTENT = "search"
 
@@ -243,10 +244,7 @@ def _begun_anew(path: Path, lock: FileLock, error: Exception) -> JournalStorage:
     """An empty journal; the damaged one is put aside, because a page to look at stops no search."""
     aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
     path.replace(aside)
-    print(
-        f"{path} cannot be read ({error}); it was moved to {aside} and is begun anew.",
-        file=sys.stderr,
-    )
+    _LOG.warning(f"{path} cannot be read ({error}); it was moved to {aside} and is begun anew.")
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 

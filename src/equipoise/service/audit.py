@@ -12,6 +12,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,10 +29,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import ConfigDict, Field
 
-from equipoise.core.documents import Part
+from equipoise.core.documents import Document, Part
 from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of
-from equipoise.core.text import aligned, first_line
+from equipoise.core.shown import Table
+from equipoise.core.text import first_line
 from equipoise.service import tracking
 
 CHALLENGER = "challenger"
@@ -704,22 +706,78 @@ def _way_back(store: MlflowClient, name: str, entries: Sequence[Entry]) -> str:
 # --- showing --------------------------------------------------------------------------------------
 
 
-def history_text(name: str, entries: Sequence[Entry]) -> str:
+class LoggedDecision(Part):
+    """A decision with what came of it and whether its run still holds what was sealed."""
+
+    run_id: str
+    state: str
+    edited: bool
+    deleted: bool
+    decision: Decision
+    outcome: Outcome | None
+
+
+class ModelLog(Part):
+    """The log of one registered model.
+
+    Attributes:
+        decisions: Oldest first.
+        verified: Whether findings were looked for.
+        findings: What `verify` says of it.
+    """
+
+    model: str
+    verified: bool
+    findings: list[str]
+    decisions: list[LoggedDecision]
+
+
+class AuditReport(Document):
+    """What `audit --json` prints."""
+
+    models: list[ModelLog]
+
+
+def log_of(store: MlflowClient, name: str, verifies: bool) -> ModelLog:
+    """The log of a registered model, with what is wrong with it where that is asked for."""
+    decisions = [
+        LoggedDecision(
+            run_id=entry.run_id,
+            state=entry.state,
+            edited=entry.edited,
+            deleted=entry.deleted,
+            decision=entry.decision,
+            outcome=entry.outcome,
+        )
+        for entry in read(store, name)
+    ]
+    findings = verify(store, name) if verifies else []
+    return ModelLog(model=name, verified=verifies, findings=findings, decisions=decisions)
+
+
+def whole_text(log: ModelLog) -> str:
+    """What was found in a log, or that nothing was."""
+    told = "\n  ".join(log.findings) or "the log is whole"
+    return f"{log.model}: {told}"
+
+
+def history_text(log: ModelLog) -> str:
     """The decisions as lines of text, oldest first; below each one its failed gates and reason."""
-    lines = [f"{name}: {len(entries)} decisions in the experiment {EXPERIMENT}"]
-    table = aligned([_columns(entry) for entry in entries])
-    for entry, line in zip(entries, table.splitlines()):
+    entries = log.decisions
+    lines = [f"{log.model}: {len(entries)} decisions in the experiment {EXPERIMENT}"]
+    table = Table([_columns(entry) for entry in entries], right=[0])
+    for entry, line in zip(entries, str(table).splitlines()):
         lines.append(line)
         lines += [f"        {remark}" for remark in _remarks(entry)]
     return "\n".join(lines)
 
 
-def _columns(entry: Entry) -> list[str]:
+def _columns(entry: LoggedDecision) -> list[str]:
     decision = entry.decision
     forced = " (forced)" if decision.forced else ""
     return [
-        f"{decision.number or '?':>4}",
-        str(decision.at),
+        f"  {decision.number or '?'}",
+        _to_the_second(str(decision.at)),
         str(decision.kind),
         f"{decision.from_version or '-'} -> {decision.to_version}",
         f"{entry.state}{forced}",
@@ -728,7 +786,12 @@ def _columns(entry: Entry) -> list[str]:
     ]
 
 
-def _remarks(entry: Entry) -> Iterator[str]:
+def _to_the_second(time: str) -> str:
+    """A time without its thousandths, which tell a reader nothing."""
+    return re.sub(r"\.\d+Z$", "Z", time)
+
+
+def _remarks(entry: LoggedDecision) -> Iterator[str]:
     for gate in entry.decision.gates:
         if gate.verdict == "failed":
             yield f"{gate.code} {gate.name}: {gate.detail or gate.number}"

@@ -27,7 +27,8 @@ from equipoise.core.documents import MeasuredMetric
 from equipoise.core.errors import DataError, EquipoiseError
 from equipoise.core.files import digest_of, file_digest
 from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_columns
-from equipoise.core.text import aligned, first_line
+from equipoise.core.shown import Shown, Table
+from equipoise.core.text import first_line
 from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Effect
 from equipoise.evaluation.metrics import Endpoint
@@ -733,15 +734,26 @@ def _as_stored(rows: pd.DataFrame, answers: pd.DataFrame, classes: Sequence[str]
 # --- showing --------------------------------------------------------------------------------------
 
 
-def table_text(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as lines of text."""
-    rows = [["gate", "", "number", "bound", "verdict", ""]]
+@dataclass(frozen=True)
+class Judged(Shown):
+    """The verdicts of all gates, as a terminal shows them."""
+
+    verdicts: Sequence[Verdict]
+
+    def __rich__(self) -> Table:
+        return table(self.verdicts)
+
+
+def table(verdicts: Sequence[Verdict]) -> Table:
+    """One line for each gate."""
+    heads = ["gate", "", "number", "bound", "verdict", ""]
+    rows = []
     for verdict in verdicts:
         answer = verdict.answer
         number = _shown(answer.number)
         row = [verdict.code, verdict.title, number, verdict.bound, answer.word, answer.detail]
         rows.append(row)
-    return aligned(rows)
+    return Table(rows, heads, wrapped=[1, 5], judged=4)
 
 
 def _shown(number: float | None) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from equipoise.core.config import Study
+from equipoise.core.documents import Document
 from equipoise.core.errors import ConfigError, PromotionRefused
 from equipoise.service import audit, evidence, gates, tracking
 from equipoise.service.audit import CHALLENGER, CHAMPION, Content, Decision, model_name
@@ -52,12 +53,59 @@ def moved_text(championship: Championship) -> str:
     return f"champion of {model} is now version {champion}; {before} ({decision})"
 
 
+class PromotionReport(Document):
+    """What `promote --json` prints.
+
+    Attributes:
+        model: Name of the registered model.
+        moved: Whether the alias champion moved.
+        champion: Number of its version now; None after a refusal.
+        previous: See `Championship`, and so are the next two.
+        refused: Why nothing moved; empty where it was not refused.
+        gates: The verdicts; none where the version is champion already.
+    """
+
+    model: str
+    moved: bool
+    champion: str | None
+    previous: str | None
+    forced: bool
+    decision: int | None
+    refused: str
+    gates: list[audit.GateRecord]
+
+
+def report(
+    model: str, heard: Sequence[object], done: Championship | None = None, refused: str = ""
+) -> PromotionReport:
+    """What came of a promotion.
+
+    Args:
+        model: Name of the registered model.
+        heard: What `promote` said on the way.
+        done: What it returned; None after a refusal.
+        refused: The sentence of the refusal.
+    """
+    judged = [said for said in heard if isinstance(said, gates.Judged)]
+    records = [verdict.as_record() for table in judged for verdict in table.verdicts]
+    return PromotionReport(
+        model=model,
+        moved=done.moved if done else False,
+        champion=done.champion if done else None,
+        previous=done.previous if done else None,
+        forced=done.forced if done else False,
+        decision=done.decision if done else None,
+        refused=refused,
+        gates=records,
+    )
+
+
 def promote(
     study: Study,
     version: str | None = None,
     force: bool = False,
     reason: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[object], None] = print,
     step: Callable[[str], None] = audit.no_step,
 ) -> Championship:
     """Hold the challenger, or a version, against every gate; `champion` moves when all pass.
@@ -88,7 +136,7 @@ def promote(
         if before == number and not audit.misplaced(store, name, audit.read(store, name)):
             return Championship(name, number)
         verdicts = gates.judge(study, store, name, target, current)
-        say(gates.table_text(verdicts))
+        say(gates.Judged(verdicts))
         failed = [verdict for verdict in verdicts if verdict.failed]
         forced = force and bool(failed)
         allowed = not failed or (force and all(verdict.forceable for verdict in failed))
