@@ -81,5 +81,5 @@ def test_eq007_is_said_where_no_note_says_it(answer, words):
 
 
 def test_without_patient_ids_the_legend_says_so():
-    text = str(screen.page(compared(units="images")).replace("\n", " "))
+    text = str(screen.page(compared(units="images"))).replace("\n", " ")
     assert "intervals are per image: there are no patient ids" in text

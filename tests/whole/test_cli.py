@@ -1,14 +1,20 @@
 """The command line: bad input is one sentence and an exit code, never a traceback."""
 
 import json
+import logging
+import shlex
 import shutil
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import REPO, change_params, copy_checkout, git, run
 from equipoise import cli
+from equipoise.cli import parser, program
+from equipoise.cli.program import GROUPS
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,9 @@ def test_installed_program_and_module_are_the_same(tmp_path):
         ):
             pytest.skip("equipoise is not installed in this environment")
         done = run(tmp_path, *command, "--version", PYTHONPATH=str(REPO / "src"))
-        assert done.stdout.strip() == "0.1.0"
+        first, *versions = done.stdout.splitlines()
+        assert first == "equipoise 0.1.0"
+        assert {"python", "tensorflow", "mlflow", "dvc"} <= {line.split()[0] for line in versions}
 
 
 @pytest.fixture
@@ -220,3 +228,152 @@ def test_a_stage_names_the_section_that_its_study_leaves_out(in_git, capsys):
     change_params(in_git, unlist("split"))
     assert cli.main(["--root", str(in_git), "split", "--study", "demo"]) == 2
     assert "Write `split: {}` under studies.demo" in capsys.readouterr().err
+
+
+# --- words that are misspelt, help, completion -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["compar"], "There is no verb 'compar'. Did you mean 'compare'?"),
+        (["split", "--studdy", "demo"], "There is no option '--studdy' of `equipoise split`."),
+        (["split", "--studdy", "demo"], "Did you mean '--study'?"),
+        (["--rot", ".", "doctor"], "There is no option '--rot' of `equipoise`."),
+        (["export", "--study", "demo", "--layout", "foldrs"], "Did you mean 'folders'?"),
+        (["audit", "verfy"], "There is no action 'verfy'. Did you mean 'verify'?"),
+        (["split"], "The following arguments are required: --study. `equipoise split --help`"),
+        (["split", "--study", "demo", "more"], "Unrecognized arguments: more."),
+    ],
+)
+def test_a_word_that_does_not_exist_is_answered_by_the_nearest_one(capsys, arguments, sentence):
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+def test_options_may_be_shortened_and_values_may_look_like_options(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    assert cli.main(["ingest", "--stu", "dmo"]) == 2
+    assert "There is no study 'dmo'" in capsys.readouterr().err
+    parser.refuse_unknown_options(
+        parser.build(GROUPS), ["predict", "--model", "m", "--", "--a-file.png"]
+    )
+
+
+def test_without_a_verb_the_help_is_shown(capsys):
+    assert cli.main([]) == 2
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert all(f"  {verb} " in told.out for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("verb", [None, *cli.VERBS])
+def test_help_fits_and_shows_an_example(monkeypatch, capsys, verb, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"] if verb else ["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    if verb:
+        assert f"example:\n  equipoise {verb}" in text
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_example_of_the_help_is_one(verb):
+    """Its words are parsed, and only its files may be missing."""
+    words = shlex.split(cli.VERBS[verb].example)
+    assert words[:2] == ["equipoise", verb]
+    program = parser.build(GROUPS)
+    parser.refuse_unknown_options(program, words[1:])
+    assert program.parse_args(words[1:]).verb == verb
+
+
+def test_help_names_the_studies_of_this_project(in_git, monkeypatch, capsys):
+    monkeypatch.chdir(in_git)
+    change_params(in_git, lambda params: params["studies"].update(mine=params["studies"]["demo"]))
+    with pytest.raises(SystemExit):
+        cli.main(["scenario", "--help"])
+    text = capsys.readouterr().out
+    assert "studies: demo, chest_xray, breakhis, mine" in text
+    assert "vgg16" in text.partition("backbones: ")[2]
+    (in_git / "params.yaml").write_text("run: {studies: [demo")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["scenario", "--help"])
+    assert ended.value.code == 0
+    assert "names in this project" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not there")
+def test_bash_completes_verbs_options_and_names(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    with pytest.raises(SystemExit):
+        cli.main(["--print-completion", "bash"])
+    script = checkout / "completion.sh"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words):
+        line = " ".join(f"'{word}'" for word in words)
+        commands = (
+            f"source {script}; complete -p equipoise > asked; COMP_WORDS=({line}); "
+            f"COMP_CWORD={len(words) - 1}; $(sed 's/.*-F *\\([^ ]*\\).*/\\1/' asked); "
+            'printf "%s\n" "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(
+            ["bash", "-c", commands], cwd=checkout, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert completed("equipoise", "pro") == ["promote"]
+    assert "--study" in completed("equipoise", "scenario", "--st")
+    assert completed("equipoise", "scenario", "--study", "de") == ["demo"]
+
+
+# --- how loud ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["a warning", "1/2 steps"]),
+        (["-v"], ["a step", "a warning", "1/2 steps"]),
+        (["-vv"], ["a detail", "a step", "a warning", "1/2 steps"]),
+        (["-q"], []),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_loudness(checkout, monkeypatch, capsys, words, expected, before):
+    def speaks(options):
+        log = logging.getLogger("equipoise.some.room")
+        log.debug("a detail")
+        log.info("a step")
+        log.warning("a warning")
+        logging.getLogger("equipoise.progress").info("1/2 steps")
+
+    monkeypatch.chdir(checkout)
+    monkeypatch.setitem(program.VERBS, "doctor", replace(cli.VERBS["doctor"], run=speaks))
+    assert cli.main([*words, "doctor"] if before else ["doctor", *words]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err.splitlines()) == ("", expected)
+    assert logging.getLogger("equipoise").handlers == []
+
+
+def test_quiet_and_verbose_exclude_each_other(capsys):
+    assert cli.main(["doctor", "-q", "-v"]) == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_log_that_holds_no_unicode_ends_no_verb(tmp_path):
+    code = "from equipoise.cli import common; from equipoise.cli.program import main; main([]); common.say('a … b')"
+    done = run(
+        tmp_path,
+        sys.executable,
+        "-c",
+        code,
+        PYTHONPATH=str(REPO / "src"),
+        PYTHONIOENCODING="ascii",
+    )
+    assert done.stdout.splitlines()[-1] == "a \\u2026 b"

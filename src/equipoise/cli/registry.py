@@ -110,7 +110,7 @@ def _rollback(options: Options) -> None:
 
 def _audit_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "what", nargs="?", choices=("show", "verify"), default="show", help="default: show"
+        "action", nargs="?", choices=("show", "verify"), default="show", help="default: show"
     )
     some_studies(parser)
     as_json(parser)
@@ -121,7 +121,7 @@ def _audit(options: Options) -> None:
 
     store = tracking.client(options.root)
     names = [audit.model_name(study.name) for study in load_studies(options)]
-    verifies = options.what == "verify"
+    verifies = options.action == "verify"
     logs = [audit.log_of(store, name, verifies) for name in names]
     if options.json:
         say(audit.AuditReport(models=logs).text())
