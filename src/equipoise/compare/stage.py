@@ -78,7 +78,7 @@ def run(study: Study, evidence: EvidenceOf = evidence_of) -> Compared:
     comparison = compare(study, results, controlled, evidence)
     comparison.write(study.reports_path / "evidence.json")
     short_form(comparison).write(study.reports_path / "comparison.json")
-    tracked.write(study, comparison)
+    tracked.write(study.reports_path, comparison)
     # What is printed and drawn is what was written: where a metric does not exist the file says null.
     return Compared(Comparison.read(study.reports_path / "evidence.json"), results)
 

@@ -6,7 +6,8 @@ same keys, and a table of a study is as wide as a terminal.
 
 from __future__ import annotations
 
-from equipoise.core.config import Study
+from pathlib import Path
+
 from equipoise.core.documents import Comparison, ScenarioMetrics, ScenarioRow, StudyMetrics
 from equipoise.core.files import atomic_folder
 
@@ -14,9 +15,13 @@ from equipoise.core.files import atomic_folder
 _DECIMALS = 3
 
 
-def write(study: Study, comparison: Comparison) -> None:
-    """Write metrics.json, and metrics/<backbone>/<scenario>.json for the scenarios that were compared, no others."""
-    folder = study.reports_path
+def write(folder: Path, comparison: Comparison) -> None:
+    """Write metrics.json, and metrics/<backbone>/<scenario>.json for the scenarios that were compared, no others.
+
+    Args:
+        folder: Of the reports of a study.
+        comparison: With winners.
+    """
     best = comparison.winners[comparison.challenger]
     StudyMetrics(best=best).write(folder / "metrics.json")
     with atomic_folder(folder / "metrics") as made:
