@@ -127,7 +127,7 @@ def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
         "unfinished; the next promote or rollback settles it" in sentence for sentence in sentences
     )
     lines = []
-    done = promotion.promote(study, "2", say=lines.append)
+    done = promotion.promote(study, "2", say=lambda said: lines.append(str(said)))
     assert [
         word for line in lines for word in ("completed", "undone", "closed") if word in line
     ] == said
@@ -155,7 +155,7 @@ def test_of_two_machines_the_later_one_notices(opened, monkeypatch):
         promotion.promote(study, "2")
     monkeypatch.setattr(audit, "STALE_SECONDS", -1e6)
     lines = []
-    promotion.promote(study, "2", say=lines.append)
+    promotion.promote(study, "2", say=lambda said: lines.append(str(said)))
     assert "undone" in lines[0]
     assert audit.pointed_at(store, NAME) == "2"
     assert audit.verify(store, NAME) == []

@@ -191,8 +191,19 @@ def test_other_weights_under_the_same_evidence_are_found(shop, equipoise, tmp_pa
     other = str(
         store.create_model_version(NAME, changed.as_uri(), first.run_id, tags=first.tags).version
     )
-    code, _, errors = equipoise(shop, "promote", "--study", "demo", "--version", other)
+    promoted = equipoise(shop, "promote", "--study", "demo", "--version", other, "--json")
+    code, out, errors = promoted
     assert code == 3
+    told = json.loads(out)
+    assert (told["moved"], told["champion"]) == (False, None)
+    assert told["refused"] in errors
+    failed = [gate["code"] for gate in told["gates"] if gate["verdict"] == "failed"]
+    assert failed == ["EQ-G7"]
+    code_of_audit, log, _ = equipoise(shop, "audit", "--study", "demo", "--json")
+    (model,) = json.loads(log)["models"]
+    assert (code_of_audit, model["model"], model["verified"]) == (0, NAME, False)
+    newest = model["decisions"][-1]
+    assert (newest["state"], newest["decision"]["to"]) == ("refused", other)
     assert "EQ-G7 loads and reproduces its own predictions is" in errors
     assert errors.count("EQ-G") == 1
 

@@ -10,6 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from conftest import change_params, copy_checkout, copy_workspace, git, make_small, run
+from equipoise import cli
 from equipoise.core.files import read_table
 
 RESULT = "results/demo/vgg16"
@@ -101,11 +102,15 @@ def test_other_split_runs_no_backbone_pass(other):
     assert f"{moved} of {of} patients stand in another part" in page
 
 
-def test_the_leakage_verb_writes_to_its_own_folder(other):
+def test_the_leakage_verb_writes_to_its_own_folder(other, capsys):
     before = {path: path.stat().st_mtime_ns for path in (other / "results/demo").rglob("*")}
     done = run(other, sys.executable, "src", "leakage", "--study", "demo", "--backbone", "vgg16")
     assert "oversampled before the split" in done.stdout
-    assert (other / "results/leakage/demo/vgg16/leakage.json").is_file()
+    path = other / "results/leakage/demo/vgg16/leakage.json"
+    words = ("--root", str(other), "leakage", "--study", "demo", "--backbone", "vgg16", "--json")
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == path.read_text()
     assert {path: path.stat().st_mtime_ns for path in (other / "results/demo").rglob("*")} == before
 
 
