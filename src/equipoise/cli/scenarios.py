@@ -60,7 +60,7 @@ def _scenario(options: Options) -> None:
     if options.dry_run:
         say_costs([study], options.backbone, [options.scenario])
         return
-    pipeline.ensure(study, options.backbone, note)
+    pipeline.ensure(study, options.backbone, say)
     timer = parallel.Timer()
     summary = stage.run(study, options.backbone, options.scenario, folder)
     say(f"{summary_text(summary)} ({timer}); written to {folder}")
@@ -207,7 +207,7 @@ def _leakage(options: Options) -> None:
     from equipoise.compare import leakage
 
     study = load_study(options)
-    pipeline.ensure(study, options.backbone, note)
+    pipeline.ensure(study, options.backbone, note if options.json else say)
     report = leakage.measure(study, options.backbone)
     if options.json:
         say(report.text())
