@@ -10,6 +10,7 @@ memory the kernel tells. The goal is 8 GB.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -88,6 +89,14 @@ def write_settings(folder: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
+def write_study(folder: Path, images: int, num_classes: int, num_features: int) -> None:
+    """Write settings, manifest and features."""
+    write_settings(folder)
+    study = config.load_study(STUDY, root=folder)
+    manifest = write_manifest(study, images, num_classes)
+    write_features(study, manifest, num_features)
+
+
 def write_manifest(study: Study, images: int, num_classes: int) -> Manifest:
     """Write a manifest of made-up images, ten of a patient on average."""
     manifest = made_up(images, patients=images // 10)
@@ -148,10 +157,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        write_settings(folder)
-        study = config.load_study(STUDY, root=folder)
-        manifest = write_manifest(study, options.images, options.classes)
-        write_features(study, manifest, options.features)
+        # In a process of its own: the kernel counts the memory of a parent as its children's.
+        drawing = multiprocessing.get_context("spawn").Process(
+            target=write_study, args=(folder, options.images, options.classes, options.features)
+        )
+        drawing.start()
+        drawing.join()
         print(f"{options.images} images, {options.features} features, {options.classes} classes")
         print(f"split: {run_verb(folder, 'split')}", flush=True)
         scenario = ("scenario", "--backbone", BACKBONE, "--scenario", options.scenario)
