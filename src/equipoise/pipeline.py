@@ -34,7 +34,7 @@ from equipoise.core.records import Manifest, Splits
 from equipoise.embed import backbones, formats, imported, shards
 from equipoise.embed import stage as embed_stage
 from equipoise.embed.wanted import wanted_rows
-from equipoise.ingest import fingerprint, originals
+from equipoise.ingest import fingerprint, leftovers, originals
 from equipoise.ingest import stage as ingest_stage
 from equipoise.ingest.datasets import base as datasets
 from equipoise.ingest.datasets import phantom
@@ -461,7 +461,9 @@ def _count_images(study: Study, manifest: Manifest | None) -> int:
     if manifest is not None:
         return len(manifest.table)
     if study.raw.is_dir():
-        return len(images.walk(study.raw).paths)
+        settings = study.settings.ingest
+        listing = leftovers.list_images(study.raw, images.SUFFIXES, settings.skip, settings.keep)
+        return len(listing.paths)
     drawn = study.settings.phantom
     return round(drawn.patients * drawn.mean_images_per_patient) if drawn else 0
 

@@ -296,6 +296,16 @@ def test_a_rate_measured_here_goes_before_the_published_one(tmp_path):
     assert rate == pipeline.Rate(20.0, "measured here")
 
 
+def test_the_estimate_counts_the_images_that_ingest_will_take(tmp_path):
+    settings = made.params(ingest={"skip": ["drafts/"]})
+    unread = config.load_study("made", settings, root=tmp_path)
+    for name in ("a/1.png", "a/2.png", "a/2_mask.png", "drafts/3.png", "a/notes.txt"):
+        path = unread.raw / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not decoded")
+    assert steps(unread)["ingest"].detail == "2 images"
+
+
 @pytest.mark.parametrize("verb", ["scenario", "main"])
 def test_dry_run_says_and_makes_nothing(study, tmp_path, capsys, verb):
     before = sorted(tmp_path.rglob("*"))

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,8 @@ _BLANK_LEVELS = 1.0
 _COLOUR_LEVELS = 8.0
 #: Pixels along the shorter side that are looked at for this, about.
 _SAMPLES_PX = 64
+#: Every level of a pixel.
+_LEVELS = np.arange(256)
 
 #: The parts of a MedMNIST file.
 NPZ_PARTS = ("train", "val", "test")
@@ -227,6 +230,66 @@ def _npz_members(path: Path, name: str) -> list[str]:
     return members
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Some pixels of a picture, evenly spread: enough to tell what is odd about it.
+
+    Attributes:
+        channels: uint8 (3, rows, columns); red, green, blue.
+        pixels_at: Integers (3, 256): how many of these pixels have each level, by channel.
+        shorter_side_px: Of the picture.
+    """
+
+    channels: np.ndarray
+    pixels_at: np.ndarray
+    shorter_side_px: int
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> Sample:
+        """Take about 64 rows and columns of a picture, uint8 (height_px, width_px, 3)."""
+        shorter_side = min(pixels.shape[:2])
+        step = max(1, shorter_side // _SAMPLES_PX)
+        # By channel and in bytes: three interleaved channels take many times as long to count.
+        channels = pixels[::step, ::step].transpose(2, 0, 1).copy()
+        pixels_at = [np.bincount(channel.ravel(), minlength=256) for channel in channels]
+        return cls(channels, np.stack(pixels_at), shorter_side)
+
+    def flags(self, grey: bool) -> list[str]:
+        """Say what is odd about the picture, see `flags`."""
+        odd = []
+        if self.shorter_side_px < _TINY_PX:
+            odd.append("tiny")
+        if self._is_blank():
+            odd.append("blank")
+        else:
+            odd += self._few_levels()
+        if grey and self._levels_between_channels() > _COLOUR_LEVELS:
+            odd.append("colour")
+        return odd
+
+    def _is_blank(self) -> bool:
+        """Whether the levels of no channel are spread."""
+        num_pixels = self.channels[0].size
+        mean = self.pixels_at @ _LEVELS / num_pixels
+        mean_of_squares = self.pixels_at @ _LEVELS**2 / num_pixels
+        variance = mean_of_squares - mean**2
+        return bool((variance < _BLANK_LEVELS**2).all())
+
+    def _few_levels(self) -> list[str]:
+        """Whether the levels of the pixels are all low or all alike."""
+        share_up_to = self.pixels_at.sum(axis=0).cumsum() / self.channels.size
+        low, high = np.searchsorted(share_up_to, [0.01, 0.99])
+        if high < _DARK_LEVEL:
+            return ["dark"]
+        return ["flat"] if high - low < _FLAT_LEVELS else []
+
+    def _levels_between_channels(self) -> float:
+        """How far the neighbouring channels lie apart, in levels (0..255) on average."""
+        one, other = self.channels[:-1], self.channels[1:]
+        apart = np.maximum(one, other) - np.minimum(one, other)
+        return float(apart.sum() / self.channels[0].size)
+
+
 def flags(pixels: np.ndarray, grey: bool) -> list[str]:
     """Say what is odd about a decoded picture.
 
@@ -242,45 +305,7 @@ def flags(pixels: np.ndarray, grey: bool) -> list[str]:
     >>> flags(np.zeros((8, 64, 3), dtype=np.uint8), grey=True)
     ['tiny', 'blank']
     """
-    shorter_side = min(pixels.shape[:2])
-    step = max(1, shorter_side // _SAMPLES_PX)  # every step-th pixel is enough to tell
-    sample = pixels[::step, ::step]
-    # In bytes and by channel: floats of three interleaved channels take many times as long.
-    channels = sample.transpose(2, 0, 1).copy()
-    odd = []
-    if shorter_side < _TINY_PX:
-        odd.append("tiny")
-    if all(channel.std() < _BLANK_LEVELS for channel in channels):
-        odd.append("blank")
-    else:
-        odd += _few_levels(sample)
-    red, green, blue = channels
-    if grey and _levels_apart(red, green) + _levels_apart(green, blue) > _COLOUR_LEVELS:
-        odd.append("colour")
-    return odd
-
-
-def _levels_apart(one: np.ndarray, other: np.ndarray) -> float:
-    """How far two channels lie apart, in levels (0..255) on average."""
-    apart = np.maximum(one, other) - np.minimum(one, other)
-    return float(apart.mean())
-
-
-def _few_levels(sample: np.ndarray) -> list[str]:
-    """Whether the levels of a picture's pixels, (height, width, 3), are all low or all alike."""
-    green = sample[::2, ::2, 1]
-    if not _few_levels_of(green):  # nearly every picture: a look at a few bytes is enough
-        return []
-    return _few_levels_of(sample)
-
-
-def _few_levels_of(levels: np.ndarray) -> list[str]:
-    pixels_at = np.bincount(levels.ravel(), minlength=256)
-    share_up_to = pixels_at.cumsum() / levels.size
-    low, high = np.searchsorted(share_up_to, [0.01, 0.99])
-    if high < _DARK_LEVEL:
-        return ["dark"]
-    return ["flat"] if high - low < _FLAT_LEVELS else []
+    return Sample.of(pixels).flags(grey)
 
 
 def levels_left(pixels: np.ndarray) -> int:

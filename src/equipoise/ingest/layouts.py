@@ -7,6 +7,7 @@ cannot be told is refused with what was found.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -71,6 +72,7 @@ class SideName:
     rest: str
 
 
+@functools.cache  # asked for every file, of a handful of folders
 def side_name(folder: str) -> SideName | None:
     """Read a folder's name as that of a published side; None where it speaks of none, or of two.
 

@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 
 from equipoise.core.greylevels import Depth, GreyScale, Picture, Range
+from equipoise.core.images import Sample
 from equipoise.ingest import leftovers
 
 REASON = "looks like a mask: at most three grey values, beside an image of its name; ingest.keep takes it"
 
 #: A mask has at most so many grey values.
 _VALUES_MAX = 3
-#: Rows and columns that are looked at, about.
+#: Rows and columns of a picture of more than 8 bits that are looked at, about.
 _SAMPLE_PX = 64
 #: A JPEG blurs the values of a mask: at least this share of its pixels lies near the commonest ones.
 _NEAR_FRACTION = 0.95
@@ -44,13 +45,20 @@ def count_few_values(pixels: np.ndarray) -> int:
     >>> count_few_values(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     0
     """
-    count_of_value = np.bincount(_sample(pixels).ravel(), minlength=256)
+    return few_values_of(Sample.of(pixels))
+
+
+def few_values_of(sample: Sample) -> int:
+    """The same, of some pixels of the picture."""
+    count_of_value = sample.pixels_at.sum(axis=0)
     num_values = int(np.count_nonzero(count_of_value))
     if num_values <= _VALUES_MAX:
         return num_values
     near = np.bincount(_NEAR_OF_VALUE, weights=count_of_value)
     share = near / near.sum()
     fullest = np.argsort(share)[-_VALUES_MAX:]
+    if share[fullest].sum() < _NEAR_FRACTION:
+        return 0
     commonest = np.sort(fullest[share[fullest] > 1 - _NEAR_FRACTION])
     are_apart = np.all(np.diff(commonest) > _APART)
     are_nearly_all = share[commonest].sum() >= _NEAR_FRACTION
@@ -73,13 +81,9 @@ def count_few_values_of_deep(values: np.ndarray, depth: Depth) -> int:
     if depth.lowest == depth.highest:
         return 1
     own_range = GreyScale(white=None, window=Range(depth.lowest, depth.highest))
-    picture = Picture(_sample(values), depth)
-    return count_few_values(picture.as_rgb(own_range))
-
-
-def _sample(values: np.ndarray) -> np.ndarray:
     step = max(1, min(values.shape[:2]) // _SAMPLE_PX)
-    return values[::step, ::step]
+    picture = Picture(values[::step, ::step], depth)
+    return count_few_values(picture.as_rgb(own_range))
 
 
 def find(rows: pd.DataFrame, keep: Sequence[str]) -> np.ndarray:

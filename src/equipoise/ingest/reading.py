@@ -153,7 +153,7 @@ class Reader:
             content = images.read(self.raw, path)
             picture = images.open_picture(content, has_window=self.window is not None)
             if picture.depth is not None and self.scale is None:
-                few_values = _count_few_values(picture, picture.values)
+                few_values = masks.count_few_values_of_deep(picture.values, picture.depth)
                 return _Waiting(path, picture.depth, is_like_a_mask=few_values > 1)
             return self._image(path, parsed, content, picture)
         except Unrecognised as error:
@@ -172,14 +172,15 @@ class Reader:
 
     def _image(self, path: str, parsed: Parsed, content: bytes, picture: Picture) -> _Image:
         pixels = self._pixels(picture)
+        sample = images.Sample.of(pixels)
         thumbnail = duplicates.thumbnail(pixels)
         class_name = self.task.class_of(parsed.class_name)
         row: dict[str, Any] = {
             "image_id": path,
             "sha256": hashlib.sha256(content).hexdigest(),
             "pixels": _digest_of_pixels(pixels),
-            "odd": _odd(picture, pixels),
-            "few_values": _count_few_values(picture, pixels),
+            "odd": _odd(picture, pixels, sample),
+            "few_values": _count_few_values(picture, sample),
             "pages": images.count_pages(content, path),
             "path": path,
             "label": self.task.classes.index(class_name),
@@ -194,19 +195,19 @@ class Reader:
         return _Image(row, thumbnail, picture.depth)
 
 
-def _odd(picture: Picture, pixels: np.ndarray) -> dict[str, int]:
+def _odd(picture: Picture, pixels: np.ndarray, sample: images.Sample) -> dict[str, int]:
     """What is odd about a picture, each with its number of grey levels where they are few, else 0."""
-    odd = dict.fromkeys([*images.flags(pixels, grey=True), *picture.notes], 0)
+    odd = dict.fromkeys([*sample.flags(grey=True), *picture.notes], 0)
     few = _FEW_LEVELS if picture.depth is None else {*_FEW_LEVELS, "blank"}
     for flag in few.intersection(odd):
         odd[flag] = images.levels_left(pixels)
     return odd
 
 
-def _count_few_values(picture: Picture, pixels: np.ndarray) -> int:
+def _count_few_values(picture: Picture, sample: images.Sample) -> int:
     """How many grey values a picture has that has as few as a mask, else 0."""
     if picture.depth is None:
-        return masks.count_few_values(pixels)
+        return masks.few_values_of(sample)
     return masks.count_few_values_of_deep(picture.values, picture.depth)
 
 
