@@ -68,6 +68,7 @@ def row(name: str) -> Row:
     if strategy.PROBE_ONLY:
         does += f" Probe only: it {strategy.PROBE_ONLY}."
     parameters = [_described(*item) for item in strategy.parameters().items()]
+    parameters += [f"`{name}`: none unless set" for name in strategy.options()]
     return Row(
         name=f"`{name}`",
         does=does,

@@ -164,7 +164,7 @@ def test_published_settings_lie_in_their_ranges_and_neutral_ones_can_be_fixed(na
     cls = strategies.load_strategy(name)
     published, neutral = cls.published(views, {}), cls.neutral()
     assert list(published) == list(neutral) == list(cls.parameters())
-    assert list(published) == [item.name for item in fields(cls)]
+    assert [*published, *cls.options()] == [item.name for item in fields(cls)]
     for key, value in published.items():
         low, high = range_of(cls.parameters()[key], views)
         assert low < high
@@ -285,6 +285,41 @@ def test_resampled_rows_are_those_of_imbalanced_learn(name, sampler, wanted, see
     oracle = sampler(sampling_strategy=target, random_state=seed % 2**32)
     oracle.fit_resample(np.arange(sum(counts))[:, None], rows.labels)
     assert np.array_equal(load(name).plan(rows).row, np.sort(oracle.sample_indices_))
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "bound"),
+    [("oversample", RandomOverSampler, max), ("undersample", RandomUnderSampler, min)],
+)
+@pytest.mark.parametrize("target_count", [3, 18, 50])
+def test_a_target_count_is_in_images_per_class(name, sampler, bound, target_count):
+    counts = [30, 12, 6]
+    rows = train_rows(counts)
+    plan, after, _ = applied(load(name, target_count=target_count), rows)
+    target = {label: bound(count, target_count) for label, count in enumerate(counts)}
+    assert after.tolist() == list(target.values())
+    oracle = sampler(sampling_strategy=target, random_state=rows.seed)
+    oracle.fit_resample(np.arange(sum(counts))[:, None], rows.labels)
+    assert np.array_equal(plan.row, np.sort(oracle.sample_indices_))
+    half = load(name, target_count=target_count, target_fraction=0.5)
+    _, after, _ = applied(half, rows)
+    assert after.tolist() == [
+        round(count + 0.5 * (target[label] - count)) for label, count in enumerate(counts)
+    ]
+
+
+@pytest.mark.parametrize("value", [0, -4, 10.5, "many", True])
+def test_a_target_count_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match=r"target_count is .*; a whole number from 1 on"):
+        strategies.load_strategy("oversample").published(VIEWS, {"target_count": value})
+
+
+def test_a_target_count_stands_among_the_settings_only_where_it_is_set():
+    cls = strategies.load_strategy("undersample")
+    assert cls.published(VIEWS, {}) == {"target_fraction": 1.0}
+    fixed = cls.published(VIEWS, {"target_count": 4000})
+    assert fixed == {"target_fraction": 1.0, "target_count": 4000}
+    assert cls.of({**fixed, "l2": 0.1}).target_count == 4000
 
 
 @pytest.mark.parametrize("counts", [[1349, 3883], [20, 11, 5], [40, 1]])

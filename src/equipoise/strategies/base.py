@@ -106,6 +106,26 @@ def parameter(
 
 
 @dataclass(frozen=True)
+class Option:
+    """A whole number of a strategy that no search varies; without a value the strategy does without it.
+
+    Attributes:
+        low: The lowest value that it may have.
+    """
+
+    low: int
+
+    def allows(self, value: Any) -> bool:
+        """Whether a user may give it this value."""
+        return type(value) is int and value >= self.low
+
+
+def option(*, low: int) -> Any:
+    """A field of a strategy that is None unless the user gives it a value. See `Option`."""
+    return field(default=None, metadata={"option": Option(low)})
+
+
+@dataclass(frozen=True)
 class TrainRows:
     """What a strategy sees: the train images of one round and nothing else.
 
@@ -251,7 +271,8 @@ def plan_within_train(plan: Plan, num_train_rows: int) -> None:
 class Strategy:
     """Does nothing: every train image once, plain cross-entropy. Strategies override what they do.
 
-    Its fields are made by `parameter`; a search varies them and the penalty `l2`.
+    Its fields are made by `parameter`, and a search varies them and the penalty `l2`; or by `option`,
+    and only the user sets them.
 
     docs/strategies.md is made from the first line of the file, which a clinician should understand,
     and from the paragraphs of the class that begin with "Should lose" (or tie) and "Reference:".
@@ -278,7 +299,17 @@ class Strategy:
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
         """What is searched: name -> parameter, in the order of the file."""
-        return {item.name: item.metadata["parameter"] for item in dataclasses.fields(cls)}
+        return cls._described("parameter")
+
+    @classmethod
+    def options(cls) -> dict[str, Option]:
+        """What a user may set and no search varies: name -> option."""
+        return cls._described("option")
+
+    @classmethod
+    def _described(cls, role: str) -> dict[str, Any]:
+        fields = dataclasses.fields(cls)
+        return {item.name: item.metadata[role] for item in fields if role in item.metadata}
 
     @classmethod
     def neutral(cls) -> dict[str, float | None]:
@@ -334,8 +365,12 @@ class Strategy:
     @classmethod
     def _checked(cls, name: str, value: Any, views: int) -> Any:
         parameters = cls.parameters()
+        options = cls.options()
+        if name in options:
+            return cls._checked_option(name, options[name], value)
         if name not in parameters:
-            raise unknown_name("setting", name, parameters, f" of scenario '{cls.name()}'")
+            known = [*parameters, *options]
+            raise unknown_name("setting", name, known, f" of scenario '{cls.name()}'")
         item = parameters[name]
         if not item.allows(value, views):
             raise ConfigError(
@@ -345,9 +380,18 @@ class Strategy:
         return value
 
     @classmethod
+    def _checked_option(cls, name: str, item: Option, value: Any) -> Any:
+        if not item.allows(value):
+            raise ConfigError(
+                f"scenarios.{cls.name()}.{name} is {value!r}; "
+                f"a whole number from {item.low} on is expected."
+            )
+        return value
+
+    @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """Build from settings, ignoring what is not a field (the shared `l2`)."""
-        known = cls.parameters()
+        known = cls.parameters() | cls.options()
         return cls(**{name: value for name, value in settings.items() if name in known})
 
 
