@@ -5,11 +5,12 @@ BIN := .venv/bin
 # DVC and MLflow start `python`: they must find the one of this environment.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1
 
-.PHONY: help env checkout demo test slow check lock bench validate clean
+.PHONY: help env checkout demo test slow check docs lock bench validate clean
 
 help:
 	@echo "make demo   compare six remedies for imbalance on drawn images (about 3 minutes), register the winner"
 	@echo "make test   lint, types and the test suite"
+	@echo "make docs   build the docs site into site/"
 	@echo "make slow   kill every verb at drawn moments, and 12,000 damaged inputs (about 40 minutes)"
 	@echo "make env    only make the environment (.venv)"
 	@echo "make lock   derive requirements.lock and conda.yaml from pyproject.toml"
@@ -44,6 +45,9 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(RUN) $(BIN)/mypy
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(RUN) $(BIN)/python -m mkdocs build --strict
 
 lock: env
 	$(BIN)/python .ci/lock.py

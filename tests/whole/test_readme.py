@@ -1,45 +1,108 @@
-"""What README shows is true: its strategy works as a file, its verbs exist, its links lead somewhere."""
+"""What README and the docs show is true: blocks can be pasted, a strategy works as a file, links lead somewhere."""
 
+import os
 import re
+import shlex
 import sys
+from pathlib import Path
 
-from conftest import REPO, change_params, copy_checkout, make_small, run
+import pytest
+from conftest import REPO, change_params, copy_checkout, git, make_small, run
 from equipoise import cli
 from equipoise.strategies import base as strategies
 
-TEXT = (REPO / "README.md").read_text()
+README = (REPO / "README.md").read_text()
+#: Pages that are read before the program is known.
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+
+#: What a shell needs so that the blocks of README run here: a small demo, no environment to make, no tests inside tests.
+PRELUDE = """\
+set -euo pipefail
+make() {{ case "$1" in demo) equipoise main;; *) command make -n "$@";; esac; }}
+equipoise() {{
+  command equipoise "$@"
+  if [ "$1" = init ]; then {python} {smaller} "$2/params.yaml"; fi
+}}
+"""
+
+#: Makes the project of one's own as small as the demo here.
+SMALLER = """\
+import sys, yaml
+path = sys.argv[1]
+params = yaml.safe_load(open(path))
+params["run"] |= {"backbones": ["vgg16"], "scenarios": ["baseline", "oversample"]}
+name = params["run"]["studies"][0]
+params["studies"][name] |= {
+    "split": {"repeats": 1, "folds": 3},
+    "embed": {"weights": "random", "image_size_px": 48, "views": 0},
+    "tune": {"trials": 3, "gain_resamples": 50},
+    "compare": {"resamples": 200, "permutations": 20},
+}
+yaml.safe_dump(params, open(path, "w"), sort_keys=False)
+"""
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", text, flags=re.S)
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 1000
+
+
+def test_every_block_of_readme_can_be_pasted_from_top_to_bottom(tmp_path):
+    folder = tmp_path / "equipoise"
+    folder.mkdir()
+    copy_checkout(folder)
+    for name in ("Makefile", "requirements.lock"):
+        (folder / name).write_bytes((REPO / name).read_bytes())
+    activate = folder / ".venv/bin/activate"
+    activate.parent.mkdir(parents=True)
+    activate.touch()
+    (folder / ".venv/.made").touch()
+    change_params(folder, make_small)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "start")
+    smaller = tmp_path / "smaller.py"
+    smaller.write_text(SMALLER)
+    prelude = PRELUDE.format(python=shlex.quote(sys.executable), smaller=shlex.quote(str(smaller)))
+    script = prelude + "\n".join(blocks(README))
+    author = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org"}
+    committer = {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org"}
+    path = os.pathsep.join([str(folder / "src"), os.environ.get("PYTHONPATH", "")])
+    done = run(folder, "bash", "-c", script, PYTHONPATH=path, **author, **committer)
+    assert "report: " in done.stdout
+    assert (tmp_path / "lungs/reports/lungs/report.html").is_file()
+    assert (folder / "predictions.csv").is_file()
 
 
 def test_the_strategy_shown_is_a_whole_file(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
+    page = (REPO / "docs/new-strategy.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     copy_checkout(tmp_path)
     (tmp_path / "src/equipoise/strategies/focal.py").write_text(code)
     change_params(tmp_path, make_small)
     change_params(tmp_path, lambda params: params["studies"]["demo"]["phantom"].update(patients=40))
-    command = [
-        sys.executable,
-        "src",
-        "scenario",
-        "--study",
-        "demo",
-        "--backbone",
-        "vgg16",
-        "--scenario",
-        "focal",
-    ]
-    assert "focal on demo, vgg16: test auroc" in run(tmp_path, *command).stdout
+    options = ["--study", "demo", "--backbone", "vgg16", "--scenario", "focal"]
+    done = run(tmp_path, sys.executable, "src", "scenario", *options)
+    assert "focal on demo, vgg16: test auroc" in done.stdout
 
 
-def test_verbs_and_scenarios_named_exist():
-    verbs = set(re.findall(r"^equipoise ([a-z]+)", TEXT, flags=re.M))
-    assert (
-        {"track", "register", "promote", "rollback", "predict", "doctor"} <= verbs <= set(cli.VERBS)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO).as_posix())
+def test_verbs_and_scenarios_named_exist(page):
+    text = page.read_text()
+    for block in blocks(text):
+        verbs = set(re.findall(r"^equipoise ([a-z]+)", block, flags=re.M))
+        assert verbs <= set(cli.VERBS), page
+    rows = set(
+        re.findall(r"^\| `([a-z_]+)` \| (?:better|worse|equivalent|inconclusive)", text, flags=re.M)
     )
-    rows = set(re.findall(r"^\| `([a-z_]+)` \|", TEXT, flags=re.M))
-    assert len(rows) >= 6
     assert rows <= set(strategies.names())
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
-        assert target.startswith("https://") or (REPO / target).is_file(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        is_there = (Path(page).parent / target).is_file()
+        assert is_there or target.startswith("https://"), target
