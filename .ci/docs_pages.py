@@ -1,8 +1,8 @@
 """Pages of the docs site that are made, not written: a hook of mkdocs.
 
-README, benchmarks, security, contributing and the changelog stand outside `docs/`, where people look for them; their links are
-turned to the pages of the site. The reference of commands comes from the parser of the command line, that of settings from
-params.yaml and the classes that check it.
+README, benchmarks, security, contributing and the changelog stand outside `docs/`, where people
+look for them; their links are turned to the pages of the site. The reference of commands comes from
+the parser of the command line, that of settings from params.yaml and the classes that check it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mkdocs.structure.files import File, Files
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "src"))
 
-from equipoise.cli import program  # noqa: E402 - src must be on the path
+from equipoise.cli import parser, program  # noqa: E402 - src must be on the path
 from equipoise.core import config  # noqa: E402
 
 #: File of the repository -> page of the site.
@@ -92,27 +92,28 @@ def _resolved(path: Path) -> list[str]:
 
 def commands_page() -> str:
     """What `equipoise VERB --help` says of every verb."""
-    parser = program._parser()
-    lines = ["# Commands", "", "```text", parser.format_usage().strip(), "```", ""]
-    lines += _options_table(parser)
-    for name, of_verb in _verbs(parser).items():
-        verb = program.VERBS[name]
-        lines += ["", f"## {name}", "", f"{_sentence(verb.purpose)}", ""]
-        lines += ["```sh", verb.example, "```", ""]
-        lines += _options_table(of_verb)
+    of_program = parser.build(program.GROUPS)
+    lines = ["# Commands", "", *_options_table(of_program)]
+    of_verbs = _verbs(of_program)
+    for group in program.GROUPS:
+        lines += ["", f"## {_sentence(group.title).rstrip('.')}"]
+        for verb in group.verbs:
+            lines += ["", f"### {verb.name}", "", _sentence(verb.purpose), ""]
+            lines += ["```sh", verb.example, "```", ""]
+            lines += _options_table(of_verbs[verb.name])
     return "\n".join(lines) + "\n"
 
 
-def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
+def _verbs(of_program: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in of_program._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     raise ValueError("the parser has no verbs")
 
 
-def _options_table(parser: argparse.ArgumentParser) -> list[str]:
+def _options_table(of_verb: argparse.ArgumentParser) -> list[str]:
     rows = ["| option | meaning |", "|---|---|"]
-    for action in parser._actions:
+    for action in of_verb._actions:
         is_verb = isinstance(action, argparse._SubParsersAction)
         if is_verb or isinstance(action, argparse._HelpAction):
             continue
@@ -154,8 +155,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "`params.yaml` holds every number once. A study is `defaults` with its own section laid over it; a name that does not",
-        "exist is an error that tells the nearest one.",
+        "`params.yaml` holds every number once. A study is `defaults` with its own section laid",
+        "over it; a name that does not exist is an error that tells the nearest one.",
     ]
     defaults = config.read_params(REPO)["defaults"]
     for section, field in config.Settings.model_fields.items():

@@ -4,6 +4,7 @@ import re
 import sys
 
 import pytest
+
 from conftest import REPO, run
 from equipoise import cli
 from equipoise.core import config
@@ -27,7 +28,7 @@ def test_no_page_loads_anything_from_elsewhere(site):
 def test_every_verb_and_every_setting_is_in_the_reference(site):
     commands = (site / "reference/commands.html").read_text()
     for name in cli.VERBS:
-        assert f'<h2 id="{name}">' in commands
+        assert f'<h3 id="{name}">' in commands
     settings = (site / "reference/settings.html").read_text()
     for section, values in config.read_params(REPO)["defaults"].items():
         assert f'<h2 id="{section}">' in settings

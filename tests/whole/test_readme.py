@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import REPO, change_params, copy_checkout, git, make_small, run
 from equipoise import cli
 from equipoise.strategies import base as strategies
@@ -15,7 +16,8 @@ README = (REPO / "README.md").read_text()
 #: Pages that are read before the program is known.
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
 
-#: What a shell needs so that the blocks of README run here: a small demo, no environment to make, no tests inside tests.
+#: What a shell needs so that the blocks of README run here: a small demo, no environment to make, no
+#: tests inside tests.
 PRELUDE = """\
 set -euo pipefail
 make() {{ case "$1" in demo) equipoise main;; *) command make -n "$@";; esac; }}
