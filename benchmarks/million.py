@@ -2,9 +2,9 @@
 
     python benchmarks/million.py [--images 1000000] [--features 1280] [--classes 2] [--scenario class_weight]
 
-The manifest is that of `split_scale.py`, its classes 1 and 2 in one where there are two. The features are normal numbers, and the
-first tenth of them leans towards the class. Verbs of the product do the rest, each in a process of its own whose peak
-memory the kernel tells. The goal is 8 GB.
+The manifest is that of `split_scale.py`, its classes 1 and 2 in one where there are two. The features
+are normal numbers, and the first tenth of them leans towards the class. Verbs of the product do the rest,
+each in a process of its own whose peak memory the kernel tells. The goal is 8 GB.
 """
 
 from __future__ import annotations
