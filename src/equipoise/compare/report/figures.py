@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from equipoise.compare.evidence import first_run
 from equipoise.compare.lettering import LAST_RESORT
@@ -39,9 +40,9 @@ _FAMILIES = ["sans-serif", LAST_RESORT]
 
 #: Widths in inches: as wide as the page, as a phone, and as one of three panels beside each other. Each is
 #: shown at about the same scale, so that letters have one size.
-_WIDE_INCHES = 10.4
-_NARROW_INCHES = 3.5
-_PANEL_INCHES = 3.5
+_WIDE_INCHES = 9.2
+_NARROW_INCHES = 3.3
+_PANEL_INCHES = 3.1
 #: Longest names, in characters, where they stand beside a figure and in one for a phone.
 _WIDE_NAME = 34
 _NARROW_NAME = 26
@@ -150,7 +151,7 @@ def _forest_wide(comparison: Comparison, lines: Sequence[_ForestLine]) -> Figure
     names = [_cut(line.name, _WIDE_NAME) for line in lines]
     axis.set_yticks(range(len(names)), names)
     for line, tick in zip(lines, axis.get_yticklabels()):
-        tick.set_size(8 if line.rival else _HEADING)
+        tick.set_fontsize(8 if line.rival else _HEADING)
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(lines) - 0.4, -0.6)
     return figure
@@ -249,10 +250,13 @@ def _directions(comparison: Comparison, label: str) -> str:
 
 def _forest_caption(comparison: Comparison, label: str) -> str:
     looks = [f"{verdict}: {look.words}" for verdict, look in VERDICTS.items()]
+    together = ""
+    if comparison.comparisons > 1:
+        together = f"; the {comparison.comparisons} intervals hold together"
     return (
         f"Difference to the baseline in {label}: estimate and simultaneous {_level(comparison.alpha)} "
-        f"interval, paired over {comparison.resamples} resamples of {comparison.units}; the "
-        f"{comparison.comparisons} intervals hold together. Shaded: the margin of "
+        f"interval, paired over {comparison.resamples} resamples of {comparison.units}{together}. "
+        f"Shaded: the margin of "
         f"{comparison.margin:g}, within which a difference does not matter. "
         f"{'; '.join(looks)}."
     )
@@ -404,7 +408,7 @@ def _curves(results: Sequence[Tested], kind: _CurveKind, wanted: str, baseline: 
     bands_of = [_bands(result, kind) for result in results]
     every_band = [band for bands in bands_of for band in bands.values()]
     corner = _fits_corner(every_band, kind)
-    figure, axis = _one_panel(_PANEL_INCHES, 3.3)
+    figure, axis = _one_panel(_PANEL_INCHES, 2.95)
     for place, (result, bands) in enumerate(zip(results, bands_of)):
         _draw_thin(axis, result, bands, place, baseline)
     rows = []
@@ -417,8 +421,8 @@ def _curves(results: Sequence[Tested], kind: _CurveKind, wanted: str, baseline: 
         _draw_diagonal(axis)
     _finish_curves(axis, results, kind, corner)
     head = ["scenario"]
-    for place in kind.read_at:
-        head.append(f"{kind.read} {place:.2f}")
+    for height in kind.read_at:
+        head.append(f"{kind.read} {height:.2f}")
     title = _of_backbone(first.backbone, ": ", kind.title)
     caption = _curve_caption(results, kind, corner, baseline)
     shown = _highlighted(results, wanted, baseline)
@@ -560,7 +564,7 @@ def _read_off(result: Tested, bands: dict[int, Band], kind: _CurveKind) -> list[
 def _curve_caption(results: Sequence[Tested], kind: _CurveKind, corner: bool, baseline: str) -> str:
     first = results[0]
     caption = (
-        f"In colour one scenario with its band: pointwise {_level(first.evaluation.alpha)} interval from "
+        f"The one in colour has its band: pointwise {_level(first.evaluation.alpha)} interval from "
         f"{curves.RESAMPLES} resamples of patients; mean over repeats, folds and seeds."
     )
     if any(result.scenario == baseline for result in results):
@@ -597,7 +601,7 @@ def reliability(results: Sequence[Tested]) -> Drawn:
     title = _of_backbone(results[0].backbone, ": ", "reliability and probabilities per class")
     panels = []
     for result in results:
-        figure, axes = _panel(_PANEL_INCHES, 4.3, stacked=2)
+        figure, axes = _panel(_PANEL_INCHES, 4.0, stacked=2)
         _draw_reliability(axes[0], result)
         _draw_probabilities(axes[1], result)
         for axis in axes:
@@ -627,7 +631,7 @@ def _draw_reliability(axis: Axes, result: Tested) -> None:
     axis.set_ylabel("observed share")
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.01)
-    axis.set_title(result.scenario, fontsize=_HEADING, loc="left")
+    axis.set_title(result.scenario, fontsize=_HEADING, loc="left", pad=16)
 
 
 def _draw_raw_reliability(axis: Axes, result: Tested, label: int) -> None:
@@ -728,8 +732,10 @@ def _decision_figure(net_benefits: Mapping[str, curves.DecisionCurve], is_narrow
     axis.set_ylim(-0.1 * highest, 1.1 * highest)
     axis.set_xlabel("threshold on the calibrated probability")
     axis.set_ylabel("net benefit per image")
-    where = "outside lower center" if is_narrow else "outside right upper"
-    figure.legend(frameon=False, fontsize=8, loc=where, ncols=2 if is_narrow else 1)
+    if is_narrow:
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    else:
+        figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
 
@@ -839,11 +845,11 @@ def history(
     )
     panels = []
     for scenario, trials in searches.items():
-        figure, axis = _one_panel(_PANEL_INCHES, 2.3)
+        figure, axis = _one_panel(_PANEL_INCHES, 2.1)
         _draw_trials(axis, trials[trials["state"] == "complete"], maximise)
         axis.set_title(scenario, fontsize=_HEADING, loc="left")
         axis.set(xlabel="trial", ylabel="inner score")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panels.append(_svg(figure, f"{title}, {scenario}", caption))
     return Drawn(title, panels, caption)
 

@@ -29,7 +29,7 @@ from equipoise.evaluation import metrics, patients
 from equipoise.evaluation.metrics import Endpoint
 
 #: Pictures of mistakes fill at most this much of the page, which stays under 4 MB.
-_PICTURES_BYTES = 2_000_000
+_PICTURES_BYTES = 2_500_000
 #: Packages whose versions the page names.
 _LIBRARIES = (
     "imbalanced-learn",
@@ -123,8 +123,8 @@ def _facts(study: Study, comparison: Comparison, ingest: IngestSummary) -> dict[
 
 
 def _split_words(comparison: Comparison) -> str:
-    folds = f", {comparison.folds} folds" if comparison.folds > 1 else ""
-    return f"{comparison.scheme}{folds}, by {comparison.group_by}"
+    scheme = f"{comparison.folds} folds" if comparison.folds > 1 else comparison.scheme
+    return f"{scheme}, by {comparison.group_by}"
 
 
 def code_of(root: Path) -> str:

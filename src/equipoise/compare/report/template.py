@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ def environment(comparison: Comparison) -> Environment:
     made.filters["finely"] = _finely
     made.filters["whole"] = _whole
     made.filters["setting"] = wording.setting_text
+    made.filters["chance"] = _chance
     made.filters["detectable"] = _detectable
     made.filters["sentences"] = _sentences
     made.filters["themed"] = _themed
@@ -68,6 +70,11 @@ def _finely(value: float | None) -> str | None:
 def _whole(value: float | None) -> str | None:
     """A difference of patients: whole ones, with the sign."""
     return None if value is None else f"{round(value):+d}".replace("+0", "0").replace("-0", "0")
+
+
+def _chance(p_value: float | None) -> str | None:
+    """A p, which is never 0."""
+    return "< 0.001" if p_value is not None and p_value < 0.001 else wording.fixed(p_value)
 
 
 def _detectable(value: float | None) -> str | None:
@@ -111,9 +118,14 @@ def _rendered(markdown: str) -> Markup:
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.disable(["link", "image", "autolink", "reference", "html_inline", "html_block"])
     tokens = reader.parse(markdown)
-    for token in tokens:
+    heading = ""
+    for token, following in itertools.pairwise(tokens):
+        if token.type == "heading_open":
+            heading = following.content
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + _DEEPER, 6)}"
+        if token.type == "table_open":
+            token.attrSet("aria-label", heading)
     html = reader.renderer.render(tokens, reader.options, {})
     return Markup(html)  # noqa: S704 - markdown-it escapes what is no Markdown
 
