@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -69,7 +70,10 @@ def _finely(value: float | None) -> str | None:
 
 def _whole(value: float | None) -> str | None:
     """A difference of patients: whole ones, with the sign."""
-    return None if value is None else f"{round(value):+d}".replace("+0", "0").replace("-0", "0")
+    if math.isnan(wording.number(value)):
+        return None
+    units = round(wording.number(value))
+    return f"{units:+d}" if units else "0"
 
 
 def _chance(p_value: float | None) -> str | None:
@@ -101,7 +105,7 @@ def _sentences(text: str) -> list[str]:
 
 
 #: A colour of a figure, as matplotlib writes it.
-_COLOUR = re.compile(r"#([0-9a-f]{6})\b(?=[;\"])")
+_COLOUR = re.compile(r"(?<=: )#([0-9a-f]{6})(?=[;\"])")
 
 
 def _themed(svg: str) -> str:
