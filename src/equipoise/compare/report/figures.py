@@ -142,7 +142,7 @@ def _of_backbone(backbone: str, separator: str, what: str) -> str:
 
 def _forest_wide(comparison: Comparison, lines: Sequence[_ForestLine]) -> Figure:
     """Names on the left, words and numbers on the right."""
-    figure, axis = _one_panel(_WIDE_INCHES, 0.6 + 0.21 * len(lines))
+    figure, axis = _one_panel(_WIDE_INCHES, 0.6 + 0.185 * len(lines))
     _draw_margin(axis, comparison)
     for height, line in enumerate(lines):
         if line.rival:
