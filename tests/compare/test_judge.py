@@ -374,7 +374,7 @@ def test_the_command_prints_the_table_and_writes_page_and_json(folder, capsys):
     page = (folder / "out/page.html").read_text()
     assert "Better than plain in AUROC: &lt;b&gt;new" in page
     assert "<b>new" not in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4  # differences, wide and narrow; ROC, precision-recall
     assert cli.main([*command, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == numbers
 

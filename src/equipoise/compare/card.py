@@ -79,7 +79,7 @@ def card(
         model=_model(folder),
         choices=_of_one_seed(choices),
         fitted_on="the pooled out-of-fold predictions" if splits.scheme == "kfold" else "val",
-        source=_source(study.dataset, splits.group_by),
+        source=source(study.dataset, splits.group_by),
         left_out=_left_out(study.manifest_path.with_suffix(".quarantine.csv")),
         compared=compared.comparison,
         row=compared.row,
@@ -211,18 +211,19 @@ def _of_one_seed(choices: list[RoundChoice]) -> list[RoundChoice]:
     return [choice for choice in choices if choice.seed == first]
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """The dataset's name, and what it takes for a patient, in words."""
 
     title: str
     reading: str
 
 
-def _source(dataset: str, group_by: str) -> _Source:
+def source(dataset: str, group_by: str) -> Source:
+    """What a dataset is called, and how its reading `group_by` tells who the patient is."""
     described = getattr(datasets.load_dataset(dataset), "CARD", None)
     if described is None:
-        return _Source(dataset, "")
-    return _Source(described.title, described.readings.get(group_by, ""))
+        return Source(dataset, "")
+    return Source(described.title, described.readings.get(group_by, ""))
 
 
 def _left_out(quarantine: Path) -> dict[str, int]:
@@ -379,9 +380,7 @@ def _safe(value: Any) -> str:
 
 
 def _number(value: float | Undefined | None) -> str | None:
-    if value is None or isinstance(value, Undefined):
-        return None
-    return f"{value:.3f}"
+    return None if isinstance(value, Undefined) else wording.fixed(value)
 
 
 def _finely(delta: Interval) -> str | None:
@@ -389,8 +388,8 @@ def _finely(delta: Interval) -> str | None:
     if delta.value is None:
         return None
     if delta.low is None or delta.high is None:
-        return f"{delta.value:+.4f}, without an interval"
-    return f"{delta.value:+.4f} [{delta.low:+.4f}, {delta.high:+.4f}]"
+        return f"{wording.signed(delta.value, digits=4)}, without an interval"
+    return wording.interval_text(delta, "+.4f")
 
 
 def _whole(value: float | Undefined | None) -> str | None:
@@ -403,9 +402,7 @@ def _cell(interval: Interval | None) -> str | None:
     """Estimate and interval; None where the estimate does not exist."""
     if interval is None or interval.value is None:
         return None
-    low = _number(interval.low) or _ABSENT
-    high = _number(interval.high) or _ABSENT
-    return f"{interval.value:.3f} [{low}, {high}]"
+    return wording.interval_text(interval)
 
 
 def _plain(values: Mapping[str, Any] | Calibration | Undefined) -> str | None:
@@ -417,5 +414,5 @@ def _plain(values: Mapping[str, Any] | Calibration | Undefined) -> str | None:
     pairs = []
     for name, value in values.items():
         if value not in (None, ""):
-            pairs.append(f"{name} {value}")
+            pairs.append(f"{name} {wording.setting_text(value)}")
     return ", ".join(pairs)

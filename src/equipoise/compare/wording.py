@@ -274,8 +274,8 @@ def _differs(delta: Difference, verdict: str, shared: Terms) -> str:
     digits = digits_of(delta)
     at_most = "at most " if verdict == "equivalent" else ""
     return (
-        f"differs by {_signed(delta.value, digits)}, {at_most}from {_signed(delta.low, digits)} "
-        f"to {_signed(delta.high, digits)} {margin}"
+        f"differs by {signed(delta.value, digits)}, {at_most}from {signed(delta.low, digits)} "
+        f"to {signed(delta.high, digits)} {margin}"
     )
 
 
@@ -303,10 +303,6 @@ def digits_of(delta: Interval) -> int:
     """Digits behind the point that tell the ends of an interval apart."""
     width = number(delta.high) - number(delta.low)
     return 4 if 0 < width < 0.01 else 3
-
-
-def _signed(value: float | None, digits: int) -> str:
-    return f"{number(value):+.{digits}f}"
 
 
 def rounded_up(value: float) -> float:
@@ -483,6 +479,37 @@ def broken_words(broken: Sequence[Broken], floor: float) -> str:
 
 
 # --- numbers --------------------------------------------------------------------------------------
+
+
+def fixed(value: float | None, digits: int = 3) -> str | None:
+    """A number with some digits behind the point; None where it does not exist.
+
+    >>> fixed(0.91), fixed(None)
+    ('0.910', None)
+    """
+    return None if math.isnan(number(value)) else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 3) -> str | None:
+    """A difference with its sign; None where it does not exist.
+
+    >>> signed(0.0051), signed(-0.00512, digits=4)
+    ('+0.005', '-0.0051')
+    """
+    return None if math.isnan(number(value)) else f"{value:+.{digits}f}"
+
+
+def setting_text(value: Any) -> str:
+    """A setting as a reader wants it: numbers with four digits that count, the members of a list too.
+
+    >>> setting_text(0.123456789), setting_text([1, 0.30000000004]), setting_text("auto")
+    ('0.1235', '1, 0.3', 'auto')
+    """
+    if isinstance(value, list | tuple):
+        return ", ".join(setting_text(member) for member in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
 
 
 def interval_text(interval: Interval, form: str = ".3f") -> str:

@@ -27,18 +27,31 @@ def write(path: Path, judged: JudgedMethods) -> None:
         .get_template("judged.html")
         .render(
             comparison=comparison,
+            facts=_facts(comparison),
             rows=comparison.rows[""],
             binary=is_binary(comparison),
             columns=columns(comparison),
             columns_beside=secondary(comparison),
             forest=figures.forest(comparison),
-            ranking=[
-                figures.roc(judged.tested, baseline),
-                figures.precision_recall(judged.tested, baseline),
-            ],
+            ranking=figures.overlay(judged.tested, baseline=baseline),
             seed=judged.settings.compare.seed,
             version=__version__,
         )
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _facts(comparison: Comparison) -> dict[str, str]:
+    """What was tested, each with its name."""
+    facts = {
+        "Methods": f"{len(comparison.rows[''])}",
+        "Patients": f"{comparison.test_patients:,}" if comparison.units == "patients" else "no ids",
+        "Images": f"{comparison.test_images:,}",
+    }
+    if comparison.folds > 1:
+        facts["Folds"] = f"{comparison.folds}"
+    if is_binary(comparison):
+        facts["Positive class"] = comparison.positive_class
+    facts["Majority"] = comparison.majority_class
+    return facts

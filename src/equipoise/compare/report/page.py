@@ -5,30 +5,31 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise import __version__
 from equipoise.compare import leakage, wording
-from equipoise.compare.card import card, claim
+from equipoise.compare.card import card, claim, source
 from equipoise.compare.report import curves, figures
 from equipoise.compare.report.curves import StepCounts
-from equipoise.compare.report.figures import Drawn
+from equipoise.compare.report.figures import Drawn, Overlay
 from equipoise.compare.report.mistakes import Mistake, mistakes
 from equipoise.compare.report.template import columns, environment, is_binary, secondary
 from equipoise.compare.results import Result, distribution
 from equipoise.compare.wording import metric_label
 from equipoise.core.config import Study
-from equipoise.core.documents import Comparison, IngestSummary, RoundChoice
+from equipoise.core.documents import Comparison, IngestSummary, PerThousand, RoundChoice
+from equipoise.core.environment import git
 from equipoise.core.files import atomic_path, read_table
 from equipoise.core.text import in_words
 from equipoise.evaluation import metrics, patients
 from equipoise.evaluation.metrics import Endpoint
 
-#: Pictures of mistakes fill at most this much of the page, which stays under 6 MB.
-_PICTURES_BYTES = 3_500_000
+#: Pictures of mistakes fill at most this much of the page, which stays under 4 MB.
+_PICTURES_BYTES = 2_500_000
 #: Packages whose versions the page names.
 _LIBRARIES = (
     "imbalanced-learn",
@@ -61,16 +62,19 @@ def write(
     """
     wrong = mistakes(study, comparison.winners, results)
     slider = _slider(study, comparison, results)
+    ingest = IngestSummary.read(study.manifest_path.with_suffix(".json"))
     template = environment(comparison).get_template("page.html")
     page = template.render(
         comparison=comparison,
+        facts=_facts(study, comparison, ingest),
         binary=is_binary(comparison),
         columns=columns(comparison),
         columns_beside=secondary(comparison),
         claims=_claims(comparison),
+        per_thousand=_per_thousand(comparison),
         floor_missed=_floor_missed(study, comparison),
         leaks=[leakage.sentence(report) for report in leakage.kept(study)],
-        ingest=IngestSummary.read(study.manifest_path.with_suffix(".json")),
+        ingest=ingest,
         drawings=_drawings(study, comparison, results),
         slider=[entry.as_json() for entry in slider],
         moved=moved,
@@ -97,6 +101,47 @@ def _write_plots(folder: Path, results: list[Result]) -> None:
             table.to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
 
 
+# --- what stands on top ---------------------------------------------------------------------------
+
+
+def _facts(study: Study, comparison: Comparison, ingest: IngestSummary) -> dict[str, str]:
+    """Dataset, patients, images, split and code of a study, each with its name."""
+    classes = []
+    for name, count in wording.counted(comparison.test, comparison.units).items():
+        is_positive = is_binary(comparison) and name == comparison.positive_class
+        classes.append(f"{count:,} {name}{' (positive)' if is_positive else ''}")
+    patients_tested = f"{comparison.test_patients:,} tested: {in_words(classes)}"
+    if comparison.units == "images":
+        patients_tested = f"no ids; {comparison.test_images:,} images tested: {in_words(classes)}"
+    return {
+        "Dataset": source(study.dataset, comparison.group_by).title,
+        "Patients": patients_tested,
+        "Images": f"{ingest.images:,}",
+        "Split": _split_words(comparison),
+        "Code and settings": code_of(study.root),
+    }
+
+
+def _split_words(comparison: Comparison) -> str:
+    scheme = f"{comparison.folds} folds" if comparison.folds > 1 else comparison.scheme
+    return f"{scheme}, by {comparison.group_by}"
+
+
+def code_of(root: Path) -> str:
+    """Commit and day of the code and the settings behind a page.
+
+    It is the last commit that changed either: the one that adds the page's own numbers comes later, and whoever
+    makes the page again from that one gets the same page.
+    """
+    what = ("--", "src", "params.yaml")
+    last = git("log", "-1", "--format=%H %cs", *what, folder=root)
+    if not last:
+        return "in no git commit"
+    commit, day = last.split()
+    changed = git("status", "--porcelain", *what, folder=root)
+    return f"{day}, commit {commit[:8]}{', changed since' if changed else ''}"
+
+
 # --- the tables -----------------------------------------------------------------------------------
 
 
@@ -118,6 +163,43 @@ def _floor_missed(study: Study, comparison: Comparison) -> dict[str, dict[str, s
     for backbone, of_backbone in numbers.items():
         missed[backbone] = {scenario: in_words(said) for scenario, said in of_backbone.items()}
     return missed
+
+
+@dataclass(frozen=True)
+class Thousand:
+    """What the remedies of a backbone change for 1,000 patients or images.
+
+    Attributes:
+        units: patients, or images where there are no ids.
+        positives: How many of the 1,000 are positive.
+        rows: Scenario -> operating point -> differences to the baseline.
+    """
+
+    units: str
+    positives: float
+    rows: dict[str, dict[str, PerThousand]]
+
+
+def _per_thousand(comparison: Comparison) -> dict[str, Thousand | None]:
+    """What the table of differences of each backbone holds; None where nothing was counted."""
+    tables: dict[str, Thousand | None] = {}
+    for backbone, of_backbone in comparison.rows.items():
+        counted = {name: row.per_1000 for name, row in of_backbone.items() if row.per_1000}
+        units = _units_of_all(counted.values())
+        tables[backbone] = None
+        if units:
+            rows = {name: by_units[units] for name, by_units in counted.items()}
+            first = next(iter(rows.values()))
+            tables[backbone] = Thousand(units, first["locked"].positives_per_1000, rows)
+    return tables
+
+
+def _units_of_all(counted: Collection[Mapping[str, Any]]) -> str:
+    """What all scenarios are counted in: patients where they can be; empty where nothing was counted."""
+    for units in ("patients", "images"):
+        if counted and all(units in by_units for by_units in counted):
+            return units
+    return ""
 
 
 class Choice(NamedTuple):
@@ -182,7 +264,7 @@ class Drawings:
     """
 
     forest: Drawn | None = None
-    ranking: dict[str, list[Drawn]] = field(default_factory=dict)
+    ranking: dict[str, Overlay] = field(default_factory=dict)
     calibration: dict[str, Drawn] = field(default_factory=dict)
     decisions: dict[str, Drawn] = field(default_factory=dict)
     distributions: dict[str, Drawn] = field(default_factory=dict)
@@ -194,16 +276,16 @@ def _drawings(study: Study, comparison: Comparison, results: Sequence[Result]) -
     if comparison.comparisons:
         drawings.forest = figures.forest(comparison)
     for backbone in comparison.rows:
-        own = [result for result in results if result.backbone == backbone]
-        drawings.ranking[backbone] = [figures.roc(own), figures.precision_recall(own)]
-        drawings.calibration[backbone] = figures.reliability(own)
+        of_backbone = [result for result in results if result.backbone == backbone]
+        drawings.ranking[backbone] = figures.overlay(of_backbone, comparison.winners[backbone])
+        drawings.calibration[backbone] = figures.reliability(of_backbone)
         if is_binary(comparison):
-            drawings.decisions[backbone] = figures.decision(own)
-        counts = distribution(own)
+            drawings.decisions[backbone] = figures.decision(of_backbone)
+        counts = distribution(of_backbone)
         drawings.distributions[backbone] = figures.distribution(
             counts, comparison.classes, backbone
         )
-        drawings.searches[backbone] = _search_history(study, own)
+        drawings.searches[backbone] = _search_history(study, of_backbone)
     return drawings
 
 
