@@ -37,7 +37,7 @@ VERBS = {
     "judge": "files of predictions, anybody's -> differences to a baseline, verdicts and a page",
     "report": "write the page of a comparison again, and say which patients moved since a revision",
     "leakage": "what leaks would be worth: patients split, and oversampling before the split",
-    "export": "write train, val and test as folders or CSV, for other tools",
+    "export": "for other tools: train, val and test as folders or CSV, a model as ONNX or SavedModel",
     "track": "mirror into MLflow every result that the store lacks",
     "register": "make each backbone's winner a version in the model registry",
     "promote": "move the alias champion to the challenger, or to a version",
@@ -48,6 +48,9 @@ VERBS = {
     "doctor": "what this machine has for what params.yaml asks",
     "main": "dvc repro, track, register: the whole pipeline",
 }
+#: What `export` writes: the images of a study, or a model.
+_IMAGE_LAYOUTS = ("folders", "csv")
+_MODEL_LAYOUTS = ("onnx", "saved_model")
 #: They read params.yaml where there is one.
 _WITHOUT_PROJECT = frozenset({"judge"})
 _INTERRUPTED = "Interrupted. Finished work is kept; the same command goes on from there."
@@ -224,10 +227,13 @@ def _leakage_options(verb: argparse.ArgumentParser) -> None:
 
 
 def _export_options(verb: argparse.ArgumentParser) -> None:
-    _one_study(verb)
-    verb.add_argument("--layout", required=True, choices=("folders", "csv"))
-    verb.add_argument("--scenario", help="train rows as this scenario's plan draws them")
+    verb.add_argument("--study", help="a study of params.yaml")
+    verb.add_argument("--layout", required=True, choices=(*_IMAGE_LAYOUTS, *_MODEL_LAYOUTS))
+    verb.add_argument(
+        "--scenario", help="train rows as this scenario's plan draws them, or its model"
+    )
     verb.add_argument("--backbone", help="of that scenario")
+    verb.add_argument("--model", help="a registered model, as for predict (onnx, saved_model)")
     verb.add_argument("--to", help="folder to make (default: exports/STUDY/...)")
     verb.add_argument("--copy", action="store_true", help="copy files instead of linking them")
 
@@ -506,8 +512,19 @@ def _leakage(options: Options) -> None:
 
 
 def _export(options: Options) -> None:
+    if options.layout in _MODEL_LAYOUTS:
+        _export_model(options)
+    else:
+        _export_images(options)
+
+
+def _export_images(options: Options) -> None:
     from equipoise.service import export
 
+    if options.model or not options.study:
+        raise ConfigError(
+            f"--layout {options.layout} writes the images of a study: name one with --study, and no --model."
+        )
     folder = Path(options.to) if options.to else None
     done = export.export_study(
         study=_study(options),
@@ -525,6 +542,27 @@ def _export(options: Options) -> None:
         _say(
             "  links to the originals where the disk allows it: use --copy before editing in place"
         )
+
+
+def _export_model(options: Options) -> None:
+    from equipoise.service import model_export
+
+    result = (options.study, options.backbone, options.scenario)
+    names_model = bool(options.model)
+    if names_model == any(result) or not (names_model or all(result)) or options.copy:
+        raise ConfigError(
+            f"--layout {options.layout} writes one model: name it with --model, for example "
+            "models:/equipoise-demo@champion, or with --study, --backbone and --scenario, and without --copy."
+        )
+    to = Path(options.to) if options.to else None
+    if names_model:
+        lines = model_export.export_registered(options.model, options.layout, options.root, to)
+    else:
+        lines = model_export.export_result(
+            _study(options), options.backbone, options.scenario, options.layout, to
+        )
+    for line in lines:
+        _say(line)
 
 
 # --- registry and service -------------------------------------------------------------------------

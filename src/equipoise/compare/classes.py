@@ -52,12 +52,12 @@ def classes_of(sheets: Sequence[Sheet], positive: str | None) -> Classes:
     for sheet, own in zip(sheets, columns):
         if set(own) != set(columns[0]):
             raise DataError(
-                f"{sheets[0].path} and {sheet.path} have different probabilities: {in_words(columns[0])}, and "
+                f"{sheets[0].source} and {sheet.source} have different probabilities: {in_words(columns[0])}, and "
                 f"{in_words(own)}. Methods are compared on the same classes."
             )
     if len(labels) < 2:
         raise DataError(
-            f"All rows of {sheets[0].path} have the label {labels[0]}; at least two classes are needed to compare "
+            f"All rows of {sheets[0].source} have the label {labels[0]}; at least two classes are needed to compare "
             "anything."
         )
     if len(columns[0]) == 1:
@@ -94,7 +94,7 @@ def _two_classes(column: str, labels: list[str], positive: str | None) -> Classe
     if not positive:
         raise ConfigError(
             f"The labels are {in_words(labels)}, and prob is the probability of the positive one. Say which that is: "
-            f"--positive {labels[-1]}"
+            f"--positive {labels[-1]} (in Python positive={labels[-1]!r})"
         )
     if positive not in labels:
         raise unknown_name("class", positive, labels, " in the column label")

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,20 @@ _WORKER_SECONDS = 600.0
 _ONE_JOB = threading.Lock()
 
 
+#: Whether `progress` shows nothing, as a library that is called from Python does.
+_SILENT: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Let `progress` show nothing inside the block, in workers neither."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
+
+
 def progress(
     items: Iterable[Item], description: str, total: int, unit: str = "it"
 ) -> Iterator[Item]:
@@ -57,6 +72,9 @@ def progress(
         total: Number of items.
         unit: What an item is called, in the plural.
     """
+    if _SILENT.get():
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, desc=description, total=total, unit=unit, delay=2.0, leave=False)
         return
@@ -107,7 +125,9 @@ def run_jobs(
     if stays_here or len(jobs) <= 1:
         results = (function(*job) for job in jobs)
     else:
-        in_worker = partial(do_job, function, expected_versions=versions(), root=root)
+        in_worker = partial(
+            do_job, function, expected_versions=versions(), root=root, silent=_SILENT.get()
+        )
         start = _on_dask if engine.backend == "dask" else _on_loky
         results = start(in_worker, jobs, engine)
     return list(progress(results, description, len(jobs), "jobs"))
@@ -118,6 +138,7 @@ def do_job(
     job: tuple[Any, ...],
     expected_versions: Mapping[str, str],
     root: Path | None = None,
+    silent: bool = False,
 ) -> Item:
     """Call `function(*job)` in a worker, unless that worker would give other numbers.
 
@@ -126,6 +147,7 @@ def do_job(
         job: Its arguments.
         expected_versions: What the process that gave the job runs on, see `environment.versions`.
         root: Folder that the worker must see.
+        silent: Whether it shows no progress.
 
     Raises:
         ConfigError: When the worker runs on something else, or does not see the folder.
@@ -138,6 +160,7 @@ def do_job(
             )
         if root is not None and not root.is_dir():
             raise ConfigError(f"A worker does not see {root}. docs/scale.md: what is shared.")
+        _SILENT.set(silent)
         return function(*job)
 
 
