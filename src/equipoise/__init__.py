@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,10 @@ _ROOMS = ("compare", "split")
 
 
 def _function(name: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    with warnings.catch_warnings():
+        # Optuna imports tqdm, which misses its widgets in notebooks; none are shown here.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 class _Room(ModuleType):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from equipoise.compare.classes import UNNAMED, YES, YES_NO
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest
@@ -29,7 +30,7 @@ class Labels:
 
     Attributes:
         codes: int (num_rows,), positions in `classes`.
-        classes: Names; of two classes in the order of their values, the positive one last.
+        classes: Names, the positive one of two last; 0 and 1, or truth values, are negative and positive.
         positive: The positive class.
     """
 
@@ -38,26 +39,30 @@ class Labels:
     positive: str
 
     @classmethod
-    def of(cls, values: npt.ArrayLike, positive: Any = None) -> Labels:
+    def of(cls, values: npt.ArrayLike, positive: Any = None, must_tell: bool = True) -> Labels:
         """Read labels of any kind: names, numbers, truth values.
 
         Args:
             values: (num_rows,).
             positive: The positive class; 1 or True where the labels are 0 and 1 or truth values,
                 else it has to be given for two classes.
+            must_tell: Whether anything depends on it; else the last of two classes will do.
 
         Raises:
             DataError: For missing labels, and for a single class.
             ConfigError: When the positive class does not exist, or cannot be told.
         """
         names = _names(values, "label")
+        if positive is None and {name.casefold() for name in names} in YES_NO:
+            names = [UNNAMED[name.casefold() in YES] for name in names]
+            positive = UNNAMED[True]
         classes = _ordered(names)
         if len(classes) < 2:
             raise DataError(
                 f"All {counted(len(names), 'label')} are {', '.join(classes) or 'missing'}; at least two classes are "
                 "needed to tell them apart."
             )
-        positive_name = _positive(classes, positive)
+        positive_name = _positive(classes, positive, must_tell)
         if len(classes) == 2:
             classes.sort(key=lambda name: name == positive_name)
         position_of = {name: position for position, name in enumerate(classes)}
@@ -75,7 +80,7 @@ def _names(values: npt.ArrayLike, what: str) -> list[str]:
         DataError: When some are missing, or the values are no list.
     """
     series = pd.Series(_column(values, what))
-    require_rows(~series.isna().to_numpy(), f"no {what}")
+    require_rows(series.notna().to_numpy(), f"no {what}")
     if pd.api.types.is_float_dtype(series) and (series == series.round()).all():
         series = series.astype("int64")
     return [str(value).strip() for value in series]
@@ -103,8 +108,7 @@ def require_rows(is_right: np.ndarray, what: str) -> None:
         return
     places = first_of([str(row) for row in wrong], _ROWS_NAMED, ", ")
     raise DataError(
-        f"There is {what} in {counted(len(wrong), 'row')}, counted from 0: {places}. Leave these rows out, or fill "
-        "them."
+        f"{counted(len(wrong), 'row')}, counted from 0, with {what}: {places}. Leave these rows out, or fill them."
     )
 
 
@@ -116,14 +120,13 @@ def _ordered(names: Sequence[str]) -> list[str]:
     return sorted(different)
 
 
-def _positive(classes: Sequence[str], positive: Any) -> str:
+def _positive(classes: Sequence[str], positive: Any, must_tell: bool) -> str:
     if positive is not None:
         name = str(positive)
         if name not in classes:
             raise unknown_name("class", name, classes, " among the labels")
         return name
-    is_told = {name.casefold() for name in classes} in ({"0", "1"}, {"false", "true"})
-    if len(classes) == 2 and not is_told:
+    if len(classes) == 2 and must_tell:
         raise ConfigError(
             f"The labels are {in_words(list(classes))}. Say which of them is the disease: positive={classes[-1]!r}."
         )
@@ -171,7 +174,10 @@ def features_of(values: Any, num_rows: int, what: str = "features") -> np.ndarra
             f"The {what} have the shape {table.shape}; (rows, features) is expected, a row for each label."
         )
     require_as_many(len(table), num_rows, f"rows of {what}")
-    require_rows(np.isfinite(table).all(axis=1), f"what is no finite float32 number in the {what}")
+    require_rows(
+        np.isfinite(table).all(axis=1),
+        f"numbers that are not finite, or too large for float32, in the {what}",
+    )
     return np.ascontiguousarray(table)
 
 

@@ -48,12 +48,10 @@ def plan(
 
     >>> planned = plan("class_weight", [0, 0, 0, 1])
     >>> planned.classes, planned.class_weights.round(3).tolist()
-    (('0', '1'), [0.667, 2.0])
+    (('negative', 'positive'), [0.667, 2.0])
     """
     loaded = base.load_strategy(strategy)
-    if positive is None:
-        positive = str(np.asarray(labels).max()) if np.size(labels) else None
-    known = Labels.of(labels, positive)
+    known = Labels.of(labels, positive, must_tell=False)
     owners = arrays.patients_of(patients, len(known))
     make_features = None
     if features is not None:

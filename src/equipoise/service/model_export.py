@@ -340,8 +340,10 @@ def _answering(logits: Any, description: ModelDescription) -> Any:
         keras.Model with the outputs `calibrated` and `raw`, float64 (batch, C), and `label`, int64
         (batch,).
     """
-    keras = backbones.load_keras()
-    ops = keras.ops
+    backbones.load_keras()
+    import keras
+    from keras import ops
+
     answers = Answers.of(description)
     slope = float(answers.calibrator.slope)
     biases = np.asarray(answers.calibrator.biases, dtype=np.float64)
@@ -413,7 +415,7 @@ def _write(model: Any, file: Path, layout: ModelLayout) -> None:
 
 
 def _finish_onnx(file: Path, input_name: str) -> int:
-    """Take out of an ONNX file what no node reads, and return its opset.
+    """Take out of an ONNX file what no node reads, name the batch, and return the opset.
 
     tf2onnx leaves constants that it folded as inputs (those of `preprocess_input` of VGG and ResNet),
     and a runtime would ask for them.
@@ -425,6 +427,8 @@ def _finish_onnx(file: Path, input_name: str) -> int:
     for item in list(model.graph.input):
         if item.name != input_name and item.name not in read:
             model.graph.input.remove(item)
+    for item in (*model.graph.input, *model.graph.output):
+        item.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.checker.check_model(model)
     onnx.save(model, str(file))
     return next(item.version for item in model.opset_import if not item.domain)
