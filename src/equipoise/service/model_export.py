@@ -342,6 +342,7 @@ def _answering(logits: Any, description: ModelDescription) -> Any:
     """
     backbones.load_keras()
     import keras
+    import tensorflow as tf
     from keras import ops
 
     answers = Answers.of(description)
@@ -351,7 +352,7 @@ def _answering(logits: Any, description: ModelDescription) -> Any:
 
     def decided(calibrated: Any) -> Any:
         if len(answers.classes) > 2:
-            return ops.argmax(calibrated, axis=1)
+            return tf.argmax(calibrated, axis=1)  # that of Keras looks at bits, which ONNX cannot
         cut = 0.5 if answers.threshold is None else answers.threshold
         reached = ops.sum(calibrated * is_positive, axis=1) >= cut
         return ops.where(reached, answers.positive, 1 - answers.positive)
@@ -386,7 +387,7 @@ def _outputs(description: ModelDescription) -> dict[str, str]:
 def _quiet() -> Iterator[None]:
     """Keep back what Keras and tf2onnx say while they write: what matters is told at the end."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -407,11 +408,15 @@ def _write(model: Any, file: Path, layout: ModelLayout) -> None:
     try:
         model.export(str(file), format=form, verbose=False)
     except Exception as error:  # Keras and tf2onnx raise whatever a layer makes them raise
-        other = "saved_model" if layout == "onnx" else "onnx"
-        raise DataError(
-            f"Keras cannot write this network as {layout} ({type(error).__name__}: {first_line(error)}). Try --layout "
-            f"{other}."
-        ) from error
+        raise _unwritable(layout, error) from error
+
+
+def _unwritable(layout: ModelLayout, error: Exception) -> DataError:
+    other = "saved_model" if layout == "onnx" else "onnx"
+    return DataError(
+        f"Keras cannot write this network as {layout} ({type(error).__name__}: {first_line(error)}). Try --layout "
+        f"{other}."
+    )
 
 
 def _finish_onnx(file: Path, input_name: str) -> int:
@@ -419,6 +424,9 @@ def _finish_onnx(file: Path, input_name: str) -> int:
 
     tf2onnx leaves constants that it folded as inputs (those of `preprocess_input` of VGG and ResNet),
     and a runtime would ask for them.
+
+    Raises:
+        DataError: For an operation that ONNX does not have.
     """
     import onnx
 
@@ -429,7 +437,10 @@ def _finish_onnx(file: Path, input_name: str) -> int:
             model.graph.input.remove(item)
     for item in (*model.graph.input, *model.graph.output):
         item.type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:  # tf2onnx writes what it does not know as it is
+        raise _unwritable("onnx", error) from error
     onnx.save(model, str(file))
     return next(item.version for item in model.opset_import if not item.domain)
 
