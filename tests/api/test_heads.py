@@ -15,7 +15,6 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 import equipoise
 from conftest import REPO
-from equipoise import cli
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError, TrialFailed
 from equipoise.core.records import Manifest
 from equipoise.embed.store import FeatureStore
@@ -225,7 +224,6 @@ assert os.getcwd() == sys.argv[1] and not os.listdir()
 
 def test_the_package_says_that_it_is_typed():
     assert (REPO / "src/equipoise/py.typed").is_file()
-    assert cli.VERBS  # the verbs stay beside the functions
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -295,6 +293,17 @@ def test_folds_of_other_rows_are_refused():
         fit(labels=1 - LABELS, folds=folds)
     with pytest.raises(ConfigError, match="leave repeats out"):
         fit(folds=folds, repeats=3)
+
+
+def test_a_name_of_a_mapping_goes_before_a_column_method():
+    table = pd.DataFrame({"label": LABELS, "prob": PATIENTS / 40, "method": "same"})
+    found = equipoise.compare({"a": table, "b": table.assign(prob=0.5)}, resamples=200)
+    assert list(found.table.index) == ["a", "b"]
+
+
+def test_numbers_of_classes_are_ordered_by_value():
+    planned = equipoise.plan("baseline", [10, 2, 2, 1, -1])
+    assert planned.classes == ("-1", "1", "2", "10")
 
 
 def test_rows_of_a_table_in_memory_are_named_by_position():

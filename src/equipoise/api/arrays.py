@@ -115,8 +115,8 @@ def require_rows(is_right: np.ndarray, what: str) -> None:
 def _ordered(names: Sequence[str]) -> list[str]:
     """Each name once: numbers by their value, anything else by the alphabet."""
     different = set(names)
-    if all(name.lstrip("-").isdecimal() for name in different):
-        return sorted(different, key=int)
+    if all(name.removeprefix("-").isdecimal() for name in different):
+        return sorted(different, key=lambda name: (int(name), name))
     return sorted(different)
 
 

@@ -121,7 +121,7 @@ def _require_some(number: int) -> None:
 def _sheet(name: str, one: One) -> Sheet:
     """Predictions of one method, which is called as the mapping says whatever its file is called."""
     if isinstance(one, pd.DataFrame):
-        return sheets.sheet_of(name, one)
+        return sheets.sheet_of(name, one).called(name)
     if isinstance(one, Predictions):
         return sheets.sheet_of(name, one.table, one.meta)
     if isinstance(one, str | Path):
