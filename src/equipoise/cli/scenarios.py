@@ -1,4 +1,4 @@
-"""Verbs from features to a verdict: scenario, compare, judge, report, leakage, export."""
+"""Verbs from features to a verdict: scenario, compare, judge, report, leakage."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from equipoise.cli import export
 from equipoise.cli.common import (
     LOG,
     ArgumentParser,
@@ -216,35 +217,6 @@ def _leakage(options: Options) -> None:
     say(f"written to {leakage.folder(study, options.backbone)}")
 
 
-def _export_options(parser: ArgumentParser) -> None:
-    one_study(parser)
-    parser.add_argument("--layout", required=True, choices=("folders", "csv"))
-    parser.add_argument("--scenario", help="train rows as this scenario's plan draws them")
-    parser.add_argument("--backbone", help="of that scenario")
-    parser.add_argument("--to", help="folder to make (default: exports/STUDY/...)")
-    parser.add_argument("--copy", action="store_true", help="copy files instead of linking them")
-
-
-def _export(options: Options) -> None:
-    from equipoise.service import export
-
-    folder = Path(options.to) if options.to else None
-    done = export.export_study(
-        study=load_study(options),
-        layout=options.layout,
-        scenario=options.scenario,
-        backbone=options.backbone,
-        to=folder,
-        copy=options.copy,
-    )
-    if not done.files:
-        say(f"{done.folder} holds this export already; nothing changed")
-        return
-    say(f"{done.files} files written to {done.folder}")
-    if options.layout == "folders" and not options.copy:
-        say("  links to the originals where the disk allows it: use --copy before editing in place")
-
-
 GROUP = Group(
     "features to a verdict",
     (
@@ -284,12 +256,6 @@ GROUP = Group(
             _leakage_options,
             example="equipoise leakage --study demo --backbone vgg16",
         ),
-        Verb(
-            "export",
-            "write train, val and test as folders or CSV, for other tools",
-            _export,
-            _export_options,
-            example="equipoise export --study demo --layout folders --to exports/demo",
-        ),
+        export.VERB,
     ),
 )

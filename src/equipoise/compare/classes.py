@@ -12,10 +12,10 @@ from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.records import RAW
 from equipoise.core.text import first_of, in_words
 
-#: What labels may be of two classes that have no names.
-_YES_NO = ({"0", "1"}, {"false", "true"})
-_YES = ("1", "true")
-_UNNAMED = ("negative", "positive")
+#: What labels may be of two classes that have no names, and what these are called then.
+YES_NO = ({"0", "1"}, {"false", "true"})
+YES = ("1", "true")
+UNNAMED = ("negative", "positive")
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def classes_of(sheets: Sequence[Sheet], positive: str | None) -> Classes:
     for sheet, own in zip(sheets, columns):
         if set(own) != set(columns[0]):
             raise DataError(
-                f"{sheets[0].path} and {sheet.path} have different probabilities: {in_words(columns[0])}, and "
+                f"{sheets[0].source} and {sheet.source} have different probabilities: {in_words(columns[0])}, and "
                 f"{in_words(own)}. Methods are compared on the same classes."
             )
     if len(labels) < 2:
         raise DataError(
-            f"All rows of {sheets[0].path} have the label {labels[0]}; at least two classes are needed to compare "
+            f"All rows of {sheets[0].source} have the label {labels[0]}; at least two classes are needed to compare "
             "anything."
         )
     if len(columns[0]) == 1:
@@ -86,15 +86,15 @@ def _two_classes(column: str, labels: list[str], positive: str | None) -> Classe
             f"column of probabilities, {column}. Give a column prob_<class> for each."
         )
     of_column = column.removeprefix(RAW).removeprefix("_")
-    if not positive and {label.casefold() for label in labels} in _YES_NO:
-        names = (f"not {of_column}", of_column) if of_column else _UNNAMED
-        label_of = {label: int(label.casefold() in _YES) for label in labels}
+    if not positive and {label.casefold() for label in labels} in YES_NO:
+        names = (f"not {of_column}", of_column) if of_column else UNNAMED
+        label_of = {label: int(label.casefold() in YES) for label in labels}
         return Classes(names, names[1], label_of, by_name=False)
     positive = positive or of_column
     if not positive:
         raise ConfigError(
             f"The labels are {in_words(labels)}, and prob is the probability of the positive one. Say which that is: "
-            f"--positive {labels[-1]}"
+            f"--positive {labels[-1]} (in Python positive={labels[-1]!r})"
         )
     if positive not in labels:
         raise unknown_name("class", positive, labels, " in the column label")

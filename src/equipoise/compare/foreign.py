@@ -17,8 +17,6 @@ from equipoise.core.text import counted, first_of
 
 #: A row's probabilities may miss the sum of 1 by so much: they were rounded.
 _ROUNDING = 0.01
-#: Our own files are called alike, and their folder names the scenario.
-_OUR_STEM = "predictions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +60,16 @@ def read_methods(paths: Sequence[Path], positive: str | None = None) -> Foreign:
         DataError: For a file that cannot be used, and for methods that were tested on other rows; it names the rows.
         ConfigError: Where the positive class is unknown, or cannot be told.
     """
-    read = [read_sheet(path) for path in paths]
+    return methods_of([read_sheet(path) for path in paths], positive)
+
+
+def methods_of(read: Sequence[Sheet], positive: str | None = None) -> Foreign:
+    """The methods of files or tables that were read; the errors are those of `read_methods`.
+
+    Args:
+        read: A sheet for each method, or sheets with a column `method`.
+        positive: The positive class; needed where nothing else tells.
+    """
     sheets = {name: _checked(sheet) for name, sheet in _named_sheets(read).items()}
     if len(sheets) < 2:
         raise DataError(
@@ -100,7 +107,7 @@ def _named_sheets(sheets: Sequence[Sheet]) -> dict[str, Sheet]:
         for name, own in _methods_in(sheet):
             if name in named:
                 raise DataError(
-                    f"{named[name].path} and {sheet.path} are both called {name}. Rename a file, or a method in it."
+                    f"{named[name].source} and {sheet.source} are both called {name}. Rename a file, or a method in it."
                 )
             named[name] = own
     return named
@@ -109,17 +116,12 @@ def _named_sheets(sheets: Sequence[Sheet]) -> dict[str, Sheet]:
 def _methods_in(sheet: Sheet) -> Iterable[tuple[str, Sheet]]:
     """The methods of a file: by its column, or else one of the file's name."""
     if "method" not in sheet.table:
-        yield _name_of(sheet.path), sheet
+        yield sheet.method, sheet
         return
     names = sheet.table["method"]
     sheet.refuse(names == "", "no method is named")
     for name in names.unique():
         yield name, replace(sheet, table=sheet.table[names == name])
-
-
-def _name_of(path: Path) -> str:
-    folder = path.resolve().parent.name
-    return folder if path.stem == _OUR_STEM and folder else path.stem
 
 
 # --- one method -----------------------------------------------------------------------------------
@@ -151,8 +153,8 @@ def _with_remark_on_sums(sheet: Sheet) -> Sheet:
         return sheet
     rows = sheet.table.index[is_off]
     remark = (
-        f"{sheet.path.name}: the probabilities of {counted(len(rows), 'row')} do not sum to 1 ({sheet.named(rows)}); "
-        "they are taken as they are"
+        f"{Path(sheet.source).name}: the probabilities of {counted(len(rows), 'row')} do not sum to 1 "
+        f"({sheet.named(rows)}); they are taken as they are"
     )
     return replace(sheet, remarks=(*sheet.remarks, remark))
 
@@ -197,7 +199,7 @@ def _refuse_repeats_of_nobody(sheet: Sheet) -> None:
     for name in _present(sheet, "repeat", "seed"):
         if sheet.table[name].nunique() > 1:
             raise DataError(
-                f"{sheet.path} has several values of {name}, and no column image or patient tells which rows are of "
+                f"{sheet.source} has several values of {name}, and no column image or patient tells which rows are of "
                 "the same one; every row would count as somebody else. Add one."
             )
 

@@ -1,4 +1,4 @@
-"""A file of predictions, CSV or Parquet -> a table with known columns, whatever wrote it and however it spells them."""
+"""Predictions in a file or a table -> a table with known columns, whatever wrote it and however it spells them."""
 
 from __future__ import annotations
 
@@ -30,25 +30,29 @@ _NAMES = {
 _NUMBERS = ("threshold",)
 #: In our own files, and of no meaning here.
 _LEFT_ASIDE = ("overlap",)
+#: Our own files are called alike, and their folder names the scenario.
+_OUR_STEM = "predictions"
 #: So many rows are named in a refusal.
 ROWS_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The test rows of a file.
+    """The test rows of a file, or of a table in memory.
 
     Attributes:
-        path: The file.
+        source: What messages call it: the file as it was named, or the method.
+        method: What its rows are called where no column tells.
         table: Columns image, patient, label, repeat, fold, seed and method as text, as far as they are there;
             threshold, prob and calibrated (or prob_<class> and calibrated_<class>) as float64. The index is what a
-            user counts: the line of a CSV, the row of a Parquet file, from 1 on.
-        row_word: "line" or "row", whichever the index is.
+            user counts: the line of a CSV, the row of a Parquet file, from 1 on; the position in a table, from 0 on.
+        row_word: "line", "row" or "position", whichever the index is.
         meta: What our own files say of themselves; empty for others.
         remarks: Sentences about what was left aside or had to be guessed.
     """
 
-    path: Path
+    source: str
+    method: str
     table: pd.DataFrame
     row_word: str
     meta: Mapping[str, Any]
@@ -57,6 +61,11 @@ class Sheet:
     def probabilities(self, kind: str) -> list[str]:
         """The columns of one kind of probability, in their order."""
         return [name for name in self.table if name == kind or name.startswith(f"{kind}_")]
+
+    def called(self, method: str) -> Sheet:
+        """The same rows as those of one method of this name, whatever a column says."""
+        table = self.table.drop(columns="method", errors="ignore")
+        return replace(self, method=method, table=table)
 
     def named(self, rows: pd.Index, words: Sequence[str] = ()) -> str:
         """The first few rows as a user finds them, each with a word of its own, and how many more there are."""
@@ -78,7 +87,7 @@ class Sheet:
             return
         words = self.table.loc[rows, column].astype(str).tolist() if column else []
         raise DataError(
-            f"{self.path}: {what} ({counted(len(rows), 'row')}): {self.named(rows, words)}."
+            f"{self.source}: {what} ({counted(len(rows), 'row')}): {self.named(rows, words)}."
         )
 
 
@@ -95,31 +104,56 @@ def read_sheet(path: Path) -> Sheet:
     if path.suffix.lower() in (".parquet", ".pq"):
         content = read_parquet(path)
         numbered = content.table.set_axis(range(1, len(content.table) + 1))
-        return _known(path, numbered, "row", content.meta, ())
-    table = tables.read_table(path)
-    cells = table.cells.set_axis(list(table.header), axis="columns")
-    return _known(path, cells, "line", {}, table.remarks)
+        sheet = Sheet(str(path), _method_of(path), numbered, "row", content.meta)
+    else:
+        table = tables.read_table(path)
+        cells = table.cells.set_axis(list(table.header), axis="columns")
+        sheet = Sheet(str(path), _method_of(path), cells, "line", {}, tuple(table.remarks))
+    return _known(sheet)
 
 
-def _known(
-    path: Path, table: pd.DataFrame, row_word: str, meta: Mapping[str, Any], remarks: Sequence[str]
-) -> Sheet:
+def _method_of(path: Path) -> str:
+    folder = path.resolve().parent.name
+    return folder if path.stem == _OUR_STEM and folder else path.stem
+
+
+def sheet_of(method: str, table: pd.DataFrame, meta: Mapping[str, Any] | None = None) -> Sheet:
+    """Take predictions that are in memory; of rows with a column `part` those of test.
+
+    Args:
+        method: Its name, where no column `method` tells.
+        table: In the columns of a file of predictions.
+        meta: Classes and positive class, as our own tables bring them.
+
+    Raises:
+        DataError: As `read_sheet`.
+    """
+    numbered = table.set_axis(range(len(table)))
+    return _known(Sheet(method, method, numbered, "position", meta or {}))
+
+
+def _known(sheet: Sheet) -> Sheet:
     """The sheet with its columns under their own names."""
     renamed = {}
     unknown = []
-    for position, name in enumerate(table.columns):
+    for position, name in enumerate(sheet.table.columns):
         known = _column(str(name))
         if known is None:
             if name and name not in _LEFT_ASIDE:
                 unknown.append(str(name))
             continue
         if known in renamed:
-            raise DataError(f"{path} has two columns for {known}. Remove one, or rename it.")
-        renamed[known] = table.iloc[:, position]
+            raise DataError(
+                f"{sheet.source} has two columns for {known}. Remove one, or rename it."
+            )
+        renamed[known] = sheet.table.iloc[:, position]
+    remarks = sheet.remarks
     if unknown:
-        remark = f"{path.name}: left aside, for judge knows no such column: {in_words(unknown)}"
-        remarks = [*remarks, remark]
-    sheet = Sheet(path, pd.DataFrame(renamed, index=table.index), row_word, meta, tuple(remarks))
+        name = Path(sheet.source).name
+        remark = f"{name}: left aside, for judge knows no such column: {in_words(unknown)}"
+        remarks = (*remarks, remark)
+    table = pd.DataFrame(renamed, index=sheet.table.index)
+    sheet = replace(sheet, table=table, remarks=remarks)
     _require_columns(sheet)
     return _of_test(_typed(sheet))
 
@@ -147,11 +181,11 @@ def _require_columns(sheet: Sheet) -> None:
         lacking.append("prob (or prob_<class> for each class)")
     if lacking:
         raise DataError(
-            f"{sheet.path} lacks the column(s) {in_words(lacking)}. "
+            f"{sheet.source} lacks the column(s) {in_words(lacking)}. "
             "docs/judge.md shows what a file of predictions holds."
         )
     if sheet.table.empty:
-        raise DataError(f"{sheet.path} holds no rows.")
+        raise DataError(f"{sheet.source} holds no rows.")
 
 
 def _typed(sheet: Sheet) -> Sheet:
@@ -199,5 +233,5 @@ def _of_test(sheet: Sheet) -> Sheet:
         return sheet
     is_test = sheet.table["part"] == "test"
     if not is_test.any():
-        raise DataError(f"{sheet.path} has a column part, and no row of it says test.")
+        raise DataError(f"{sheet.source} has a column part, and no row of it says test.")
     return replace(sheet, table=sheet.table[is_test].drop(columns="part"))

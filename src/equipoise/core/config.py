@@ -627,6 +627,46 @@ def judging_settings(root: Path | None, overrides: dict[str, Any]) -> Judging:
         raise ConfigError(f"Predictions cannot be judged by these settings. {problems}.") from error
 
 
+def study_of_arrays(
+    name: str,
+    backbone: str,
+    root: Path,
+    overrides: dict[str, Any],
+    scenario_settings: dict[str, dict[str, Any]],
+    workers: int = 1,
+) -> Study:
+    """Make a study that is in no params.yaml, with the defaults that come with the program.
+
+    Args:
+        name: Of the study.
+        backbone: What its features are called; they count as imported ones.
+        root: Folder below which caches lie.
+        overrides: Dotted keys and values laid over the defaults, for example `{"tune.trials": 5}`.
+        scenario_settings: Name of each scenario -> settings that are fixed instead of searched.
+        workers: Processes.
+
+    Raises:
+        ConfigError: For a value out of range, and for a section or key that does not exist.
+    """
+    sections = copy.deepcopy(_mapping(_read_mapping(_PACKAGED_DEFAULTS), "defaults"))
+    _lay_overrides(sections, {"embed.features": {backbone: "in memory"}, **overrides})
+    _require_complete(sections, name)
+    contents = {
+        "name": name,
+        "settings": sections,
+        "scenario_settings": scenario_settings,
+        "backbones": (backbone,),
+        "scenarios": tuple(scenario_settings),
+        "engine": {"workers": workers},
+        "root": root,
+    }
+    try:
+        return Study.model_validate(contents)
+    except ValidationError as error:
+        problems = _problems_text(error)
+        raise ConfigError(f"Arrays cannot be studied by these settings. {problems}.") from error
+
+
 def _params_or_packaged(root: Path | None) -> dict[str, Any]:
     """The contents of params.yaml, or of the packaged file where it is none of ours: every DVC project has one."""
     if root is not None:

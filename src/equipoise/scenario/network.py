@@ -41,6 +41,24 @@ def with_head(backbone: Any, head: Head) -> Any:
     return network
 
 
+def of_vectors(name: str, head: Head, num_features: int) -> Any:
+    """A network that is nothing but a solved head.
+
+    Args:
+        name: Of its input.
+        head: The head.
+        num_features: Length of a vector.
+
+    Returns:
+        keras.Model from float32 (batch, num_features) to float64 logits (batch, C).
+    """
+    import keras
+
+    vector = keras.Input((num_features,), name=name, dtype="float32")
+    exact = keras.layers.Identity(dtype="float64")(vector)
+    return with_head(keras.Model(vector, exact), head)
+
+
 def head_layer(network: Any) -> Any:
     """The dense layer that `with_head` added."""
     return network.get_layer(_HEAD_LAYER)

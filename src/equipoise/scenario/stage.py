@@ -117,8 +117,7 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     folder = folder or study.result_path(backbone, scenario)
     rounds = _run_rounds(inputs)
     meta = _meta(inputs)
-    predictions = Predictions(_stacked([item.predictions for item in rounds]), meta)
-    predictions = predictions.write(folder / "predictions.parquet")
+    predictions = _predictions(inputs, rounds).write(folder / "predictions.parquet")
     trials = _stacked([item.trials for item in rounds])
     write_table(folder / "trials.parquet", trials, meta)
     plan = _stacked([item.plan for item in rounds])
@@ -132,6 +131,28 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     summary = summarise(inputs, predictions, evaluation, choices, plan, answers)
     summary.write(folder / "metrics.json")
     return summary
+
+
+@_ONE_THREAD
+def predict_in_memory(inputs: Inputs) -> tuple[Predictions, Choices]:
+    """Do what `run` does up to the predictions, from inputs that lie in no file.
+
+    The errors are those of `run`. Nothing of a result is written; caches lie below the study's root.
+
+    Args:
+        inputs: Images, split and features; they travel to the workers as they are.
+
+    Returns:
+        The predictions, and what was chosen in every round.
+    """
+    _refuse_unknown_strategies([inputs.scenario, *inputs.study.scenario_settings])
+    checks.check_split(inputs.splits, inputs.manifest)
+    _refuse_unusable_settings(inputs)
+    study = inputs.study
+    jobs = [(inputs, key) for key in _round_keys(inputs)]
+    rounds = parallel.run_jobs(one_round, jobs, _doing(inputs), study.engine, root=study.root)
+    checks.written_plan_within_train(_stacked([item.plan for item in rounds]), inputs.splits)
+    return _predictions(inputs, rounds), Choices([item.choice for item in rounds])
 
 
 def _refuse_unknown_strategies(names: Iterable[str]) -> None:
@@ -157,13 +178,25 @@ def _refuse_unusable_settings(inputs: Inputs) -> None:
 def _run_rounds(inputs: Inputs) -> list[RoundResult]:
     """Every repeat, fold and seed, side by side where the engine has several workers."""
     study = inputs.study
-    jobs = []
+    jobs = [(study, inputs.backbone, inputs.scenario, key) for key in _round_keys(inputs)]
+    return parallel.run_jobs(run_round, jobs, _doing(inputs), study.engine, root=study.root)
+
+
+def _round_keys(inputs: Inputs) -> list[RoundKey]:
+    keys = []
     for repeat, fold in inputs.splits.rounds():
-        for seed in study.settings.train.seeds:
-            key = RoundKey(repeat, fold, seed)
-            jobs.append((study, inputs.backbone, inputs.scenario, key))
-    description = f"{inputs.scenario} on {study.name}, {inputs.backbone}"
-    return parallel.run_jobs(run_round, jobs, description, study.engine, root=study.root)
+        for seed in inputs.study.settings.train.seeds:
+            keys.append(RoundKey(repeat, fold, seed))
+    return keys
+
+
+def _doing(inputs: Inputs) -> str:
+    """What stands in front of the progress."""
+    return f"{inputs.scenario} on {inputs.study.name}, {inputs.backbone}"
+
+
+def _predictions(inputs: Inputs, rounds: Sequence[RoundResult]) -> Predictions:
+    return Predictions(_stacked([item.predictions for item in rounds]), _meta(inputs))
 
 
 def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -193,16 +226,18 @@ def _with_answer(answers: Sequence[checks.Check], new: checks.Check) -> list[che
 # --- one round ------------------------------------------------------------------------------------
 
 
-@_ONE_THREAD
 def run_round(study: Study, backbone: str, scenario: str, key: RoundKey) -> RoundResult:
+    """Do `one_round` with inputs that it reads itself, so that files travel to no other process."""
+    return one_round(Inputs.read(study, backbone, scenario), key)
+
+
+@_ONE_THREAD
+def one_round(inputs: Inputs, key: RoundKey) -> RoundResult:
     """Choose, fit and calibrate on the train and val rows of one round, and predict val and test.
 
     Without a val part (k-fold) the calibrator and the threshold come from inner out-of-fold scores
     of train, and test alone is predicted.
-
-    It reads its inputs itself and can be imported, so that it can run in another process.
     """
-    inputs = Inputs.read(study, backbone, scenario)
     rows = _divide(inputs, key)
     fitted = choose_and_fit(inputs, rows.train)
     model = _final_model(inputs, fitted, rows, key.seed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,12 +92,29 @@ def load(uri: str, root: Path) -> Any:
         ConfigError: When there is no such model, or it does not load.
         StoreError: When the server cannot be reached or does not let this user.
     """
-    store = tracking.client(root)
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=_source(store, uri)))
+    with _refused_by_name(uri):
+        folder = _downloaded(uri, root)
         if packaged.has_own_code(folder) and not packaged.is_of_this_code(folder):
             return packaged.Packaged(folder)
         return mlflow.pyfunc.load_model(str(folder))
+
+
+def download(uri: str, root: Path) -> Path:
+    """The folder of a registered model on this machine; the arguments and errors are those of `load`."""
+    with _refused_by_name(uri):
+        return _downloaded(uri, root)
+
+
+def _downloaded(uri: str, root: Path) -> Path:
+    address = _source(tracking.client(root), uri)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=address))
+
+
+@contextmanager
+def _refused_by_name(uri: str) -> Iterator[None]:
+    """Say of which model it is that it cannot be had."""
+    try:
+        yield
     except (MlflowException, DataError, OSError) as error:
         lost = tracking.store_error(error)
         if lost:

@@ -160,7 +160,7 @@ class TrainRows:
         """
         if self.make_features is None:
             raise DataError(
-                "These train rows came without features. Take them from TrainMatrix.train_rows."
+                "These train rows came without features, and this remedy looks at them: give the features of each row."
             )
         if name not in self._made:
             self._made[name] = make(self.make_features())

@@ -30,7 +30,8 @@ class Strategy(base.Strategy):
         """Every image once, with its weight."""
         if rows.patients is None:
             raise DataError(
-                "These train rows came without patients. Take them from TrainMatrix.train_rows."
+                "These train rows came without patients, and this remedy counts their images: give the "
+                "patient of each row."
             )
         _, patient, images_of = np.unique(rows.patients, return_inverse=True, return_counts=True)
         weights = images_of[patient] ** -self.exponent
