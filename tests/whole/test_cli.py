@@ -13,7 +13,7 @@ import pytest
 
 from conftest import REPO, change_params, copy_checkout, git, run
 from equipoise import cli
-from equipoise.cli import parser, program
+from equipoise.cli import common, parser, program
 from equipoise.cli.program import GROUPS
 
 
@@ -377,3 +377,18 @@ def test_a_log_that_holds_no_unicode_ends_no_verb(tmp_path):
         PYTHONIOENCODING="ascii",
     )
     assert done.stdout.splitlines()[-1] == "a \\u2026 b"
+
+
+def test_a_long_line_is_broken_between_words_on_a_terminal_alone(monkeypatch, capsys):
+    line = "        " + "a word " * 20 + "/a/path/" + "that/stays/whole/" * 8
+    common.say(line)
+    assert capsys.readouterr().out == line + "\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    common.say(line)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    assert all(part.startswith("        ") and len(part) <= 60 for part in lines[:-1])
+    assert " ".join(lines).split() == line.split()
+    common.say_json(line)
+    assert capsys.readouterr().out == line + "\n"

@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,10 +62,10 @@ def say(what: object = "") -> None:
     """Show what was asked for on stdout, at once, so that a log has it before the next step.
 
     Args:
-        what: A line of text, which stays whole, or something that takes the terminal's width.
+        what: Lines of text, which stay whole in a log, or something that takes the terminal's width.
     """
     if isinstance(what, str):
-        print(what, flush=True)
+        print(_fitted(what) if sys.stdout.isatty() else what, flush=True)
         return
     from rich.console import Console
 
@@ -78,9 +80,30 @@ def say(what: object = "") -> None:
         print(what, flush=True)
 
 
+def say_json(text: str) -> None:
+    """Print a document as it is, for a program to read."""
+    print(text, flush=True)
+
+
 def note(text: str) -> None:
     """Say a step on the way, which only `--verbose` shows."""
     LOG.info(text)
+
+
+def _fitted(text: str) -> str:
+    """Break lines between words where a terminal would break them anywhere."""
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()))
+        broken = textwrap.fill(
+            line,
+            _columns(80),
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines.append(broken)
+    return "\n".join(lines)
 
 
 def _columns(otherwise: int) -> int:

@@ -17,6 +17,7 @@ from equipoise.cli.common import (
     load_studies,
     say,
     say_costs,
+    say_json,
 )
 from equipoise.cli.scenarios import say_comparison
 from equipoise.core import config
@@ -36,7 +37,7 @@ def _doctor(options: Options) -> int:
     os.environ.pop("MLFLOW_RUN_ID", None)
     findings = doctor.examine(options.root, options.devices)
     if options.json:
-        say(json.dumps([finding.as_dict() for finding in findings], indent=2))
+        say_json(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
         rows = [[finding.level, finding.what, finding.detail] for finding in findings]
         say(Table(rows, wrapped=[2], judged=0))

@@ -12,6 +12,7 @@ from equipoise.cli.common import (
     load_study,
     one_study,
     say,
+    say_json,
     some_studies,
 )
 from equipoise.core.config import Study
@@ -91,9 +92,9 @@ def _promote_in_json(study: Study, options: Options) -> None:
             study, options.version, options.force, options.reason, heard.append
         )
     except PromotionRefused as refusal:
-        say(promotion.report(model, heard, refused=str(refusal)).text())
+        say_json(promotion.report(model, heard, refused=str(refusal)).text())
         raise
-    say(promotion.report(model, heard, done).text())
+    say_json(promotion.report(model, heard, done).text())
 
 
 def _rollback_options(parser: ArgumentParser) -> None:
@@ -124,7 +125,7 @@ def _audit(options: Options) -> None:
     verifies = options.action == "verify"
     logs = [audit.log_of(store, name, verifies) for name in names]
     if options.json:
-        say(audit.AuditReport(models=logs).text())
+        say_json(audit.AuditReport(models=logs).text())
     else:
         for log in logs:
             say(audit.whole_text(log) if verifies else audit.history_text(log))

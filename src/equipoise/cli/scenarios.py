@@ -21,6 +21,7 @@ from equipoise.cli.common import (
     one_study,
     say,
     say_costs,
+    say_json,
 )
 from equipoise.core import config
 
@@ -110,7 +111,7 @@ def _compare(options: Options) -> None:
     done = stage.run(study)
     path = page.write(study, done.comparison, done.results)
     if options.json:
-        say(stage.short_form(done.comparison).text())
+        say_json(stage.short_form(done.comparison).text())
         return
     say_comparison(study, done.comparison)
     say(f"report: {path}")
@@ -149,7 +150,7 @@ def _judge(options: Options) -> None:
     judged = judge.judge_files(paths, settings, options.baseline, options.positive)
     document = judged.document()
     if options.json == "-":
-        say(document.text())
+        say_json(document.text())
     else:
         say(screen.page(judged.comparison))
         if options.json:
@@ -211,7 +212,7 @@ def _leakage(options: Options) -> None:
     pipeline.ensure(study, options.backbone, note if options.json else say)
     report = leakage.measure(study, options.backbone)
     if options.json:
-        say(report.text())
+        say_json(report.text())
         return
     say(leakage.page(report))
     say(f"written to {leakage.folder(study, options.backbone)}")
