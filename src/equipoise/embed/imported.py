@@ -15,7 +15,7 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path, digest_of, file_digest, read_json, write_json
 from equipoise.core.records import Manifest
 from equipoise.core.text import counted
-from equipoise.embed import backbones, formats, given
+from equipoise.embed import backbones, encoders, formats, given
 from equipoise.embed.shards import FeatureKey
 from equipoise.embed.store import write_index
 from equipoise.embed.wanted import wanted_rows
@@ -53,7 +53,7 @@ def require_known(settings: Embed, backbone: str) -> None:
         ConfigError: It names the nearest one.
     """
     if not is_imported(settings, backbone):
-        backbones.load_row(backbone)
+        backbones.require_known(backbone, settings.weights_for(backbone))
 
 
 def refuse_finetuning(settings: Settings, backbone: str) -> None:
@@ -81,16 +81,28 @@ def place(study: Study, backbone: str) -> Path:
 
 
 def advice_to_move(study: Study, backbone: str) -> str:
-    """What to do so that DVC notices when the vectors change; empty where it does."""
-    path = Path(os.path.abspath(place(study, backbone)))
+    """What to do so that DVC notices when vectors, or the file of a network, change; empty where it does."""
+    settings = study.settings.embed
+    if is_imported(settings, backbone):
+        return _advice(study, place(study, backbone), "the vectors", "embed.features")
+    weights = settings.weights_for(backbone)
+    network = encoders.place(weights, study.root) if encoders.is_encoder(weights) else None
+    if network is None:
+        return ""
+    return _advice(study, network, "the network", "embed.weights")
+
+
+def _advice(study: Study, path: Path, what: str, setting: str) -> str:
+    """What to do so that DVC notices when a file or folder changes; empty where it does."""
+    path = Path(os.path.abspath(path))
     folders = [study.root / FOLDER, study.root / "data/raw" / study.name]
     for folder in folders:
         watched = Path(os.path.abspath(folder))
         if path.is_relative_to(watched):
             return _advice_about_links(watched, path)
     return (
-        f"`dvc repro` would not notice when {path} changes: put the vectors, or links to the files, "
-        f"into {FOLDER}/, and name that in embed.features"
+        f"`dvc repro` would not notice when {path} changes: put {what}, or links to the files, "
+        f"into {FOLDER}/, and name that in {setting}"
     )
 
 
