@@ -49,9 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--backbones", nargs="+", default=["densenet201", "vgg16", "mobilenetv2"]
-    )
+    parser.add_argument("--backbones", nargs="+", default=["densenet201", "vgg16", "mobilenetv2"])
     parser.add_argument(
         "--minority", type=float, default=0.1, help="fraction of the images that get views"
     )

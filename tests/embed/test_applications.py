@@ -31,11 +31,9 @@ SCALINGS = {
 
 
 def test_names_are_those_of_keras_and_are_read_without_importing_it():
-    listed = {name.lower(): name for name in dir(keras.applications)}
+    listed = dir(keras.applications)  # modules too
     constructors = {
-        name: written
-        for name, written in listed.items()
-        if callable(getattr(keras.applications, written))
+        name.lower(): name for name in listed if callable(getattr(keras.applications, name))
     }
     known = applications.names()
     assert {name: where.constructor for name, where in known.items()} == constructors

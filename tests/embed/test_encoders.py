@@ -215,7 +215,7 @@ def preset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     backbone = redrawn(
         hub.models.ResNetBackbone(
-            input_conv_filters=[8],
+            input_conv_filters=[64],
             input_conv_kernel_sizes=[7],
             stackwise_num_filters=[64, 12],
             stackwise_num_blocks=[1, 1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,31 +85,33 @@ def advice_to_move(study: Study, backbone: str) -> str:
     """What to do so that DVC notices when vectors, or the file of a network, change; empty where it does."""
     settings = study.settings.embed
     if is_imported(settings, backbone):
-        return _advice(study, place(study, backbone), "the vectors", "embed.features")
+        path = place(study, backbone)
+        return _advice(study, path, formats.files_of(path), "the vectors, or links to the files,")
     weights = settings.weights_for(backbone)
     network = encoders.place(weights, study.root) if encoders.is_encoder(weights) else None
-    if network is None:
+    if network is None or not network.exists():
         return ""
-    return _advice(study, network, "the network", "embed.weights")
+    files = list(network.iterdir()) if network.is_dir() else [network]
+    return _advice(study, network, files, "it")
 
 
-def _advice(study: Study, path: Path, what: str, setting: str) -> str:
-    """What to do so that DVC notices when a file or folder changes; empty where it does."""
+def _advice(study: Study, path: Path, files: Sequence[Path], what: str) -> str:
+    """What to do so that DVC notices when a file or the files of a folder change; empty where it does."""
     path = Path(os.path.abspath(path))
     folders = [study.root / FOLDER, study.root / "data/raw" / study.name]
     for folder in folders:
         watched = Path(os.path.abspath(folder))
         if path.is_relative_to(watched):
-            return _advice_about_links(watched, path)
+            return _advice_about_links(watched, files)
     return (
-        f"`dvc repro` would not notice when {path} changes: put {what}, or links to the files, "
-        f"into {FOLDER}/, and name that in {setting}"
+        f"`dvc repro` would not notice when {path} changes: put {what} into {FOLDER}/, and name that "
+        f"in params.yaml"
     )
 
 
-def _advice_about_links(watched: Path, path: Path) -> str:
+def _advice_about_links(watched: Path, files: Sequence[Path]) -> str:
     """DVC follows links to files, and none to folders inside the folder that it watches."""
-    for parent in {file.parent for file in formats.files_of(path)}:
+    for parent in {Path(os.path.abspath(file)).parent for file in files}:
         inside = parent
         while inside != watched:
             if inside.is_symlink():
