@@ -7,8 +7,10 @@ import keras
 import numpy as np
 import pytest
 
+from equipoise.compare import gradcam
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.embed import backbones, blocks, embedder, encoders, passes, shards
+from equipoise.scenario import head, network, rows
 
 layers = keras.layers
 SIZE_PX = 32
@@ -120,6 +122,31 @@ def test_a_worker_has_the_same_network_without_the_file(tmp_path):
     passes._worker_embedder.cache_clear()
     with pytest.raises(DataError, match="is damaged"):
         passes._worker_embedder(key, tmp_path)
+
+
+def test_it_is_served_in_safe_mode_and_mapped(tmp_path):
+    built = backbones.build("mine", saved(nested(), tmp_path), SIZE_PX, root=tmp_path)
+    values = embedder.Embedder(built, SIZE_PX).features(images())
+    standardiser = rows.Standardiser.fit(values)
+    coefficients = np.stack([np.zeros(8), np.linspace(-1, 1, 8)], axis=1)
+    solved = head.Head(standardiser, coefficients, np.zeros(2), 0.0)
+    network.with_head(built, solved).save(tmp_path / "model.keras")
+    served = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    logits = embedder.Embedder(served, SIZE_PX).features(images())
+    np.testing.assert_allclose(logits, solved.logits(values), atol=1e-6)
+    heat = gradcam.GradCam(served).heat_map(images()[0], 1, 10, 8)
+    assert heat.shape == (8, 10)
+    assert heat.max() == 1
+
+
+def test_tokens_have_no_places_to_map(tmp_path):
+    pixels = keras.Input((SIZE_PX, SIZE_PX, 3))
+    flat = layers.Dense(5)(layers.Flatten()(pixels))
+    built = backbones.build(
+        "mine", saved(keras.Model(pixels, flat), tmp_path), SIZE_PX, root=tmp_path
+    )
+    with pytest.raises(DataError, match="no feature map with places"):
+        gradcam.GradCam(built)
 
 
 # --- what is refused -------------------------------------------------------------------------------

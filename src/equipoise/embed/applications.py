@@ -31,7 +31,7 @@ _PRIVATE = "keras.src.applications."
 
 
 class Application(NamedTuple):
-    """Where keras.applications has a network: its module, which has the scaling too, and its constructor there."""
+    """Where keras.applications has a network: the module with its scaling, and its constructor."""
 
     module: str
     constructor: str
@@ -68,15 +68,15 @@ class Answers:
         file: Name of the ImageNet weights file that it asks for.
         address: Where it says that the file lies.
         digest: MD5 or SHA-256 that it says the file has; None where it says none.
-        default_size_px: Width and height it proposes.
+        default_size_px: Width and height it proposes; MobileNetV3 proposes none.
         smallest_size_px: Width and height it accepts at least.
     """
 
     file: str = ""
     address: str = ""
     digest: str | None = None
-    default_size_px: int = 0
-    smallest_size_px: int = 0
+    default_size_px: int = 224
+    smallest_size_px: int = 32
 
 
 @functools.cache
@@ -151,7 +151,8 @@ def build(keras: Any, name: str, pixels: Any) -> tuple[Any, Answers]:
     """
     where = application(name)
     module = getattr(keras.applications, where.module)
-    constructor = getattr(module, where.constructor)
+    # Not of the module: that of MobileNetV3 has none.
+    constructor = getattr(keras.applications, where.constructor)
     size_px = pixels.shape[1]
     with _asking(keras, name, size_px) as answers:
         network = constructor(
