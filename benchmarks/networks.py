@@ -39,9 +39,8 @@ def built(name: str) -> tuple[Any, applications.Answers]:
     return keras.Model(pixels, network.output), answers
 
 
-def seen(name: str, rate: float = 0.0) -> applications.Seen:
-    """What is known of a network, but for its rate."""
-    network, answers = built(name)
+def seen(network: Any, answers: applications.Answers, rate: float) -> applications.Seen:
+    """What is known of a network; its rate is handed in."""
     trained = set(blocks.last_block(network).trained)
     inside = sum(layer.count_params() for layer in network.layers if layer.name in trained)
     return applications.Seen(
@@ -97,8 +96,9 @@ def main() -> None:
         reference = seconds_per_batch(built(REFERENCE)[0])
         listing = {}
         for name in sorted(applications.names()):
-            rate = REFERENCE_RATE * reference / seconds_per_batch(built(name)[0])
-            listing[name] = vars(seen(name, float(f"{rate:.2g}")))
+            network, answers = built(name)
+            rate = REFERENCE_RATE * reference / seconds_per_batch(network)
+            listing[name] = vars(seen(network, answers, float(f"{rate:.2g}")))
             print(name, listing[name], flush=True)
             backbones.load_keras().backend.clear_session()
             gc.collect()

@@ -19,8 +19,8 @@ def test_what_is_listed_is_what_keras_says_and_the_last_block_is_a_part_with_the
     name,
 ):
     listed = applications.seen(name)
-    assert networks.seen(name, listed.images_per_second) == listed
     model, answers = networks.built(name)
+    assert networks.seen(model, answers, listed.images_per_second) == listed
     assert answers.address.endswith(f"/{answers.file}")
     cut = blocks.last_block(model)
     trained = {id(weight) for layer in cut.trained for weight in model.get_layer(layer).weights}
