@@ -3,7 +3,8 @@
     python benchmarks/networks.py            # writes src/equipoise/embed/networks.json and the table
     python benchmarks/networks.py --table    # only the table, from the file that is there
 
-About 10 minutes of a processor; a quiet machine gives better rates. `tests/whole/slow/test_networks.py` builds them too and compares.
+About 10 minutes of a processor; a quiet machine gives better rates. `tests/whole/slow/test_networks.py` builds them too
+and compares.
 """
 
 import argparse

@@ -1,14 +1,14 @@
 """All networks of keras.applications, built one by one: what is listed of them, and their last blocks."""
 
 import sys
+from pathlib import Path
 
 import keras
 import pytest
 
-from conftest import REPO
 from equipoise.embed import applications, blocks
 
-sys.path.append(str(REPO / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 import networks
 
 NAMES = sorted(applications.names())
