@@ -14,7 +14,7 @@ import tracemalloc
 
 import numpy as np
 
-from equipoise.embed import backbones
+from equipoise.embed import applications, backbones
 
 BATCH, BATCHES, INDEX_ROWS = 32, 3, 200_000
 
@@ -49,9 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--backbones", nargs="+", default=list(backbones.TABLE), choices=list(backbones.TABLE)
-    )
+    parser.add_argument("--backbones", nargs="+", default=["densenet201", "vgg16", "mobilenetv2"])
     parser.add_argument(
         "--minority", type=float, default=0.1, help="fraction of the images that get views"
     )
@@ -62,7 +60,7 @@ def main() -> None:
         f"{os.cpu_count()} cores, {per_image:g} passes for each image, {index_bytes():.0f} bytes for an index row"
     )
     for name in options.backbones:
-        width, seconds = backbones.TABLE[name].num_features, pass_seconds(name)
+        width, seconds = applications.seen(name).num_features, pass_seconds(name)
         print(f"{name}: {1 / seconds:.1f} passes/s on one core")
         for images in (10**6, 10**7):
             passes = images * per_image

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from equipoise import pipeline
 from equipoise.core import config, environment, parallel, text
 from equipoise.core.errors import EquipoiseError
-from equipoise.embed import backbones, formats, imported
+from equipoise.embed import applications, backbones, encoders, formats, imported
 from equipoise.ingest import originals
 
 Level = Literal["ok", "warning", "error"]
@@ -361,11 +361,20 @@ def _weights(study: config.Study, backbone: str) -> Finding:
         return _vectors(study, backbone)
     what = f"{study.name}: weights of {backbone}"
     weights = study.settings.embed.weights_for(backbone)
+    if encoders.is_preset(weights) and importlib.util.find_spec("keras_hub") is None:
+        advice = "run `pip install 'equipoise[hub]'`"
+        return Finding("error", what, f"{weights}: KerasHub is not installed; {advice}")
     if backbones.weights_there(backbone, weights, study.root):
-        return Finding("ok", what, weights)
+        advice = imported.advice_to_move(study, backbone)
+        return Finding("error", what, advice) if advice else Finding("ok", what, weights)
     if weights == "imagenet":
-        address = backbones.load_row(backbone).address
-        detail = f"imagenet: not on this machine, will be downloaded from {address}"
+        file = applications.seen(backbone).file
+        advice = (
+            f"will be downloaded, or put {file} into {applications.weights_folder(study.root)}/"
+        )
+        return Finding("warning", what, f"imagenet: not on this machine, {advice}")
+    if encoders.is_preset(weights):
+        detail = f"{weights}: no folder of this machine, KerasHub will look for it"
         return Finding("warning", what, detail)
     advice = "put the file there or correct embed.weights"
     return Finding("error", what, f"{weights} is not there; {advice}")

@@ -31,7 +31,7 @@ from equipoise.core.environment import git
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
-from equipoise.embed import backbones, formats, imported, shards
+from equipoise.embed import applications, backbones, encoders, formats, imported, shards
 from equipoise.embed import stage as embed_stage
 from equipoise.embed.wanted import wanted_rows
 from equipoise.ingest import fingerprint, leftovers, originals
@@ -119,6 +119,8 @@ class Freshness:
             return False
         if not self._reads_the_same_vectors(backbone, summary):
             return False
+        if not self._has_the_same_network(backbone, summary):
+            return False
         return summary.settings == self.study.settings.sections("embed", "augment")
 
     def _reads_the_same_vectors(self, backbone: str, summary: FeatureSummary) -> bool:
@@ -131,6 +133,17 @@ class Freshness:
         if not imported.place(self.study, backbone).exists():
             return True
         return summary.weights_digest == imported.content_digest(self.study, backbone)
+
+    def _has_the_same_network(self, backbone: str, summary: FeatureSummary) -> bool:
+        """Whether a network given as a file is still the one that made the features."""
+        settings = self.study.settings.embed
+        if imported.is_imported(settings, backbone):
+            return True
+        weights = settings.weights_for(backbone)
+        root = self.study.root
+        if not encoders.is_encoder(weights) or not backbones.weights_there(backbone, weights, root):
+            return True
+        return encoders.pipeline_part(weights, root) in summary.pipeline
 
     def scenario(self, backbone: str, scenario: str) -> bool:
         """Whether a result is of these settings, this split and these features."""
@@ -294,8 +307,6 @@ def check_names(study: Study) -> None:
     for backbone in study.backbones:
         imported.require_known(study.settings.embed, backbone)
         imported.refuse_finetuning(study.settings, backbone)
-        if not imported.is_imported(study.settings.embed, backbone):
-            study.settings.embed.weights_for(backbone)
 
 
 def require_checkout(root: Path) -> None:
@@ -329,7 +340,7 @@ def reproduce(root: Path) -> None:
         advice = originals.advice_to_link(study)
         if advice:
             raise ConfigError(f"Study '{name}' has its originals elsewhere (ingest.raw). {advice}.")
-        _require_watched_vectors(study)
+        _require_watched_files(study)
         set_aside_unlisted(study)
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
@@ -339,12 +350,12 @@ def reproduce(root: Path) -> None:
         raise EquipoiseError(f"`dvc repro` ended with code {code}; its last lines say why.")
 
 
-def _require_watched_vectors(study: Study) -> None:
-    """Refuse imported vectors that lie where DVC does not look."""
-    for backbone in set(study.backbones) & set(study.settings.embed.features):
+def _require_watched_files(study: Study) -> None:
+    """Refuse imported vectors and whole networks that lie where DVC does not look."""
+    for backbone in study.backbones:
         advice = imported.advice_to_move(study, backbone)
         if advice:
-            raise ConfigError(f"Study '{study.name}', vectors of {backbone}: {advice}.")
+            raise ConfigError(f"Study '{study.name}', {backbone}: {advice}.")
 
 
 # --- what it will cost ----------------------------------------------------------------------------
@@ -474,7 +485,6 @@ def _embed_step(
     settings = study.settings.embed
     if imported.is_imported(settings, backbone):
         return _import_step(study, backbone, num_images, freshness)
-    row = backbones.load_row(backbone)
     cached = freshness.embed(backbone)
     wanted = num_images * (1 + settings.views)
     if freshness.manifest is not None and freshness.ingest:
@@ -486,7 +496,7 @@ def _embed_step(
         if backbones.weights_there(backbone, weights, study.root):
             left = embed_stage.passes_left(study, backbone)
     rate = passes_per_second(study.cache_path, backbone, settings.image_size_px)
-    bytes_of_a_row = row.num_features * (2 if settings.dtype == "float16" else 4)
+    bytes_of_a_row = _num_features(study, backbone) * (2 if settings.dtype == "float16" else 4)
     pixels_of_a_batch = settings.batch_size * 3 * settings.image_size_px**2
     return Step(
         what=f"embed {backbone}",
@@ -519,12 +529,14 @@ def _import_step(study: Study, backbone: str, num_images: int, freshness: Freshn
 
 
 def _num_features(study: Study, backbone: str) -> int:
-    """Width of the features; of imported ones that were not read yet, a usual one."""
-    if not imported.is_imported(study.settings.embed, backbone):
-        return backbones.load_row(backbone).num_features
+    """Width of the features; where they were neither made nor read yet that of the network, or a usual one."""
     path = study.features_path(backbone) / "meta.json"
     summary = _read_or_none(FeatureSummary.read, path)
-    return (summary.num_features if summary else None) or IMPORT_NUM_FEATURES
+    if summary and summary.num_features:
+        return summary.num_features
+    if imported.is_imported(study.settings.embed, backbone):
+        return IMPORT_NUM_FEATURES
+    return applications.seen(backbone).num_features
 
 
 @dataclass(frozen=True)
@@ -545,7 +557,7 @@ def passes_per_second(cache: Path, backbone: str, size_px: int) -> Rate:
             continue
         if entry["passes_now"] >= _LONG_PASS and entry.get("seconds"):
             return Rate(entry["passes_now"] / entry["seconds"], "measured here")
-    published = backbones.load_row(backbone).images_per_second
+    published = applications.seen(backbone).images_per_second
     return Rate(published * (224 / size_px) ** 2, "published for 2 cores")
 
 

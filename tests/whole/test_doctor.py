@@ -17,7 +17,7 @@ from equipoise import cli, doctor, pipeline
 from equipoise.core import config
 from equipoise.core.config import Engine
 from equipoise.core.errors import ConfigError
-from equipoise.embed import backbones, embedder, shards
+from equipoise.embed import applications, embedder, shards
 from equipoise.embed import stage as features
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
@@ -279,7 +279,7 @@ def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
 
 
 def test_a_rate_measured_here_goes_before_the_published_one(tmp_path):
-    published = backbones.load_row("vgg16").images_per_second
+    published = applications.seen("vgg16").images_per_second
     rate = pipeline.passes_per_second(tmp_path, "vgg16", 224)
     assert rate == pipeline.Rate(published, "published for 2 cores")
     smaller = pipeline.passes_per_second(tmp_path, "vgg16", 112)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from equipoise.compare.lettering import lettering
+from equipoise.core.errors import DataError
 from equipoise.embed.backbones import load_keras
 
 #: Places a side that a map has at least: what every backbone's last feature map has at 224 px.
@@ -104,7 +105,7 @@ def _last_map(network: Any, places: int) -> Any:
     spatial = []
     fine = []
     for layer in network.layers:
-        shape = layer.output.shape
+        shape = tuple(getattr(layer.output, "shape", ()))  # some layers have several outputs
         if len(shape) != 4:
             continue
         spatial.append(layer)
@@ -112,6 +113,12 @@ def _last_map(network: Any, places: int) -> Any:
         if min(height, width) >= places:
             fine.append(layer)
     candidates = fine or spatial
+    # The first one is the picture itself.
+    if len(spatial) < 2:
+        raise DataError(
+            "This network has no feature map with places (a vision transformer has tokens), so nothing "
+            "can be mapped."
+        )
     return candidates[-1].output
 
 

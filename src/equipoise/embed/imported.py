@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path, digest_of, file_digest, read_json, write_json
 from equipoise.core.records import Manifest
 from equipoise.core.text import counted
-from equipoise.embed import backbones, formats, given
+from equipoise.embed import backbones, encoders, formats, given
 from equipoise.embed.shards import FeatureKey
 from equipoise.embed.store import write_index
 from equipoise.embed.wanted import wanted_rows
@@ -53,7 +54,7 @@ def require_known(settings: Embed, backbone: str) -> None:
         ConfigError: It names the nearest one.
     """
     if not is_imported(settings, backbone):
-        backbones.load_row(backbone)
+        backbones.require_known(backbone, settings.weights_for(backbone))
 
 
 def refuse_finetuning(settings: Settings, backbone: str) -> None:
@@ -81,22 +82,36 @@ def place(study: Study, backbone: str) -> Path:
 
 
 def advice_to_move(study: Study, backbone: str) -> str:
-    """What to do so that DVC notices when the vectors change; empty where it does."""
-    path = Path(os.path.abspath(place(study, backbone)))
+    """What to do so that DVC notices when vectors, or the file of a network, change; empty where it does."""
+    settings = study.settings.embed
+    if is_imported(settings, backbone):
+        path = place(study, backbone)
+        return _advice(study, path, formats.files_of(path), "the vectors, or links to the files,")
+    weights = settings.weights_for(backbone)
+    network = encoders.place(weights, study.root) if encoders.is_encoder(weights) else None
+    if network is None or not network.exists():
+        return ""
+    files = list(network.iterdir()) if network.is_dir() else [network]
+    return _advice(study, network, files, "it")
+
+
+def _advice(study: Study, path: Path, files: Sequence[Path], what: str) -> str:
+    """What to do so that DVC notices when a file or the files of a folder change; empty where it does."""
+    path = Path(os.path.abspath(path))
     folders = [study.root / FOLDER, study.root / "data/raw" / study.name]
     for folder in folders:
         watched = Path(os.path.abspath(folder))
         if path.is_relative_to(watched):
-            return _advice_about_links(watched, path)
+            return _advice_about_links(watched, files)
     return (
-        f"`dvc repro` would not notice when {path} changes: put the vectors, or links to the files, "
-        f"into {FOLDER}/, and name that in embed.features"
+        f"`dvc repro` would not notice when {path} changes: put {what} into {FOLDER}/, and name that "
+        f"in params.yaml"
     )
 
 
-def _advice_about_links(watched: Path, path: Path) -> str:
+def _advice_about_links(watched: Path, files: Sequence[Path]) -> str:
     """DVC follows links to files, and none to folders inside the folder that it watches."""
-    for parent in {file.parent for file in formats.files_of(path)}:
+    for parent in {Path(os.path.abspath(file)).parent for file in files}:
         inside = parent
         while inside != watched:
             if inside.is_symlink():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,11 +17,11 @@ import numpy as np
 from equipoise.core import parallel
 from equipoise.core.config import Augment, Engine
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.files import write_arrays
+from equipoise.core.files import atomic_path
 from equipoise.core.parallel import batched
 from equipoise.embed import augment, backbones
 from equipoise.embed.embedder import Embedder
-from equipoise.embed.shards import FeatureKey, NetworkKey, save_shard, shard_folder, weights_path
+from equipoise.embed.shards import FeatureKey, NetworkKey, network_path, save_shard, shard_folder
 from equipoise.ingest.originals import read_unchanged
 
 #: Features in a shard, about: what a killed pass loses at most.
@@ -172,10 +174,9 @@ def make_shards(
     if len(pieces) < 2 or _stays_here(engine, devices):
         maker.make(pieces, embedder, fill)
         return
-    # Workers read the weights: they may lack the file, and beside Dask's threads drawing them is
+    # Workers read the network: they may lack its files, and beside Dask's threads drawing weights is
     # not repeatable.
-    weights = embedder.model.get_weights()
-    write_arrays(weights_path(maker.cache, maker.key.weights_digest), *weights)
+    _save_network(embedder.model, network_path(maker.cache, maker.key))
     jobs: list[tuple[Any, ...]] = []
     if engine.backend == "loky" and devices:
         for number, device in enumerate(devices[: len(pieces)]):
@@ -196,6 +197,15 @@ def _stays_here(engine: Engine, devices: Sequence[str]) -> bool:
     return engine.workers == 1
 
 
+def _save_network(network: Any, path: Path) -> None:
+    """Write a network for workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "network.keras"
+        network.save(saved)
+        with atomic_path(path) as temporary:
+            shutil.copyfile(saved, temporary)
+
+
 def make_in_worker(
     maker: ShardMaker, pieces: Sequence[Sequence[Row]], fill: bool, device: str | None
 ) -> None:
@@ -209,11 +219,13 @@ def make_in_worker(
 
 @functools.lru_cache(maxsize=1)
 def _worker_embedder(key: NetworkKey, cache: Path) -> Embedder:
-    """A worker builds the backbone once."""
-    network = backbones.build(key.backbone, "random", key.image_size_px, key.pipeline)
-    path = weights_path(cache, key.weights_digest)
-    with np.load(path, allow_pickle=False) as weights:
-        network.set_weights([weights[name] for name in weights.files])
+    """A worker loads the network once."""
+    keras = backbones.load_keras()
+    path = network_path(cache, key)
+    try:
+        network = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} is damaged. Run `equipoise embed` again.") from error
     if backbones.weights_digest(network) != key.weights_digest:
         raise DataError(f"{path} is damaged. Run `equipoise embed` again.")
     return Embedder(network, key.image_size_px, key.pipeline)

@@ -30,7 +30,7 @@ class NetworkKey:
     """What features depend on beside the picture and its view.
 
     Attributes:
-        backbone: A row of the table of backbones.
+        backbone: Its name in `run.backbones`.
         weights_digest: Digest of every weight.
         image_size_px: Width and height of the input.
         pipeline: How pixels become numbers, as `pipeline_of` says it.
@@ -80,9 +80,9 @@ def passes_journal(cache: Path) -> Path:
     return shards_path(cache) / "passes.jsonl"
 
 
-def weights_path(cache: Path, weights_digest: str) -> Path:
-    """Where the weights of a backbone lie for workers."""
-    return shards_path(cache) / f"{weights_digest[:_NAME_DIGITS]}.npz"
+def network_path(cache: Path, key: NetworkKey) -> Path:
+    """Where a network lies for workers."""
+    return shards_path(cache) / f"{digest_of(asdict(key))[:_NAME_DIGITS]}.keras"
 
 
 def shard_folder(cache: Path, key: NetworkKey, policy: Augment | None) -> Path:

@@ -15,7 +15,7 @@ from equipoise.core.config import Engine, Study
 from equipoise.core.documents import FeatureSummary
 from equipoise.core.errors import DataError
 from equipoise.core.records import Manifest
-from equipoise.embed import backbones, imported
+from equipoise.embed import backbones, encoders, imported
 from equipoise.embed.embedder import Embedder, pipeline_of
 from equipoise.embed.passes import SHARD_ROWS, Row, ShardMaker, make_shards
 from equipoise.embed.shards import (
@@ -92,7 +92,7 @@ def run(
 
     Args:
         study: Its manifest must be there.
-        backbone: A row of the table of backbones, or a name of `embed.features`.
+        backbone: A name of `run.backbones`.
         make_embedder: Makes the embedder of this process.
         shard_rows: Features in a shard, about.
 
@@ -150,8 +150,9 @@ def plan_passes(study: Study, backbone: str, make_embedder: MakeEmbedder = Embed
     path_of = originals.locate(study, manifest)
     wanted["path"] = wanted["image_id"].map(path_of)
     size_px = settings.image_size_px
-    pipeline = pipeline_of(settings, manifest.grey_scale)
     weights = settings.weights_for(backbone)
+    pipeline = pipeline_of(settings, manifest.grey_scale)
+    pipeline += encoders.pipeline_part(weights, study.root)
     network = backbones.build(backbone, weights, size_px, pipeline, study.root)
     key = NetworkKey(
         backbone=backbone,
@@ -209,14 +210,10 @@ def _write_features(
     passes_of = {"images": 0, "views": 0}
     for work in plan.works:
         passes_of[work.maker.noun] = len(work.rows)
-    weights = study.settings.embed.weights_for(plan.key.backbone)
-    if weights not in ("imagenet", "random"):
-        # A path is of one machine only.
-        weights = "file"
     summary = FeatureSummary(
         **asdict(plan.key),
         study=study.name,
-        weights=weights,
+        weights=_origin(study, plan.key.backbone),
         manifest=plan.manifest.digest,
         settings=study.settings.sections("embed", "augment"),
         passes=len(plan.wanted),
@@ -226,6 +223,15 @@ def _write_features(
     )
     summary.write(folder / "meta.json")
     return summary
+
+
+def _origin(study: Study, backbone: str) -> str:
+    """What the weights are, in a word or as KerasHub calls them; a path is of one machine only."""
+    weights = study.settings.embed.weights_for(backbone)
+    is_published = encoders.is_preset(weights) and encoders.place(weights, study.root) is None
+    if weights in ("imagenet", "random") or is_published:
+        return weights
+    return "file"
 
 
 def _note_passes(study: Study, summary: FeatureSummary, passes_now: int, seconds: float) -> None:

@@ -17,7 +17,7 @@ from equipoise.core import parallel
 from equipoise.core.config import Finetune
 from equipoise.core.errors import ConfigError, TrialFailed
 from equipoise.core.files import digest_of
-from equipoise.embed import augment, backbones
+from equipoise.embed import augment, backbones, blocks
 from equipoise.embed.embedder import Embedder
 from equipoise.scenario import head
 from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, TrainingState
@@ -284,9 +284,9 @@ class Training:
         if self.options.mixed_precision:
             pipeline += "/mixed-float16"
         backbone, self.network = self.build(pipeline)
-        trained_layers: tuple[str, ...] = ("",)
+        trained_layers = [layer.name for layer in backbone.layers]
         if self.options.unfreeze == "last_block":
-            trained_layers = backbones.load_row(self.inputs.backbone).last_block
+            trained_layers = list(blocks.last_block(backbone).trained)
         unfreeze(backbone, trained_layers, self.options.freeze_batch_norm)
         return backbone
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -75,17 +76,21 @@ def head_of(network: Any, standardiser: Standardiser) -> Head:
     return Head(standardiser, coefficients, bias + shift, gradient_norm=0.0)
 
 
-def unfreeze(backbone: Any, prefixes: tuple[str, ...], freeze_batch_norm: bool) -> None:
-    """Make the layers whose name starts with a prefix trainable, and all others not.
+def unfreeze(backbone: Any, names: Collection[str], freeze_batch_norm: bool) -> None:
+    """Make some layers trainable, and all others not.
 
     Args:
         backbone: keras.Model.
-        prefixes: Beginnings of names; "" is every layer.
-        freeze_batch_norm: Leave batch normalisation frozen among them.
+        names: Of the layers.
+        freeze_batch_norm: Leave batch normalisation frozen among them, also inside of layers that
+            hold some.
     """
+    import keras
+
     for layer in backbone.layers:
-        chosen = layer.name.startswith(prefixes)
-        kind = type(layer).__name__
-        if freeze_batch_norm and kind == "BatchNormalization":
-            chosen = False
-        layer.trainable = chosen
+        layer.trainable = layer.name in names
+        if not freeze_batch_norm:
+            continue
+        for inner in layer._flatten_layers():
+            if isinstance(inner, keras.layers.BatchNormalization):
+                inner.trainable = False
