@@ -217,12 +217,16 @@ def _keys(section: Any) -> list[str]:
 
 
 def _backbones(run: Mapping[str, Any]) -> list[str]:
-    """Those that there are, and what `run` names beside them: vectors of other programs."""
-    from equipoise.embed import backbones
+    """What `run` names, and the networks of Keras."""
+    from equipoise.embed import applications
 
     listed = run.get("backbones")
     named = [str(name) for name in listed] if isinstance(listed, list) else []
-    return list(dict.fromkeys([*backbones.TABLE, *named]))
+    try:
+        networks = list(applications.names())
+    except ConfigError:  # without Keras
+        networks = []
+    return list(dict.fromkeys([*named, *networks]))
 
 
 # --- versions and completion ----------------------------------------------------------------------
