@@ -47,6 +47,7 @@ check: env
 
 lock: env
 	$(BIN)/python .ci/lock.py
+	$(BIN)/python .ci/templates.py
 
 bench: env
 	$(RUN) $(BIN)/python benchmarks/bench.py $(BENCH)

@@ -21,12 +21,16 @@ from equipoise.core.errors import AuditFinding, ConfigError, DataError, Equipois
 
 if TYPE_CHECKING:
     from equipoise.core.documents import Comparison
+    from equipoise.project.create import Made
+    from equipoise.project.description import Wish
 
 Options = argparse.Namespace
 #: What a verb does; it may return an exit code.
 Command = Callable[[Options], int | None]
 
 VERBS = {
+    "init": "make a project for your own images in an empty folder",
+    "study": "add a study of other images to a project",
     "fetch": "download, check and unpack a published dataset, and put it under DVC",
     "phantom": "draw the raw images of the demo",
     "ingest": "raw folder -> manifest: verify, hash, quarantine, read the patient",
@@ -49,7 +53,7 @@ VERBS = {
     "main": "dvc repro, track, register: the whole pipeline",
 }
 #: They read params.yaml where there is one.
-_WITHOUT_PROJECT = frozenset({"judge"})
+_WITHOUT_PROJECT = frozenset({"init", "judge"})
 _INTERRUPTED = "Interrupted. Finished work is kept; the same command goes on from there."
 
 
@@ -71,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_INTERRUPTED, file=sys.stderr)
         return 130
     except Exception as error:
-        known = _known_error(error)
+        known = _known_error(error, options.verb)
         if known is None:
             raise
         return _tell(known)
@@ -86,8 +90,12 @@ def _root(options: Options) -> Path | None:
     return config.find_root()
 
 
-def _known_error(error: Exception) -> EquipoiseError | None:
-    """What an error of a server or of the disk says in a sentence; None for a defect of ours."""
+def _known_error(error: Exception, verb: str) -> EquipoiseError | None:
+    """What a missing extra, a server or the disk says in a sentence; None for a defect of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        from equipoise.core import extras
+
+        return extras.missing(error.name, f"`equipoise {verb}`")
     tracking = sys.modules.get("equipoise.service.tracking")
     if tracking is not None:  # where it was never imported no server was asked
         told = tracking.any_error(error)
@@ -154,6 +162,29 @@ def _dry_run(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--dry-run", action="store_true", help="say what would run and what it would cost"
     )
+
+
+def _init_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", help="of the project: empty, or not there yet")
+    verb.add_argument(
+        "--study", metavar="NAME", help="name of its study (default: that of the folder)"
+    )
+    _wish_options(verb)
+
+
+def _study_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("name", help="of the new study")
+    _wish_options(verb)
+
+
+def _wish_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--images", required=True, metavar="DIR", help="folder of the images")
+    verb.add_argument(
+        "--positive", required=True, metavar="CLASS", help="the class that is the disease"
+    )
+    verb.add_argument("--table", metavar="CSV", help="in that folder: labels, patients, sides")
+    for column in ("image", "label", "patient", "split"):
+        verb.add_argument(f"--{column}-column", metavar="NAME", help=f"column of the {column}")
 
 
 def _fetch_options(verb: argparse.ArgumentParser) -> None:
@@ -317,6 +348,43 @@ def _say_comparison(study: config.Study, comparison: Comparison) -> None:
 
     beside = [leakage.sentence(report) for report in leakage.kept(study)]
     _say(screen.text(comparison, beside))
+
+
+# --- projects -------------------------------------------------------------------------------------
+
+
+def _init(options: Options) -> None:
+    from equipoise.project import create
+
+    made = create.init(Path(options.folder), _wish(options), options.study)
+    _say_made(made)
+    _say(f"next: cd {options.folder} && git add -A && equipoise doctor && dvc repro")
+
+
+def _add_study(options: Options) -> None:
+    from equipoise.project import create
+
+    _say_made(create.add_study(options.root, options.name, _wish(options)))
+    _say("next: equipoise doctor && dvc repro")
+
+
+def _wish(options: Options) -> Wish:
+    from equipoise.project.description import Columns, Wish
+
+    columns = Columns(
+        image=options.image_column,
+        label=options.label_column,
+        patient=options.patient_column,
+        split=options.split_column,
+    )
+    table = Path(options.table) if options.table else None
+    return Wish(Path(options.images), options.positive, table, columns)
+
+
+def _say_made(made: Made) -> None:
+    _say(f"study {made.study} in {made.root}")
+    for sentence in made.sentences:
+        _say(f"  {sentence}")
 
 
 # --- raw images to features -----------------------------------------------------------------------
@@ -598,13 +666,15 @@ def _predict(options: Options) -> None:
     from equipoise.service import predict, predict_vectors
 
     out = Path(options.out)
-    if bool(options.images) == bool(options.features):
+    # MLproject hands on an empty word for what was not given.
+    paths = [path for path in options.images if path]
+    if bool(paths) == bool(options.features):
         raise ConfigError("Name images, or vectors with --features: one of the two is expected.")
     if options.features:
         given = Path(options.features)
         done = predict_vectors.predict_features(options.model, given, out, options.root, _say)
     else:
-        done = predict.predict_images(options.model, options.images, out, options.root, _say)
+        done = predict.predict_images(options.model, paths, out, options.root, _say)
     flagged = f", {done.flagged} of them marked in `flags`" if done.flagged else ""
     _say(
         f"{done.predicted} images predicted{flagged}, {done.unreadable} unreadable; "
@@ -646,7 +716,7 @@ def _main(options: Options) -> None:
     from equipoise.core.documents import Comparison
 
     if options.dry_run:
-        _say_costs(_studies(options))
+        _rehearse(options.root)
         return
     if "MLFLOW_RUN_ID" in os.environ:
         _mark_launcher(options.root)
@@ -659,6 +729,27 @@ def _main(options: Options) -> None:
         comparison = Comparison.read(study.reports_path / "comparison.json")
         _say_comparison(study, comparison)
         _say(f"report: {study.reports_path / 'report.html'}")
+
+
+def _rehearse(root: Path) -> None:
+    """Say of every study what it lacks, or what would run; of all of them before anything is refused."""
+    from equipoise import pipeline
+
+    params = config.read_params(root)
+    refused = []
+    for name in config.run_studies(params):
+        try:
+            study = config.load_study(name, params, root=root)
+            pipeline.check_names(study)
+        except EquipoiseError as error:
+            _say(f"{name}: {error}")
+            refused.append(name)
+            continue
+        for lack in pipeline.lacks(study):
+            _say(f"{name}: lacks something: {lack}")
+        _say_costs([study])
+    if refused:
+        raise ConfigError(f"{', '.join(refused)}: no stage can run; correct what is said above.")
 
 
 def _measure_leaks_of_demo(study: config.Study) -> None:
@@ -688,6 +779,8 @@ def _mark_launcher(root: Path) -> None:
 
 #: Verb -> what it does, and what adds its options.
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] = {
+    "init": (_init, _init_options),
+    "study": (_add_study, _study_options),
     "fetch": (_fetch, _fetch_options),
     "phantom": (_phantom, _phantom_options),
     "ingest": (_ingest, _one_study),
