@@ -62,18 +62,15 @@ def entry_points() -> str:
     """MLproject, likewise; nothing is drawn in a project of one's own."""
     text = _replaced(_text("MLproject"), r"(?m)^  phantom: .*\n", "")
     text = _replaced(text, r"name: equipoise\n", f"name: {create.STUDY}\n")
-    text = text.replace("python src ", "equipoise ").replace(
-        "equipoise-demo", f"equipoise-{create.STUDY}"
-    )
+    text = text.replace("python src ", "equipoise ")
+    text = text.replace("equipoise-demo", f"equipoise-{create.STUDY}")
     text = _replaced(text, r"default: demo\b", f"default: {create.STUDY}")
     return _replaced(text, r"default: densenet201\b", f"default: {BACKBONE}")
 
 
 def environment() -> str:
     """conda.yaml with the program itself, from where it was installed."""
-    text = _text("conda.yaml").replace(
-        "# Derived from pyproject.toml by `make lock`; do not edit.\n", ""
-    )
+    text = _replaced(_text("conda.yaml"), r"^# Derived .*\n", "")
     return f'{text}      - "{create.REQUIREMENT}"\n'
 
 

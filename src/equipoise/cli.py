@@ -746,7 +746,7 @@ def _rehearse(root: Path) -> None:
             refused.append(name)
             continue
         for lack in pipeline.lacks(study):
-            _say(f"{name}: lacks something: {lack}")
+            _say(f"{name}: {lack}")
         _say_costs([study])
     if refused:
         raise ConfigError(f"{', '.join(refused)}: no stage can run; correct what is said above.")

@@ -1,10 +1,13 @@
 """A project from one command: what lies in its folder, what is recognised, what is refused and how it is said."""
 
+import importlib.metadata
+import json
 import re
 import shutil
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from PIL import Image
 
 from conftest import REPO, change_params, git
@@ -52,6 +55,10 @@ def test_a_project_stands_in_its_folder_and_nothing_among_the_images(images, tmp
     assert "every image counts as a patient" in said
     assert "`git init` was run" in said
     assert (root / "data/raw/mine").resolve() == images
+    assert git(root, "check-ignore", "data/raw/mine", "program").split() == [
+        "data/raw/mine",
+        "program",
+    ]
     assert (root / "program").resolve() == PACKAGE
     assert len((root / "README.md").read_text().splitlines()) == 10
     assert set(git(root, "status", "--porcelain").split()) - {"??"} == {
@@ -61,6 +68,7 @@ def test_a_project_stands_in_its_folder_and_nothing_among_the_images(images, tmp
         "MLproject",
         "README.md",
         "conda.yaml",
+        "data/",
         "dvc.yaml",
         "features/",
         "params.yaml",
@@ -173,6 +181,40 @@ def test_folders_that_cannot_be_used(images, tmp_path, capsys):
     assert "Name it with --study NAME." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("origin", "end"),
+    [
+        (None, "==0.1.0"),
+        (
+            {"url": "file:///disk/equipoise-0.1.0-py3-none-any.whl", "archive_info": {}},
+            " @ file:///disk/equipoise-0.1.0-py3-none-any.whl",
+        ),
+        (
+            {
+                "url": "https://ada:geheim@host/e.git",
+                "vcs_info": {"vcs": "git", "commit_id": "c0ffee"},
+            },
+            " @ git+https://***@host/e.git@c0ffee",
+        ),
+    ],
+)
+def test_the_environment_has_the_program_from_where_it_was_installed(
+    images, tmp_path, monkeypatch, origin, end
+):
+    class Installed:
+        def read_text(self, name):
+            return json.dumps(origin) if origin else None
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
+    assert init(images, "--positive", "malignant") == 0
+    environment = yaml.safe_load((tmp_path / "mine/conda.yaml").read_text())
+    shipped = yaml.safe_load((REPO / "conda.yaml").read_text())
+    *pins, program = environment["dependencies"][-1]["pip"]
+    assert pins == shipped["dependencies"][-1]["pip"]
+    assert program == f"equipoise[keras,mlops]{end}"
+    assert Requirement(program).extras == {"keras", "mlops"}
+
+
 def test_a_study_is_added_and_no_name_is_taken_twice(images, tmp_path, capsys):
     init(images, "--positive", "malignant")
     root = tmp_path / "mine"
@@ -182,6 +224,7 @@ def test_a_study_is_added_and_no_name_is_taken_twice(images, tmp_path, capsys):
     assert config.run_studies(params) == ["mine", "other"]
     assert config.load_study("other", root=root).settings.ingest.positive_class == "benign"
     assert (root / "data/raw/other").resolve() == images
+    assert (root / "data/raw/.gitignore").read_text() == "/mine\n/other\n"
     assert cli.main(words) == 2
     assert "There is a study 'other' in params.yaml" in capsys.readouterr().err
 

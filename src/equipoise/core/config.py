@@ -1,4 +1,4 @@
-"""params.yaml -> frozen settings. Nothing else reads YAML, and no number has a second home here."""
+"""params.yaml -> frozen settings. Nothing else reads them, and no number has a second home here."""
 
 from __future__ import annotations
 

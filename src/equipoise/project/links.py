@@ -18,9 +18,14 @@ PROGRAM = "program"
 
 
 def link_images(root: Path, study: str, images: Path) -> Path:
-    """Link the folder of the images to where the stages of a study look for them; returns the link."""
+    """Link the folder of the images to where the stages of a study look for them; returns the link.
+
+    git is told to leave it out, as `dvc add` does for what it adds.
+    """
     link = root / "data/raw" / study
     _link(link, images.resolve())
+    if link.is_symlink():
+        _ignore(link)
     return link
 
 
@@ -61,6 +66,18 @@ def _is_named(root: Path) -> bool:
 
 def _leads_to(link: Path, target: Path) -> bool:
     return link.is_dir() and link.resolve() == target.resolve()
+
+
+def _ignore(link: Path) -> None:
+    """Add a link to the .gitignore beside it."""
+    path = link.with_name(".gitignore")
+    ignored = path.read_text("utf-8") if path.is_file() else ""
+    line = f"/{link.name}"
+    if line in ignored.splitlines():
+        return
+    if ignored and not ignored.endswith("\n"):
+        ignored += "\n"
+    path.write_text(f"{ignored}{line}\n", "utf-8")
 
 
 def _link(link: Path, target: Path) -> None:
