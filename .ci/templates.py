@@ -26,7 +26,7 @@ def templates() -> dict[Path, str]:
     """File of the package -> its text."""
     return {
         PACKAGE / "core/params.yaml": params(),
-        TEMPLATES / "dvc.yaml": stages(),
+        TEMPLATES / "stages.yaml": stages(),
         TEMPLATES / "MLproject": entry_points(),
         TEMPLATES / "conda.yaml": environment(),
         TEMPLATES / "gitignore": ignored(),

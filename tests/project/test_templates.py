@@ -33,7 +33,7 @@ def test_every_template_is_made_or_is_the_readme(maker):
 
 def test_stages_differ_in_nothing_but_command_and_code():
     shipped = yaml.safe_load((REPO / "dvc.yaml").read_text())["stages"]
-    own = yaml.safe_load((PACKAGE / "project/templates/dvc.yaml").read_text())["stages"]
+    own = yaml.safe_load((PACKAGE / "project/templates/stages.yaml").read_text())["stages"]
     assert set(own) == set(shipped)
     for name, stage in own.items():
         there = dict(shipped[name])
@@ -44,7 +44,7 @@ def test_stages_differ_in_nothing_but_command_and_code():
 
 
 def test_code_that_stages_depend_on_is_in_the_package():
-    own = yaml.safe_load((PACKAGE / "project/templates/dvc.yaml").read_text())["stages"]
+    own = yaml.safe_load((PACKAGE / "project/templates/stages.yaml").read_text())["stages"]
     for stage in own.values():
         for path in stage["deps"]:
             assert "src" not in path.split("/")

@@ -20,7 +20,7 @@ REQUIREMENT = "__requirement__"
 _FILES = {
     "MLproject": "MLproject",
     "conda.yaml": "conda.yaml",
-    "dvc.yaml": "dvc.yaml",
+    "dvc.yaml": "stages.yaml",  # by its own name DVC would run it in a checkout
     "README.md": "README.md",
     ".gitignore": "gitignore",
     ".dvcignore": "dvcignore",
