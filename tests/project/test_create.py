@@ -12,8 +12,9 @@ from PIL import Image
 
 from conftest import REPO, change_params, git
 from equipoise import cli, pipeline
-from equipoise.core import config
+from equipoise.core import config, environment
 from equipoise.core.environment import PACKAGE
+from equipoise.project import links
 
 
 @pytest.fixture
@@ -207,9 +208,9 @@ def test_the_environment_has_the_program_from_where_it_was_installed(
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
     assert init(images, "--positive", "malignant") == 0
-    environment = yaml.safe_load((tmp_path / "mine/conda.yaml").read_text())
+    written = yaml.safe_load((tmp_path / "mine/conda.yaml").read_text())
     shipped = yaml.safe_load((REPO / "conda.yaml").read_text())
-    *pins, program = environment["dependencies"][-1]["pip"]
+    *pins, program = written["dependencies"][-1]["pip"]
     assert pins == shipped["dependencies"][-1]["pip"]
     assert program == f"equipoise[keras,mlops]{end}"
     assert Requirement(program).extras == {"keras", "mlops"}
@@ -247,11 +248,29 @@ def test_a_dry_run_says_of_every_study_what_it_lacks(images, tmp_path, capsys):
     assert "other: Study 'other' in params.yaml leaves out tune. Write `tune: {}`" in told.out
     assert "third is not there; put the originals there, link their folder" in told.out
     assert (
-        f"program leads to {tmp_path}. Link it: `ln -sfn {PACKAGE} {root / 'program'}`" in told.out
+        f"program leads to other code, {tmp_path}. Link it: `ln -sfn {PACKAGE} {root / 'program'}`"
+        in told.out
     )
     assert "other: no stage can run" in told.err
     assert cli.main(["--root", str(root), "doctor"]) == 1
     assert "Write `tune: {}`" in capsys.readouterr().out
+
+
+def test_another_installation_of_the_same_code_is_no_other_program(images, tmp_path):
+    init(images, "--positive", "malignant")
+    root = tmp_path / "mine"
+    shutil.copytree(PACKAGE, tmp_path / "elsewhere")
+    (root / "program").unlink()
+    (root / "program").symlink_to(tmp_path / "elsewhere")
+    assert links.advice_to_link_program(root) == ""
+    links.link_program(root)
+    assert (root / "program").resolve() == tmp_path / "elsewhere"
+    changed = tmp_path / "elsewhere/split/groups.py"
+    changed.write_text(changed.read_text() + "# another version\n")
+    environment.code_digest.cache_clear()
+    assert "leads to other code" in links.advice_to_link_program(root)
+    links.link_program(root)
+    assert (root / "program").resolve() == PACKAGE
 
 
 def test_without_git_nothing_is_made(images, tmp_path, monkeypatch, capsys):

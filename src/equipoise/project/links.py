@@ -10,7 +10,7 @@ import os
 import shlex
 from pathlib import Path
 
-from equipoise.core.environment import PACKAGE
+from equipoise.core.environment import PACKAGE, code_digest
 from equipoise.core.errors import DataError
 
 #: Name of the link to the program; dvc.yaml of a project names files behind it.
@@ -35,7 +35,7 @@ def link_program(root: Path) -> None:
     A checkout of Equipoise has its own code in `src`: its dvc.yaml names no file behind the link, and it gets none.
     """
     link = root / PROGRAM
-    if not _is_named(root) or _leads_to(link, PACKAGE):
+    if not _is_named(root) or _shows_this_program(link):
         return
     if link.is_symlink():
         link.unlink()
@@ -45,9 +45,9 @@ def link_program(root: Path) -> None:
 def advice_to_link_program(root: Path) -> str:
     """What to do so that DVC sees the program that runs; empty where it does."""
     link = root / PROGRAM
-    if not _is_named(root) or _leads_to(link, PACKAGE):
+    if not _is_named(root) or _shows_this_program(link):
         return ""
-    state = f"leads to {link.resolve()}" if link.is_symlink() else "is not there"
+    state = f"leads to other code, {link.resolve()}" if link.is_symlink() else "is not there"
     return f"{PROGRAM} {state}. Link it: `{command(link, PACKAGE)}`"
 
 
@@ -62,6 +62,13 @@ def _is_named(root: Path) -> bool:
     """Whether the stages of dvc.yaml depend on files behind the link."""
     stages = root / "dvc.yaml"
     return stages.is_file() and f"- {PROGRAM}/" in stages.read_text("utf-8")
+
+
+def _shows_this_program(link: Path) -> bool:
+    """Whether a link leads to the program that runs, or to another installation of the same code."""
+    if not link.is_dir():
+        return False
+    return _leads_to(link, PACKAGE) or code_digest(".", package=link.resolve()) == code_digest(".")
 
 
 def _leads_to(link: Path, target: Path) -> bool:
