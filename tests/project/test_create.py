@@ -187,8 +187,11 @@ def test_folders_that_cannot_be_used(images, tmp_path, capsys):
     [
         (None, "==0.1.0"),
         (
-            {"url": "file:///disk/equipoise-0.1.0-py3-none-any.whl", "archive_info": {}},
-            " @ file:///disk/equipoise-0.1.0-py3-none-any.whl",
+            {
+                "url": "file:///disk/equipoise-0.1.0-py3-none-any.whl",
+                "archive_info": {"hashes": {"sha256": "c0ffee"}},
+            },
+            " @ file:///disk/equipoise-0.1.0-py3-none-any.whl#sha256=c0ffee",
         ),
         (
             {
