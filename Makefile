@@ -51,6 +51,7 @@ docs: env
 
 lock: env
 	$(BIN)/python .ci/lock.py
+	$(BIN)/python .ci/templates.py
 
 bench: env
 	$(RUN) $(BIN)/python benchmarks/bench.py $(BENCH)

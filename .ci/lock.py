@@ -10,10 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADER = "# Derived from pyproject.toml by `make lock`; do not edit.\n"
 
 
+#: What `mlflow run` needs beside the light install; other extras are for who wants them.
+CONDA_EXTRAS = ("keras", "mlops")
+
+
 def direct_dependencies(root: Path = ROOT) -> list[str]:
-    """Canonical names of the packages that pyproject.toml lists for running (not for development)."""
+    """Canonical names of the packages that every verb of MLproject needs, sorted."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    return [re.match(r"[A-Za-z0-9_.-]+", line).group().lower() for line in project["dependencies"]]
+    lines = list(project["dependencies"])
+    for extra in CONDA_EXTRAS:
+        lines += project["optional-dependencies"][extra]
+    return sorted(re.match(r"[A-Za-z0-9_.-]+", line).group().lower() for line in lines)
 
 
 def locked_lines(lock: str) -> dict[str, list[str]]:
@@ -25,7 +32,7 @@ def locked_lines(lock: str) -> dict[str, list[str]]:
 
 
 def conda_text(lock: str, root: Path = ROOT) -> str:
-    """The text of conda.yaml: Python, and every direct dependency pinned as in the lock."""
+    """The text of conda.yaml: Python, and what the verbs of MLproject need, pinned as in the lock."""
     locked = locked_lines(lock)
     # Dependencies only, never `-e .`: MLflow keys environments by this text, and would run another checkout's code.
     pins = [line for name in direct_dependencies(root) for line in locked[name]]
@@ -38,34 +45,12 @@ def conda_text(lock: str, root: Path = ROOT) -> str:
 
 def main() -> None:
     """Resolve for every supported Python at once, with hashes and without any index address."""
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "compile",
-            "pyproject.toml",
-            "--extra",
-            "dev",
-            "--universal",
-        ),
-        *(
-            "--python-version",
-            "3.11",
-            "--generate-hashes",
-            "--no-emit-index-url",
-            "--no-emit-find-links",
-        ),
-        *(
-            "--no-header",
-            "--no-annotate",
-            "--quiet",
-            "--output-file",
-            "requirements.lock",
-            *sys.argv[1:],
-        ),
-    ]
+    options = (
+        "--extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url "
+        "--no-emit-find-links --no-header --no-annotate --quiet --output-file requirements.lock"
+    )
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", *options.split()]
+    command += sys.argv[1:]
     subprocess.run(command, cwd=ROOT, check=True)
     path = ROOT / "requirements.lock"
     lock = HEADER + path.read_text().removeprefix(HEADER)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equipoise import pipeline
-from equipoise.core import config, environment, parallel, text
+from equipoise.core import config, environment, extras, parallel, text
 from equipoise.core.errors import EquipoiseError
 from equipoise.embed import applications, backbones, encoders, formats, imported
 from equipoise.ingest import originals
+from equipoise.project import links
 
 Level = Literal["ok", "warning", "error"]
 #: How long a server or a disk may take to answer.
@@ -75,8 +76,11 @@ def examine(root: Path, devices: bool = False) -> list[Finding]:
 
 def _machine(devices: bool) -> Iterator[Finding]:
     yield _python()
-    for package in (*environment.PACKAGES, "mlflow", "dvc"):
-        yield _package(package)
+    for package in environment.PACKAGES:
+        if package not in extras.EXTRA_OF:
+            yield _package(package)
+    for extra, purpose in extras.PURPOSES.items():
+        yield extra_finding(extra, purpose)
     yield bytecode(_sources(_COMPILED))
     if devices:
         answer = name_devices()
@@ -96,8 +100,19 @@ def _package(name: str) -> Finding:
     try:
         return Finding("ok", name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        advice = "run `make env`, or `uv pip install -r requirements.lock`"
-        return Finding("error", name, f"not installed; {advice}")
+        return Finding("error", name, "not installed; run `pip install equipoise`")
+
+
+def extra_finding(extra: str, purpose: str) -> Finding:
+    """Whether an extra of the installation is there; a light one does without."""
+    what = f"extra {extra}"
+    if extras.lacking(extra):
+        advice = f"run `{extras.install(extra)}` for it"
+        return Finding("warning", what, f"not installed ({purpose}); {advice}")
+    packages = [module for module, its in extras.EXTRA_OF.items() if its == extra]
+    installed = environment.versions_of(*(name.replace("_", "-") for name in packages))
+    told = [f"{name} {version}" for name, version in installed.items()]
+    return Finding("ok", what, ", ".join(told))
 
 
 def _sources(packages: Sequence[str]) -> list[Path]:
@@ -180,10 +195,15 @@ def _repository(root: Path) -> Iterator[Finding]:
         yield Finding("ok", "git checkout", str(root))
     except EquipoiseError as error:
         yield Finding("error", "git checkout", str(error))
+    unlinked = links.advice_to_link_program(root)
+    if unlinked:
+        yield Finding("error", "program", f"{unlinked}, or run `equipoise main`")
     if (root / ".dvc").is_dir():
         yield Finding("ok", "dvc repository", ".dvc")
     else:
         yield Finding("error", "dvc repository", "run `dvc init`")
+    if not extras.is_installed("dvc"):
+        return
     advice = "correct `dvc remote list` or its credentials"
     yield ask("dvc remote", advice, partial(_dvc_remote, root))
 
@@ -232,6 +252,8 @@ def _dvc_remote(root: Path) -> Answer:
 
 
 def _servers(root: Path, studies: list[str]) -> Iterator[Finding]:
+    if not extras.is_installed("mlflow"):
+        return
     # Importing MLflow takes seconds that no server should pay for.
     from equipoise.service import tracking  # noqa: F401
 
@@ -352,14 +374,17 @@ def _raw_images(study: config.Study) -> Finding:
         return Finding("ok", what, str(study.raw))
     if study.dataset == "phantom":
         return Finding("ok", what, "will be drawn")
-    advice = "put the originals there or set ingest.raw"
-    return Finding("error", what, f"{study.raw} is not there; {advice}")
+    return Finding("error", what, originals.advice_without(study))
 
 
 def _weights(study: config.Study, backbone: str) -> Finding:
     if imported.is_imported(study.settings.embed, backbone):
         return _vectors(study, backbone)
     what = f"{study.name}: weights of {backbone}"
+    if extras.lacking("keras"):
+        return Finding(
+            "error", what, f"no backbone runs without TensorFlow; run `{extras.install('keras')}`"
+        )
     weights = study.settings.embed.weights_for(backbone)
     if encoders.is_preset(weights) and importlib.util.find_spec("keras_hub") is None:
         advice = "run `pip install 'equipoise[hub]'`"

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from equipoise.core import images
+from equipoise.core import environment, extras, images
 from equipoise.core.config import (
     SCENARIO_SECTIONS,
     Finetune,
@@ -27,7 +27,6 @@ from equipoise.core.config import (
     run_studies,
 )
 from equipoise.core.documents import FeatureSummary, ScenarioSummary
-from equipoise.core.environment import git
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
@@ -38,6 +37,7 @@ from equipoise.ingest import fingerprint, leftovers, originals
 from equipoise.ingest import stage as ingest_stage
 from equipoise.ingest.datasets import base as datasets
 from equipoise.ingest.datasets import phantom
+from equipoise.project import links
 from equipoise.split import stage as split_stage
 from equipoise.strategies import base as strategies
 
@@ -309,15 +309,28 @@ def check_names(study: Study) -> None:
         imported.refuse_finetuning(study.settings, backbone)
 
 
+def lacks(study: Study) -> list[str]:
+    """What a study with good settings still lacks before it can run here, each with the next step."""
+    lacking = []
+    if not study.raw.is_dir() and study.dataset != "phantom":
+        lacking.append(originals.advice_without(study))
+    lacking += filter(
+        None, [originals.advice_to_link(study), links.advice_to_link_program(study.root)]
+    )
+    for backbone in study.backbones:
+        if not imported.is_imported(study.settings.embed, backbone) and extras.lacking("keras"):
+            lacking.append(f"{backbone} needs TensorFlow: {extras.install('keras')}")
+    return lacking
+
+
 def require_checkout(root: Path) -> None:
     """Refuse a folder that is no git checkout, as one that came in a zip.
 
     Raises:
         ConfigError: With the commands that make it one.
     """
-    if shutil.which("git") is None:
-        raise ConfigError("git is not installed, and DVC works inside a git checkout. Install git.")
-    if git("rev-parse", "--git-dir", folder=root) is None:
+    environment.require_git()
+    if environment.git("rev-parse", "--git-dir", folder=root) is None:
         raise ConfigError(
             f"{root} is no git checkout (did it come as a zip?), and DVC works inside one: run `git init`, "
             f"`git add -A` and `git commit -m start` there, then the same command again."
@@ -342,6 +355,9 @@ def reproduce(root: Path) -> None:
             raise ConfigError(f"Study '{name}' has its originals elsewhere (ingest.raw). {advice}.")
         _require_watched_files(study)
         set_aside_unlisted(study)
+    import dvc  # noqa: F401 - where it is missing it is told here, by the one sentence for extras
+
+    links.link_program(root)
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "dvc", "repro"]

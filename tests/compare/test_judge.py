@@ -331,11 +331,7 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest(folder):
 # --- settings -------------------------------------------------------------------------------------
 
 
-def test_the_packaged_defaults_are_those_of_params():
-    packaged = yaml.safe_load((REPO / "src/equipoise/core/defaults.yaml").read_text())
-    params = yaml.safe_load((REPO / "params.yaml").read_text())
-    assert packaged["run"]["scenarios"] == params["run"]["scenarios"]
-    assert packaged["defaults"] == params["defaults"]
+def test_the_packaged_settings_are_those_of_params():
     assert config.judging_settings(None, {}) == config.judging_settings(REPO, {})
 
 

@@ -314,7 +314,7 @@ def test_what_a_worker_sees(tmp_path):
 
 def test_without_distributed_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigError, match=r'pip install "distributed'):
+    with pytest.raises(ConfigError, match=r"pip install 'equipoise\[cluster\]'"):
         parallel.run_jobs(operator.pow, JOBS, "powers", DASK)
 
 

@@ -147,7 +147,8 @@ def test_doctor_says_what_is_missing(checkout, monkeypatch, capsys):
         "what": "demo: raw images",
         "detail": "will be drawn",
     }
-    assert lines["tensorflow"]["level"] == "ok"
+    assert lines["extra keras"]["level"] == "ok"
+    assert "tensorflow 2." in lines["extra keras"]["detail"]
     change_params(checkout, lambda params: params["run"].update(studies=["chest_xray"]))
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out

@@ -193,7 +193,8 @@ def test_locked_packages_satisfy_each_other():
     """What `pip check` does, for the locked versions of all that Equipoise needs."""
     locked = locked_versions()
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    direct = map(Requirement, project["dependencies"])
+    extras = project["optional-dependencies"]
+    direct = map(Requirement, [*project["dependencies"], *extras["keras"], *extras["mlops"]])
     waiting = [(wanted, "equipoise") for wanted in direct if applies(wanted, wanted.extras)]
     seen = set()
     problems = []

@@ -27,13 +27,15 @@ def _predict(options: Options) -> None:
     from equipoise.service import predict, predict_vectors
 
     out = Path(options.out)
-    if bool(options.images) == bool(options.features):
+    # MLproject hands on an empty word for what was not given.
+    paths = [path for path in options.images if path]
+    if bool(paths) == bool(options.features):
         raise ConfigError("Name images, or vectors with --features: one of the two is expected.")
     if options.features:
         given = Path(options.features)
         done = predict_vectors.predict_features(options.model, given, out, options.root, note)
     else:
-        done = predict.predict_images(options.model, options.images, out, options.root, note)
+        done = predict.predict_images(options.model, paths, out, options.root, note)
     flagged = f", {done.flagged} of them marked in `flags`" if done.flagged else ""
     say(
         f"{done.predicted} images predicted{flagged}, {done.unreadable} unreadable; "

@@ -13,14 +13,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from equipoise.cli import answers, images, parser, project, registry, scenarios
+from equipoise.cli import answers, images, parser, project, projects, registry, scenarios
 from equipoise.cli.common import LOG, PROGRESS, Options, Verb
 from equipoise.core import config
 from equipoise.core.environment import masked
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 
 #: Groups of verbs in the order of the help: the way of the data. A verb is added to one of them.
-GROUPS = (images.GROUP, scenarios.GROUP, registry.GROUP, answers.GROUP, project.GROUP)
+GROUPS = (
+    projects.GROUP,
+    images.GROUP,
+    scenarios.GROUP,
+    registry.GROUP,
+    answers.GROUP,
+    project.GROUP,
+)
 VERBS: dict[str, Verb] = {verb.name: verb for group in GROUPS for verb in group.verbs}
 _INTERRUPTED = "Interrupted. Finished work is kept; the same command goes on from there."
 
@@ -56,8 +63,22 @@ def _run(arguments: Sequence[str]) -> int:
         program.print_help()
         return ConfigError.exit_code
     options.root = _root(options)
-    with _logged(options):
+    with _logged(options), _missing_extras_told(options.verb):
         return VERBS[options.verb].run(options) or 0
+
+
+@contextlib.contextmanager
+def _missing_extras_told(verb: str) -> Iterator[None]:
+    """Turn the error of a package that is not installed into a sentence with the extra that brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        from equipoise.core import extras
+
+        missing = extras.missing(error.name, f"`equipoise {verb}`")
+        if missing is None:
+            raise
+        raise missing from error
 
 
 def _spell_out_what_an_encoding_lacks() -> None:

@@ -21,6 +21,7 @@ from equipoise.cli.common import (
 )
 from equipoise.cli.scenarios import say_comparison
 from equipoise.core import config
+from equipoise.core.errors import ConfigError, EquipoiseError
 from equipoise.core.shown import Table
 
 
@@ -49,7 +50,7 @@ def _main(options: Options) -> None:
     from equipoise.core.documents import Comparison
 
     if options.dry_run:
-        say_costs(load_studies(options))
+        _rehearse(options.root)
         return
     if "MLFLOW_RUN_ID" in os.environ:
         _mark_launcher(options.root)
@@ -62,6 +63,27 @@ def _main(options: Options) -> None:
         comparison = Comparison.read(study.reports_path / "comparison.json")
         say_comparison(study, comparison)
         say(f"report: {study.reports_path / 'report.html'}")
+
+
+def _rehearse(root: Path) -> None:
+    """Say of every study what it lacks, or what would run; of all of them before anything is refused."""
+    from equipoise import pipeline
+
+    params = config.read_params(root)
+    refused = []
+    for name in config.run_studies(params):
+        try:
+            study = config.load_study(name, params, root=root)
+            pipeline.check_names(study)
+        except EquipoiseError as error:
+            say(f"{name}: {error}")
+            refused.append(name)
+            continue
+        for lack in pipeline.lacks(study):
+            say(f"{name}: {lack}")
+        say_costs([study])
+    if refused:
+        raise ConfigError(f"{', '.join(refused)}: no stage can run; correct what is said above.")
 
 
 def _measure_leaks_of_demo(study: config.Study) -> None:

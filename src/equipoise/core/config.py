@@ -1,4 +1,4 @@
-"""params.yaml -> frozen settings. Nothing else reads YAML, and no number has a second home here."""
+"""params.yaml -> frozen settings. Nothing else reads them, and no number has a second home here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -22,17 +21,13 @@ from pydantic import (
     model_validator,
 )
 
+from equipoise.core import yaml_text
 from equipoise.core.environment import environment
 from equipoise.core.errors import ConfigError, unknown_name
-from equipoise.core.text import first_line
 
 PARAMS = "params.yaml"
-#: Beside this file, because params.yaml is in no wheel.
-_PACKAGED_DEFAULTS = Path(__file__).with_name("defaults.yaml")
-
-
-#: More values than this are refused; the shipped file has about 250.
-_VALUES_MAX = 20_000
+#: The params.yaml of a new project, made from that of the checkout by `.ci/templates.py`.
+PACKAGED_PARAMS = Path(__file__).with_name("params.yaml")
 
 
 #: Sections of the settings that a result depends on beyond its parents.
@@ -513,7 +508,8 @@ def find_root(start: Path | None = None) -> Path:
     root = nearest_root(start)
     if root is None:
         raise ConfigError(
-            f"No {PARAMS} in {start} or above it. Run Equipoise inside a checkout, or name one with --root."
+            f"No {PARAMS} in {start} or above it. Run Equipoise inside a project (`equipoise init` makes one), or name "
+            f"one with --root."
         )
     return root
 
@@ -540,12 +536,12 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no {path}. Run Equipoise inside a checkout.") from error
+        raise ConfigError(f"There is no {path}. Run Equipoise inside a project.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start})."
         ) from error
-    params = _parse_yaml(text, str(path))
+    params = yaml_text.parse(text, str(path))
     if not isinstance(params, dict):
         raise ConfigError(
             f"{path} holds {type(params).__name__}, a mapping with run, defaults and studies is expected."
@@ -648,7 +644,7 @@ def study_of_arrays(
     Raises:
         ConfigError: For a value out of range, and for a section or key that does not exist.
     """
-    sections = copy.deepcopy(_mapping(_read_mapping(_PACKAGED_DEFAULTS), "defaults"))
+    sections = copy.deepcopy(_mapping(packaged_params(), "defaults"))
     _lay_overrides(sections, {"embed.features": {backbone: "in memory"}, **overrides})
     _require_complete(sections, name)
     contents = {
@@ -673,7 +669,12 @@ def _params_or_packaged(root: Path | None) -> dict[str, Any]:
         params = read_params(root)
         if {"run", "defaults"} <= set(params):
             return params
-    return _read_mapping(_PACKAGED_DEFAULTS)
+    return packaged_params()
+
+
+def packaged_params() -> dict[str, Any]:
+    """The contents of the params.yaml that a new project begins with: every default, and no study."""
+    return _read_mapping(PACKAGED_PARAMS)
 
 
 def run_studies(params: dict[str, Any]) -> list[str]:
@@ -701,95 +702,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(
             f"'{text:.100}' is not of the form section.key=value, for example tune.trials=5."
         )
-    return key.strip(), _parse_yaml(value, f"'{text:.100}'")
-
-
-# --- reading YAML ---------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML as version 1.2 and DVC do: only true and false are truth values.
-
-    In version 1.1 a class called no is False, a study called 2024-01-05 a date, a patient 0012 the
-    number 10. Keys are names, so they are the text that was written; twice the same is refused.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        written: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
-                continue
-            if key.value in written:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key '{key.value:.100}' stands there twice",
-                    problem_mark=key.start_mark,
-                )
-            written.add(key.value)
-            key.tag = "tag:yaml.org,2002:str"
-        return super().construct_mapping(node, deep)
-
-
-def _value_of(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-_MERGE = "tag:yaml.org,2002:merge"
-#: The values that are no text, by the characters they begin with.
-_SCALARS = (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(0|[1-9][0-9]*)?\.[0-9]+([eE][-+]?[0-9]+)?", "-+0123456789."),
-    (
-        "float",
-        r"[-+]?[0-9]+\.([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", r"<<", "<"),
-)
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
-    )
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    """Read YAML.
-
-    Anchors that repeat each other without end are refused before anything walks through them.
-    """
-    try:
-        value = _value_of(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        position = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ConfigError(f"{where} is not valid YAML: {first_line(error)}{position}.") from error
-    # PyYAML raises these for a date that does not exist, a mapping as a key, very deep brackets.
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{where} is not valid YAML: {str(error)[:100]}.") from error
-    _require_few_values(value, where)
-    return value
-
-
-def _require_few_values(value: Any, where: str) -> None:
-    waiting = [value]
-    count = 0
-    while waiting:
-        item = waiting.pop()
-        count += 1
-        if count > _VALUES_MAX:
-            raise ConfigError(
-                f"{where} holds more than {_VALUES_MAX:,} values once its anchors are written out."
-            )
-        if isinstance(item, dict):
-            waiting += item.values()
-        elif isinstance(item, list | tuple | set):
-            waiting += item
+    return key.strip(), yaml_text.parse(value, f"'{text:.100}'")
 
 
 # --- putting the settings of a study together -----------------------------------------------------

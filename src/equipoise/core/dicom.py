@@ -5,7 +5,6 @@ pydicom is optional (`equipoise[dicom]`); nothing else imports it.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import warnings
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.core import limits
+from equipoise.core import extras, limits
 from equipoise.core.greylevels import Picture, Range, depth_of
 from equipoise.core.text import first_line
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic"})
-INSTALL = "pip install 'equipoise[dicom]'"
+INSTALL = extras.install("dicom")
 
 # What is odd in a header goes to the screen otherwise; what matters is raised as well.
 warnings.filterwarnings("ignore", module="pydicom")
@@ -47,10 +46,7 @@ _FAR = 1e9
 
 def is_installed() -> bool:
     """Whether pydicom can be imported."""
-    try:
-        return importlib.util.find_spec("pydicom") is not None
-    except ValueError:  # somebody has forbidden its import
-        return False
+    return extras.is_installed("pydicom")
 
 
 def readable_suffixes() -> frozenset[str]:

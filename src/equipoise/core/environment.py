@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import equipoise
+from equipoise.core.errors import ConfigError
 
 #: Packages that numbers come from.
 PACKAGES = (
@@ -109,6 +112,43 @@ def git(*words: str, folder: Path | None = None) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.rstrip()
+
+
+def require_git() -> None:
+    """Refuse to go on without git.
+
+    Raises:
+        ConfigError: With what to install.
+    """
+    if shutil.which("git") is None:
+        raise ConfigError("git is not installed, and DVC works inside a git checkout. Install git.")
+
+
+def requirement(*extras: str) -> str:
+    """What pip has to be told to install this program again.
+
+    Where it came from a file, a folder or git, its address stands in it (PEP 610): a name alone would be asked of an
+    index, where somebody else's package may bear it.
+
+    Args:
+        extras: Of pyproject.toml.
+    """
+    wanted = f"equipoise[{','.join(extras)}]"
+    try:
+        origin = importlib.metadata.distribution("equipoise").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        origin = None
+    if not origin:
+        return f"{wanted}=={equipoise.__version__}"
+    told = json.loads(origin)
+    address = told["url"]
+    versioned = told.get("vcs_info")
+    if versioned:
+        address = f"{versioned['vcs']}+{address}@{versioned['commit_id']}"
+    sha256 = told.get("archive_info", {}).get("hashes", {}).get("sha256")
+    if sha256:  # MLflow keys environments by this text: another file is another environment
+        address = f"{address}#sha256={sha256}"
+    return f"{wanted} @ {masked(address)}"
 
 
 #: Folder of Equipoise's own code.

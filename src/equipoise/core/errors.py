@@ -19,6 +19,10 @@ class ConfigError(EquipoiseError):
     exit_code = 2
 
 
+class MissingExtra(ConfigError):
+    """A package that the light install lacks and this verb or setting needs."""
+
+
 class DataError(EquipoiseError):
     """Images, labels or files on disk that no study can be made from."""
 

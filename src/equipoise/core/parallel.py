@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from equipoise.core import extras
 from equipoise.core.config import PARAMS, Engine
 from equipoise.core.environment import difference, masked, versions
 from equipoise.core.errors import ConfigError, EquipoiseError
@@ -198,8 +199,8 @@ def joined(
         import distributed  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            'engine.backend is dask, and the package distributed is missing. Run `pip install "distributed>=2026.8"` '
-            "(or `pip install -e .[cluster]` in a checkout), or set engine.backend to loky."
+            f"engine.backend: dask needs distributed, which is not installed: {extras.install('cluster')}, or set "
+            f"engine.backend to loky."
         ) from error
     address = engine.address
     if address is None:

@@ -67,6 +67,12 @@ def advice_to_link(study: Study) -> str:
     return f"`dvc repro` looks for the originals in {relative}, {state}. Link it: `{command}`"
 
 
+def advice_without(study: Study) -> str:
+    """What to do where a study has no originals on this machine."""
+    link = f"ln -s FOLDER data/raw/{study.name}"
+    return f"{study.raw} is not there; put the originals there, link their folder (`{link}`) or set ingest.raw"
+
+
 def read_unchanged(raw: Path, path: str, sha256: str) -> bytes:
     """Bytes of one original, which must be those that `ingest` read.
 
