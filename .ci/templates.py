@@ -34,6 +34,7 @@ def templates() -> dict[Path, str]:
         TEMPLATES / "dvc_config": _text(".dvc/config"),
         TEMPLATES / "dvc_gitignore": _text(".dvc/.gitignore"),
         TEMPLATES / "curves.json": _text(".dvc/plots/curves.json"),
+        TEMPLATES / "plots.html": _text(".dvc/plots/page.html"),
         TEMPLATES / "features.md": _text("features/README.md"),
     }
 

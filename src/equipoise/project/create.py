@@ -25,6 +25,7 @@ _FILES = {
     ".gitignore": "gitignore",
     ".dvcignore": "dvcignore",
     ".dvc/config": "dvc_config",
+    ".dvc/plots/page.html": "plots.html",
     ".dvc/.gitignore": "dvc_gitignore",
     ".dvc/plots/curves.json": "curves.json",
     "features/README.md": "features.md",
