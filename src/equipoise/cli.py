@@ -39,6 +39,7 @@ VERBS = {
     "leakage": "what leaks would be worth: patients split, and oversampling before the split",
     "export": "write train, val and test as folders or CSV, for other tools",
     "track": "mirror into MLflow every result that the store lacks",
+    "ui": "serve MLflow's page of the store on this machine, and print the link to each study",
     "register": "make each backbone's winner a version in the model registry",
     "promote": "move the alias champion to the challenger, or to a version",
     "rollback": "return the alias champion to the version before",
@@ -192,6 +193,11 @@ def _track_options(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first make mlflow.db of a copied or moved checkout keep its files here",
     )
+
+
+def _ui_options(verb: argparse.ArgumentParser) -> None:
+    _some_studies(verb)
+    verb.add_argument("--port", type=int, help="to listen on (default: 5001, or any free one)")
 
 
 def _judge_options(verb: argparse.ArgumentParser) -> None:
@@ -424,7 +430,13 @@ def _adopt(study: config.Study, options: Options, folder: Path) -> None:
         _say(f"{launched}, and the result gets a run of its own.")
     store = tracking.client(options.root)
     done = tracking.mirror(
-        store, study, options.backbone, options.scenario, folder, launched.adopted
+        store,
+        study,
+        options.backbone,
+        options.scenario,
+        folder,
+        launched.adopted,
+        _overrides(options),
     )
     state = "written" if done.written else "already held this result"
     _say(f"MLflow run {done.run_id}: {state}")
@@ -543,6 +555,13 @@ def _track(options: Options) -> None:
             f"{study.name}: {len(done.written)} results written, "
             f"{len(done.present)} already in {address}"
         )
+        _say(f"  {tracking.advice_to_look(study)}")
+
+
+def _ui(options: Options) -> None:
+    from equipoise.service import ui
+
+    ui.show(_studies(options), options.root, options.port, _say)
 
 
 def _register(options: Options) -> None:
@@ -700,6 +719,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "leakage": (_leakage, _leakage_options),
     "export": (_export, _export_options),
     "track": (_track, _track_options),
+    "ui": (_ui, _ui_options),
     "register": (_register, _some_studies),
     "promote": (_promote, _promote_options),
     "rollback": (_rollback, _rollback_options),

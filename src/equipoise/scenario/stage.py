@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from equipoise.core.documents import (
     RoundChoice,
     ScenarioSummary,
     ServedModel,
+    Timing,
 )
 from equipoise.core.errors import ConfigError
 from equipoise.core.files import digest_of, write_table
@@ -110,6 +112,7 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
         DataError: When the parents were not made from the same manifest.
         LeakageError: When the split, or a plan, puts a patient on two sides.
     """
+    start = time.time()
     _refuse_unknown_strategies([scenario, *study.scenario_settings])
     inputs = Inputs.read(study, backbone, scenario)
     answers = checks.check_split(inputs.splits, inputs.manifest)
@@ -131,6 +134,9 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     evaluation = evaluate(inputs, predictions, folder)
     summary = summarise(inputs, predictions, evaluation, choices, plan, answers)
     summary.write(folder / "metrics.json")
+    # Beside the result, which has the same bytes whenever it is made.
+    timing = Timing(start_ms=round(1000 * start), end_ms=round(1000 * time.time()))
+    timing.write(study.timing_path(summary.result_digest))
     return summary
 
 
