@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -281,6 +281,7 @@ def _open_model(store: MlflowClient, winner: Winner, run_id: str, folder: str) -
         experiment,
         name=f"{winner.study.name}-{winner.backbone}-{winner.scenario}",
         source_run_id=run_id,
+        params={"backbone": winner.backbone, "scenario": winner.scenario},
         tags={runs.VERDICT: winner.row.verdict},
         model_type="classifier",
     )
@@ -306,6 +307,7 @@ def _fill_version(
         log_evidence(store, run_id, packaged, evidence, folder)
     store.log_dict(run_id, record(winner, difference), f"{folder}/registered.json")
     store.finalize_logged_model(model.model_id, "READY")
+    store.log_batch(run_id, metrics=_metrics_of(model, winner))
     store.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     made = store.create_model_version(
         winner.model,
@@ -319,6 +321,17 @@ def _fill_version(
     linked = json.dumps([{"name": winner.model, "version": made.version}])
     store.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: linked})
     return made
+
+
+def _metrics_of(model: LoggedModel, winner: Winner) -> list[Metric]:
+    """The numbers of the run as those of the model; the run has them with the same time, so only once."""
+    end = runs.span(winner.study, winner.summary, winner.folder).end
+    metrics = []
+    for name, value in runs.numbers(winner.summary):
+        metrics.append(
+            Metric(name, value, end, 0, model_id=model.model_id, run_id=model.source_run_id)
+        )
+    return metrics
 
 
 def _card(winner: Winner, code: Code) -> str:

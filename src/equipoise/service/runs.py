@@ -56,8 +56,8 @@ _TRIAL_STATUS = {"complete": "FINISHED", "pruned": "KILLED"}
 _STEP_NAMES = ("repeat", "fold", "seed", "step")
 #: MLflow refuses more metrics than this in one call.
 _METRICS_PER_CALL = 1000
-#: MLflow keeps so many characters of a dataset's digest.
-_DATASET_DIGEST_CHARACTERS = 36
+#: MLflow keeps 36 characters of a dataset's digest, and shows them all.
+_DATASET_DIGEST_CHARACTERS = 16
 
 
 class _Shown(NamedTuple):
@@ -162,7 +162,7 @@ def write_result(
     """
     summary = result.summary
     end = span(study, summary, folder).end
-    metrics = [Metric(name, value, end, 0) for name, value in _numbers(summary)]
+    metrics = [Metric(name, value, end, 0) for name, value in numbers(summary)]
     params = [Param(name, value) for name, value in _params(result, overrides).items()]
     store.log_batch(run_id, metrics=metrics, params=params)
     _write_curve(store, run_id, folder, end)
@@ -174,7 +174,7 @@ def write_result(
     _write_figures(store, run_id, result)
 
 
-def _numbers(summary: ScenarioSummary) -> Iterator[tuple[str, float]]:
+def numbers(summary: ScenarioSummary) -> Iterator[tuple[str, float]]:
     """Name and value of the metrics of a run."""
     if summary.inner_score is not None:
         yield "search/inner_score", summary.inner_score

@@ -43,9 +43,6 @@ from equipoise.service import homes, runs, view
 if TYPE_CHECKING:
     from equipoise.compare.results import Result
 
-#: Tag of a run that is being written: the digest of its result.
-_WRITING = "equipoise.writing"
-
 
 # --- the store ------------------------------------------------------------------------------------
 
@@ -433,9 +430,9 @@ def _open(
     store: MlflowClient, study: Study, experiment: str, result: Result, start_time: int
 ) -> str:
     """Open the run of a result, which started when the scenario did."""
-    tags = {runs.ROLE: "writing", _WRITING: result.summary.result_digest}
+    tags = {runs.ROLE: "writing", runs.DIGEST: result.summary.result_digest}
     tags |= runs.origin_tags(study.root, f"equipoise scenario --study {study.name}")
-    run = store.create_run(experiment, start_time, tags, run_name=result.key)
+    run = store.create_run(experiment, start_time=start_time, tags=tags, run_name=result.key)
     return run.info.run_id
 
 
@@ -575,7 +572,7 @@ def _tag(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
 
 def _remove_unfinished(store: MlflowClient, experiment: str, digest: str) -> None:
     """Delete runs of this result that a killed `track` left half written, with their trials."""
-    clause = f"tags.`{_WRITING}` = '{digest}' and tags.`{runs.ROLE}` = 'writing'"
+    clause = f"tags.`{runs.DIGEST}` = '{digest}' and tags.`{runs.ROLE}` = 'writing'"
     for run in store.search_runs([experiment], clause):
         _give_up(store, experiment, run.info.run_id, adopted=False)
 

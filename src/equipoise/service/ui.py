@@ -50,16 +50,26 @@ def show(
         for line in links(studies, root, tracking.address(root)):
             say(line)
         return
+    _let_every_end_be_ctrl_c()
     chosen = _free_port(port)
     address = f"http://{_HOST}:{chosen}"
     lines = links(studies, root, address)
-    with _server(tracking.tracking_uri(root), chosen) as process:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        _server(tracking.tracking_uri(root), chosen) as process,
+    ):
         for line in lines:
             say(line)
         say("Ctrl-C ends the server.")
-        with contextlib.suppress(KeyboardInterrupt):
-            process.wait()
+        process.wait()
     say("The server has ended.")
+
+
+def _let_every_end_be_ctrl_c() -> None:
+    """End with the server also where this process is told to end, or its terminal is closed."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
 
 
 def links(studies: Sequence[Study], root: Path, server: str) -> list[str]:
@@ -104,6 +114,7 @@ def _server(store: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port)]
     # By the environment: everybody on this machine can read the words of a command.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes for language models
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*command, "--workers", "1"],

@@ -15,21 +15,23 @@ from equipoise.service import runs
 _NAME = "equipoise"
 #: MLflow keeps a shared view in a tag of the experiment.
 _TAG = f"mlflow.sharedViewState.{_NAME}"
-_COLUMNS = (
-    f"tags.`{runs.VERDICT}`",
-    f"tags.`{runs.WINNER}`",
-    "metrics.`primary/difference`",
-    "metrics.`primary/low`",
-    "metrics.`primary/high`",
-    "metrics.`test/auroc`",
-    "metrics.`locked/sensitivity`",
-    "metrics.`locked/specificity`",
-)
+#: Columns from left to right, and their widths in pixels.
+_COLUMNS = {
+    f"tags.`{runs.VERDICT}`": 95,
+    f"tags.`{runs.WINNER}`": 75,
+    "metrics.`primary/difference`": 140,
+    "metrics.`primary/low`": 100,
+    "metrics.`primary/high`": 100,
+    "metrics.`test/auroc`": 100,
+    "metrics.`locked/sensitivity`": 140,
+    "metrics.`locked/specificity`": 140,
+}
 
 
 def describe(store: MlflowClient, experiment: str, study: Study) -> None:
     """Give an experiment its description and the view that links open, where it has others or none."""
-    note = f"Scenarios of the study '{study.name}': {study.reports_path.name}/report.html holds the comparison."
+    page = study.reports_path.relative_to(study.root) / "report.html"
+    note = f"Scenarios of the study '{study.name}'; {page.as_posix()} compares them."
     wanted = {
         MLFLOW_RUN_NOTE: note,
         "mlflow.experimentKind": "custom_model_development",
@@ -52,6 +54,8 @@ def _state() -> dict[str, Any]:
         "datasetsFilter": [],
         "modelVersionFilter": "ALL",
         "selectedColumns": list(_COLUMNS),
+        "columnOrder": list(_COLUMNS),
+        "columnWidths": _COLUMNS,
     }
 
 
