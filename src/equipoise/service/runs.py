@@ -239,8 +239,8 @@ def _images(study: Study, summary: ScenarioSummary) -> DatasetInput:
         source=json.dumps({"uri": f"data/raw/{study.name}", "dataset": study.dataset}),
         profile=json.dumps(profile, default=int),
     )
-    split = summary.settings["split"]
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", split["scheme"])])
+    context = InputTag("mlflow.data.context", study.settings.split.scheme)
+    return DatasetInput(dataset, [context])
 
 
 def _write_figures(store: MlflowClient, run_id: str, result: Result) -> None:
