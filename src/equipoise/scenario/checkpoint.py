@@ -15,15 +15,19 @@ from equipoise.core.files import write_arrays
 
 
 class Evaluation(NamedTuple):
-    """What the weights kept so far say about the slice that is set aside.
+    """What the weights kept so far say about the slice that is set aside, and the losses by then.
 
     Attributes:
         step: Steps taken by then; 0 is the start.
         logits: float64 (num_held, C).
+        train_loss: Mean loss of the steps since the last evaluation; NaN at the start.
+        slice_loss: The objective of the weights at this step, kept or not, on the slice.
     """
 
     step: int
     logits: np.ndarray
+    train_loss: float
+    slice_loss: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Checkpoint:
         arrays = {
             "steps": np.array([evaluation.step for evaluation in evaluations]),
             "logits": np.stack([evaluation.logits for evaluation in evaluations]),
+            "train_losses": np.array([evaluation.train_loss for evaluation in evaluations]),
+            "slice_losses": np.array([evaluation.slice_loss for evaluation in evaluations]),
             "loss": np.array(state.best.loss),
             "kept": np.array(state.best.step),
         }
@@ -92,9 +98,12 @@ class Checkpoint:
                 arrays = {name: saved[name] for name in saved.files}
         except (OSError, ValueError, zipfile.BadZipFile):
             return None
+        if "train_losses" not in arrays:  # of before losses were kept
+            return None
         evaluations = []
-        for step, logits in zip(arrays["steps"], arrays["logits"]):
-            evaluations.append(Evaluation(int(step), logits))
+        rows = (arrays[name] for name in ("steps", "logits", "train_losses", "slice_losses"))
+        for step, logits, train_loss, slice_loss in zip(*rows):
+            evaluations.append(Evaluation(int(step), logits, float(train_loss), float(slice_loss)))
         best = KeptWeights(
             step=int(arrays["kept"]),
             loss=float(arrays["loss"]),

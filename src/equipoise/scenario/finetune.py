@@ -83,12 +83,14 @@ class FinetuneResult:
         weights: The tuned weights of the backbone, in Keras' order.
         kept_step: The step they are of; 0 where no step lowered the objective on the slice, so that
             the starting weights are kept.
+        curve: A row for each evaluation: `step`, `train_loss` and `slice_loss`, see `Evaluation`.
     """
 
     logits: np.ndarray
     head: head.Head
     weights: list[np.ndarray]
     kept_step: int
+    curve: pd.DataFrame
 
 
 def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
@@ -118,6 +120,7 @@ def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
         head=head_of(network, training.standardiser),
         weights=backbone.get_weights(),
         kept_step=best.step,
+        curve=training.curve(),
     )
 
 
@@ -394,17 +397,23 @@ class Training:
             if number % self.options.evaluate_every_steps and number < total:
                 continue
             _refuse_divergence(losses, last_step=number)
+            train_loss = float(np.mean(losses))
             losses.clear()
             evaluated = self.evaluate(number)
             if evaluated.loss < self.best.loss:
                 self.best = evaluated
-            self.seen.append(Evaluation(number, self.best.logits))
+            self.seen.append(Evaluation(number, self.best.logits, train_loss, evaluated.loss))
             unsaved_seconds = time.monotonic() - saved_at
             if unsaved_seconds >= self.task.save_seconds:
                 state = self._state()
                 self.checkpoint.save(state)
                 saved_at = time.monotonic()
             yield self.seen[-1]
+
+    def curve(self) -> pd.DataFrame:
+        """The losses at every evaluation, see `FinetuneResult.curve`."""
+        rows = [(seen.step, seen.train_loss, seen.slice_loss) for seen in self.seen]
+        return pd.DataFrame(rows, columns=["step", "train_loss", "slice_loss"])
 
     def evaluate(self, step: int) -> KeptWeights:
         """The scenario's own objective on the slice set aside, without the penalty, of the weights now."""
@@ -438,7 +447,7 @@ class Training:
         state = self.checkpoint.load()
         if state is None:
             self.best = self.evaluate(0)
-            self.seen = [Evaluation(0, self.best.logits)]
+            self.seen = [Evaluation(0, self.best.logits, math.nan, self.best.loss)]
             return 0
         self.network.set_weights(state.weights)
         variables = self.optimizer.variables
