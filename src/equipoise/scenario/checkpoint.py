@@ -15,17 +15,27 @@ from equipoise.core.files import write_arrays
 
 
 class Evaluation(NamedTuple):
-    """What the weights kept so far say about the slice that is set aside, and the losses by then.
+    """What the weights kept so far say about the slice that is set aside.
 
     Attributes:
         step: Steps taken by then; 0 is the start.
         logits: float64 (num_held, C).
-        train_loss: Mean loss of the steps since the last evaluation; NaN at the start.
-        slice_loss: The objective of the weights at this step, kept or not, on the slice.
     """
 
     step: int
     logits: np.ndarray
+
+
+class Losses(NamedTuple):
+    """A row of curve.parquet.
+
+    Attributes:
+        step: Steps taken by then; 0 is the start.
+        train_loss: Mean of the steps since the evaluation before; NaN at the start.
+        slice_loss: The objective on the slice, of the weights at this step, kept or not.
+    """
+
+    step: int
     train_loss: float
     slice_loss: float
 
@@ -53,12 +63,14 @@ class TrainingState:
 
     Attributes:
         evaluations: From step 0 on.
+        curve: The losses at each of them.
         best: The weights kept so far.
         weights: Of the whole network now, in Keras' order.
         optimizer: Variables of the optimizer, in its order.
     """
 
     evaluations: list[Evaluation]
+    curve: list[Losses]
     best: KeptWeights
     weights: list[np.ndarray]
     optimizer: list[np.ndarray]
@@ -81,8 +93,7 @@ class Checkpoint:
         arrays = {
             "steps": np.array([evaluation.step for evaluation in evaluations]),
             "logits": np.stack([evaluation.logits for evaluation in evaluations]),
-            "train_losses": np.array([evaluation.train_loss for evaluation in evaluations]),
-            "slice_losses": np.array([evaluation.slice_loss for evaluation in evaluations]),
+            "curve": np.array(state.curve),
             "loss": np.array(state.best.loss),
             "kept": np.array(state.best.step),
         }
@@ -98,12 +109,12 @@ class Checkpoint:
                 arrays = {name: saved[name] for name in saved.files}
         except (OSError, ValueError, zipfile.BadZipFile):
             return None
-        if "train_losses" not in arrays:  # of before losses were kept
+        if "curve" not in arrays:  # of before losses were kept
             return None
         evaluations = []
-        rows = (arrays[name] for name in ("steps", "logits", "train_losses", "slice_losses"))
-        for step, logits, train_loss, slice_loss in zip(*rows):
-            evaluations.append(Evaluation(int(step), logits, float(train_loss), float(slice_loss)))
+        for step, logits in zip(arrays["steps"], arrays["logits"]):
+            evaluations.append(Evaluation(int(step), logits))
+        curve = [Losses(int(row[0]), float(row[1]), float(row[2])) for row in arrays["curve"]]
         best = KeptWeights(
             step=int(arrays["kept"]),
             loss=float(arrays["loss"]),
@@ -112,6 +123,7 @@ class Checkpoint:
         )
         return TrainingState(
             evaluations=evaluations,
+            curve=curve,
             best=best,
             weights=_in_order("now", arrays),
             optimizer=_in_order("optimizer", arrays),
