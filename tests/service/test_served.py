@@ -189,7 +189,10 @@ BAD = {
     "no known key": ({"pictures": []}, "in each row exactly one of image, path, pixels"),
     "empty list": (request(), "The request holds no image"),
     "no records": ({"dataframe_records": []}, "The request holds no image"),
-    "another column": ({"dataframe_records": [{"x": 1}]}, "rows with exactly one of image, path, pixels"),
+    "another column": (
+        {"dataframe_records": [{"x": 1}]},
+        "rows with exactly one of image, path, pixels",
+    ),
     "two columns": (
         {"dataframe_records": [{"image": "AAAA", "path": "a"}]},
         "image and path is there",
