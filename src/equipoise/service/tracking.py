@@ -416,7 +416,8 @@ def _write(
         runs.write_result(store, run_id, result, study, folder, overrides)
         runs.write_trials(store, experiment, run_id, study.settings.tracking.trials, folder)
         tags = {runs.ROLE: "result", runs.DIGEST: digest, runs.LAYOUT_TAG: runs.LAYOUT}
-        tags["equipoise.digest.test"] = result.summary.digests["test"]
+        if "test" in result.summary.digests:  # runs of the same test rows share it
+            tags["equipoise.digest.test"] = result.summary.digests["test"]
         _tag(store, run_id, tags | runs.code_tags(study.root))
     except BaseException:
         _give_up(store, experiment, run_id, adopted=adopt is not None)
