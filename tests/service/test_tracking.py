@@ -288,13 +288,11 @@ def test_steps_of_fine_tuning_are_metrics_with_steps(compared):
     assert run.data.metrics["finetune/loss seed 1"] == 0.6
 
 
-def test_the_view_that_links_open_names_columns_that_runs_have(compared):
-    tracking.track(compared)
-    store = tracking.client(compared.root)
-    experiment = store.get_experiment_by_name("equipoise-made")
+def test_the_view_that_links_open_names_columns_that_runs_have(store, workspace):
+    experiment = store.get_experiment_by_name("equipoise-demo")
     state = json.loads(experiment.tags["mlflow.sharedViewState.equipoise"])
     found = store.search_runs([experiment.experiment_id], state["searchFilter"])
-    (run,) = [run for run in found if run.data.params["scenario"] == "oversample"]
+    (run,) = [run for run in found if run.data.params["scenario"] == "weighted_augment"]
     held = {f"metrics.`{name}`" for name in run.data.metrics}
     held |= {f"tags.`{name}`" for name in run.data.tags}
     assert set(state["selectedColumns"]) | {state["orderByKey"]} <= held

@@ -9,6 +9,7 @@ import contextlib
 import getpass
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -344,8 +345,8 @@ def write_verdict(
     if run.data.tags.get(_SAID) == said:
         return False
     tags = {VERDICT: row.verdict, WINNER: winner, MLFLOW_RUN_NOTE: note, _SAID: said}
-    time = run.info.end_time or run.info.start_time
-    metrics = [Metric(name, value, time, 0) for name, value in numbers.items()]
+    now = int(1000 * time.time())  # of two with the same time MLflow shows the larger one
+    metrics = [Metric(name, value, now, 0) for name, value in numbers.items()]
     store.log_batch(run_id, metrics=metrics, tags=[RunTag(*tag) for tag in tags.items()])
     return True
 
