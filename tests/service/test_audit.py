@@ -15,7 +15,7 @@ from conftest import REPO
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError, PromotionRefused
 from equipoise.core.files import digest_of
-from equipoise.service import audit, evidence, gates, promotion, tracking
+from equipoise.service import audit, evidence, gates, promotion, runs, tracking
 from equipoise.service.audit import Decision
 
 NAME = "equipoise-demo"
@@ -26,7 +26,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, "src")
 from equipoise.core import config
-from equipoise.service import audit, gates, promotion, tracking
+from equipoise.service import audit, gates, promotion, runs, tracking
 folder = sys.argv[1]
 study = config.load_study("demo", root=Path.cwd())
 gates.judge = lambda *arguments: []
@@ -239,7 +239,7 @@ def test_alias_moved_behind_the_log_is_returned_by_rollback(opened):
 
 def register_anew(store, digest: str) -> str:
     """Make a version that holds a result of this digest; MLflow counts from 1 after a deletion."""
-    tags = {tracking.DIGEST: digest}
+    tags = {runs.DIGEST: digest}
     return str(store.create_model_version(NAME, "file:///nowhere", tags=tags).version)
 
 
@@ -296,7 +296,7 @@ def test_a_decision_of_an_older_log_knows_its_version_by_the_digest(opened):
     outcome = last.outcome.as_dict()
     store.set_tag(last.run_id, "equipoise.seal", digest_of([decision, outcome]))
     assert not [text for text in audit.verify(store, NAME) if "alias" in text]
-    store.set_model_version_tag(NAME, number, tracking.DIGEST, "d" * 64)
+    store.set_model_version_tag(NAME, number, runs.DIGEST, "d" * 64)
     assert [text for text in audit.verify(store, NAME) if "its number now holds" in text]
 
 

@@ -9,14 +9,16 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from conftest import copy_workspace, run, state_of
 from equipoise import cli
-from equipoise.core import files
+from equipoise.core import config, files
 from equipoise.core.errors import ConfigError
 from equipoise.service import audit, evidence
+from equipoise.service import register as registry
 
 NAME = "equipoise-demo"
 
@@ -68,19 +70,14 @@ def test_winner_is_a_version_with_evidence(shop):
     assert made.tags["equipoise.scenario"] == comparison["winners"]["vgg16"]
     row = comparison["rows"]["vgg16"][comparison["winners"]["vgg16"]]
     assert made.tags["equipoise.result_digest"] == row["result_digest"]
-    assert float(made.tags["equipoise.free.auroc"].split()[0]) == pytest.approx(
-        row["free"]["auroc"]["value"], abs=1e-4
-    )
-    assert made.tags["equipoise.check.EQ001"] == "none"
-    assert float(made.tags["equipoise.served_difference"]) < 1e-5
+    assert len(made.tags) == 14
+    assert "EQ001 none, EQ002 none" in made.tags["equipoise.checks"]
     assert len(made.tags["equipoise.git_commit"]) == 40
     assert made.tags["equipoise.uncommitted"] == ""
-    assert made.tags["equipoise.digest.dvc_lock"] == files.file_digest(shop / "dvc.lock")
-    assert {"raw", "manifest", "splits", "features", "test"} <= {
-        name.removeprefix("equipoise.digest.")
-        for name in made.tags
-        if name.startswith("equipoise.digest.")
-    }
+    kept = json.loads(artifact(shop, made, "registered.json").read_text())
+    assert kept["served_difference"] < 1e-5
+    assert kept["digests"]["dvc_lock"] == files.file_digest(shop / "dvc.lock")
+    assert {"raw", "manifest", "splits", "features", "test"} <= set(kept["digests"])
     described = json.loads(
         (
             shop / f"results/demo/vgg16/{made.tags['equipoise.scenario']}/model/model.json"
@@ -93,9 +90,53 @@ def test_winner_is_a_version_with_evidence(shop):
     assert made.tags["equipoise.verdict"] == row["verdict"]
     first, *sentences = made.description.split("\n\n")
     assert first == comparison["headline"]
-    assert sentences[-1].startswith("The winner on vgg16 is ")
+    assert any(sentence.startswith("The winner on vgg16 is ") for sentence in sentences)
+    assert "## Model details" in made.description
+    assert len(made.description) <= 5000
     said = client(shop).get_run(made.run_id).data
     assert said.tags["verdict"] == row["verdict"]
+
+
+def artifact(folder, made, name) -> Path:
+    """A file of the folder that a version has in its run."""
+    place = f"{made.tags['equipoise.folder']}/{name}"
+    return Path(
+        mlflow.artifacts.download_artifacts(
+            run_id=made.run_id, artifact_path=place, tracking_uri=uri(folder)
+        )
+    )
+
+
+def test_version_run_and_logged_model_are_linked(shop):
+    store = client(shop)
+    made = store.get_model_version_by_alias(NAME, "best-vgg16")
+    run = store.get_run(made.run_id)
+    (model,) = store.search_logged_models([run.info.experiment_id])
+    assert (model.status, model.source_run_id) == (LoggedModelStatus.READY, made.run_id)
+    assert made.source == model.artifact_location
+    linked = json.loads(model.tags["mlflow.modelVersions"])
+    assert [(link["name"], str(link["version"])) for link in linked] == [(NAME, "1")]
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    numbers = {metric.key: metric.value for metric in model.metrics}
+    assert numbers["test/auroc"] == run.data.metrics["test/auroc"]
+
+
+def test_a_registration_that_ends_half_way_leaves_no_model(shop, tmp_path, monkeypatch):
+    folder = copy_workspace(shop, tmp_path / "copy")
+    store = client(folder)
+    for there in store.search_model_versions(f"name = '{NAME}'"):
+        store.delete_model_version(NAME, there.version)
+    before = len(store.search_logged_models(["1"]))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "log_package", interrupted)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(folder))
+    with pytest.raises(KeyboardInterrupt):
+        registry.register(config.load_study("demo", root=folder))
+    assert len(store.search_logged_models(["1"])) == before
+    assert {run.info.status for run in store.search_runs(["1"])} == {"FINISHED"}
 
 
 def test_evidence_travels_with_the_version(shop):

@@ -184,22 +184,25 @@ def test_an_error_of_a_batch_reaches_its_callers_and_the_next_one_is_answered():
 
 GREY = png(np.full((40, 30), 90, dtype=np.uint8))
 BAD = {
-    "malformed JSON": ('{"dataframe_split": ', "valid JSON"),
-    "a list": ([1, 2], "Received a list"),
-    "no known key": ({"pictures": []}, "Received dictionary with input fields"),
+    "malformed JSON": ('{"dataframe_split": ', "no valid JSON (line 1, column 21)"),
+    "a list": ([1, 2], "one of dataframe_split, dataframe_records, inputs and instances"),
+    "no known key": ({"pictures": []}, "in each row exactly one of image, path, pixels"),
     "empty list": (request(), "The request holds no image"),
     "no records": ({"dataframe_records": []}, "The request holds no image"),
-    "another column": ({"dataframe_records": [{"x": 1}]}, "rows with one of image, path, pixels"),
+    "another column": (
+        {"dataframe_records": [{"x": 1}]},
+        "rows with exactly one of image, path, pixels",
+    ),
     "two columns": (
         {"dataframe_records": [{"image": "AAAA", "path": "a"}]},
         "image and path is there",
     ),
-    "image is a number": ({"dataframe_records": [{"image": 7}]}, "image"),
+    "image is a number": ({"dataframe_records": [{"image": 7}]}, "cannot be read as a table"),
     "no base64": (
         {"dataframe_records": [{"image": "%%%"}]},
         "Image 0 cannot be read: the file is empty",
     ),
-    "cut base64": ({"dataframe_records": [{"image": "AAAAA"}]}, "Invalid base64"),
+    "cut base64": ({"dataframe_records": [{"image": "AAAAA"}]}, "cannot be read as a table"),
     "a text file": (
         request(b"Dear colleague,"),
         "Image 0 cannot be read: cannot identify image file",
@@ -223,6 +226,59 @@ def test_bad_request_is_refused_with_a_sentence_and_the_server_goes_on(server, b
     assert 400 <= answer.status_code < 500
     assert sentence in answer.json()["message"]
     assert post(server, request(GREY)).status_code == 200
+
+
+#: Requests that hold a picture and cannot be used; MLflow alone quotes them all in its answers.
+CONTENT = base64.b64encode(png(np.arange(3600, dtype=np.uint8).reshape(60, 60))).decode()
+PIXELS = [[77 + column % 13 for column in range(40)] for _ in range(40)]
+QUOTED = {
+    "cut JSON": '{"inputs": {"image": ["' + CONTENT,
+    "a cut picture": {"dataframe_split": {"columns": ["image"], "data": [[CONTENT[:200]]]}},
+    "a cut picture as inputs": {"inputs": {"image": [CONTENT[:200]]}},
+    "a cut picture as instances": {"instances": [{"image": CONTENT[:200]}]},
+    "no column": {"inputs": [CONTENT]},
+    "a key": {CONTENT: []},
+    "a column": {"dataframe_records": [{CONTENT: 1}]},
+    "pixels out of range": {"inputs": {"pixels": [[*PIXELS, [256] * 40]]}},
+    "two columns": {"instances": [{"pixels": PIXELS, "image": CONTENT}]},
+}
+
+
+@pytest.mark.parametrize("body", QUOTED.values(), ids=QUOTED.keys())
+def test_the_answer_to_a_bad_request_quotes_nothing_of_the_picture(server, body):
+    answer = post(server, body)
+    assert answer.status_code == 400
+    assert len(answer.text) < 600
+    pieces = {CONTENT[start : start + 12] for start in range(0, 200, 12)}
+    pieces |= {"PNG", "77, 78, 79", "77 78 79"}
+    assert not [piece for piece in pieces if piece in answer.text]
+
+
+def test_inputs_and_instances_are_answered_as_dataframe_split(server, pictures):
+    texts = [base64.b64encode(data).decode() for data in pictures[:2]]
+    grey = np.asarray(Image.open(io.BytesIO(pictures[0])).convert("L")).tolist()
+    expected = post(server, request(*pictures[:2])).json()
+    assert post(server, {"inputs": {"image": texts}}).json() == expected
+    assert post(server, {"instances": [{"image": text} for text in texts]}).json() == expected
+    one = post(server, request(pictures[0])).json()
+    for body in (
+        {"inputs": {"image": texts[:1]}},
+        {"inputs": [{"image": texts[0]}]},
+        {"inputs": {"pixels": [grey]}},
+        {"instances": [{"pixels": grey}]},
+    ):
+        assert post(server, body).json() == one
+
+
+def test_the_first_request_is_not_the_slow_one(package, pictures):
+    """Of a model loaded anew: the server's own has answered before."""
+    fresh = mlflow.pyfunc.load_model(str(package))
+    seconds = []
+    for data in pictures[:4]:
+        start = time.perf_counter()
+        fresh.predict(pd.DataFrame({"image": [data]}))
+        seconds.append(time.perf_counter() - start)
+    assert seconds[0] <= 3 * max(seconds[1:])
 
 
 def test_another_content_type_is_refused(server):

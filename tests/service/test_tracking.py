@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from filelock import Timeout
+from mlflow.entities import ViewType
 from mlflow.exceptions import RestException
 from mlflow.tracking import MlflowClient
 
@@ -16,7 +18,8 @@ from conftest import git
 from equipoise import cli
 from equipoise.core import config, files
 from equipoise.core.documents import Difference, ScenarioSummary
-from equipoise.service import tracking
+from equipoise.service import runs as records
+from equipoise.service import tracking, view
 from fabricate import comparisons, made
 
 
@@ -33,30 +36,74 @@ def runs(store):
 
 def test_one_finished_run_per_result(runs):
     results = [run for run in runs if run.data.tags["equipoise.role"] == "result"]
-    assert sorted(run.data.tags["equipoise.scenario"] for run in results) == [
+    assert sorted(run.data.params["scenario"] for run in results) == [
         "baseline",
         "weighted_augment",
     ]
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-def test_run_holds_metrics_settings_and_digests(store, runs, workspace):
-    (run,) = [run for run in runs if run.data.tags.get("equipoise.scenario") == "baseline"]
-    summary = json.loads((workspace / "results/demo/vgg16/baseline/metrics.json").read_text())
-    auroc = summary["metrics"]["free"]["auroc"]
-    for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-        assert run.data.metrics[f"free.auroc{suffix}"] == pytest.approx(auroc[key])
-    assert run.data.metrics["locked.sensitivity"] == pytest.approx(
-        summary["metrics"]["locked"]["sensitivity"]["value"]
+@pytest.fixture(scope="module")
+def baseline(runs):
+    (run,) = [run for run in runs if run.data.params.get("scenario") == "baseline"]
+    return run
+
+
+@pytest.fixture(scope="module")
+def summary(workspace):
+    return ScenarioSummary.read(workspace / "results/demo/vgg16/baseline/metrics.json")
+
+
+def test_a_run_holds_some_twenty_numbers_in_groups_and_what_differs_between_runs(baseline, summary):
+    metrics = baseline.data.metrics
+    assert len(metrics) <= 22
+    assert {name.split("/")[0] for name in metrics} == {"search", "test", "locked"}
+    assert metrics["test/auroc"] == summary.metrics["free"]["auroc"].value
+    assert metrics["locked/sensitivity"] == summary.metrics["locked"]["sensitivity"].value
+    assert metrics["search/inner_score"] == summary.inner_score
+    assert set(baseline.data.params) == {"study", "backbone", "scenario", "mode", "l2"}
+
+
+def test_a_run_says_who_made_it_when_and_of_what(baseline, summary, workspace):
+    tags = baseline.data.tags
+    assert tags["equipoise.result_digest"] == summary.result_digest
+    assert tags["equipoise.digest.test"] == summary.digests["test"]
+    assert tags["mlflow.source.git.commit"] == git(workspace, "rev-parse", "HEAD").strip()
+    assert (tags["mlflow.user"], baseline.info.user_id) == (records.user(), records.user())
+    assert (tags["verdict"], tags["winner"]) == ("baseline", "yes")
+    assert "doing nothing" in tags["mlflow.note.content"]
+    timing = json.loads(
+        (workspace / f"data/cache/timings/{summary.result_digest}.json").read_text()
     )
-    assert run.data.params["tune.trials"] == "6"
-    assert run.data.params["split.scheme"] == "holdout"
-    assert run.data.tags["equipoise.result_digest"] == summary["result_digest"]
-    assert run.data.tags["equipoise.digest.splits"] == summary["digests"]["splits"]
-    assert len(run.data.tags["equipoise.git_commit"]) == 40
-    names = {item.path for item in store.list_artifacts(run.info.run_id)}
+    assert (baseline.info.start_time, baseline.info.end_time) == (
+        timing["start_ms"],
+        timing["end_ms"],
+    )
+    (used,) = baseline.inputs.dataset_inputs
+    manifest = pd.read_parquet(workspace / "data/manifest/demo.parquet")
+    profile = json.loads(used.dataset.profile)
+    assert used.dataset.name == "demo"
+    assert summary.digests["manifest"].startswith(used.dataset.digest)
+    assert profile["images_by_class"] == manifest["class_name"].value_counts().to_dict()
+    assert profile["patients"] == manifest["patient_id"].nunique()
+    assert (used.tags[0].value, str(workspace) in str(used.to_dictionary())) == ("holdout", False)
+
+
+def test_every_number_with_its_interval_and_every_setting_lie_in_files(store, baseline, summary):
+    place = Path(baseline.info.artifact_uri.removeprefix("file://"))
+    rows = json.loads((place / "intervals.json").read_text())
+    table = pd.DataFrame(rows["data"], columns=rows["columns"]).set_index(["point", "metric"])
+    numbers = sum(len(metrics) for metrics in summary.metrics.values())
+    auroc = summary.metrics["free"]["auroc"]
+    assert len(table) == numbers > 30
+    assert table.loc[("free", "auroc"), ["value", "low", "high"]].tolist() == pytest.approx(
+        [auroc.value, auroc.low, auroc.high]
+    )
+    settings = json.loads((place / "settings.json").read_text())
+    assert (settings["tune"]["trials"], settings["split"]["scheme"]) == (6, "holdout")
+    names = {item.path for item in store.list_artifacts(baseline.info.run_id)}
     assert {"metrics.json", "best.json", "settings.json", "figures"} <= names
-    assert {item.path for item in store.list_artifacts(run.info.run_id, "figures")} == {
+    assert {item.path for item in store.list_artifacts(baseline.info.run_id, "figures")} == {
         "figures/roc.svg",
         "figures/precision_recall.svg",
         "figures/decision.svg",
@@ -102,6 +149,9 @@ def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monk
         assert "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in str(
             tracking.any_error(fault)
         )
+    experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
+    left = store.search_runs([experiment], run_view_type=ViewType.ALL)
+    assert {(run.info.status, run.info.lifecycle_stage) for run in left} == {("KILLED", "deleted")}
     run_id, written = tracking.mirror(store, study, "vgg16", "baseline", folder)
     assert written
     experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
@@ -188,7 +238,8 @@ def test_a_run_of_the_user_in_the_environment_stays_as_it_is(
     assert store.get_run(theirs).to_dictionary() == before
     experiment = store.get_experiment_by_name("equipoise-demo").experiment_id
     (made,) = store.search_runs([experiment], "tags.`equipoise.role` = 'result'")
-    assert (made.info.status, "free.auroc" in made.data.metrics) == ("FINISHED", True)
+    assert (made.info.status, "test/auroc" in made.data.metrics) == ("FINISHED", True)
+    assert made.data.params["tune.trials"] == "4"
 
 
 def test_a_result_that_is_there_is_not_evaluated_again(workspace, tmp_path, monkeypatch):
@@ -202,6 +253,50 @@ def test_a_result_that_is_there_is_not_evaluated_again(workspace, tmp_path, monk
     (summary_only / "metrics.json").write_bytes((folder / "metrics.json").read_bytes())
     again = tracking.mirror(store, study, "vgg16", "baseline", summary_only)
     assert again == (first.run_id, False)
+
+
+def test_a_run_in_an_older_layout_stays_and_its_result_is_written_again(
+    workspace, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    study = config.load_study("demo", root=workspace)
+    folder = study.result_path("vgg16", "baseline")
+    store = tracking.client(workspace)
+    older = tracking.mirror(store, study, "vgg16", "baseline", folder).run_id
+    store.delete_tag(older, "equipoise.layout")
+    before = store.get_run(older).data.metrics
+    newer = tracking.mirror(store, study, "vgg16", "baseline", folder)
+    assert (newer.written, newer.run_id == older) == (True, False)
+    kept = store.get_run(older)
+    assert (kept.info.lifecycle_stage, kept.data.metrics) == ("active", before)
+    assert kept.data.tags["equipoise.result_run_id"] == newer.run_id
+    assert tracking.mirror(store, study, "vgg16", "baseline", folder) == (newer.run_id, False)
+
+
+def test_steps_of_fine_tuning_are_metrics_with_steps(compared):
+    folder = compared.result_path(made.BACKBONE, "oversample")
+    curve = pd.DataFrame(
+        {"repeat": 0, "fold": 0, "seed": [0, 0, 1], "step": [0, 2, 2], "loss": [0.7, 0.5, 0.6]}
+    )
+    files.write_table(folder / "curve.parquet", curve, {})
+    tracking.track(compared)
+    store = tracking.client(compared.root)
+    experiment = store.get_experiment_by_name("equipoise-made").experiment_id
+    (run,) = store.search_runs([experiment], "params.scenario = 'oversample'")
+    history = store.get_metric_history(run.info.run_id, "finetune/loss seed 0")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.7), (2, 0.5)]
+    assert run.data.metrics["finetune/loss seed 1"] == 0.6
+
+
+def test_the_view_that_links_open_names_columns_that_runs_have(store, workspace):
+    experiment = store.get_experiment_by_name("equipoise-demo")
+    state = json.loads(experiment.tags["mlflow.sharedViewState.equipoise"])
+    found = store.search_runs([experiment.experiment_id], state["searchFilter"])
+    (run,) = [run for run in found if run.data.params["scenario"] == "weighted_augment"]
+    held = {f"metrics.`{name}`" for name in run.data.metrics}
+    held |= {f"tags.`{name}`" for name in run.data.tags}
+    assert set(state["selectedColumns"]) | {state["orderByKey"]} <= held
+    assert "viewStateShareKey=equipoise" in view.address("http://x/", experiment.experiment_id)
 
 
 @pytest.fixture
@@ -242,7 +337,7 @@ def said(study) -> dict:
         numbers = {
             name: value for name, value in run.data.metrics.items() if name.startswith("primary/")
         }
-        runs[run.data.tags["equipoise.scenario"]] = (run.data.tags.get("verdict"), numbers)
+        runs[run.data.params["scenario"]] = (run.data.tags.get("verdict"), numbers)
     return runs
 
 

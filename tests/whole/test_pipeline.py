@@ -173,7 +173,7 @@ def test_overrides_write_beside_and_adopt_the_run(other):
     store = client(other)
     adopted = store.search_runs(["0"], "tags.`equipoise.role` = 'result'")
     assert [run.info.status for run in adopted] == ["FINISHED"]
-    assert "free.auroc_low" in adopted[0].data.metrics
+    assert "test/auroc" in adopted[0].data.metrics
     run(other, *command)
     assert len(store.search_runs(["0"], "tags.`equipoise.role` = 'result'")) == 1
     assert len(store.search_runs(["0"], "tags.`equipoise.role` = 'launcher'")) == 1
@@ -232,7 +232,11 @@ def test_finetune_writes_the_same_files_and_serves_what_it_predicted(other):
     run(other, *command, *options)
     (folder,) = set((other / "results/adhoc").iterdir()) - before
     probe = {path.name for path in (other / RESULT / "baseline").iterdir()}
-    assert {path.name for path in folder.iterdir()} == probe
+    assert {path.name for path in folder.iterdir()} == probe | {"curve.parquet"}
+    curve, _ = read_table(folder / "curve.parquet")
+    assert curve["step"].tolist() == [0, 2, 4]
+    assert curve["slice_loss"].notna().all()
+    assert curve["train_loss"].isna().tolist() == [True, False, False]
     code = (
         "import sys; sys.path.insert(0, 'src')\n"
         "import numpy as np\n"

@@ -43,6 +43,18 @@ def track(options: Options) -> None:
             f"{study.name}: {len(done.written)} results written, "
             f"{len(done.present)} already in {address}"
         )
+        say(f"  {tracking.advice_to_look(study)}")
+
+
+def _ui_options(parser: ArgumentParser) -> None:
+    some_studies(parser)
+    parser.add_argument("--port", type=int, help="to listen on (default: 5001, or any free one)")
+
+
+def _ui(options: Options) -> None:
+    from equipoise.service import ui
+
+    ui.show(load_studies(options), options.root, options.port, say)
 
 
 def register(options: Options) -> None:
@@ -145,6 +157,13 @@ GROUP = Group(
             track,
             _track_options,
             example="equipoise track --study demo",
+        ),
+        Verb(
+            "ui",
+            "serve MLflow's page of the store on this machine, and print the link to each study",
+            _ui,
+            _ui_options,
+            example="equipoise ui --study demo",
         ),
         Verb(
             "register",

@@ -88,7 +88,13 @@ def _adopt(study: config.Study, options: Options, folder: Path) -> None:
         say(f"{launched}, and the result gets a run of its own.")
     store = tracking.client(options.root)
     done = tracking.mirror(
-        store, study, options.backbone, options.scenario, folder, launched.adopted
+        store,
+        study,
+        options.backbone,
+        options.scenario,
+        folder,
+        launched.adopted,
+        _overrides(options),
     )
     state = "written" if done.written else "already held this result"
     say(f"MLflow run {done.run_id}: {state}")

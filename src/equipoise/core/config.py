@@ -484,6 +484,10 @@ class Study(Section):
         """Folder of one result."""
         return self.root / f"results/{self.name}/{backbone}/{scenario}"
 
+    def timing_path(self, result_digest: str) -> Path:
+        """When one result was made on this machine."""
+        return self.cache_path / f"timings/{result_digest}.json"
+
     @property
     def reports_path(self) -> Path:
         """Folder of the comparison and its page."""

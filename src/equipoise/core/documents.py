@@ -372,6 +372,13 @@ class ScenarioSummary(Document):
     result_digest: str
 
 
+class Timing(Document):
+    """`data/cache/timings/<result digest>.json`: when a scenario ran on this machine, in milliseconds since 1970."""
+
+    start_ms: int
+    end_ms: int
+
+
 class ServedModel(Document):
     """`model.json` beside the head: everything that a prediction needs besides weights.
 

@@ -26,6 +26,20 @@ class Evaluation(NamedTuple):
     logits: np.ndarray
 
 
+class Losses(NamedTuple):
+    """A row of curve.parquet.
+
+    Attributes:
+        step: Steps taken by then; 0 is the start.
+        train_loss: Mean of the steps since the evaluation before; NaN at the start.
+        slice_loss: The objective on the slice, of the weights at this step, kept or not.
+    """
+
+    step: int
+    train_loss: float
+    slice_loss: float
+
+
 @dataclass(frozen=True)
 class KeptWeights:
     """The weights with the lowest objective on the slice so far.
@@ -49,12 +63,14 @@ class TrainingState:
 
     Attributes:
         evaluations: From step 0 on.
+        curve: The losses at each of them.
         best: The weights kept so far.
         weights: Of the whole network now, in Keras' order.
         optimizer: Variables of the optimizer, in its order.
     """
 
     evaluations: list[Evaluation]
+    curve: list[Losses]
     best: KeptWeights
     weights: list[np.ndarray]
     optimizer: list[np.ndarray]
@@ -77,6 +93,7 @@ class Checkpoint:
         arrays = {
             "steps": np.array([evaluation.step for evaluation in evaluations]),
             "logits": np.stack([evaluation.logits for evaluation in evaluations]),
+            "curve": np.array(state.curve),
             "loss": np.array(state.best.loss),
             "kept": np.array(state.best.step),
         }
@@ -92,9 +109,12 @@ class Checkpoint:
                 arrays = {name: saved[name] for name in saved.files}
         except (OSError, ValueError, zipfile.BadZipFile):
             return None
+        if "curve" not in arrays:  # of before losses were kept
+            return None
         evaluations = []
         for step, logits in zip(arrays["steps"], arrays["logits"]):
             evaluations.append(Evaluation(int(step), logits))
+        curve = [Losses(int(row[0]), float(row[1]), float(row[2])) for row in arrays["curve"]]
         best = KeptWeights(
             step=int(arrays["kept"]),
             loss=float(arrays["loss"]),
@@ -103,6 +123,7 @@ class Checkpoint:
         )
         return TrainingState(
             evaluations=evaluations,
+            curve=curve,
             best=best,
             weights=_in_order("now", arrays),
             optimizer=_in_order("optimizer", arrays),

@@ -20,7 +20,7 @@ from equipoise.core.files import digest_of
 from equipoise.embed import augment, backbones, blocks
 from equipoise.embed.embedder import Embedder
 from equipoise.scenario import head
-from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, TrainingState
+from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, Losses, TrainingState
 from equipoise.scenario.loss import mean_loss, tensor_row_losses
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.network import head_layer, head_of, unfreeze, with_head
@@ -83,12 +83,14 @@ class FinetuneResult:
         weights: The tuned weights of the backbone, in Keras' order.
         kept_step: The step they are of; 0 where no step lowered the objective on the slice, so that
             the starting weights are kept.
+        curve: A row for each evaluation, with the columns of `Losses`.
     """
 
     logits: np.ndarray
     head: head.Head
     weights: list[np.ndarray]
     kept_step: int
+    curve: pd.DataFrame
 
 
 def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
@@ -118,6 +120,7 @@ def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
         head=head_of(network, training.standardiser),
         weights=backbone.get_weights(),
         kept_step=best.step,
+        curve=pd.DataFrame(training.curve),
     )
 
 
@@ -223,10 +226,12 @@ class Training:
         step: One optimiser step: (*batch, learning rate) -> loss.
         best: The weights kept so far.
         seen: What they said about the slice at every evaluation, from step 0 on.
+        curve: The losses at every evaluation.
     """
 
     best: KeptWeights
     seen: list[Evaluation]
+    curve: list[Losses]
 
     def __init__(self, inputs: Inputs, task: Task) -> None:
         settings = inputs.study.settings
@@ -394,11 +399,13 @@ class Training:
             if number % self.options.evaluate_every_steps and number < total:
                 continue
             _refuse_divergence(losses, last_step=number)
+            train_loss = float(np.mean(losses))
             losses.clear()
             evaluated = self.evaluate(number)
             if evaluated.loss < self.best.loss:
                 self.best = evaluated
             self.seen.append(Evaluation(number, self.best.logits))
+            self.curve.append(Losses(number, train_loss, evaluated.loss))
             unsaved_seconds = time.monotonic() - saved_at
             if unsaved_seconds >= self.task.save_seconds:
                 state = self._state()
@@ -428,6 +435,7 @@ class Training:
         variables = self.optimizer.variables
         return TrainingState(
             evaluations=self.seen,
+            curve=self.curve,
             best=self.best,
             weights=self.network.get_weights(),
             optimizer=[variable.numpy() for variable in variables],
@@ -439,6 +447,7 @@ class Training:
         if state is None:
             self.best = self.evaluate(0)
             self.seen = [Evaluation(0, self.best.logits)]
+            self.curve = [Losses(0, math.nan, self.best.loss)]
             return 0
         self.network.set_weights(state.weights)
         variables = self.optimizer.variables
@@ -446,6 +455,7 @@ class Training:
             variable.assign(value)
         self.best = state.best
         self.seen = state.evaluations
+        self.curve = state.curve
         return state.step
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from equipoise.core.documents import (
     RoundChoice,
     ScenarioSummary,
     ServedModel,
+    Timing,
 )
 from equipoise.core.errors import ConfigError
 from equipoise.core.files import digest_of, write_table
@@ -81,6 +83,7 @@ class RoundResult:
         trials: Every trial of the search, in the columns of trials.parquet.
         choice: What was chosen: an entry of best.json.
         served: The model of this round.
+        curve: Losses of its fine-tuning, in the columns of curve.parquet; None for a probe.
     """
 
     key: RoundKey
@@ -90,6 +93,7 @@ class RoundResult:
     trials: pd.DataFrame
     choice: RoundChoice
     served: ServedParts
+    curve: pd.DataFrame | None
 
 
 @_ONE_THREAD
@@ -110,6 +114,7 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
         DataError: When the parents were not made from the same manifest.
         LeakageError: When the split, or a plan, puts a patient on two sides.
     """
+    start = time.time()
     _refuse_unknown_strategies([scenario, *study.scenario_settings])
     inputs = Inputs.read(study, backbone, scenario)
     answers = checks.check_split(inputs.splits, inputs.manifest)
@@ -120,6 +125,7 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     predictions = _predictions(inputs, rounds).write(folder / "predictions.parquet")
     trials = _stacked([item.trials for item in rounds])
     write_table(folder / "trials.parquet", trials, meta)
+    _write_curves(rounds, folder / "curve.parquet", meta)
     plan = _stacked([item.plan for item in rounds])
     write_table(folder / "plan.parquet", plan, meta)
     plan_answer = checks.written_plan_within_train(plan, inputs.splits)
@@ -130,6 +136,9 @@ def run(study: Study, backbone: str, scenario: str, folder: Path | None = None) 
     evaluation = evaluate(inputs, predictions, folder)
     summary = summarise(inputs, predictions, evaluation, choices, plan, answers)
     summary.write(folder / "metrics.json")
+    # Beside the result, which has the same bytes whenever it is made.
+    timing = Timing(start_ms=round(1000 * start), end_ms=round(1000 * time.time()))
+    timing.write(study.timing_path(summary.result_digest))
     return summary
 
 
@@ -153,6 +162,15 @@ def predict_in_memory(inputs: Inputs) -> tuple[Predictions, Choices]:
     rounds = parallel.run_jobs(one_round, jobs, _doing(inputs), study.engine, root=study.root)
     checks.written_plan_within_train(_stacked([item.plan for item in rounds]), inputs.splits)
     return _predictions(inputs, rounds), Choices([item.choice for item in rounds])
+
+
+def _write_curves(rounds: Sequence[RoundResult], path: Path, meta: dict[str, Any]) -> None:
+    """Write the losses of fine-tuning; a probe has none, also where a fine-tuning was before."""
+    curves = [item.curve for item in rounds if item.curve is not None]
+    if curves:
+        write_table(path, _stacked(curves), meta)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_unknown_strategies(names: Iterable[str]) -> None:
@@ -249,10 +267,16 @@ def one_round(inputs: Inputs, key: RoundKey) -> RoundResult:
         predictions=_prediction_table(key, rows.predicted, classes, model.logits, served),
         logits=model.logits,
         plan=_plan_table(inputs, fitted, key),
-        trials=trials.assign(repeat=key.repeat, fold=key.fold, seed=key.seed),
+        trials=_of_round(trials, key),
         choice=_round_choice(inputs, fitted, key, served, model.kept_step),
         served=served,
+        curve=None if model.curve is None else _of_round(model.curve, key),
     )
+
+
+def _of_round(table: pd.DataFrame, key: RoundKey) -> pd.DataFrame:
+    """A table with the columns that name its round."""
+    return table.assign(repeat=key.repeat, fold=key.fold, seed=key.seed)
 
 
 @dataclass(frozen=True)
@@ -364,12 +388,14 @@ class _Model:
         head: Its head.
         backbone_weights: Tuned weights of the backbone; None for a probe.
         kept_step: Step of the fine-tuning that the weights are of; None for a probe.
+        curve: Its losses by step; None for a probe.
     """
 
     logits: np.ndarray
     head: head.Head
     backbone_weights: list[np.ndarray] | None = None
     kept_step: int | None = None
+    curve: pd.DataFrame | None = None
 
 
 def _final_model(inputs: Inputs, fitted: Fitted, rows: _RoundRows, seed: int) -> _Model:
@@ -381,7 +407,7 @@ def _final_model(inputs: Inputs, fitted: Fitted, rows: _RoundRows, seed: int) ->
     chosen = fitted.choice.settings
     task = finetune.Task.of(inputs, chosen, train.images, train.patients, seed)
     tuned = finetune.fine_tune(inputs, task, rows.images)
-    return _Model(tuned.logits, tuned.head, tuned.weights, tuned.kept_step)
+    return _Model(tuned.logits, tuned.head, tuned.weights, tuned.kept_step, tuned.curve)
 
 
 @dataclass(frozen=True)

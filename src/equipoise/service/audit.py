@@ -9,9 +9,7 @@ does not stop someone who may write everything.
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +32,7 @@ from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of
 from equipoise.core.shown import Table
 from equipoise.core.text import first_line
-from equipoise.service import tracking
+from equipoise.service import runs, tracking
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
@@ -98,7 +96,7 @@ class Content(Part):
     @classmethod
     def of(cls, version: ModelVersion) -> Content:
         """What the registry says that a version holds."""
-        digest = version.tags.get(tracking.DIGEST, "")
+        digest = version.tags.get(runs.DIGEST, "")
         return cls(result_digest=digest, run_id=version.run_id or "")
 
     def __str__(self) -> str:
@@ -237,11 +235,7 @@ def _seal_of(decision: Any, outcome: Any) -> str:
 
 def who() -> str:
     """user@host; the user is the one who signs in to the tracking server where that is given."""
-    try:
-        user = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    except (OSError, KeyError):  # a container may run under a number without a name
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    return f"{runs.user()}@{socket.gethostname()}"
 
 
 def by_alias(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:

@@ -39,6 +39,8 @@ from equipoise.service.answers import ANSWERED_CALIBRATED, ANSWERED_RAW
 from equipoise.service.audit import GateRecord
 from equipoise.service.evidence import TOLERANCE, Evidence
 
+#: Tag of a version: what each check answered, as "EQ001 none, EQ002 none".
+CHECKS = "equipoise.checks"
 #: Checks whose finding means that test was not independent of train.
 LEAK_CHECKS = ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")
 #: What the numbers depend on, beside the data.
@@ -263,7 +265,7 @@ def _no_finding(settings: Settings) -> str:
 @gate("EQ-G1", "no leakage found", _no_finding)
 def no_leakage(case: Case) -> Answer:
     """Every check for leakage was asked when the version was registered, and found nothing."""
-    answers = {code: case.tags.get(f"equipoise.check.{code}", "no answer") for code in LEAK_CHECKS}
+    answers = _check_answers(case.tags)
     bad = []
     unasked = []
     for code, answer in answers.items():
@@ -275,6 +277,15 @@ def no_leakage(case: Case) -> Answer:
     if unasked and not bad:
         detail = f"not applicable: {', '.join(unasked)}"
     return Answer(_word(not bad), len(bad), detail)
+
+
+def _check_answers(tags: Mapping[str, str]) -> dict[str, str]:
+    """The answers of the checks for leakage; versions of before have a tag for each."""
+    told = dict(text.partition(" ")[::2] for text in tags.get(CHECKS, "").split(", "))
+    answers = {}
+    for code in LEAK_CHECKS:
+        answers[code] = told.get(code) or tags.get(f"equipoise.check.{code}", "no answer")
+    return answers
 
 
 @gate(

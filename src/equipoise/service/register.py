@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
 
 import equipoise
 from equipoise.core import parallel
@@ -31,16 +35,16 @@ from equipoise.core.config import Study
 from equipoise.core.documents import (
     Comparison,
     IngestSummary,
-    Interval,
     ScenarioRow,
     ScenarioSummary,
 )
 from equipoise.core.documents import ServedModel as ModelDescription
+from equipoise.core.environment import git
 from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of, file_digest, read_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.embed import imported
-from equipoise.service import tracking, vectors
+from equipoise.service import runs, tracking, vectors
 from equipoise.service.audit import CHALLENGER, model_name
 from equipoise.service.packaged import Packaged
 from equipoise.split import checks
@@ -86,6 +90,8 @@ _VECTOR_REQUIREMENTS = (
     "threadpoolctl",
     "tqdm",
 )
+#: MLflow keeps so many of a description.
+_DESCRIPTION_CHARACTERS = 5000
 #: MLflow cuts a tag at 8,000 characters.
 _UNCOMMITTED_CHARACTERS = 5000
 #: Tag of a version: digest of code and params at its registration.
@@ -140,12 +146,12 @@ class Code:
     """The code at the time of registration.
 
     Attributes:
-        commit: Tags with the git commit.
+        commit: The git commit; `none` where there is no git.
         uncommitted: Files of code and params that differ from it; None where there is no git.
         digest: Of the files as they lie there; None where there is no git.
     """
 
-    commit: dict[str, str]
+    commit: str
     uncommitted: list[str] | None
     digest: str | None
 
@@ -154,14 +160,16 @@ class Code:
         """The code of a checkout now."""
         from equipoise.service import gates
 
-        return cls(tracking.commit_tags(root), gates.uncommitted(root), gates.code_digest(root))
+        commit = git("-C", str(root), "rev-parse", "HEAD") or "none"
+        return cls(commit, gates.uncommitted(root), gates.code_digest(root))
 
     def tags(self) -> dict[str, str]:
         """What a version says of its code."""
-        tags = dict(self.commit)
-        tags["equipoise.uncommitted"] = _uncommitted_text(self)
-        tags[_CODE_DIGEST] = self.digest or "no git"
-        return tags
+        return {
+            "equipoise.git_commit": self.commit,
+            "equipoise.uncommitted": _uncommitted_text(self),
+            _CODE_DIGEST: self.digest or "no git",
+        }
 
 
 def register(study: Study) -> list[Registered]:
@@ -249,49 +257,111 @@ def _kept(store: MlflowClient, winner: Winner, present: ModelVersion) -> Registe
 
 
 def _make_version(store: MlflowClient, winner: Winner) -> Registered:
-    # What a version is made with takes seconds to import: that is paid where one is made only.
-    from equipoise.service import evidence as evidence_
-
     study = winner.study
     run = tracking.mirror(store, study, winner.backbone, winner.scenario, winner.folder)
-    tracking.write_verdict(store, run.run_id, winner.row, winner.comparison.primary)
-    code = Code.of(study.root)
-    evidence = evidence_.collect(
-        study, winner.folder, winner.summary.digests, expected_predictions(winner.folder)
-    )
+    runs.write_verdict(store, run.run_id, winner.comparison, winner.backbone, winner.scenario)
     folder = _own_folder(store, winner.model)
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        package = package_model(study, winner.backbone, winner.folder, scratch, run.run_id)
-        log_package(store, run.run_id, winner, code, package, folder)
-    address = f"{store.get_run(run.run_id).info.artifact_uri}/{folder}"
-    with served(f"{address}/model") as model:
-        difference = verify_served(winner, model, evidence)
-        log_evidence(store, run.run_id, model, evidence, folder)
-    made = store.create_model_version(
-        winner.model,
-        source=f"{address}/model",
-        run_id=run.run_id,
-        tags=version_tags(winner, code, difference) | {evidence_.FOLDER: folder},
-        description=_description(winner),
-    )
+    model = _open_model(store, winner, run.run_id, folder)
+    try:
+        made = _fill_version(store, winner, model, folder)
+    except BaseException:
+        with contextlib.suppress(MlflowException, SQLAlchemyError):
+            store.delete_logged_model(model.model_id)
+        raise
     return Registered(winner.backbone, winner.scenario, str(made.version), new=True)
 
 
-def _description(winner: Winner) -> str:
-    """What the page and the card say of the winner, a paragraph for each sentence."""
+def _open_model(store: MlflowClient, winner: Winner, run_id: str, folder: str) -> LoggedModel:
+    """Open the logged model of a version, in place of those that killed calls left unfinished."""
+    experiment = store.get_run(run_id).info.experiment_id
+    unfinished = f"source_run_id = '{run_id}' AND status = 'PENDING'"
+    for model in store.search_logged_models([experiment], unfinished):
+        store.delete_logged_model(model.model_id)
+    return store.create_logged_model(
+        experiment,
+        name=f"{winner.study.name}-{winner.backbone}-{winner.scenario}",
+        source_run_id=run_id,
+        params={"backbone": winner.backbone, "scenario": winner.scenario},
+        tags={runs.VERDICT: winner.row.verdict},
+        model_type="classifier",
+    )
+
+
+def _fill_version(
+    store: MlflowClient, winner: Winner, model: LoggedModel, folder: str
+) -> ModelVersion:
+    """Write model, card and evidence, check what is served, and make the version."""
+    # What a version is made with takes seconds to import: that is paid where one is made only.
+    from equipoise.service import evidence as evidence_
+
+    code = Code.of(winner.study.root)
+    run_id = str(model.source_run_id)
+    expected = expected_predictions(winner.folder)
+    evidence = evidence_.collect(winner.study, winner.folder, winner.summary.digests, expected)
+    card = _card(winner, code)
+    with tempfile.TemporaryDirectory() as name:
+        package = package_model(winner.study, winner.backbone, winner.folder, Path(name), model)
+        log_package(store, model, card, package, folder)
+    with served(model.artifact_location) as packaged:
+        difference = verify_served(winner, packaged, evidence)
+        log_evidence(store, run_id, packaged, evidence, folder)
+    store.log_dict(run_id, record(winner, difference), f"{folder}/registered.json")
+    store.finalize_logged_model(model.model_id, "READY")
+    store.log_batch(run_id, metrics=_metrics_of(model, winner))
+    store.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    made = store.create_model_version(
+        winner.model,
+        source=model.artifact_location,
+        run_id=run_id,
+        tags=version_tags(winner, code) | {evidence_.FOLDER: folder},
+        description=_description(winner, card),
+        model_id=model.model_id,
+    )
+    # A server does this itself; a database that is written to directly does not.
+    linked = json.dumps([{"name": winner.model, "version": made.version}])
+    store.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: linked})
+    return made
+
+
+def _metrics_of(model: LoggedModel, winner: Winner) -> list[Metric]:
+    """The numbers of the run as those of the model; the run has them with the same time, so only once."""
+    end = runs.span(winner.study, winner.summary, winner.folder).end
+    metrics = []
+    for name, value in runs.numbers(winner.summary):
+        metrics.append(
+            Metric(name, value, end, 0, model_id=model.model_id, run_id=model.source_run_id)
+        )
+    return metrics
+
+
+def _card(winner: Winner, code: Code) -> str:
+    """The model card."""
+    from equipoise.compare import card
+
+    software = _versions(_image_packages()) | {"commit": code.commit}
+    return card.card(winner.study, winner.backbone, winner.scenario, software)
+
+
+def _description(winner: Winner, text: str) -> str:
+    """What the page says of the winner, a paragraph for each sentence, and those sections of its card that fit."""
     from equipoise.compare import card
 
     rule = winner.study.settings.threshold.rule
-    said = card.said(winner.comparison, winner.backbone, winner.scenario, rule)
-    return "\n\n".join(said)
+    parts = card.said(winner.comparison, winner.backbone, winner.scenario, rule)
+    parts.append(f"All of the card is `{card.FILE_NAME}`, beside the model.")
+    room = _DESCRIPTION_CHARACTERS - len("\n\n".join(parts))
+    for section in text.split("\n## ")[1:]:
+        paragraph = f"## {section.strip()}"
+        needed = len(paragraph) + len("\n\n")
+        if needed <= room:
+            parts.append(paragraph)
+            room -= needed
+    return "\n\n".join(parts)
 
 
 def existing_version(store: MlflowClient, winner: Winner) -> ModelVersion | None:
     """The newest version that holds a winner's result, or None."""
-    clause = (
-        f"name = '{winner.model}' and tags.`{tracking.DIGEST}` = '{winner.summary.result_digest}'"
-    )
+    clause = f"name = '{winner.model}' and tags.`{runs.DIGEST}` = '{winner.summary.result_digest}'"
     versions = store.search_model_versions(clause)
     return max(versions, key=lambda version: int(version.version), default=None)
 
@@ -351,46 +421,55 @@ def log_evidence(
 
 
 def log_package(
-    store: MlflowClient, run_id: str, winner: Winner, code: Code, package: Path, folder: str
+    store: MlflowClient, model: LoggedModel, card: str, package: Path, folder: str
 ) -> None:
-    """Write the model into a run, and its card beside it and into it."""
-    from equipoise.compare import card
-
-    software = _versions(_image_packages()) | {"commit": code.commit["equipoise.git_commit"]}
-    text = card.card(winner.study, winner.backbone, winner.scenario, software)
+    """Write the files of a model with its card, and the card into its run."""
     path = package / "MODEL_CARD.md"
-    path.write_text(text, encoding="utf-8")
-    store.log_artifact(run_id, str(path), folder)
-    store.log_artifacts(run_id, str(package), f"{folder}/model")
+    path.write_text(card, encoding="utf-8")
+    store.log_artifact(str(model.source_run_id), str(path), folder)
+    store.log_model_artifacts(model.model_id, str(package))
 
 
-def version_tags(winner: Winner, code: Code, difference: float) -> dict[str, str]:
-    """Everything that a version says of itself, for people and for the gates."""
+def version_tags(winner: Winner, code: Code) -> dict[str, str]:
+    """What people and the gates ask a version for; the rest is in `record`."""
+    from equipoise.service import gates
+
     study = winner.study
-    summary = winner.summary
+    answers = [f"{check.code} {check.answer}" for check in winner.comparison.checks]
     tags = {
-        tracking.DIGEST: summary.result_digest,
+        runs.DIGEST: winner.summary.result_digest,
         "equipoise.study": study.name,
         "equipoise.backbone": winner.backbone,
         "equipoise.scenario": winner.scenario,
-        "equipoise.mode": summary.mode,
-        "equipoise.weights": summary.weights,
-        "equipoise.positive_class": summary.positive_class,
         "equipoise.verdict": winner.row.verdict,
-        "equipoise.comparison": winner.comparison.digest,
-        "equipoise.served_difference": f"{difference:.1e}",
         "equipoise.threshold": _threshold_text(winner.folder),
         "equipoise.grey": str(_expects_grey(study)),
+        gates.CHECKS: ", ".join(answers),
     }
-    tags |= tracking.digest_tags(summary)
-    tags["equipoise.digest.raw"] = _raw_digest(study)
-    tags["equipoise.digest.dvc_lock"] = _lock_digest(study.root)
-    for check in winner.comparison.checks:
-        tags[f"equipoise.check.{check.code}"] = check.answer
-    for point, table in summary.metrics.items():
-        for metric, measured in table.items():
-            tags[f"equipoise.{point}.{metric}"] = _interval_text(measured)
+    for name in ("splits", "test"):
+        tags[f"equipoise.digest.{name}"] = winner.summary.digests[name]
     return tags | code.tags()
+
+
+def record(winner: Winner, difference: float) -> dict[str, Any]:
+    """What a version was made from, for who looks closer.
+
+    Args:
+        winner: That is registered.
+        difference: The largest one between what is served and what is stored.
+    """
+    study = winner.study
+    digests = dict(winner.summary.digests)
+    digests["raw"] = _raw_digest(study)
+    digests["dvc_lock"] = _lock_digest(study.root)
+    digests["comparison"] = winner.comparison.digest
+    checks_asked = [check.as_dict() for check in winner.comparison.checks]
+    return {
+        "result": winner.summary.result_digest,
+        "digests": digests,
+        "checks": checks_asked,
+        "served_difference": difference,
+    }
 
 
 def _threshold_text(folder: Path) -> str:
@@ -415,11 +494,6 @@ def _lock_digest(root: Path) -> str:
     return file_digest(lock) if lock.is_file() else "none"
 
 
-def _interval_text(measured: Interval) -> str:
-    numbers = (measured.value, measured.low, measured.high)
-    return " ".join("nan" if number is None else f"{number:.4f}" for number in numbers)
-
-
 def _uncommitted_text(code: Code) -> str:
     if code.uncommitted is None:
         return "no git"
@@ -429,7 +503,9 @@ def _uncommitted_text(code: Code) -> str:
 # --- the saved model ------------------------------------------------------------------------------
 
 
-def package_model(study: Study, backbone: str, folder: Path, scratch: Path, run_id: str) -> Path:
+def package_model(
+    study: Study, backbone: str, folder: Path, scratch: Path, model: LoggedModel
+) -> Path:
     """Save a result as an MLflow model (models from code), and return its folder.
 
     Args:
@@ -437,7 +513,7 @@ def package_model(study: Study, backbone: str, folder: Path, scratch: Path, run_
         backbone: Of the result.
         folder: Of the result.
         scratch: Folder to write into.
-        run_id: The run that the model will be logged to.
+        model: That the files will be logged to.
     """
     from equipoise.scenario import artifact
 
@@ -451,7 +527,11 @@ def package_model(study: Study, backbone: str, folder: Path, scratch: Path, run_
         python_model=str(package / "service" / kind.program),
         code_paths=[str(package)],
         artifacts={"model": str(network)},
-        mlflow_model=Model(artifact_path="model", run_id=run_id),
+        mlflow_model=Model(
+            artifact_path=model.artifact_location,
+            run_id=model.source_run_id,
+            model_id=model.model_id,
+        ),
         input_example=kind.example,
         signature=ModelSignature(kind.request, _answer_columns(description.classes)),
         model_config=kind.config,

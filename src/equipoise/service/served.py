@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.exceptions import MlflowException
 
 from equipoise.core import images
 from equipoise.core.errors import DataError
+from equipoise.service import refusals
 from equipoise.service.predictor import BATCH_IMAGES, Predictor, Source
 from equipoise.service.together import Together
 
 #: What a row of a request may hold, exactly one of them.
 COLUMNS = ("image", "path", "pixels")
+#: The same in words.
+_ROWS = f"exactly one of {', '.join(COLUMNS)}"
 #: Longer paths are cut before the system is asked about them.
 _PATH_CHARACTERS = 4000
+#: Beginnings of picture files that hold nothing but text.
+_TEXT_PICTURES = (b"P1", b"P2", b"P3")
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -37,6 +43,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         self.predictor = Predictor(Path(context.artifacts["model"]))
         self.predictor.warm()
         self.together = Together(self.predictor.answers, BATCH_IMAGES)
+        refusals.never_quote(_ROWS)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -55,16 +62,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             probable class decides.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE, which the scoring server answers with 400;
-                names the row.
+            Refused: Which the scoring server answers with 400; names the row.
         """
         try:
             # Decoded by the threads of the requests, computed together.
             pixels = self.predictor.pixels(self._sources(model_input))
         except DataError as error:
-            raise MlflowException.invalid_parameter_value(
-                f"{error} Nothing of the request was predicted."
-            ) from error
+            raise refusals.Refused(f"{error} Nothing of the request was predicted.") from None
         table = self.together.answers(pixels)
         if table["threshold"].isna().any():
             table["threshold"] = None  # JSON knows no NaN
@@ -72,9 +76,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def _sources(self, table: pd.DataFrame) -> list[Source]:
         if table.empty:
-            raise DataError(
-                f"The request holds no image; rows with one of {', '.join(COLUMNS)} each are expected."
-            )
+            raise DataError(f"The request holds no image; rows with {_ROWS} each are expected.")
         return [self._source(number, row) for number, row in enumerate(table.to_dict("records"))]
 
     def _source(self, number: int, row: dict[Any, Any]) -> Source:
@@ -82,9 +84,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         given = [name for name in COLUMNS if name in row and not _is_missing(row[name])]
         if len(given) != 1:
             there = " and ".join(given) or "none of them"
-            raise DataError(
-                f"Image {number}: exactly one of {', '.join(COLUMNS)} is expected, and {there} is there."
-            )
+            raise DataError(f"Image {number}: {_ROWS} is expected, and {there} is there.")
         name = given[0]
         value = row[name]
         if name == "path":
@@ -126,7 +126,18 @@ def _content(number: int, value: Any) -> bytes:
         raise DataError(
             f"Image {number}: `image` holds {type(value).__name__}, bytes are expected."
         )
-    return bytes(value)
+    content = bytes(value)
+    # MLflow decodes base64 in `dataframe_split` and `dataframe_records`, not in `inputs` and `instances`.
+    decoded = None if content.startswith(_TEXT_PICTURES) else _decoded(content)
+    return content if decoded is None else decoded
+
+
+def _decoded(content: bytes) -> bytes | None:
+    """What base64 stands for; None for anything else, as every file of a picture is."""
+    try:
+        return base64.b64decode(content.replace(b"\n", b""), validate=True)
+    except binascii.Error:
+        return None
 
 
 mlflow.models.set_model(ServedModel())

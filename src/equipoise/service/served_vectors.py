@@ -7,9 +7,9 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.exceptions import MlflowException
 
 from equipoise.core.errors import DataError
+from equipoise.service import refusals
 from equipoise.service.vectors import COLUMN, VectorPredictor
 
 
@@ -20,8 +20,11 @@ class ServedVectors(mlflow.pyfunc.PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the head."""
+        """Load the head, and let it answer once: the first request is not the slow one."""
         self.predictor = VectorPredictor(Path(context.artifacts["model"]))
+        refusals.never_quote(f"a list of {self.predictor.num_features} numbers as `{COLUMN}`")
+        nothing = [0.0] * self.predictor.num_features
+        self.predict(None, pd.DataFrame({COLUMN: [nothing]}))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -38,17 +41,14 @@ class ServedVectors(mlflow.pyfunc.PythonModel):
             class decides.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE, which the scoring server answers with 400;
-                names the row.
+            Refused: Which the scoring server answers with 400; names the row.
         """
         try:
             if model_input.empty:
                 raise DataError(f"The request holds no row; a list in `{COLUMN}` is expected.")
             table = self.predictor.predict(model_input[COLUMN].tolist())
         except DataError as error:
-            raise MlflowException.invalid_parameter_value(
-                f"{error} Nothing of the request was predicted."
-            ) from error
+            raise refusals.Refused(f"{error} Nothing of the request was predicted.") from None
         if table["threshold"].isna().any():
             table["threshold"] = None  # JSON knows no NaN
         return table

@@ -6,22 +6,20 @@ else's run.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import re
 import tempfile
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import mlflow
-import pandas as pd
 import requests
 from filelock import FileLock
-from mlflow.entities import Experiment, Metric, Param, RunStatus, RunTag
+from mlflow.entities import Experiment, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import read_mlflow_creds
@@ -31,36 +29,19 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_NAME,
     MLFLOW_SOURCE_TYPE,
 )
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from equipoise.core import parallel
 from equipoise.core.config import Study
-from equipoise.core.documents import Comparison, ScenarioRow, ScenarioSummary
+from equipoise.core.documents import Comparison, ScenarioSummary
 from equipoise.core.environment import environment, git, masked
 from equipoise.core.errors import ConfigError, StoreError
-from equipoise.core.files import atomic_path, digest_of, read_table
+from equipoise.core.files import atomic_path, digest_of
 from equipoise.core.text import first_line
-from equipoise.service import homes
+from equipoise.service import homes, runs, view
 
 if TYPE_CHECKING:
     from equipoise.compare.results import Result
-
-#: Tag of a run and of a model version: the digest of the result that it holds.
-DIGEST = "equipoise.result_digest"
-#: Tag of a run: better, worse, equivalent, inconclusive, or baseline.
-VERDICT = "verdict"
-#: Tag of a run: what it is for (claimed, writing, result, trial, launcher).
-_ROLE = "equipoise.role"
-#: Tag of a run that is being written: the digest of its result.
-_WRITING = "equipoise.writing"
-#: MLflow refuses more parameters than this in one call.
-_PARAMS_PER_CALL = 100
-#: MLflow refuses longer values of parameters.
-_PARAM_CHARACTERS = 6000
-#: Columns of trials.parquet that are not parameters of the trial.
-_NO_PARAMETERS = {"trial", "state", "score", "violation", "error", "repeat", "fold", "seed"}
-#: State of a trial -> status of its run; every other state is FAILED.
-_TRIAL_STATUS = {"complete": "FINISHED", "pruned": "KILLED"}
 
 
 # --- the store ------------------------------------------------------------------------------------
@@ -157,6 +138,14 @@ def rehome(root: Path) -> int:
 def address(root: Path) -> str:
     """`tracking_uri` as it may be printed: without a password."""
     return masked(tracking_uri(root))
+
+
+def advice_to_look(study: Study) -> str:
+    """Where the runs of a study can be looked at: a link to its server, or the verb that starts one."""
+    if not tracking_uri(study.root).startswith(("http:", "https:")):
+        return f"`equipoise ui --study {study.name}` shows them"
+    experiment = experiment_id(client(study.root), f"equipoise-{study.name}", study.root)
+    return view.address(address(study.root), experiment)
 
 
 def experiment_id(store: MlflowClient, name: str, root: Path) -> str:
@@ -358,8 +347,9 @@ def track(study: Study) -> Tracked:
             tracked.written.append(run.run_id)
         else:
             tracked.present.append(run.run_id)
-        row = _row_of(comparison, backbone, scenario, folder)
-        if comparison and row and write_verdict(store, run.run_id, row, comparison.primary):
+        if not _speaks_of(comparison, backbone, scenario, folder):
+            continue
+        if runs.write_verdict(store, run.run_id, comparison, backbone, scenario):
             tracked.judged.append(run.run_id)
     return tracked
 
@@ -371,6 +361,7 @@ def mirror(
     scenario: str,
     folder: Path,
     adopt: str | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> Mirrored:
     """Write one result as one run, unless a run holds it already.
 
@@ -381,54 +372,69 @@ def mirror(
         scenario: Of the result.
         folder: Where the result lies.
         adopt: A run that `mlflow run` opened: it becomes the result's run instead of a second one.
+        overrides: Settings that were given for this result only.
     """
     summary = ScenarioSummary.read(folder / "metrics.json")
+    digest = summary.result_digest
     # Two that mirror one result side by side (`mlflow run` twice) would make two runs of it.
-    with machine_lock(["mirror", tracking_uri(study.root), summary.result_digest]):
-        return _mirror(store, study, backbone, scenario, folder, summary, adopt)
+    with machine_lock(["mirror", tracking_uri(study.root), digest]):
+        present = find(store, digest)
+        if present:
+            if adopt and adopt != present:
+                mark_launcher(store, adopt, {"equipoise.result_run_id": present})
+            return Mirrored(present, written=False)
+        # What the figures need takes seconds to import and to read: that is paid for what is written only.
+        from equipoise.compare import results
+
+        result = results.load_result(study, backbone, scenario, folder)
+        run_id = _write(store, study, result, folder, adopt, overrides or {})
+        _replace_older(store, digest, run_id)
+    return Mirrored(run_id, written=True)
 
 
-def _mirror(
+def _write(
     store: MlflowClient,
     study: Study,
-    backbone: str,
-    scenario: str,
+    result: Result,
     folder: Path,
-    summary: ScenarioSummary,
     adopt: str | None,
-) -> Mirrored:
-    """Write one result with the lock held; see `mirror`."""
-    present = find(store, summary.result_digest)
-    if present:
-        if adopt and adopt != present:
-            mark_launcher(store, adopt, {"equipoise.result_run_id": present})
-        return Mirrored(present, written=False)
-    # What the figures need takes seconds to import and to read: that is paid for what is written only.
-    from equipoise.compare import results
+    overrides: Mapping[str, object],
+) -> str:
+    """Write a result into a run of its own, or into the adopted one, and return its id.
 
-    result = results.load_result(study, backbone, scenario, folder)
+    An interrupted call leaves no run behind that seems to go on.
+    """
     experiment = experiment_id(store, f"equipoise-{study.name}", study.root)
-    _remove_unfinished(store, experiment, summary.result_digest)
-    names = {
-        "equipoise.study": study.name,
-        "equipoise.backbone": backbone,
-        "equipoise.scenario": scenario,
-    }
+    view.describe(store, experiment, study)
+    digest = result.summary.result_digest
+    _remove_unfinished(store, experiment, digest)
+    span = runs.span(study, result.summary, folder)
+    run_id = adopt or _open(store, study, experiment, result, span.start)
     if adopt:
-        run_id = adopt
         experiment = store.get_run(adopt).info.experiment_id
-    else:
-        writing = names | {_ROLE: "writing", _WRITING: summary.result_digest}
-        run = store.create_run(experiment, run_name=f"{backbone}/{scenario}", tags=writing)
-        run_id = run.info.run_id
-    _write_result(store, run_id, summary, result, folder)
-    _write_trials(store, experiment, run_id, study.settings.tracking.trials, folder)
-    tags = names | {_ROLE: "result", DIGEST: summary.result_digest}
-    tags |= commit_tags(study.root) | digest_tags(summary)
-    _tag(store, run_id, tags)
+    try:
+        runs.write_result(store, run_id, result, study, folder, overrides)
+        runs.write_trials(store, experiment, run_id, study.settings.tracking.trials, folder)
+        tags = {runs.ROLE: "result", runs.DIGEST: digest, runs.LAYOUT_TAG: runs.LAYOUT}
+        if "test" in result.summary.digests:  # runs of the same test rows share it
+            tags["equipoise.digest.test"] = result.summary.digests["test"]
+        _tag(store, run_id, tags | runs.code_tags(study.root))
+    except BaseException:
+        _give_up(store, experiment, run_id, adopted=adopt is not None)
+        raise
     if not adopt:
-        store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
-    return Mirrored(run_id, written=True)
+        store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED), span.end)
+    return run_id
+
+
+def _open(
+    store: MlflowClient, study: Study, experiment: str, result: Result, start_time: int
+) -> str:
+    """Open the run of a result, which started when the scenario did."""
+    tags = {runs.ROLE: "writing", runs.DIGEST: result.summary.result_digest}
+    tags |= runs.origin_tags(study.root, f"equipoise scenario --study {study.name}")
+    run = store.create_run(experiment, start_time=start_time, tags=tags, run_name=result.key)
+    return run.info.run_id
 
 
 def _comparison(study: Study) -> Comparison | None:
@@ -440,65 +446,42 @@ def _comparison(study: Study) -> Comparison | None:
     return None
 
 
-def _row_of(
+def _speaks_of(
     comparison: Comparison | None, backbone: str, scenario: str, folder: Path
-) -> ScenarioRow | None:
-    """What was said of a result; None where nothing was, or only of an older run of this scenario."""
+) -> TypeGuard[Comparison]:
+    """Whether a comparison is there and says anything of this result, not of an older run of its scenario."""
     if comparison is None:
-        return None
+        return False
     row = comparison.rows.get(backbone, {}).get(scenario)
+    if row is None:
+        return False
     summary = ScenarioSummary.read(folder / "metrics.json")
-    if row is None or row.result_digest != summary.result_digest:
-        return None
-    return row
-
-
-def write_verdict(store: MlflowClient, run_id: str, row: ScenarioRow, primary: str) -> bool:
-    """Add or correct what a comparison says of a result: known only after `compare`.
-
-    Args:
-        store: The tracking store.
-        run_id: The run of the result.
-        row: Of the result, in the comparison.
-        primary: The endpoint behind the verdict.
-
-    Returns:
-        Whether the run said anything else before.
-    """
-    said = store.get_run(run_id).data
-    now = _now_milliseconds()
-    metrics = []
-    for name, value in _primary_numbers(row, primary):
-        if said.metrics.get(name) != value:
-            metrics.append(Metric(name, value, now, 0))
-    tags = []
-    if said.tags.get(VERDICT) != row.verdict:
-        tags.append(RunTag(VERDICT, row.verdict))
-    if metrics or tags:
-        store.log_batch(run_id, metrics=metrics, tags=tags)
-    return bool(metrics or tags)
-
-
-def _primary_numbers(row: ScenarioRow, primary: str) -> Iterator[tuple[str, float]]:
-    """Name and value of the difference to the baseline and its ends; nothing for a baseline."""
-    delta = row.delta.get(primary)
-    if delta is None:
-        return
-    ends = {"difference": delta.value, "low": delta.low, "high": delta.high}
-    for name, value in ends.items():
-        if value is not None:
-            yield f"primary/{name}", value
+    return row.result_digest == summary.result_digest
 
 
 def find(store: MlflowClient, digest: str) -> str | None:
     """The run that holds a result, in whichever experiment, or None."""
-    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
-    clause = f"tags.`{DIGEST}` = '{digest}' and tags.`{_ROLE}` = 'result'"
-    for run in store.search_runs(experiments, clause):
+    for run in _runs_of(store, digest):
         # An adopted run is RUNNING until `mlflow run` ends it; one that failed does not count.
-        if run.info.status in ("FINISHED", "RUNNING"):
+        is_whole = run.info.status in ("FINISHED", "RUNNING")
+        if is_whole and run.data.tags.get(runs.LAYOUT_TAG) == runs.LAYOUT:
             return run.info.run_id
     return None
+
+
+def _runs_of(store: MlflowClient, digest: str) -> list[Run]:
+    """Every run that holds a result, in whichever experiment and layout."""
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    clause = f"tags.`{runs.DIGEST}` = '{digest}' and tags.`{runs.ROLE}` = 'result'"
+    return list(store.search_runs(experiments, clause))
+
+
+def _replace_older(store: MlflowClient, digest: str, run_id: str) -> None:
+    """Mark runs that hold a result in an older layout; versions of models point to them, so they stay."""
+    for run in _runs_of(store, digest):
+        if run.data.tags.get(runs.LAYOUT_TAG) != runs.LAYOUT:
+            tags = {runs.ROLE: "replaced", "equipoise.result_run_id": run_id}
+            _tag(store, run.info.run_id, tags)
 
 
 @dataclass(frozen=True)
@@ -543,7 +526,7 @@ def claim_launched(root: Path, entry_points: Collection[str]) -> Launched | None
     with machine_lock(["claim", run_id]):
         obstacle = _obstacle(store, run_id, root, entry_points)
         if not obstacle:
-            _tag(store, run_id, {_ROLE: "claimed"})
+            _tag(store, run_id, {runs.ROLE: "claimed"})
     return Launched(run_id, obstacle)
 
 
@@ -566,7 +549,7 @@ def _obstacle(store: MlflowClient, run_id: str, root: Path, entry_points: Collec
         return f"`mlflow run` opened for the entry point {entry_point}"
     if not _is_source(tags, root):
         return f"`mlflow run` opened for {tags.get(MLFLOW_SOURCE_NAME)}, another project or commit"
-    if _ROLE in tags or run.data.metrics:
+    if runs.ROLE in tags or run.data.metrics:
         return "holds something already"
     return ""
 
@@ -581,7 +564,7 @@ def _is_source(tags: Mapping[str, str], root: Path) -> bool:
 
 def mark_launcher(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Tag a run of `mlflow run` that only started something."""
-    _tag(store, run_id, {_ROLE: "launcher", **tags})
+    _tag(store, run_id, {runs.ROLE: "launcher", **tags})
 
 
 def _tag(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
@@ -590,138 +573,21 @@ def _tag(store: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
 
 def _remove_unfinished(store: MlflowClient, experiment: str, digest: str) -> None:
     """Delete runs of this result that a killed `track` left half written, with their trials."""
-    clause = f"tags.`{_WRITING}` = '{digest}' and tags.`{_ROLE}` = 'writing'"
+    clause = f"tags.`{runs.DIGEST}` = '{digest}' and tags.`{runs.ROLE}` = 'writing'"
     for run in store.search_runs([experiment], clause):
-        of_this_run = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        _give_up(store, experiment, run.info.run_id, adopted=False)
+
+
+def _give_up(store: MlflowClient, experiment: str, run_id: str, adopted: bool) -> None:
+    """Delete a half-written run with its trials; an adopted one is ended by `mlflow run`, which opened it.
+
+    Where the store does not answer any more the next call does it.
+    """
+    with contextlib.suppress(MlflowException, SQLAlchemyError):
+        of_this_run = f"tags.`mlflow.parentRunId` = '{run_id}'"
         for child in store.search_runs([experiment], of_this_run):
+            store.set_terminated(child.info.run_id, "KILLED")
             store.delete_run(child.info.run_id)
-        store.set_terminated(run.info.run_id, "KILLED")
-        store.delete_run(run.info.run_id)
-
-
-def _write_result(
-    store: MlflowClient,
-    run_id: str,
-    summary: ScenarioSummary,
-    result: Result,
-    folder: Path,
-) -> None:
-    """Write numbers, settings, files and figures of a result into its run.
-
-    Args:
-        store: The tracking store.
-        run_id: The run.
-        summary: Contents of metrics.json.
-        result: For the figures.
-        folder: Of the result.
-    """
-    from equipoise.compare import results
-    from equipoise.compare.report import figures
-
-    now = _now_milliseconds()
-    metrics = [Metric(name, value, now, 0) for name, value in _numbers(summary)]
-    params = [
-        Param(name, value[:_PARAM_CHARACTERS]) for name, value in flat(summary.settings).items()
-    ]
-    store.log_batch(run_id, metrics=metrics, params=params[:_PARAMS_PER_CALL])
-    for some in parallel.batched(params[_PARAMS_PER_CALL:], _PARAMS_PER_CALL):
-        store.log_batch(run_id, params=some)
-    for name in ("metrics.json", "best.json"):
-        store.log_artifact(run_id, str(folder / name))
-    store.log_dict(run_id, summary.settings, "settings.json")
-    rows = results.distribution([result])
-    store.log_dict(run_id, {"distribution": rows}, "distribution.json")
-    drawing = figures.distribution(rows, summary.classes, result.backbone)
-    store.log_text(run_id, drawing.svg, "figures/distribution.svg")
-    drawings = [figures.roc, figures.precision_recall, figures.reliability]
-    if len(summary.classes) == 2:  # net benefit is of a decision between two
-        drawings.append(figures.decision)
-    for draw in drawings:
-        store.log_text(run_id, draw([result]).svg, f"figures/{draw.__name__}.svg")
-
-
-def _numbers(summary: ScenarioSummary) -> Iterator[tuple[str, float]]:
-    """Name and value of every metric of a run.
-
-    They are called `<point>.<metric>`, and the ends of the interval `..._low` and `..._high`.
-    """
-    values = {"inner_score": summary.inner_score, "passes": summary.passes}
-    for point, table in summary.metrics.items():
-        for metric, measured in table.items():
-            name = f"{point}.{metric}"
-            values[name] = measured.value
-            values[f"{name}_low"] = measured.low
-            values[f"{name}_high"] = measured.high
-    for name, value in values.items():
-        if value is not None:
-            yield name, float(value)
-
-
-def _write_trials(
-    store: MlflowClient, experiment: str, parent: str, which: str, folder: Path
-) -> None:
-    """Write trials as runs below the result's; `which` is the setting `tracking.trials`."""
-    trials, _ = read_table(folder / "trials.parquet")
-    if which == "none" or trials.empty:
-        return
-    if which == "best":
-        complete = trials[trials["state"] == "complete"]
-        trials = complete.loc[complete.groupby(["repeat", "fold", "seed"])["score"].idxmax()]
-    for trial in trials.to_dict("records"):
-        _write_trial(store, experiment, parent, trial)
-
-
-def _write_trial(store: MlflowClient, experiment: str, parent: str, trial: dict[Any, Any]) -> None:
-    repeat_fold_seed = f"repeat {trial['repeat']}, fold {trial['fold']}, seed {trial['seed']}"
-    name = f"trial {trial['trial']} ({repeat_fold_seed})"
-    tags = {"mlflow.parentRunId": parent, _ROLE: "trial", "equipoise.state": trial["state"]}
-    run_id = store.create_run(experiment, run_name=name, tags=tags).info.run_id
-    params = [
-        Param(column, str(value))
-        for column, value in trial.items()
-        if column not in _NO_PARAMETERS and not pd.isna(value)
-    ]
-    scores = []
-    if not pd.isna(trial["score"]):
-        scores.append(Metric("score", float(trial["score"]), _now_milliseconds(), 0))
-    store.log_batch(run_id, metrics=scores, params=params)
-    store.set_terminated(run_id, _TRIAL_STATUS.get(trial["state"], "FAILED"))
-
-
-def _now_milliseconds() -> int:
-    return int(time.time() * 1000)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names and text.
-
-    >>> flat({"tune": {"trials": 5, "constraint": None}})
-    {'tune.trials': '5', 'tune.constraint': 'null'}
-    """
-    settings: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            settings |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            settings[f"{prefix}{key}"] = value
-        else:
-            settings[f"{prefix}{key}"] = json.dumps(value)
-    return settings
-
-
-def digest_tags(summary: ScenarioSummary) -> dict[str, str]:
-    """Tags with the digests of what a result was made from."""
-    return {f"equipoise.digest.{name}": digest for name, digest in summary.digests.items()}
-
-
-def commit_tags(root: Path) -> dict[str, str]:
-    """Tags with the git commit of a folder, and whether the work tree differs from it."""
-    commit = git("-C", str(root), "rev-parse", "HEAD")
-    if commit is None:
-        return {"equipoise.git_commit": "none"}
-    changes = git("-C", str(root), "status", "--porcelain", "--untracked-files=no")
-    return {
-        "equipoise.git_commit": commit,
-        "mlflow.source.git.commit": commit,
-        "equipoise.git_dirty": str(bool(changes)),
-    }
+        if not adopted:
+            store.set_terminated(run_id, "KILLED")
+            store.delete_run(run_id)
