@@ -24,6 +24,7 @@ from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
 from equipoise.scenario import finetune
 from equipoise.scenario import stage as scenario
+from equipoise.scenario import steps as stepping
 from equipoise.scenario.checkpoint import Checkpoint
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.pixels import Pixels
@@ -133,7 +134,7 @@ def test_the_learning_rate_warms_up_and_falls_as_keras_cosine_decay(drawn, warmu
     oracle = keras.optimizers.schedules.CosineDecay(
         0.0 if warm else 0.001, 40 - warm, warmup_target=0.001 if warm else None, warmup_steps=warm
     )
-    rates = [finetune.learning_rate_at(step, options) for step in range(1, 41)]
+    rates = [stepping.learning_rate_at(step, options) for step in range(1, 41)]
     assert rates[:warm] == pytest.approx(
         [float(oracle(step)) for step in range(1, warm + 1)], rel=1e-5
     )
@@ -150,7 +151,7 @@ def test_every_scenario_takes_the_same_steps_at_the_same_rates(drawn):
         made = training(drawn, name, finetune={"steps": 3})
         compiled = made.step
         made.step = lambda *batch, do=compiled, steps=steps: (
-            steps.append((len(batch[0]), batch[-1])) or do(*batch)
+            steps.append((len(batch[1]), batch[-1])) or do(*batch)
         )
         list(made.evaluations())
         assert int(made.optimizer.iterations) == 3
@@ -184,7 +185,7 @@ def test_batches_go_on_where_a_run_stopped(drawn):
     assert len(whole) == 4
     assert len(rest) == 2
     for batch, same in zip(whole[2:], rest):
-        for tensor, other in zip(batch, same):
+        for tensor, other in zip((*batch.inputs, *batch[1:]), (*same.inputs, *same[1:])):
             np.testing.assert_array_equal(tensor, other)
 
 
@@ -195,8 +196,8 @@ def test_batches_go_on_where_a_run_stopped(drawn):
 def test_the_loss_is_scikit_learns_weighted_log_loss_and_the_penalty(drawn, scenario):
     made = training(drawn, scenario)
     batch = next(made.batches())
-    logits = made.network(batch[0], training=False).numpy()
-    labels = batch[2].numpy()
+    logits = made.reader.graph(*batch.inputs).numpy()
+    labels = batch.labels.numpy()
     counts = np.bincount(made.labels[made.kept])
     weights = np.ones(2) if scenario == "baseline" else counts.sum() / (2 * counts)
     expected = log_loss(
@@ -211,9 +212,10 @@ def test_draws_count_by_their_weight(drawn, monkeypatch):
     plain = made.plan(0)
     heavy = dataclasses.replace(plain, weight=np.where(np.arange(len(plain.row)) % 2, 3.0, 1.0))
     monkeypatch.setattr(made, "plan", lambda epoch: heavy)
-    pixels, _, labels, weights = (tensor.numpy() for tensor in next(made.batches()))
+    inputs, labels, weights = next(made.batches())
+    labels, weights = labels.numpy(), weights.numpy()
     assert set(weights) == {1.0, 3.0}
-    prob = metrics.softmax(made.network(pixels, training=False).numpy())[:, 1]
+    prob = metrics.softmax(made.reader.graph(*inputs).numpy())[:, 1]
     expected = log_loss(labels, prob, sample_weight=weights, labels=[0, 1])
     penalty = 0.05 * ((made.start.coefficients[:, 1] - made.start.coefficients[:, 0]) ** 2).sum()
     batch = next(made.batches())
@@ -291,6 +293,9 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = [{tests!r}, {own!r}, {source!r}]
 import test_finetune
+from equipoise.scenario import network as networks
+from equipoise.scenario import steps as stepping
+from equipoise.scenario.activations import Activations
 from equipoise.scenario.checkpoint import Checkpoint
 
 save = Checkpoint.save

@@ -13,6 +13,7 @@ from typing import Any
 
 from equipoise.core.errors import DataError, unknown_name
 from equipoise.core.text import first_line
+from equipoise.embed import cut
 
 _HOST = "https://storage.googleapis.com/tensorflow/keras-applications"
 
@@ -150,6 +151,8 @@ def devices() -> list[str]:
 def build(name: str, weights: str, size_px: int, pipeline: str = "", root: Path = Path()) -> Any:
     """Build pixels -> features: scaling, convolutions and average pooling as one flat Keras model.
 
+    With a cut it ends there: pixels -> activations, flat.
+
     Args:
         name: A row of the table.
         weights: "imagenet", "random" (from a fixed seed) or the path of an .h5 file without the
@@ -157,12 +160,12 @@ def build(name: str, weights: str, size_px: int, pipeline: str = "", root: Path 
         size_px: Width and height of the input, at least 32.
         pipeline: `/mixed-float16` or `/mixed-bfloat16` in it computes in that precision,
             `/stored-float16` rounds the features: the served model then sees what the heads were
-            fitted on.
+            fitted on. `/cut-…` ends the network at a cut, see `cut.text_of`.
         root: Folder that holds `weights/`, and that a relative path of weights starts from.
 
     Returns:
         keras.Model from float32 (batch, size_px, size_px, 3), 0..255 RGB, to float32 (batch,
-        num_features), or float16.
+        num_features), or float16; with a cut (batch, width).
 
     Raises:
         DataError: When the weights are not there and cannot be downloaded, or do not fit.
@@ -183,7 +186,8 @@ def build(name: str, weights: str, size_px: int, pipeline: str = "", root: Path 
             f"The weights file {path} does not fit {row.constructor} without its top: {first_line(error)} "
             f"Expected is a file like {row.file_name}."
         ) from error
-    features = network.output
+    numbers = cut.of_pipeline(pipeline)
+    features = cut.joined(network, numbers) if numbers else network.output
     stored = "float16" if "/stored-float16" in pipeline else "float32"
     if features.dtype != stored:
         features = keras.layers.Identity(dtype=stored, name="features")(features)

@@ -12,7 +12,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from equipoise.core import parallel
-from equipoise.core.config import Study
+from equipoise.core.config import Settings, Study
 from equipoise.core.documents import (
     Calibration,
     Choices,
@@ -152,6 +152,12 @@ def _refuse_unusable_settings(inputs: Inputs) -> None:
             "train.mode: finetune with several folds has no single model to serve: the refit on all "
             "rows is a probe. Use split.scheme: holdout or one published split, or train.mode: probe."
         )
+    if _fine_tunes(settings):
+        finetune.refuse_unusable_settings(inputs.study)
+
+
+def _fine_tunes(settings: Settings) -> bool:
+    return "finetune" in (settings.train.mode, settings.tune.mode)
 
 
 def _run_rounds(inputs: Inputs) -> list[RoundResult]:
@@ -162,6 +168,9 @@ def _run_rounds(inputs: Inputs) -> list[RoundResult]:
         for seed in study.settings.train.seeds:
             key = RoundKey(repeat, fold, seed)
             jobs.append((study, inputs.backbone, inputs.scenario, key))
+    if _fine_tunes(study.settings) and not study.engine.stays_here and len(jobs) > 1:
+        image_ids = inputs.splits.table["image_id"].drop_duplicates()
+        finetune.compute_activations(inputs, _positions(inputs, image_ids))
     description = f"{inputs.scenario} on {study.name}, {inputs.backbone}"
     return parallel.run_jobs(run_round, jobs, description, study.engine, root=study.root)
 
@@ -561,8 +570,7 @@ def choose_and_fit(inputs: Inputs, train: TrainSide) -> Fitted:
 
 def _refuse_fine_tuning_of_a_probe(inputs: Inputs, strategy: type[Strategy]) -> None:
     settings = inputs.study.settings
-    modes = (settings.train.mode, settings.tune.mode)
-    if strategy.PROBE_ONLY and "finetune" in modes:
+    if strategy.PROBE_ONLY and _fine_tunes(settings):
         raise ConfigError(
             f"Scenario '{inputs.scenario}' {strategy.PROBE_ONLY}, so it cannot be fine-tuned; "
             f"set train.mode and tune.mode to probe."
