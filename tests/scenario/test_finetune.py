@@ -1,4 +1,4 @@
-"""Fine-tuning on drawn 40-px images: equal steps, its schedule, what stays frozen, resuming, and the decoded cache."""
+"""Fine-tuning on drawn 40-px images: equal steps, its schedule, what is learned and what stays, resuming, caches."""
 
 import copy
 import dataclasses
@@ -17,14 +17,17 @@ from conftest import REPO
 from equipoise.core import config, files, images
 from equipoise.core.documents import Choices
 from equipoise.core.errors import ConfigError, DataError, TrialFailed
-from equipoise.embed import backbones, embedder
+from equipoise.embed import backbones, blocks, cut, embedder
 from equipoise.embed import stage as features
 from equipoise.evaluation import metrics
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
+from equipoise.scenario import activations as kept_activations
 from equipoise.scenario import finetune
+from equipoise.scenario import network as networks
 from equipoise.scenario import stage as scenario
 from equipoise.scenario import steps as stepping
+from equipoise.scenario.activations import Activations
 from equipoise.scenario.checkpoint import Checkpoint
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.pixels import Pixels
@@ -34,7 +37,7 @@ CHANGES = {
     "phantom": {"patients": 40, "size_px": 40, "opacity_patient_fraction": 0.3},
     "split": {"scheme": "holdout", "repeats": 1, "test_fraction": 0.35, "val_fraction": 0.25},
     "train": {"seeds": [0, 1]},
-    "embed": {"image_size_px": 32, "views": 1, "batch_size": 16},
+    "embed": {"image_size_px": 32, "views": 1, "views_of": "all", "batch_size": 16},
     "tune": {"objective": "auroc"},
     "finetune": {
         "steps": 4,
@@ -231,7 +234,9 @@ def test_only_what_is_unfrozen_changes(drawn, unfreeze, freeze_batch_norm):
     after = by_name(made.network, made.network.get_weights())
     assert set(after) == set(before)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    block = backbones.load_row("mobilenetv2").last_block if unfreeze == "last_block" else ("",)
+    block = ("",)
+    if unfreeze == "last_block":
+        block = tuple(f"{name}/" for name in blocks.last_block(made.backbone).trained)
     normalisation = {
         name for name in before if name.rsplit("/", 1)[1] in ("gamma", "beta", "moving_mean")
     }
@@ -295,6 +300,7 @@ sys.path[:0] = [{tests!r}, {own!r}, {source!r}]
 import test_finetune
 from equipoise.scenario import network as networks
 from equipoise.scenario import steps as stepping
+from equipoise.scenario.activations import Activations
 from equipoise.scenario.activations import Activations
 from equipoise.scenario.checkpoint import Checkpoint
 
@@ -430,6 +436,213 @@ def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitte
     assert choice.score == pytest.approx(roc_auc_score(inputs.labels(train[held]), prob), abs=1e-6)
 
 
+# --- the activations below the block ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def activations(drawn):
+    """The folder of the activations, empty at first."""
+    folder = drawn / "data/cache/activations"
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def plain_fit(made, rate):
+    """Keras' own `fit` of VGG16's block5 and the head, from pixels, with the batches of a training; its losses."""
+    keras = backbones.load_keras()
+    backbone = finetune.build_backbone(made.inputs, made.inputs.store.meta["pipeline"])
+    model = networks.with_head_on_standardised(backbone, made.start)
+    for layer in backbone.layers:
+        layer.trainable = layer.name.startswith("block5")
+    head, l2 = model.get_layer("logits"), made.task.settings["l2"]
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def penalised(labels, logits):
+        difference = head.kernel[:, 1] - head.kernel[:, 0]
+        return cross_entropy(labels, logits) + 0.5 * l2 * keras.ops.sum(difference**2)
+
+    schedule = keras.optimizers.schedules.CosineDecay(rate, made.options.steps)
+    model.compile(optimizer=keras.optimizers.Adam(schedule), loss=penalised)
+    positions = np.array([draw.position for batch in made.drawn_batches() for draw in batch])
+    pixels = Pixels(made.inputs, embedder.Embedder(model, made.size_px))(positions)
+    sums = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: sums.append(logs["loss"] * (batch + 1))
+    )
+    size = made.options.batch_size
+    labels = made.labels[positions]
+    model.fit(pixels, labels, size, verbose=0, callbacks=[watch], shuffle=False)
+    return np.diff([0, *sums])
+
+
+def test_its_losses_are_those_of_keras_fit_of_the_same_block_from_pixels(drawn):
+    rate = 0.001
+    options = {"steps": 6, "warmup_fraction": 0.0, "learning_rate": rate}
+    made = training(drawn, finetune={**options, "head_learning_rate": rate})
+    losses, compiled = [], made.step
+    made.step = lambda *batch: losses.append(float(compiled(*batch))) or losses[-1]
+    list(made.evaluations())
+    expected = plain_fit(made, rate)
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert len({round(loss, 3) for loss in losses}) == 6, (
+        "nothing moved: the comparison says nothing"
+    )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_activations_are_what_flows_through_the_cut(drawn, activations, backbone):
+    made = training(drawn, "baseline", backbone)
+    positions, views = np.array([3, 0, 5]), np.array([0, 1, 1])
+    made.source.fill(positions, views)
+    kept = made.source.drawn(positions, views)
+    pixels = Pixels(made.inputs, embedder.Embedder(made.network, made.size_px))
+    shown = pixels.opened(*pixels.drawn(positions, views))
+    keras = backbones.load_keras()
+    whole = keras.Model(made.backbone.input, cut.tensors(made.backbone, made.cut))
+    for part, expected in zip(kept, whole(shown)):
+        scale = np.abs(expected).max()
+        assert part / scale == pytest.approx(expected.numpy() / scale, abs=1e-5)
+    assert made.reader.graph(*kept).numpy() == pytest.approx(
+        made.network(shown, training=False).numpy(), abs=1e-3
+    )
+
+
+def test_activations_are_computed_once_for_all_scenarios_and_seeds(
+    drawn, activations, monkeypatch, capsys
+):
+    made, make = [], kept_activations.make_shards
+    monkeypatch.setattr(
+        kept_activations,
+        "make_shards",
+        lambda maker, rows, *more: made.extend(rows) or make(maker, rows, *more),
+    )
+    first = tuned(drawn)
+    said = capsys.readouterr().err
+    count = len(made)
+    assert "below the last block of vgg16" in said
+    assert "(2x2x512 numbers each, float32)" in said
+    tuned(drawn, "class_weight", seed=1)
+    read = [(row.sha256, row.view) for row in made]
+    assert len(read) == len(set(read))
+    before = len(made)
+    assert before >= count
+    assert as_bytes(tuned(drawn)) == as_bytes(first)
+    assert len(made) == before
+
+
+def test_other_weights_another_size_and_another_cut_are_other_activations(drawn, activations):
+    keras = backbones.load_keras()
+    made = training(drawn)
+    positions, views = np.array([0]), np.array([0])
+
+    def folder_of(inputs, backbone, numbers):
+        before = set(activations.glob("features/*"))
+        source = Activations(inputs, backbone, numbers, inputs.store.meta["pipeline"])
+        source.fill(positions, views)
+        (new,) = set(activations.glob("features/*")) - before
+        return new, source
+
+    _, source = folder_of(made.inputs, made.backbone, made.cut)
+    again = Activations(made.inputs, made.backbone, made.cut, made.inputs.store.meta["pipeline"])
+    again.fill(positions, views)
+    np.testing.assert_array_equal(again.plain(positions)[0], source.plain(positions)[0])
+    below = (made.cut[0] - 1,)
+    folder_of(made.inputs, made.backbone, below)
+    other = keras.models.clone_model(made.backbone)
+    weights = made.backbone.get_weights()
+    other.set_weights([weights[0] * 1.01, *weights[1:]])
+    _, changed = folder_of(made.inputs, other, made.cut)
+    assert not np.array_equal(changed.plain(positions)[0], source.plain(positions)[0])
+    larger = inputs_of(drawn, embed={"image_size_px": 48})
+    built = finetune.build_backbone(larger, larger.store.meta["pipeline"])
+    _, wide = folder_of(larger, built, made.cut)
+    assert wide.shapes == [(3, 3, 512)]
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_computed(
+    drawn, activations, monkeypatch
+):
+    free = type("Usage", (), {"free": 10_000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(ConfigError, match=r"0.0 MB free. Make room, or set finetune.activations"):
+        list(training(drawn).evaluations())
+    assert not list(activations.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("kept_as", ["float32", "float16"])
+def test_what_is_predicted_is_what_the_whole_network_says(drawn, activations, kept_as):
+    inputs = inputs_of(drawn, finetune={"activations": kept_as})
+    images, _ = rows_of(inputs, "test")
+    result = finetune.fine_tune(inputs, task_of(inputs), images)
+    assert {np.load(file).dtype.name for file in activations.rglob("*.npy")} == {kept_as}
+    backbone = finetune.build_backbone(inputs, inputs.store.meta["pipeline"])
+    backbone.set_weights(result.weights)
+    served = embedder.Embedder(networks.with_head(backbone, result.head), 32)
+    table = inputs.manifest.table
+    pixels = [served.load(inputs.study.raw / path) for path in table["path"].iloc[images]]
+    assert result.logits == pytest.approx(served.features(np.stack(pixels)), abs=1e-4)
+
+
+# --- stopping, views, rates ------------------------------------------------------------------------------------------
+
+
+def test_no_patient_of_the_slice_is_drawn(drawn):
+    made = training(drawn, "oversample", finetune={"steps": 40})
+    patients = made.inputs.manifest.table["patient_id"].to_numpy()
+    drawn_patients = {patients[draw.position] for batch in made.drawn_batches() for draw in batch}
+    held = set(patients[made.held])
+    assert held
+    assert not held & drawn_patients
+    assert held | drawn_patients == set(made.task.patients)
+
+
+def test_it_ends_when_nothing_better_came_for_so_many_evaluations(drawn, monkeypatch):
+    options = {"steps": 12, "patience": 2}
+    made = training(drawn, save_seconds=0, finetune=options)
+    losses = iter([0.5, 0.4, 0.41, 0.42, 0.3, 0.2, 0.1])
+    evaluate = made.evaluate
+    monkeypatch.setattr(
+        made, "evaluate", lambda step: dataclasses.replace(evaluate(step), loss=next(losses))
+    )
+    assert [step for step, _ in made.evaluations()] == [0, 2, 4, 6]
+    assert made.best.step == 2
+    again = training(drawn, finetune=options)
+    assert [step for step, _ in again.evaluations()] == [0, 2, 4, 6], "a resumed run goes on"
+
+
+def test_views_by_chance_are_drawn_anew_for_each_epoch_where_every_image_has_them(drawn):
+    made = training(drawn, finetune={"draw_views": True})
+    draws = made.draws()
+    count = len(made.plan(0).row)
+    epochs = [
+        {draw.position: draw.view for draw in (next(draws) for _ in range(count))} for _ in "ab"
+    ]
+    assert set(epochs[0].values()) == {0, 1}
+    assert epochs[0].keys() == epochs[1].keys()
+    assert epochs[0] != epochs[1]
+    few = study_with(drawn, finetune={"draw_views": True}, embed={"views_of": "minority"})
+    with pytest.raises(ConfigError, match=r"views of every image, and there are 1 of minority"):
+        finetune.refuse_unusable_settings(few)
+    finetune.refuse_unusable_settings(made.inputs.study)
+
+
+def test_each_layer_learns_at_its_own_rate(drawn):
+    options = {"learning_rate": 0.001, "head_learning_rate": 0.004, "layer_decay": 0.5}
+    made = training(drawn, finetune={**options, "steps": 1, "warmup_fraction": 0.0})
+    before = by_name(made.network, made.network.get_weights())
+    list(made.batches())
+    made.step(*next(made.batches()), np.float32(0.001))
+    after = by_name(made.network, made.network.get_weights())
+    moved = {name: np.abs(after[name] - before[name]).max() for name in before}
+    # The first step of Adam is the learning rate, whatever the gradient.
+    assert moved["block5_conv3/kernel"] == pytest.approx(0.001, rel=0.01)
+    assert moved["block5_conv2/kernel"] == pytest.approx(0.0005, rel=0.01)
+    assert moved["block5_conv1/kernel"] == pytest.approx(0.00025, rel=0.01)
+    assert moved["logits/kernel"] == pytest.approx(0.004, rel=0.01)
+    assert moved["block4_conv3/kernel"] == 0
+
+
 # --- the decoded cache -----------------------------------------------------------------------------------------------
 
 
@@ -445,11 +658,13 @@ def decoded(drawn):
 def test_each_image_is_decoded_once_for_all_scenarios_and_seeds(drawn, decoded, monkeypatch):
     calls, decode = [], images.decode
     monkeypatch.setattr(images, "decode", lambda *given: calls.append(1) or decode(*given))
+    read = set()
     for name, seed in (("baseline", 0), ("oversample", 1)):
-        tuned(drawn, name, seed=seed)
-    inputs = inputs_of(drawn)
-    expected = len(rows_of(inputs, "train")[0]) + len(rows_of(inputs, "test")[0])
-    assert len(calls) == expected == len(list(decoded.rglob("*.npy")))
+        made = training(drawn, name, seed=seed, finetune={"unfreeze": "all"})
+        list(made.evaluations())
+        read.update(made.held)
+        read.update(draw.position for batch in made.drawn_batches() for draw in batch)
+    assert len(calls) == len(read) == len(list(decoded.rglob("*.npy")))
 
 
 def pixels_at(folder, size_px):

@@ -186,8 +186,10 @@ def build(name: str, weights: str, size_px: int, pipeline: str = "", root: Path 
             f"The weights file {path} does not fit {row.constructor} without its top: {first_line(error)} "
             f"Expected is a file like {row.file_name}."
         ) from error
+    features = network.output
     numbers = cut.of_pipeline(pipeline)
-    features = cut.joined(network, numbers) if numbers else network.output
+    if numbers:
+        features = cut.joined(keras.Model(pixels, features), numbers)
     stored = "float16" if "/stored-float16" in pipeline else "float32"
     if features.dtype != stored:
         features = keras.layers.Identity(dtype=stored, name="features")(features)

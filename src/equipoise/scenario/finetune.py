@@ -17,6 +17,7 @@ from equipoise.core.config import Finetune, Study
 from equipoise.core.errors import ConfigError, TrialFailed
 from equipoise.core.files import digest_of
 from equipoise.embed import backbones, cut
+from equipoise.embed.blocks import last_block
 from equipoise.embed.embedder import Embedder
 from equipoise.scenario import head, network
 from equipoise.scenario.activations import Activations
@@ -246,7 +247,8 @@ class Training:
         kept: int, the images that are trained on, as positions in the manifest.
         held: int, the images of the slice, as positions in the manifest.
         start: The solved head that training starts from.
-        network: keras.Model, pixels -> logits, as it is now.
+        backbone: keras.Model, pixels -> features, as it is now.
+        network: The same with its head, to logits.
         cut: Below it nothing is trained, see `embed.cut`; empty where everything is.
         source: What a step reads: activations at the cut, or pixels.
         serves_what_is_kept: Whether the served network sees what the source keeps, unrounded.
@@ -272,8 +274,8 @@ class Training:
         strategy = strategies.load_strategy(inputs.scenario)
         self.strategy = strategy.of(task.settings)
         self._solve_start()
-        backbone = self._build_trainable()
-        trained = self._open_source(backbone)
+        self.backbone = self._build_trainable()
+        trained = self._open_source()
         self.reader = Reader(trained, self.source, self.batch_size)
         self.optimizer, self.step = training_step(
             self.network,
@@ -284,7 +286,7 @@ class Training:
             l2=task.settings["l2"],
         )
         folder = inputs.study.cache_path / "finetune"
-        key = self._checkpoint_key(backbone)
+        key = self._checkpoint_key()
         self.checkpoint = Checkpoint(folder / key)
 
     def _solve_start(self) -> None:
@@ -312,9 +314,9 @@ class Training:
         """Build the network that is trained, with its last block or all of it unfrozen; returns its backbone."""
         backbone = build_backbone(self.inputs, self._training_pipeline)
         self.network = network.with_head_on_standardised(backbone, self.start)
-        prefixes = _unfrozen(self.inputs)
-        network.unfreeze(backbone, prefixes, self.options.freeze_batch_norm)
-        self.cut = _cut(backbone, self.inputs)
+        names = _trained_layers(backbone, self.options)
+        network.unfreeze(backbone, names, self.options.freeze_batch_norm)
+        self.cut = cut.boundary(backbone, names)
         return backbone
 
     @property
@@ -326,7 +328,7 @@ class Training:
             pipeline += "/mixed-float16"
         return pipeline
 
-    def _open_source(self, backbone: Any) -> Any:
+    def _open_source(self) -> Any:
         """Open what a step reads; returns the part of the network that is computed in it."""
         self.source: Pixels | Activations
         self.serves_what_is_kept = not self.options.mixed_precision
@@ -334,11 +336,12 @@ class Training:
             embedder = Embedder(self.network, self.size_px, self._training_pipeline)
             self.source = Pixels(self.inputs, embedder)
             return self.network
+        backbone = self.backbone
         self.source = Activations(self.inputs, backbone, self.cut, self._training_pipeline)
         self.serves_what_is_kept &= self.options.activations == "float32"
         return network.above(backbone, self.network, self.cut)
 
-    def _checkpoint_key(self, backbone: Any) -> str:
+    def _checkpoint_key(self) -> str:
         """Names this training: another setting, image, weight or package is another one."""
         import tensorflow as tf
 
@@ -352,7 +355,7 @@ class Training:
         key["patients"] = self.task.patients
         key["manifest"] = self.inputs.manifest.digest
         key["features"] = self.inputs.store.digest
-        key["weights"] = backbones.weights_digest(backbone)
+        key["weights"] = backbones.weights_digest(self.backbone)
         key["pipeline"] = self.inputs.store.meta["pipeline"]
         key["tensorflow"] = tf.__version__
         return digest_of(key)[:24]
@@ -382,19 +385,20 @@ class Training:
     def batches(self, first_step: int = 1) -> Iterator[Batch]:
         """The batch of each step, from `first_step` on, made in threads ahead of the reader."""
         self._fill(first_step)
-        drawn = self._drawn_batches(first_step)
+        drawn = self.drawn_batches(first_step)
         # `in_threads` asks for a sequence, and only walks through it once.
         return parallel.in_threads(self._batch, drawn, threads=2, ahead=4)  # type: ignore[arg-type]
 
     def _fill(self, first_step: int) -> None:
         """Let the source make what batches and evaluations read, and nothing else."""
         needed = {(int(position), 0) for position in self.held}
-        for batch in self._drawn_batches(first_step):
+        for batch in self.drawn_batches(first_step):
             needed.update((int(draw.position), int(draw.view)) for draw in batch)
         positions, views = np.array(sorted(needed), dtype=int).reshape(-1, 2).T
         self.source.fill(positions, views)
 
-    def _drawn_batches(self, first_step: int) -> Iterator[list[Draw]]:
+    def drawn_batches(self, first_step: int = 1) -> Iterator[list[Draw]]:
+        """The draws of each step, from `first_step` on."""
         size = self.options.batch_size
         passed = (first_step - 1) * size
         draws = itertools.islice(self.draws(), passed, None)
@@ -552,7 +556,8 @@ def compute_activations(inputs: Inputs, images: np.ndarray) -> None:
         return
     pipeline = inputs.store.meta["pipeline"].replace("/stored-float16", "")
     backbone = build_backbone(inputs, pipeline)
-    source = Activations(inputs, backbone, _cut(backbone, inputs), pipeline)
+    below = cut.boundary(backbone, _trained_layers(backbone, options))
+    source = Activations(inputs, backbone, below, pipeline)
     source.fill(images, np.zeros(len(images), dtype=int), study.engine)
     parameters = strategies.load_strategy(inputs.scenario).parameters().values()
     if not options.draw_views and all(parameter.high != VIEWS for parameter in parameters):
@@ -562,14 +567,8 @@ def compute_activations(inputs: Inputs, images: np.ndarray) -> None:
     source.fill(images[matrix.row], matrix.view, study.engine)
 
 
-def _unfrozen(inputs: Inputs) -> tuple[str, ...]:
-    """Beginnings of the names of the layers that are trained; "" is every layer."""
-    if inputs.study.settings.finetune.unfreeze == "all":
-        return ("",)
-    return backbones.load_row(inputs.backbone).last_block
-
-
-def _cut(backbone: Any, inputs: Inputs) -> tuple[int, ...]:
-    """The cut below the layers that are trained; empty where all are."""
-    block = network.names_in_block(backbone, _unfrozen(inputs))
-    return cut.boundary(backbone, block)
+def _trained_layers(backbone: Any, options: Finetune) -> set[str]:
+    """Names of the layers that are trained; batch normalisation among them may stay frozen."""
+    if options.unfreeze == "all":
+        return {layer.name for layer in backbone.layers}
+    return set(last_block(backbone).trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -97,23 +98,21 @@ def above(backbone: Any, network: Any, numbers: tuple[int, ...]) -> Any:
     return keras.Model(cut.tensors(backbone, numbers), network.output)
 
 
-def names_in_block(backbone: Any, prefixes: tuple[str, ...]) -> set[str]:
-    """Names of the layers that begin with one of the prefixes."""
-    names = (layer.name for layer in backbone.layers)
-    return {name for name in names if name.startswith(prefixes)}
-
-
-def unfreeze(backbone: Any, prefixes: tuple[str, ...], freeze_batch_norm: bool) -> None:
-    """Make the layers whose name starts with a prefix trainable, and all others not.
+def unfreeze(backbone: Any, names: Collection[str], freeze_batch_norm: bool) -> None:
+    """Make some layers trainable, and all others not.
 
     Args:
         backbone: keras.Model.
-        prefixes: Beginnings of names; "" is every layer.
-        freeze_batch_norm: Leave batch normalisation frozen among them.
+        names: Of the layers.
+        freeze_batch_norm: Leave batch normalisation frozen among them, also inside of layers that
+            hold some.
     """
+    import keras
+
     for layer in backbone.layers:
-        chosen = layer.name.startswith(prefixes)
-        kind = type(layer).__name__
-        if freeze_batch_norm and kind == "BatchNormalization":
-            chosen = False
-        layer.trainable = chosen
+        layer.trainable = layer.name in names
+        if not freeze_batch_norm:
+            continue
+        for inner in layer._flatten_layers():
+            if isinstance(inner, keras.layers.BatchNormalization):
+                inner.trainable = False
