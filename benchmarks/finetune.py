@@ -53,7 +53,7 @@ class PlainFit:
         cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
         def penalised(labels, logits):
-            difference = head.kernel[:, 1] - head.kernel[:, 0]
+            difference = keras.ops.cast(head.kernel[:, 1] - head.kernel[:, 0], "float32")
             return cross_entropy(labels, logits) + 0.5 * l2 * keras.ops.sum(difference**2)
 
         whole.compile(optimizer=optimizer, loss=penalised, jit_compile=False)
