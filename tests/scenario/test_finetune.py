@@ -18,7 +18,7 @@ from conftest import REPO
 from equipoise.core import config, files, images
 from equipoise.core.documents import Choices
 from equipoise.core.errors import ConfigError, DataError, TrialFailed
-from equipoise.embed import backbones, blocks, cut, embedder
+from equipoise.embed import backbones, blocks, cut, embedder, passes
 from equipoise.embed import stage as features
 from equipoise.evaluation import metrics
 from equipoise.ingest import stage as ingest
@@ -609,6 +609,29 @@ def test_other_weights_another_size_and_another_cut_are_other_activations(drawn,
     built = finetune.build_backbone(larger, larger.store.meta["pipeline"])
     _, wide = folder_of(larger, built, made.cut)
     assert wide.shapes == [(3, 3, 512)]
+
+
+def test_workers_of_a_pass_compute_the_same_activations(drawn, activations, monkeypatch):
+    made = training(drawn)
+    positions = np.arange(20)
+    views = np.zeros(20, dtype=int)
+    made.source.fill(positions, views)
+    here = made.source.plain(positions)[0]
+    shutil.rmtree(activations)
+    jobs = []
+
+    def run_in_turn(function, given, *more, **names):
+        jobs.extend(given)
+        return [function(*job) for job in given]
+
+    monkeypatch.setattr(kept_activations, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(passes.parallel, "run_jobs", run_in_turn)
+    pipeline = made.inputs.store.meta["pipeline"]
+    again = Activations(made.inputs, made.backbone, made.cut, pipeline)
+    again.fill(positions, views, config.Engine(workers=2))
+    assert len(jobs) == 3
+    there = again.plain(positions)[0]
+    assert there / here.max() == pytest.approx(here / here.max(), abs=1e-5)
 
 
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_computed(
