@@ -228,7 +228,7 @@ def draw_patches(path, alike, generator):
 
 
 def test_the_block_learns_what_a_head_on_its_features_cannot_tell(tmp_path, monkeypatch):
-    """At the learning rates that are shipped; before, no step lowered the objective at any rate."""
+    """At the learning rates that are shipped."""
     monkeypatch.chdir(tmp_path)
     shipped = config.read_params(REPO)["defaults"]["finetune"]
     rates = {key: shipped[key] for key in ("learning_rate", "head_learning_rate")}
