@@ -59,6 +59,10 @@ SPLIT_SECONDS = 5e-6
 COPIES = 3
 #: A step forwards and backwards costs about three passes.
 PASSES_OF_A_STEP = 3
+#: What the last block costs of a pass, about: 9 % in VGG16, 4 % in DenseNet121.
+BLOCK_FRACTION = 0.1
+#: What flows into VGG16's last block at 224 px, in float32; into that of others less.
+ACTIVATION_BYTES = 4 * 14 * 14 * 512
 #: Imported vectors: bytes read, hashed and pooled in a second, and how long a vector usually is.
 IMPORT_BYTES_PER_SECOND = 1e8
 IMPORT_NUM_FEATURES = 1024
@@ -591,12 +595,19 @@ def _scenario_step(
     rows = num_images * (1 + views)
     workers = _workers(study, jobs)
 
+    disk_bytes = jobs * num_images * 60
     seconds = START_SECONDS + heads * rows * num_features * HEAD_SECONDS
     tuned_networks = jobs if settings.train.mode == "finetune" else 0
     tuned_networks += heads if settings.tune.mode == "finetune" else 0
     if tuned_networks and not imported.is_imported(settings.embed, backbone):
         rate = passes_per_second(study.cache_path, backbone, settings.embed.image_size_px)
-        seconds += tuned_networks * _passes_of_tuning(settings.finetune) / rate.images_per_second
+        passes = tuned_networks * _passes_of_tuning(settings.finetune)
+        if settings.finetune.unfreeze == "last_block" and scenario == study.scenarios[0]:
+            # The first scenario computes what lies below the block, and the others read it.
+            passes += num_images
+            size = (settings.embed.image_size_px / 224) ** 2
+            disk_bytes += num_images * int(size * ACTIVATION_BYTES)
+        seconds += passes / rate.images_per_second
 
     bytes_of_features = 4 * num_features * min(rows, MEMORY_ROWS)
     memory = workers * (MEMORY_OF_FEATURES * bytes_of_features + MEMORY_OF_A_ROW * rows)
@@ -609,7 +620,7 @@ def _scenario_step(
             "a search that is kept is not made again"
         ),
         seconds=seconds / workers,
-        disk_bytes=jobs * num_images * 60 + rotated,
+        disk_bytes=disk_bytes + rotated,
         memory_bytes=memory,
     )
 
@@ -622,9 +633,10 @@ def _workers(study: Study, jobs: int) -> int:
     return max(1, min(workers, jobs))
 
 
-def _passes_of_tuning(settings: Finetune) -> int:
+def _passes_of_tuning(settings: Finetune) -> float:
     """What the optimiser steps of one network cost, in backbone passes."""
-    return PASSES_OF_A_STEP * settings.steps * settings.batch_size
+    passes = PASSES_OF_A_STEP * settings.steps * settings.batch_size
+    return passes if settings.unfreeze == "all" else BLOCK_FRACTION * passes
 
 
 def _minutes(seconds: float) -> str:

@@ -259,6 +259,22 @@ def test_true_is_no_number_where_the_default_is_null(params, changes):
 
 
 @pytest.mark.parametrize(
+    ("key", "given", "expected"),
+    [
+        ("finetune.layer_decay", 1.5, "less than or equal to 1"),
+        ("finetune.layer_decay", 0, "greater than 0"),
+        ("finetune.head_learning_rate", 0, "greater than 0"),
+        ("finetune.patience", 0, "greater than or equal to 1"),
+        ("finetune.activations", "float8", "'float32' or 'float16'"),
+        ("finetune.draw_views", 3, "boolean"),
+    ],
+)
+def test_settings_of_fine_tuning_out_of_range_are_refused(params, key, given, expected):
+    with pytest.raises(ConfigError, match=rf"{key} is {given!r}: .*{expected}"):
+        load_study("demo", params, {key: given})
+
+
+@pytest.mark.parametrize(
     ("key", "given", "read"),
     [
         ("threshold.cost_ratio", 2, 2.0),

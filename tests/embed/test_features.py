@@ -399,9 +399,14 @@ def test_every_backbone_is_flat_repeatable_and_holds_a_head(name):
     np.testing.assert_allclose(
         embedder.Embedder(whole, 32).features(batch), solved.logits(values), atol=1e-6
     )
-    back = network.head_of(whole, standardiser)
-    np.testing.assert_allclose(back.coefficients, coefficients, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(back.logits(values), solved.logits(values), atol=1e-6)
+    trainable = network.with_head_on_standardised(first, solved)
+    np.testing.assert_allclose(
+        embedder.Embedder(trainable, 32).features(batch), solved.logits(values), atol=1e-6
+    )
+    of_backbone, back = network.divided(trainable.get_weights(), standardiser)
+    np.testing.assert_array_equal(back.coefficients, coefficients)
+    np.testing.assert_array_equal(back.intercepts, solved.intercepts)
+    assert len(of_backbone) == len(first.get_weights())
     assert whole.get_layer("logits").kernel.shape[0] == width
 
 

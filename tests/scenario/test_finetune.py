@@ -1,4 +1,4 @@
-"""Fine-tuning on drawn 40-px images: equal steps, its schedule, what stays frozen, resuming, and the decoded cache."""
+"""Fine-tuning on drawn 40-px images: equal steps, its schedule, what is learned and what stays, resuming, caches."""
 
 import copy
 import dataclasses
@@ -11,19 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import log_loss, roc_auc_score
 
 from conftest import REPO
 from equipoise.core import config, files, images
 from equipoise.core.documents import Choices
 from equipoise.core.errors import ConfigError, DataError, TrialFailed
-from equipoise.embed import backbones, blocks, embedder
+from equipoise.embed import backbones, blocks, cut, embedder, passes
 from equipoise.embed import stage as features
 from equipoise.evaluation import metrics
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
+from equipoise.scenario import activations as kept_activations
 from equipoise.scenario import finetune
+from equipoise.scenario import network as networks
 from equipoise.scenario import stage as scenario
+from equipoise.scenario import steps as stepping
+from equipoise.scenario.activations import Activations
 from equipoise.scenario.checkpoint import Checkpoint
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.pixels import Pixels
@@ -33,7 +38,7 @@ CHANGES = {
     "phantom": {"patients": 40, "size_px": 40, "opacity_patient_fraction": 0.3},
     "split": {"scheme": "holdout", "repeats": 1, "test_fraction": 0.35, "val_fraction": 0.25},
     "train": {"seeds": [0, 1]},
-    "embed": {"image_size_px": 32, "views": 1, "batch_size": 16},
+    "embed": {"image_size_px": 32, "views": 1, "views_of": "all", "batch_size": 16},
     "tune": {"objective": "auroc"},
     "finetune": {
         "steps": 4,
@@ -133,7 +138,7 @@ def test_the_learning_rate_warms_up_and_falls_as_keras_cosine_decay(drawn, warmu
     oracle = keras.optimizers.schedules.CosineDecay(
         0.0 if warm else 0.001, 40 - warm, warmup_target=0.001 if warm else None, warmup_steps=warm
     )
-    rates = [finetune.learning_rate_at(step, options) for step in range(1, 41)]
+    rates = [stepping.learning_rate_at(step, options) for step in range(1, 41)]
     assert rates[:warm] == pytest.approx(
         [float(oracle(step)) for step in range(1, warm + 1)], rel=1e-5
     )
@@ -150,7 +155,7 @@ def test_every_scenario_takes_the_same_steps_at_the_same_rates(drawn):
         made = training(drawn, name, finetune={"steps": 3})
         compiled = made.step
         made.step = lambda *batch, do=compiled, steps=steps: (
-            steps.append((len(batch[0]), batch[-1])) or do(*batch)
+            steps.append((len(batch[1]), batch[-1])) or do(*batch)
         )
         list(made.evaluations())
         assert int(made.optimizer.iterations) == 3
@@ -184,7 +189,7 @@ def test_batches_go_on_where_a_run_stopped(drawn):
     assert len(whole) == 4
     assert len(rest) == 2
     for batch, same in zip(whole[2:], rest):
-        for tensor, other in zip(batch, same):
+        for tensor, other in zip((*batch.inputs, *batch[1:]), (*same.inputs, *same[1:])):
             np.testing.assert_array_equal(tensor, other)
 
 
@@ -195,8 +200,8 @@ def test_batches_go_on_where_a_run_stopped(drawn):
 def test_the_loss_is_scikit_learns_weighted_log_loss_and_the_penalty(drawn, scenario):
     made = training(drawn, scenario)
     batch = next(made.batches())
-    logits = made.network(batch[0], training=False).numpy()
-    labels = batch[2].numpy()
+    logits = made.reader.graph(*batch.inputs).numpy()
+    labels = batch.labels.numpy()
     counts = np.bincount(made.labels[made.kept])
     weights = np.ones(2) if scenario == "baseline" else counts.sum() / (2 * counts)
     expected = log_loss(
@@ -206,14 +211,65 @@ def test_the_loss_is_scikit_learns_weighted_log_loss_and_the_penalty(drawn, scen
     assert float(made.step(*batch, np.float32(0))) == pytest.approx(expected + penalty, rel=1e-5)
 
 
+PATCHES_PX = 48
+
+
+def draw_patches(path, alike, generator):
+    """Two halves of stripes that run alike or crosswise: the mean of features over the picture hardly tells which."""
+    down, right = np.mgrid[:PATCHES_PX, :PATCHES_PX]
+    first = generator.integers(2)
+    halves = []
+    for runs_down in (first, first if alike else 1 - first):
+        along = down if runs_down else right
+        halves.append(np.sin(along * 2 * np.pi / 4 + generator.uniform(0, 2 * np.pi)))
+    stripes = np.where(right < PATCHES_PX // 2, *halves)
+    grey = 128 + 40 * stripes + 20 * generator.normal(size=stripes.shape)
+    Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path)
+
+
+def test_the_block_learns_what_a_head_on_its_features_cannot_tell(tmp_path, monkeypatch):
+    """At the learning rates that are shipped."""
+    monkeypatch.chdir(tmp_path)
+    shipped = config.read_params(REPO)["defaults"]["finetune"]
+    rates = {key: shipped[key] for key in ("learning_rate", "head_learning_rate")}
+    params = copy.deepcopy(config.read_params(REPO))
+    demo = params["studies"]["demo"]
+    demo["phantom"] |= {"patients": 400, "mean_images_per_patient": 1.0, "size_px": PATCHES_PX}
+    demo["phantom"]["opacity_patient_fraction"] = 0.5
+    demo["split"] = {"scheme": "holdout", "repeats": 1, "test_fraction": 0.3, "val_fraction": 0.1}
+    demo["embed"] |= {"image_size_px": PATCHES_PX, "views": 0, "batch_size": 32}
+    demo["finetune"] = {"steps": 80, "evaluate_every_steps": 20, "stop_fraction": 0.2, **rates}
+    study = config.load_study("demo", params, {}, root=tmp_path)
+    phantom.draw(study.raw, study.settings.phantom)
+    generator = np.random.default_rng(0)
+    for path in sorted(study.raw.rglob("*.png")):
+        draw_patches(path, path.parent.name == "opacity", generator)
+    ingest.run(study)
+    splits.run(study)
+    features.run(study, "vgg16")
+    inputs = Inputs.read(study, "vgg16", "baseline")
+    test, _ = rows_of(inputs, "test")
+    labels = inputs.labels(test)
+    made = finetune.Training(inputs, task_of(inputs))
+    of_head = made.start.logits(inputs.features(test))
+    result = finetune.fine_tune(inputs, task_of(inputs), test)
+    before, after = (
+        roc_auc_score(labels, logits[:, 1] - logits[:, 0]) for logits in (of_head, result.logits)
+    )
+    assert result.kept_step > 0
+    assert before < 0.94
+    assert after > before + 0.04, "a twentieth of all pairs changes its order, of 121 pictures"
+
+
 def test_draws_count_by_their_weight(drawn, monkeypatch):
     made = training(drawn)
     plain = made.plan(0)
     heavy = dataclasses.replace(plain, weight=np.where(np.arange(len(plain.row)) % 2, 3.0, 1.0))
     monkeypatch.setattr(made, "plan", lambda epoch: heavy)
-    pixels, _, labels, weights = (tensor.numpy() for tensor in next(made.batches()))
+    inputs, labels, weights = next(made.batches())
+    labels, weights = labels.numpy(), weights.numpy()
     assert set(weights) == {1.0, 3.0}
-    prob = metrics.softmax(made.network(pixels, training=False).numpy())[:, 1]
+    prob = metrics.softmax(made.reader.graph(*inputs).numpy())[:, 1]
     expected = log_loss(labels, prob, sample_weight=weights, labels=[0, 1])
     penalty = 0.05 * ((made.start.coefficients[:, 1] - made.start.coefficients[:, 0]) ** 2).sum()
     batch = next(made.batches())
@@ -229,9 +285,9 @@ def test_only_what_is_unfrozen_changes(drawn, unfreeze, freeze_batch_norm):
     after = by_name(made.network, made.network.get_weights())
     assert set(after) == set(before)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    block: tuple[str, ...] = ("",)
+    block = ("",)
     if unfreeze == "last_block":
-        block = tuple(f"{layer}/" for layer in blocks.last_block(made.network).trained)
+        block = tuple(f"{name}/" for name in blocks.last_block(made.backbone).trained)
     normalisation = {
         name for name in before if name.rsplit("/", 1)[1] in ("gamma", "beta", "moving_mean")
     }
@@ -293,6 +349,10 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = [{tests!r}, {own!r}, {source!r}]
 import test_finetune
+from equipoise.scenario import network as networks
+from equipoise.scenario import steps as stepping
+from equipoise.scenario.activations import Activations
+from equipoise.scenario.activations import Activations
 from equipoise.scenario.checkpoint import Checkpoint
 
 save = Checkpoint.save
@@ -427,6 +487,236 @@ def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitte
     assert choice.score == pytest.approx(roc_auc_score(inputs.labels(train[held]), prob), abs=1e-6)
 
 
+# --- the activations below the block ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def activations(drawn):
+    """The folder of the activations, empty at first."""
+    folder = drawn / "data/cache/activations"
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def plain_fit(made, rate):
+    """Keras' own `fit` of VGG16's block5 and the head, from pixels, with the batches of a training; its losses."""
+    keras = backbones.load_keras()
+    backbone = finetune.build_backbone(made.inputs, made.inputs.store.meta["pipeline"])
+    model = networks.with_head_on_standardised(backbone, made.start)
+    for layer in backbone.layers:
+        layer.trainable = layer.name.startswith("block5")
+    head, l2 = model.get_layer("logits"), made.task.settings["l2"]
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def penalised(labels, logits):
+        difference = keras.ops.cast(head.kernel[:, 1] - head.kernel[:, 0], "float32")
+        return cross_entropy(labels, logits) + 0.5 * l2 * keras.ops.sum(difference**2)
+
+    schedule = keras.optimizers.schedules.CosineDecay(rate, made.options.steps)
+    model.compile(optimizer=keras.optimizers.Adam(schedule), loss=penalised)
+    positions = np.array([draw.position for batch in made.drawn_batches() for draw in batch])
+    pixels = Pixels(made.inputs, embedder.Embedder(model, made.size_px))(positions)
+    sums = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: sums.append(logs["loss"] * (batch + 1))
+    )
+    size = made.options.batch_size
+    labels = made.labels[positions]
+    model.fit(pixels, labels, size, verbose=0, callbacks=[watch], shuffle=False)
+    return np.diff([0, *sums])
+
+
+def test_its_losses_are_those_of_keras_fit_of_the_same_block_from_pixels(drawn):
+    rate = 0.001
+    options = {"steps": 6, "warmup_fraction": 0.0, "learning_rate": rate}
+    made = training(drawn, finetune={**options, "head_learning_rate": rate})
+    losses, compiled = [], made.step
+    made.step = lambda *batch: losses.append(float(compiled(*batch))) or losses[-1]
+    list(made.evaluations())
+    expected = plain_fit(made, rate)
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert len({round(loss, 3) for loss in losses}) == 6, (
+        "nothing moved: the comparison says nothing"
+    )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_activations_are_what_flows_through_the_cut(drawn, activations, backbone):
+    made = training(drawn, "baseline", backbone)
+    positions, views = np.array([3, 0, 5]), np.array([0, 1, 1])
+    made.source.fill(positions, views)
+    kept = made.source.drawn(positions, views)
+    pixels = Pixels(made.inputs, embedder.Embedder(made.network, made.size_px))
+    shown = pixels.opened(*pixels.drawn(positions, views))
+    keras = backbones.load_keras()
+    whole = keras.Model(made.backbone.input, cut.tensors(made.backbone, made.cut))
+    for part, expected in zip(kept, keras.tree.flatten(whole(shown))):
+        scale = np.abs(expected).max()
+        assert part / scale == pytest.approx(expected.numpy() / scale, abs=1e-5)
+    assert made.reader.graph(*kept).numpy() == pytest.approx(
+        made.network(shown, training=False).numpy(), abs=1e-3
+    )
+
+
+def test_activations_are_computed_once_for_all_scenarios_and_seeds(
+    drawn, activations, monkeypatch, capsys
+):
+    made, make = [], kept_activations.make_shards
+    monkeypatch.setattr(
+        kept_activations,
+        "make_shards",
+        lambda maker, rows, *more: made.extend(rows) or make(maker, rows, *more),
+    )
+    first = tuned(drawn)
+    said = capsys.readouterr().err
+    count = len(made)
+    assert "below the last block of vgg16" in said
+    assert "(2x2x512 numbers each, float32)" in said
+    tuned(drawn, "class_weight", seed=1)
+    read = [(row.sha256, row.view) for row in made]
+    assert len(read) == len(set(read))
+    before = len(made)
+    assert before >= count
+    assert as_bytes(tuned(drawn)) == as_bytes(first)
+    assert len(made) == before
+
+
+def test_other_weights_another_size_and_another_cut_are_other_activations(drawn, activations):
+    keras = backbones.load_keras()
+    made = training(drawn)
+    positions, views = np.array([0]), np.array([0])
+
+    def folder_of(inputs, backbone, numbers):
+        before = set(activations.glob("features/*"))
+        source = Activations(inputs, backbone, numbers, inputs.store.meta["pipeline"])
+        source.fill(positions, views)
+        (new,) = set(activations.glob("features/*")) - before
+        return new, source
+
+    _, source = folder_of(made.inputs, made.backbone, made.cut)
+    again = Activations(made.inputs, made.backbone, made.cut, made.inputs.store.meta["pipeline"])
+    again.fill(positions, views)
+    np.testing.assert_array_equal(again.plain(positions)[0], source.plain(positions)[0])
+    below = (made.cut[0] - 1,)
+    folder_of(made.inputs, made.backbone, below)
+    other = keras.models.clone_model(made.backbone)
+    weights = made.backbone.get_weights()
+    other.set_weights([weights[0] * 1.01, *weights[1:]])
+    _, changed = folder_of(made.inputs, other, made.cut)
+    assert not np.array_equal(changed.plain(positions)[0], source.plain(positions)[0])
+    larger = inputs_of(drawn, embed={"image_size_px": 48})
+    built = finetune.build_backbone(larger, larger.store.meta["pipeline"])
+    _, wide = folder_of(larger, built, made.cut)
+    assert wide.shapes == [(3, 3, 512)]
+
+
+def test_workers_of_a_pass_compute_the_same_activations(drawn, activations, monkeypatch):
+    made = training(drawn)
+    positions = np.arange(20)
+    views = np.zeros(20, dtype=int)
+    made.source.fill(positions, views)
+    here = made.source.plain(positions)[0]
+    shutil.rmtree(activations)
+    jobs = []
+
+    def run_in_turn(function, given, *more, **names):
+        jobs.extend(given)
+        return [function(*job) for job in given]
+
+    monkeypatch.setattr(kept_activations, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(passes.parallel, "run_jobs", run_in_turn)
+    pipeline = made.inputs.store.meta["pipeline"]
+    again = Activations(made.inputs, made.backbone, made.cut, pipeline)
+    again.fill(positions, views, config.Engine(workers=2))
+    assert len(jobs) == 3
+    there = again.plain(positions)[0]
+    assert there / here.max() == pytest.approx(here / here.max(), abs=1e-5)
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_computed(
+    drawn, activations, monkeypatch
+):
+    free = type("Usage", (), {"free": 10_000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(ConfigError, match=r"0.0 MB free. Make room, or set finetune.activations"):
+        list(training(drawn).evaluations())
+    assert not list(activations.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("kept_as", ["float32", "float16"])
+def test_what_is_predicted_is_what_the_whole_network_says(drawn, activations, kept_as):
+    inputs = inputs_of(drawn, finetune={"activations": kept_as})
+    images, _ = rows_of(inputs, "test")
+    result = finetune.fine_tune(inputs, task_of(inputs), images)
+    assert {np.load(file).dtype.name for file in activations.rglob("*.npy")} == {kept_as}
+    backbone = finetune.build_backbone(inputs, inputs.store.meta["pipeline"])
+    backbone.set_weights(result.weights)
+    served = embedder.Embedder(networks.with_head(backbone, result.head), 32)
+    table = inputs.manifest.table
+    pixels = [served.load(inputs.study.raw / path) for path in table["path"].iloc[images]]
+    assert result.logits == pytest.approx(served.features(np.stack(pixels)), abs=1e-4)
+
+
+# --- stopping, views, rates ------------------------------------------------------------------------------------------
+
+
+def test_no_patient_of_the_slice_is_drawn(drawn):
+    made = training(drawn, "oversample", finetune={"steps": 40})
+    patients = made.inputs.manifest.table["patient_id"].to_numpy()
+    drawn_patients = {patients[draw.position] for batch in made.drawn_batches() for draw in batch}
+    held = set(patients[made.held])
+    assert held
+    assert not held & drawn_patients
+    assert held | drawn_patients == set(made.task.patients)
+
+
+def test_it_ends_when_nothing_better_came_for_so_many_evaluations(drawn, monkeypatch):
+    options = {"steps": 12, "patience": 2}
+    made = training(drawn, save_seconds=0, finetune=options)
+    losses = iter([0.5, 0.4, 0.41, 0.42, 0.3, 0.2, 0.1])
+    evaluate = made.evaluate
+    monkeypatch.setattr(
+        made, "evaluate", lambda step: dataclasses.replace(evaluate(step), loss=next(losses))
+    )
+    assert [step for step, _ in made.evaluations()] == [0, 2, 4, 6]
+    assert made.best.step == 2
+    again = training(drawn, finetune=options)
+    assert [step for step, _ in again.evaluations()] == [0, 2, 4, 6], "a resumed run goes on"
+
+
+def test_views_by_chance_are_drawn_anew_for_each_epoch_where_every_image_has_them(drawn):
+    made = training(drawn, finetune={"draw_views": True})
+    draws = made.draws()
+    count = len(made.plan(0).row)
+    epochs = [
+        {draw.position: draw.view for draw in (next(draws) for _ in range(count))} for _ in "ab"
+    ]
+    assert set(epochs[0].values()) == {0, 1}
+    assert epochs[0].keys() == epochs[1].keys()
+    assert epochs[0] != epochs[1]
+    few = study_with(drawn, finetune={"draw_views": True}, embed={"views_of": "minority"})
+    with pytest.raises(ConfigError, match=r"views of every image, and there are 1 of minority"):
+        finetune.refuse_unusable_settings(few)
+    finetune.refuse_unusable_settings(made.inputs.study)
+
+
+def test_each_layer_learns_at_its_own_rate(drawn):
+    options = {"learning_rate": 0.001, "head_learning_rate": 0.004, "layer_decay": 0.5}
+    made = training(drawn, finetune={**options, "steps": 1, "warmup_fraction": 0.0})
+    before = by_name(made.network, made.network.get_weights())
+    list(made.batches())
+    made.step(*next(made.batches()), np.float32(0.001))
+    after = by_name(made.network, made.network.get_weights())
+    moved = {name: np.abs(after[name] - before[name]).max() for name in before}
+    # The first step of Adam is the learning rate, whatever the gradient.
+    assert moved["block5_conv3/kernel"] == pytest.approx(0.001, rel=0.01)
+    assert moved["block5_conv2/kernel"] == pytest.approx(0.0005, rel=0.01)
+    assert moved["block5_conv1/kernel"] == pytest.approx(0.00025, rel=0.01)
+    assert moved["logits/kernel"] == pytest.approx(0.004, rel=0.01)
+    assert moved["block4_conv3/kernel"] == 0
+
+
 # --- the decoded cache -----------------------------------------------------------------------------------------------
 
 
@@ -442,11 +732,13 @@ def decoded(drawn):
 def test_each_image_is_decoded_once_for_all_scenarios_and_seeds(drawn, decoded, monkeypatch):
     calls, decode = [], images.decode
     monkeypatch.setattr(images, "decode", lambda *given: calls.append(1) or decode(*given))
+    read = set()
     for name, seed in (("baseline", 0), ("oversample", 1)):
-        tuned(drawn, name, seed=seed)
-    inputs = inputs_of(drawn)
-    expected = len(rows_of(inputs, "train")[0]) + len(rows_of(inputs, "test")[0])
-    assert len(calls) == expected == len(list(decoded.rglob("*.npy")))
+        made = training(drawn, name, seed=seed, finetune={"unfreeze": "all"})
+        list(made.evaluations())
+        read.update(made.held)
+        read.update(draw.position for batch in made.drawn_batches() for draw in batch)
+    assert len(calls) == len(read) == len(list(decoded.rglob("*.npy")))
 
 
 def pixels_at(folder, size_px):

@@ -110,7 +110,7 @@ class StudyResults:
         return pictures.forest(self.comparison)
 
     def __repr__(self) -> str:
-        return screen.text(self.comparison)
+        return str(screen.page(self.comparison))
 
     def _repr_html_(self) -> str:
         return verdicts.comparison_html(self.comparison)

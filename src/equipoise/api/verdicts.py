@@ -183,7 +183,7 @@ class Verdicts:
         judged.write(Path(path), self.judged)
 
     def __repr__(self) -> str:
-        return screen.text(self.comparison)
+        return str(screen.page(self.comparison))
 
     def _repr_html_(self) -> str:
         return comparison_html(self.comparison)

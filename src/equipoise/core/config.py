@@ -107,6 +107,11 @@ class Engine(Section):
         return self
 
     @property
+    def stays_here(self) -> bool:
+        """Whether every job runs in this process."""
+        return self.backend == "loky" and self.workers == 1
+
+    @property
     def address(self) -> str | None:
         """The scheduler to join; None when workers are started on this machine."""
         if self.backend != "dask":
@@ -331,13 +336,31 @@ class Train(Section):
 
 
 class Finetune(Section):
-    """The last mile: the same plan and objective end to end, from the solved head."""
+    """The last mile: the same plan and objective end to end, from the solved head.
+
+    Attributes:
+        unfreeze: What is trained beside the head. What lies below the last block is computed once
+            for every picture and view, and kept.
+        activations: How it is kept. float16 takes half the disk; predictions are then made from
+            the pixels, because the served model does not round.
+        patience: Evaluations without a better one after which a training ends; null never ends early.
+        learning_rate: Of the topmost layer of what is unfrozen, at its highest.
+        head_learning_rate: Of the head, per standardised feature, at its highest.
+        layer_decay: Factor of the learning rate from each layer to the one below.
+        draw_views: Take a view by chance, the plain one included, for every plain image that a plan
+            draws.
+    """
 
     unfreeze: Literal["last_block", "all"]
+    activations: Literal["float32", "float16"]
     steps: Count
     evaluate_every_steps: Count
+    patience: Count | None
     batch_size: Count
     learning_rate: Positive
+    head_learning_rate: Positive
+    layer_decay: Annotated[Number, Field(gt=0, le=1)]
+    draw_views: bool
     warmup_fraction: Annotated[Number, Field(ge=0, lt=1)]
     freeze_batch_norm: bool
     mixed_precision: bool

@@ -108,9 +108,8 @@ def run_jobs(
             it has another package or other code.
         EquipoiseError: When a job has ended every worker that tried it, or the scheduler went away.
     """
-    stays_here = engine.backend == "loky" and engine.workers == 1
     results: Iterator[Item]
-    if stays_here or len(jobs) <= 1:
+    if engine.stays_here or len(jobs) <= 1:
         results = (function(*job) for job in jobs)
     else:
         in_worker = partial(do_job, function, expected_versions=versions(), root=root)

@@ -12,7 +12,7 @@ from typing import Any
 
 from equipoise.core.errors import DataError
 from equipoise.core.text import first_line
-from equipoise.embed import applications, encoders
+from equipoise.embed import applications, cut, encoders
 
 
 def load_keras() -> Any:
@@ -68,6 +68,8 @@ def devices() -> list[str]:
 def build(name: str, weights: str, size_px: int, pipeline: str = "", root: Path = Path()) -> Any:
     """Build pixels -> features: scaling, convolutions and average pooling as one flat Keras model.
 
+    With a cut it ends there: pixels -> activations, flat.
+
     Args:
         name: A network of keras.applications, or any name where `weights` is a whole network.
         weights: "imagenet", "random" (from a fixed seed), the path of an .h5 file without the top, or
@@ -75,12 +77,13 @@ def build(name: str, weights: str, size_px: int, pipeline: str = "", root: Path 
         size_px: Width and height of the input.
         pipeline: `/mixed-float16` or `/mixed-bfloat16` in it computes in that precision,
             `/stored-float16` rounds the features: the served model then sees what the heads were
-            fitted on. `/encoder-…` names the file of a whole network.
+            fitted on. `/encoder-…` names the file of a whole network, `/cut-…` ends it at a cut, see
+            `cut.text_of`.
         root: Folder that holds `weights/`, and that a relative path of weights starts from.
 
     Returns:
         keras.Model from float32 (batch, size_px, size_px, 3), 0..255 RGB, to float32 (batch,
-        num_features), or float16.
+        num_features), or float16; with a cut (batch, width).
 
     Raises:
         ConfigError: For an unknown name, and for a size that the network does not take.
@@ -96,6 +99,9 @@ def build(name: str, weights: str, size_px: int, pipeline: str = "", root: Path 
             features = encoders.features(keras, name, weights, pixels, root)
         else:
             features = _of_application(keras, name, weights, pixels, root)
+    numbers = cut.of_pipeline(pipeline)
+    if numbers:
+        features = cut.joined(keras.Model(pixels, features), numbers)
     stored = "float16" if "/stored-float16" in pipeline else "float32"
     if features.dtype != stored:
         features = keras.layers.Identity(dtype=stored, name="features")(features)

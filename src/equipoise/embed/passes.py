@@ -19,7 +19,7 @@ from equipoise.core.config import Augment, Engine
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
 from equipoise.core.parallel import batched
-from equipoise.embed import augment, backbones
+from equipoise.embed import augment, backbones, cut
 from equipoise.embed.embedder import Embedder
 from equipoise.embed.shards import FeatureKey, NetworkKey, network_path, save_shard, shard_folder
 from equipoise.ingest.originals import read_unchanged
@@ -112,7 +112,7 @@ class ShardMaker:
 
     def _save(self, piece: Sequence[Row], values: np.ndarray) -> None:
         if values.dtype == np.float16 and len(values) >= _BLUR_ROWS:
-            _refuse_blurred(values, self.key.backbone)
+            _refuse_blurred(values, self.key)
         keys = [FeatureKey(row.sha256, row.view) for row in piece]
         save_shard(self.folder, values, keys)
 
@@ -128,7 +128,7 @@ def _features(embedder: Embedder, loaded: list[Decoded], filled_size: int) -> np
     return values[:size]
 
 
-def _refuse_blurred(values: np.ndarray, backbone: str) -> None:
+def _refuse_blurred(values: np.ndarray, key: NetworkKey) -> None:
     """Refuse float16 where its rounding error is large beside the spread of the features."""
     exact = values.astype(np.float64)
     typical = np.abs(exact).mean(axis=0).astype(np.float16)
@@ -137,11 +137,15 @@ def _refuse_blurred(values: np.ndarray, backbone: str) -> None:
     with np.errstate(divide="ignore", invalid="ignore"):
         # A number rounded to steps is off by step / sqrt(12) on average (root mean square).
         blur = float(np.median(step / np.sqrt(12) / exact.std(axis=0)))
-    if blur > _BLUR_LIMIT:
-        raise ConfigError(
-            f"float16 cannot hold the features of {backbone}: its rounding is {blur:.2g} of a feature's "
-            f"spread (median over features), at most {_BLUR_LIMIT} is expected. Set embed.dtype to float32."
-        )
+    if blur <= _BLUR_LIMIT:
+        return
+    what, setting = "features", "embed.dtype"
+    if cut.of_pipeline(key.pipeline):
+        what, setting = "activations", "finetune.activations"
+    raise ConfigError(
+        f"float16 cannot hold the {what} of {key.backbone}: its rounding is {blur:.2g} of a feature's "
+        f"spread (median over features), at most {_BLUR_LIMIT} is expected. Set {setting} to float32."
+    )
 
 
 # --- here or elsewhere ----------------------------------------------------------------------------

@@ -14,21 +14,22 @@ import numpy as np
 import pandas as pd
 
 from equipoise.core import parallel
-from equipoise.core.config import Finetune
+from equipoise.core.config import Finetune, Study
 from equipoise.core.errors import ConfigError, TrialFailed
 from equipoise.core.files import digest_of
-from equipoise.embed import augment, backbones, blocks
+from equipoise.embed import backbones, cut
+from equipoise.embed.blocks import last_block
 from equipoise.embed.embedder import Embedder
-from equipoise.scenario import head
+from equipoise.scenario import head, network
+from equipoise.scenario.activations import Activations
 from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, Losses, TrainingState
-from equipoise.scenario.loss import mean_loss, tensor_row_losses
+from equipoise.scenario.loss import mean_loss
 from equipoise.scenario.matrix import Inputs
-from equipoise.scenario.network import head_layer, head_of, unfreeze, with_head
 from equipoise.scenario.pixels import Pixels
-from equipoise.scenario.rows import Standardiser
+from equipoise.scenario.steps import learning_rate_at, training_step
 from equipoise.split import strata
 from equipoise.strategies import base as strategies
-from equipoise.strategies.base import Objective, Plan
+from equipoise.strategies.base import VIEWS, Plan
 
 #: Shorter runs leave no checkpoint: repeating them costs less than writing a hundred megabytes at
 #: every evaluation.
@@ -108,20 +109,41 @@ def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
     training = Training(inputs, task)
     for _ in training.evaluations():
         pass
-    # Built anew: it is served in the precision of the features, whatever it was trained in.
     best = training.best
-    backbone, network = training.build(inputs.store.meta["pipeline"])
-    network.set_weights(best.weights)
-    embedder = Embedder(network, training.pixels.size_px)
-    logits = training.logits(embedder, wanted)
+    backbone_weights, tuned_head = network.divided(best.weights, training.standardiser)
+    logits = _served_logits(training, backbone_weights, tuned_head, wanted)
     training.checkpoint.remove()
     return FinetuneResult(
         logits=logits,
-        head=head_of(network, training.standardiser),
-        weights=backbone.get_weights(),
+        head=tuned_head,
+        weights=backbone_weights,
         kept_step=best.step,
         curve=pd.DataFrame(training.curve),
     )
+
+
+def _served_logits(
+    training: Training, weights: list[np.ndarray], tuned_head: head.Head, wanted: np.ndarray
+) -> np.ndarray:
+    """What the served network says, which is in the precision of the features, whatever it was trained in."""
+    inputs = training.inputs
+    pipeline = inputs.store.meta["pipeline"]
+    backbone = build_backbone(inputs, pipeline)
+    backbone.set_weights(weights)
+    whole = network.with_head(backbone, tuned_head)
+    if training.cut and training.serves_what_is_kept:
+        part = network.above(backbone, whole, training.cut)
+        return Reader(part, training.source, training.batch_size).logits(wanted)
+    embedder = Embedder(whole, training.size_px, pipeline)
+    return Reader(whole, Pixels(inputs, embedder), training.batch_size).logits(wanted)
+
+
+def build_backbone(inputs: Inputs, pipeline: str) -> Any:
+    """The backbone of a study in the precision that a pipeline names."""
+    embed = inputs.study.settings.embed
+    weights = embed.weights_for(inputs.backbone)
+    root = inputs.study.root
+    return backbones.build(inputs.backbone, weights, embed.image_size_px, pipeline, root)
 
 
 def held_out(inputs: Inputs, train: np.ndarray, patients: np.ndarray) -> np.ndarray:
@@ -169,24 +191,6 @@ class Trials:
         training.checkpoint.remove()
 
 
-def learning_rate_at(step: int, options: Finetune) -> float:
-    r"""Warm-up, then cosine.
-
-    $\eta\,t/w$ up to step $w$, after it $\eta\,(1+\cos(\pi (t-w-1)/(T-w)))/2$.
-
-    Args:
-        step: $t$, 1 to $T$ = `steps`; $w$ is `warmup_fraction` of them.
-        options: The `finetune` section.
-    """
-    warm_steps = round(options.warmup_fraction * options.steps)
-    if step <= warm_steps:
-        return options.learning_rate * step / warm_steps
-    falling_steps = options.steps - warm_steps
-    progress = (step - warm_steps - 1) / falling_steps
-    cosine = math.cos(math.pi * progress)
-    return options.learning_rate * (1 + cosine) / 2
-
-
 class Draw(NamedTuple):
     """One draw of a plan: an image by its position in the manifest, its view, and its weight."""
 
@@ -199,16 +203,41 @@ class Batch(NamedTuple):
     """What one step learns from, as tensors.
 
     Attributes:
-        pixels: float32 (batch, size_px, size_px, 3), 0..255, plain images.
-        parameters: float32 (batch, NUM_PARAMETERS), numbers that make their views.
+        inputs: What the source reads: activations, or pixels and the numbers that make their views.
         labels: int (batch,).
         weights: float64 (batch,), weight of the draw times weight of the class.
     """
 
-    pixels: Any
-    parameters: Any
+    inputs: tuple[Any, ...]
     labels: Any
     weights: Any
+
+
+class Reader:
+    """Reads plain images from a source, and says what a model makes of them.
+
+    Attributes:
+        graph: Traced: what the source reads -> logits.
+    """
+
+    def __init__(self, model: Any, source: Pixels | Activations, batch_size: int) -> None:
+        import tensorflow as tf
+
+        def infer(*tensors: Any) -> Any:
+            return model(source.opened(*tensors), training=False)
+
+        self.source = source
+        self.batch_size = batch_size
+        self.graph = tf.function(infer, input_signature=source.signature())
+
+    def logits(self, positions: np.ndarray) -> np.ndarray:
+        """float64 (num_images, C) of plain images; the next batches are read while one is computed."""
+        self.source.fill(positions, np.zeros(len(positions), dtype=int))
+        numbers = positions.tolist()
+        batches = [np.array(batch) for batch in parallel.batched(numbers, self.batch_size)]
+        read = parallel.in_threads(self.source.plain, batches, threads=2, ahead=4)
+        logits = [self.graph(*batch).numpy() for batch in read]
+        return np.concatenate(logits)
 
 
 class Training:
@@ -222,7 +251,11 @@ class Training:
         kept: int, the images that are trained on, as positions in the manifest.
         held: int, the images of the slice, as positions in the manifest.
         start: The solved head that training starts from.
-        network: keras.Model, pixels -> logits, as it is now.
+        backbone: keras.Model, pixels -> features, as it is now.
+        network: The same with its head, to logits.
+        cut: Below it nothing is trained, see `embed.cut`; empty where everything is.
+        source: What a step reads: activations at the cut, or pixels.
+        serves_what_is_kept: Whether the served network sees what the source keeps, unrounded.
         step: One optimiser step: (*batch, learning rate) -> loss.
         best: The weights kept so far.
         seen: What they said about the slice at every evaluation, from step 0 on.
@@ -238,6 +271,8 @@ class Training:
         self.inputs = inputs
         self.task = task
         self.options = settings.finetune
+        self.size_px = settings.embed.image_size_px
+        self.batch_size = settings.embed.batch_size
         _prepare_tensorflow(task.seed, self.options)
         self.labels = inputs.manifest.table["label"].to_numpy()
         self.kept = np.delete(task.train, task.held)
@@ -245,20 +280,19 @@ class Training:
         strategy = strategies.load_strategy(inputs.scenario)
         self.strategy = strategy.of(task.settings)
         self._solve_start()
-        backbone = self._build_trainable()
-        pipeline = inputs.store.meta["pipeline"]
-        size_px = settings.embed.image_size_px
-        self.embedder = Embedder(self.network, size_px, pipeline)
-        self.pixels = Pixels(inputs, self.embedder)
-        self.optimizer, self.step = _training_step(
+        self.backbone = self._build_trainable()
+        trained = self._open_source()
+        self.reader = Reader(trained, self.source, self.batch_size)
+        self.optimizer, self.step = training_step(
             self.network,
+            trained,
+            self.source.opened,
             self.options,
             self.objective,
             l2=task.settings["l2"],
-            standardiser=self.standardiser,
         )
         folder = inputs.study.cache_path / "finetune"
-        key = self._checkpoint_key(backbone)
+        key = self._checkpoint_key()
         self.checkpoint = Checkpoint(folder / key)
 
     def _solve_start(self) -> None:
@@ -267,6 +301,7 @@ class Training:
         patients = np.delete(task.patients, task.held)
         matrix = self.inputs.train_matrix(self.kept, patients)
         self.rows = matrix.train_rows(task.seed)
+        self.num_views = (matrix.row_of[:, 1:] >= 0).sum(axis=1)
         self.standardiser = matrix.standardiser
         plan = self.plan(0)
         counts = plan.counts(matrix.image_labels, matrix.num_classes)
@@ -283,29 +318,36 @@ class Training:
 
     def _build_trainable(self) -> Any:
         """Build the network that is trained, with its last block or all of it unfrozen; returns its backbone."""
+        backbone = build_backbone(self.inputs, self._training_pipeline)
+        self.network = network.with_head_on_standardised(backbone, self.start)
+        names = _trained_layers(backbone, self.options)
+        network.unfreeze(backbone, names, self.options.freeze_batch_norm)
+        self.cut = cut.boundary(backbone, names)
+        return backbone
+
+    @property
+    def _training_pipeline(self) -> str:
         # Gradients do not survive the rounding of stored features.
         pipeline = self.inputs.store.meta["pipeline"]
         pipeline = pipeline.replace("/stored-float16", "")
         if self.options.mixed_precision:
             pipeline += "/mixed-float16"
-        backbone, self.network = self.build(pipeline)
-        trained_layers = [layer.name for layer in backbone.layers]
-        if self.options.unfreeze == "last_block":
-            trained_layers = list(blocks.last_block(backbone).trained)
-        unfreeze(backbone, trained_layers, self.options.freeze_batch_norm)
-        return backbone
+        return pipeline
 
-    def build(self, pipeline: str) -> tuple[Any, Any]:
-        """Backbone, and the whole network with the starting head, in the precision that a pipeline names."""
-        name = self.inputs.backbone
-        embed = self.inputs.study.settings.embed
-        weights = embed.weights_for(name)
-        root = self.inputs.study.root
-        backbone = backbones.build(name, weights, embed.image_size_px, pipeline, root)
-        network = with_head(backbone, self.start)
-        return backbone, network
+    def _open_source(self) -> Any:
+        """Open what a step reads; returns the part of the network that is computed in it."""
+        self.source: Pixels | Activations
+        self.serves_what_is_kept = not self.options.mixed_precision
+        if not self.cut:
+            embedder = Embedder(self.network, self.size_px, self._training_pipeline)
+            self.source = Pixels(self.inputs, embedder)
+            return self.network
+        backbone = self.backbone
+        self.source = Activations(self.inputs, backbone, self.cut, self._training_pipeline)
+        self.serves_what_is_kept &= self.options.activations == "float32"
+        return network.above(backbone, self.network, self.cut)
 
-    def _checkpoint_key(self, backbone: Any) -> str:
+    def _checkpoint_key(self) -> str:
         """Names this training: another setting, image, weight or package is another one."""
         import tensorflow as tf
 
@@ -314,11 +356,12 @@ class Training:
         key["scenario"] = self.inputs.scenario
         key["settings"] = dict(self.task.settings)
         key["seed"] = self.task.seed
+        key["head"] = "on standardised features"
         key["train"] = self.task.train
         key["patients"] = self.task.patients
         key["manifest"] = self.inputs.manifest.digest
         key["features"] = self.inputs.store.digest
-        key["weights"] = backbones.weights_digest(backbone)
+        key["weights"] = backbones.weights_digest(self.backbone)
         key["pipeline"] = self.inputs.store.meta["pipeline"]
         key["tensorflow"] = tf.__version__
         return digest_of(key)[:24]
@@ -337,20 +380,31 @@ class Training:
             generator = np.random.default_rng([self.task.seed, epoch])
             order = generator.permutation(len(plan.row))
             positions = self.kept[plan.row]
+            views = plan.view
+            if self.options.draw_views:
+                by_chance = generator.integers(0, self.num_views[plan.row] + 1)
+                views = np.where(plan.view > 0, plan.view, by_chance)
             for number in order:
-                view = plan.view[number]
                 weight = plan.weight[number]
-                yield Draw(positions[number], view, weight)
+                yield Draw(positions[number], views[number], weight)
 
     def batches(self, first_step: int = 1) -> Iterator[Batch]:
         """The batch of each step, from `first_step` on, made in threads ahead of the reader."""
-        needed = np.concatenate([self.kept, self.held])
-        self.pixels.fill(needed)
-        drawn = self._drawn_batches(first_step)
+        self._fill(first_step)
+        drawn = self.drawn_batches(first_step)
         # `in_threads` asks for a sequence, and only walks through it once.
         return parallel.in_threads(self._batch, drawn, threads=2, ahead=4)  # type: ignore[arg-type]
 
-    def _drawn_batches(self, first_step: int) -> Iterator[list[Draw]]:
+    def _fill(self, first_step: int) -> None:
+        """Let the source make what batches and evaluations read, and nothing else."""
+        needed = {(int(position), 0) for position in self.held}
+        for batch in self.drawn_batches(first_step):
+            needed.update((int(draw.position), int(draw.view)) for draw in batch)
+        positions, views = np.array(sorted(needed), dtype=int).reshape(-1, 2).T
+        self.source.fill(positions, views)
+
+    def drawn_batches(self, first_step: int = 1) -> Iterator[list[Draw]]:
+        """The draws of each step, from `first_step` on."""
         size = self.options.batch_size
         passed = (first_step - 1) * size
         draws = itertools.islice(self.draws(), passed, None)
@@ -365,11 +419,9 @@ class Training:
         draw_weights = np.array([draw.weight for draw in draws])
         labels = self.labels[positions]
         class_weights = self.objective.weights[labels]
-        pixels = self.pixels(positions)
-        parameters = self.pixels.parameters(positions, views)
+        inputs = self.source.drawn(positions, views)
         return Batch(
-            pixels=tf.constant(pixels),
-            parameters=tf.constant(parameters),
+            inputs=tuple(tf.constant(part) for part in inputs),
             labels=tf.constant(labels),
             weights=tf.constant(draw_weights * class_weights),
         )
@@ -383,8 +435,11 @@ class Training:
             raise
 
     def _evaluations(self) -> Iterator[Evaluation]:
+        self._fill(first_step=1)
         done = self._restore()
         yield from list(self.seen)
+        if self._is_over(done):
+            return
         total = self.options.steps
         saved_at = time.monotonic()
         losses: list[Any] = []
@@ -412,24 +467,23 @@ class Training:
                 self.checkpoint.save(state)
                 saved_at = time.monotonic()
             yield self.seen[-1]
+            if self._is_over(number):
+                return
+
+    def _is_over(self, step: int) -> bool:
+        """Whether nothing better came for so long that the training ends before its last step."""
+        if self.options.patience is None:
+            return False
+        evaluations = [seen.step for seen in self.seen if seen.step > self.best.step]
+        return step < self.options.steps and len(evaluations) >= self.options.patience
 
     def evaluate(self, step: int) -> KeptWeights:
         """The scenario's own objective on the slice set aside, without the penalty, of the weights now."""
-        logits = self.logits(self.embedder, self.held)
+        logits = self.reader.logits(self.held)
         labels = self.labels[self.held]
         loss = mean_loss(logits, labels, self.objective)
         weights = self.network.get_weights()
         return KeptWeights(step, loss, logits, weights)
-
-    def logits(self, embedder: Embedder, positions: np.ndarray) -> np.ndarray:
-        """float64 (num_images, C) of plain images; the next batches are read while one is computed."""
-        self.pixels.fill(positions)
-        size = self.inputs.study.settings.embed.batch_size
-        numbers = positions.tolist()
-        batches = list(parallel.batched(numbers, size))
-        read = parallel.in_threads(self.pixels, batches, threads=2, ahead=4)
-        logits = [embedder.features(batch) for batch in read]
-        return np.concatenate(logits)
 
     def _state(self) -> TrainingState:
         variables = self.optimizer.variables
@@ -485,54 +539,47 @@ def _refuse_divergence(losses: list[Any], last_step: int) -> None:
             )
 
 
-def _training_step(
-    network: Any,
-    options: Finetune,
-    objective: Objective,
-    l2: float,
-    standardiser: Standardiser,
-) -> tuple[Any, Any]:
-    """The optimizer, and one compiled step: (pixels, views, labels, weights, learning rate) -> loss."""
-    import keras
-    import tensorflow as tf
-
-    variables = network.trainable_variables
-    dense = head_layer(network)
-    spread = np.zeros(dense.kernel.shape[0])
-    spread[standardiser.kept] = standardiser.scale
-    adam = keras.optimizers.Adam(options.learning_rate)
-    optimizer = adam
-    if options.mixed_precision:
-        # Gradients of float16 underflow without a scale; steps that overflow it are passed over.
-        optimizer = keras.optimizers.LossScaleOptimizer(adam)
-    optimizer.build(variables)
-
-    @tf.function
-    def step(pixels: Any, parameters: Any, labels: Any, weights: Any, learning_rate: Any) -> Any:
-        adam.learning_rate.assign(learning_rate)
-        with tf.GradientTape() as tape:
-            views = augment.apply_views(pixels, parameters)
-            logits = network(views, training=not options.freeze_batch_norm)
-            losses = tensor_row_losses(logits, labels, objective)
-            total = tf.reduce_sum(weights * losses)
-            mean = total / tf.reduce_sum(weights)
-            coefficients = dense.kernel * spread[:, None]
-            loss = mean + _penalty(coefficients, l2)
-            scaled = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, variables)
-        optimizer.apply(gradients, variables)
-        return loss
-
-    return optimizer, step
+# --- before anything is trained -------------------------------------------------------------------
 
 
-def _penalty(coefficients: Any, l2: float) -> Any:
-    r"""$l_2 \lVert W \rVert^2 / 2$ of a tensor (num_features, C).
+def refuse_unusable_settings(study: Study) -> None:
+    """Raise ConfigError where views are to be drawn that not every image has."""
+    embed = study.settings.embed
+    if not study.settings.finetune.draw_views or (embed.views and embed.views_of == "all"):
+        return
+    raise ConfigError(
+        f"finetune.draw_views needs views of every image, and there are {embed.views} of {embed.views_of}: "
+        f"a network would learn the class from how a picture was changed. Set embed.views to 1 or more and "
+        f"embed.views_of: all, or finetune.draw_views: false."
+    )
 
-    As in the solver, $W$ is one column for two classes: the second minus the first.
+
+def compute_activations(inputs: Inputs, images: np.ndarray) -> None:
+    """Compute once, before jobs side by side read them, the activations that they may read.
+
+    Args:
+        inputs: Images, features and settings of one backbone and scenario.
+        images: int (num_images,), positions in the manifest.
     """
-    import tensorflow as tf
+    study = inputs.study
+    options = study.settings.finetune
+    if options.unfreeze == "all" or options.mixed_precision:
+        return
+    pipeline = inputs.store.meta["pipeline"].replace("/stored-float16", "")
+    backbone = build_backbone(inputs, pipeline)
+    below = cut.boundary(backbone, _trained_layers(backbone, options))
+    source = Activations(inputs, backbone, below, pipeline)
+    source.fill(images, np.zeros(len(images), dtype=int), study.engine)
+    parameters = strategies.load_strategy(inputs.scenario).parameters().values()
+    if not options.draw_views and all(parameter.high != VIEWS for parameter in parameters):
+        return
+    nobody = np.zeros(len(images), dtype=int)
+    matrix = inputs.train_matrix(images, nobody)
+    source.fill(images[matrix.row], matrix.view, study.engine)
 
-    if coefficients.shape[1] == 2:
-        coefficients = coefficients - coefficients[:, :1]
-    return 0.5 * l2 * tf.reduce_sum(coefficients**2)
+
+def _trained_layers(backbone: Any, options: Finetune) -> set[str]:
+    """Names of the layers that are trained; batch normalisation among them may stay frozen."""
+    if options.unfreeze == "all":
+        return {layer.name for layer in backbone.layers}
+    return set(last_block(backbone).trained)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.embed import cut
 from equipoise.scenario.head import Head
 from equipoise.scenario.rows import Standardiser
 
@@ -65,15 +66,54 @@ def head_layer(network: Any) -> Any:
     return network.get_layer(_HEAD_LAYER)
 
 
-def head_of(network: Any, standardiser: Standardiser) -> Head:
-    """Read the tuned dense layer back as a head on standardised features."""
-    kernel, bias = head_layer(network).get_weights()
-    scale = standardiser.scale
-    used = kernel[standardiser.kept]
-    coefficients = used * scale[:, None]
-    relative_mean = standardiser.mean / scale
-    shift = relative_mean @ coefficients
-    return Head(standardiser, coefficients, bias + shift, gradient_norm=0.0)
+def with_head_on_standardised(backbone: Any, head: Head) -> Any:
+    """Put a solved head on a backbone to be trained: one step means the same for every coefficient.
+
+    `with_head` says the same of a picture, but its kernel is divided by the spread of the features,
+    which lies between 1e-13 and 10: what is a small step for one coefficient there is none or a leap
+    for another.
+
+    Args:
+        backbone: keras.Model, pixels -> features.
+        head: The head.
+
+    Returns:
+        keras.Model from pixels to float64 logits (batch, C). Its last two weights are those of the
+        layer "logits": coefficients and intercepts of the head.
+    """
+    import keras
+
+    standardiser = head.standardiser
+    exact = keras.ops.cast(backbone.output, "float64")
+    kept = keras.ops.take(exact, standardiser.kept, axis=-1)
+    standardised = (kept - standardiser.mean) / standardiser.scale
+    num_classes = len(head.intercepts)
+    dense = keras.layers.Dense(num_classes, dtype="float64", name=_HEAD_LAYER)
+    network = keras.Model(backbone.input, dense(standardised), name="equipoise")
+    dense.set_weights([head.coefficients, head.intercepts])
+    return network
+
+
+def divided(weights: list[np.ndarray], standardiser: Standardiser) -> tuple[list[np.ndarray], Head]:
+    """Divide the weights of `with_head_on_standardised` into those of the backbone and the head."""
+    *of_backbone, coefficients, intercepts = weights
+    return of_backbone, Head(standardiser, coefficients, intercepts, gradient_norm=0.0)
+
+
+def above(backbone: Any, network: Any, numbers: tuple[int, ...]) -> Any:
+    """The part of a network above a cut of its backbone: a model that shares its layers.
+
+    Args:
+        backbone: keras.Model, pixels -> features.
+        network: The same with a head.
+        numbers: The cut, see `embed.cut`.
+
+    Returns:
+        keras.Model from a list of the activations that flow through the cut to logits.
+    """
+    import keras
+
+    return keras.Model(cut.tensors(backbone, numbers), network.output)
 
 
 def unfreeze(backbone: Any, names: Collection[str], freeze_batch_norm: bool) -> None:

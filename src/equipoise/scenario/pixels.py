@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,10 +51,15 @@ class Pixels:
             batch[index] = pixels
         return batch
 
-    def fill(self, positions: Iterable[int]) -> None:
-        """Decode what is not there yet."""
+    def fill(self, positions: np.ndarray, views: np.ndarray | None = None) -> None:
+        """Decode what is not there yet.
+
+        Args:
+            positions: int (num_wanted,), images as positions in the manifest.
+            views: Not read: views are made where they are used.
+        """
         missing = []
-        for position in positions:
+        for position in np.unique(positions):
             file = self._file(position)
             if not file.is_file():
                 missing.append(position)
@@ -62,6 +68,26 @@ class Pixels:
         shown = parallel.progress(decoded, "decoding", total, "images")
         for _ in shown:
             pass
+
+    def drawn(self, positions: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Pixels of images, and the numbers that make views of them."""
+        return self(positions), self.parameters(positions, views)
+
+    def plain(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Pixels of plain images."""
+        return (self(positions),)
+
+    def signature(self) -> list[Any]:
+        """Of `plain`, for one trace that serves batches of every length."""
+        import tensorflow as tf
+
+        return [tf.TensorSpec([None, self.size_px, self.size_px, 3], tf.float32)]
+
+    def opened(self, pixels: Any, parameters: Any = None) -> Any:
+        """What a model reads, of `drawn` or `plain` inside TensorFlow."""
+        if parameters is None:
+            return pixels
+        return augment.apply_views(pixels, parameters)
 
     def parameters(self, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Numbers that make the views, float32 (num_images, NUM_PARAMETERS)."""

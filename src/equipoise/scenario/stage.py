@@ -13,7 +13,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from equipoise.core import parallel
-from equipoise.core.config import Study
+from equipoise.core.config import Settings, Study
 from equipoise.core.documents import (
     Calibration,
     Choices,
@@ -191,12 +191,21 @@ def _refuse_unusable_settings(inputs: Inputs) -> None:
             "train.mode: finetune with several folds has no single model to serve: the refit on all "
             "rows is a probe. Use split.scheme: holdout or one published split, or train.mode: probe."
         )
+    if _fine_tunes(settings):
+        finetune.refuse_unusable_settings(inputs.study)
+
+
+def _fine_tunes(settings: Settings) -> bool:
+    return "finetune" in (settings.train.mode, settings.tune.mode)
 
 
 def _run_rounds(inputs: Inputs) -> list[RoundResult]:
     """Every repeat, fold and seed, side by side where the engine has several workers."""
     study = inputs.study
     jobs = [(study, inputs.backbone, inputs.scenario, key) for key in _round_keys(inputs)]
+    if _fine_tunes(study.settings) and not study.engine.stays_here and len(jobs) > 1:
+        image_ids = inputs.splits.table["image_id"].drop_duplicates()
+        finetune.compute_activations(inputs, _positions(inputs, image_ids))
     return parallel.run_jobs(run_round, jobs, _doing(inputs), study.engine, root=study.root)
 
 
@@ -622,8 +631,7 @@ def choose_and_fit(inputs: Inputs, train: TrainSide) -> Fitted:
 
 def _refuse_fine_tuning_of_a_probe(inputs: Inputs, strategy: type[Strategy]) -> None:
     settings = inputs.study.settings
-    modes = (settings.train.mode, settings.tune.mode)
-    if strategy.PROBE_ONLY and "finetune" in modes:
+    if strategy.PROBE_ONLY and _fine_tunes(settings):
         raise ConfigError(
             f"Scenario '{inputs.scenario}' {strategy.PROBE_ONLY}, so it cannot be fine-tuned; "
             f"set train.mode and tune.mode to probe."
