@@ -650,7 +650,7 @@ def test_the_baseline_alone_is_a_comparison_of_nothing(folder):
 
 def test_unknown_names_are_refused(folder):
     made_up = write(study(folder))
-    for changes in ({"scenarios": ["baseline", "oversampel"]}, {"backbones": ["vgg61"]}):
+    for changes in ({"scenarios": ["baseline", "oversampel"]}, {"backbones": ["vgg166"]}):
         values = made.params(run={"scenarios": ["baseline"], **changes})
         with pytest.raises(ConfigError, match=r"Did you mean '(oversample|vgg16)'"):
             run(config.load_study("made", values))

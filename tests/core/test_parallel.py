@@ -379,4 +379,4 @@ def test_embedding_on_dask_gives_the_bytes_of_one_process(tmp_path, monkeypatch)
     assert {name: made_there[name] for name in kept} == {name: shards[name] for name in kept}
     assert len(kept) >= 4
     (weights,) = set(made_there) - set(shards)
-    assert weights.endswith(".npz")
+    assert weights.endswith(".keras")

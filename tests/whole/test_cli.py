@@ -30,9 +30,9 @@ def checkout(tmp_path_factory):
     [
         (["ingest", "--study", "dmo"], 2, "There is no study 'dmo'. Did you mean 'demo'?"),
         (
-            ["embed", "--study", "demo", "--backbone", "vgg"],
+            ["embed", "--study", "demo", "--backbone", "vgg166"],
             2,
-            "There is no backbone 'vgg'. Did you mean 'vgg16'?",
+            "There is no backbone 'vgg166'. Did you mean 'vgg16'?",
         ),
         (
             ["scenario", "--study", "demo", "--backbone", "vgg16", "--scenario", "oversampling"],
@@ -116,6 +116,11 @@ def test_bad_input_is_a_sentence(checkout, monkeypatch, capsys, arguments, code,
     assert captured.err.count("\n") == 1
 
 
+def unwrapped(text: str) -> str:
+    """What a table says, without the breaks that the width of the screen asks for."""
+    return " ".join(text.split())
+
+
 def test_empty_phantom_section_has_nothing_to_draw(tmp_path, monkeypatch, capsys):
     copy_checkout(tmp_path)
     change_params(tmp_path, lambda params: params["studies"]["demo"].update(phantom={}))
@@ -151,9 +156,9 @@ def test_doctor_says_what_is_missing(checkout, monkeypatch, capsys):
     assert "tensorflow 2." in lines["extra keras"]["detail"]
     change_params(checkout, lambda params: params["run"].update(studies=["chest_xray"]))
     assert cli.main(["doctor"]) == 1
-    out = capsys.readouterr().out
+    out = unwrapped(capsys.readouterr().out)
     assert "data/raw/chest_xray is not there" in out
-    assert "will be downloaded from https://storage" in out
+    assert "will be downloaded, or put " in out
 
 
 def test_installed_program_and_module_are_the_same(tmp_path):
@@ -193,7 +198,7 @@ def unlist(section):
             "run.studies in params.yaml is 'demo'",
         ),
         (lambda params: params["run"].update(studies=["dema"]), "Did you mean 'demo'?"),
-        (lambda params: params["run"].update(backbones=["vgg61"]), "Did you mean 'vgg16'?"),
+        (lambda params: params["run"].update(backbones=["vgg166"]), "Did you mean 'vgg16'?"),
         (lambda params: params["run"].update(scenarios=["focall"]), "Did you mean 'focal'?"),
         (
             lambda params: params["run"].update(scenarios=None),
@@ -213,14 +218,15 @@ def test_what_is_wrong_with_run_is_said_before_dvc_speaks(in_git, capsys, change
         assert told.err.startswith("ConfigError: ")
         assert said in told.err
     else:
-        assert (code, said in told.out) == (1, True)
+        assert code == 1
+        assert said in unwrapped(told.out)
 
 
 @pytest.mark.parametrize("verb", ["main", "doctor"])
 def test_a_folder_that_came_as_a_zip_is_told_how_to_become_a_checkout(tmp_path, capsys, verb):
     shutil.copy(REPO / "params.yaml", tmp_path)
     assert cli.main(["--root", str(tmp_path), verb]) in (1, 2)
-    told = "".join(capsys.readouterr())
+    told = unwrapped("".join(capsys.readouterr()))
     for command in ("git init", "git add -A", "git commit -m start"):
         assert command in told
 

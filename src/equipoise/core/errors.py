@@ -53,6 +53,11 @@ class StoreError(EquipoiseError):
     exit_code = 5
 
 
+#: Of more names than this an error lists those that are most alike.
+_LISTED = 24
+_ALIKE = 5
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> ConfigError:
     """Build the error for a name that does not exist; it suggests the nearest name that does.
 
@@ -70,4 +75,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     nearest = difflib.get_close_matches(shown, known_names, n=1, cutoff=0.5)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     listing = ", ".join(known_names) or "none"
+    if len(known_names) > _LISTED:
+        alike = difflib.get_close_matches(shown, known_names, n=_ALIKE, cutoff=0.0)
+        listing = f"{len(known_names)}, most alike {', '.join(alike)}"
     return ConfigError(f"There is no {kind} '{shown}'{where}.{hint} Known: {listing}.")
