@@ -61,7 +61,7 @@ def test_metadata_that_tell_the_class_are_found_and_agree_with_scikit_learn(fold
     )
     prob = model.fit(values[train], rows["label"][train]).predict_proba(values[test])[:, 1]
     assert found.value == pytest.approx(roc_auc_score(rows["label"][test], prob))
-    assert checks_of(found)[0].answer == "finding"
+    assert checks_of(found)[0].answer == "failed"
 
 
 def test_metadata_that_say_nothing_are_no_finding(folder):
@@ -70,7 +70,7 @@ def test_metadata_that_say_nothing_are_no_finding(folder):
         _with_metadata(study, 0.0), Splits.read(study.splits_path), study.settings.compare, 0.9
     )
     assert found.low < 0.5
-    assert checks_of(found)[0].answer == "none"
+    assert checks_of(found)[0].answer == "passed"
 
 
 @pytest.mark.parametrize("classes", [("clear", "opacity"), ("a", "b", "c")])
@@ -99,7 +99,7 @@ def test_permuted_labels_are_learned_when_patients_are_on_both_sides(folder):
     assert found.auroc > found.high
     nothing = MeasuredMetric(value=0.5, low=0.4, high=0.6)
     check = checks_of(nothing, **{made.BACKBONE: found})[1]
-    assert (check.code, check.answer) == ("EQ008", "finding")
+    assert (check.code, check.answer) == ("EQ008", "failed")
     assert made.BACKBONE in check.detail
 
 
@@ -122,8 +122,8 @@ def test_the_backbones_that_have_an_answer_give_it():
     lost = PermutedLabels(auroc=None, low=None, high=None)
     chance = PermutedLabels(auroc=0.5, low=0.49, high=0.51)
     learned = PermutedLabels(auroc=0.6, low=0.49, high=0.51)
-    assert checks_of(NOTHING, a=lost, b=chance)[1].answer == "none"
-    assert checks_of(NOTHING, a=chance, b=learned, c=lost)[1].answer == "finding"
+    assert checks_of(NOTHING, a=lost, b=chance)[1].answer == "passed"
+    assert checks_of(NOTHING, a=chance, b=learned, c=lost)[1].answer == "failed"
 
 
 def test_where_no_patient_shows_mostly_one_class_nothing_can_be_permuted(folder):

@@ -70,13 +70,13 @@ def test_a_number_that_does_not_exist_is_a_dash():
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"), [("none", "no finding"), ("not applicable", "not applicable")]
+    ("answer", "words"), [("passed", "passed"), ("not applicable", "not applicable")]
 )
 def test_eq007_is_said_where_no_note_says_it(answer, words):
     check = CheckAnswer(code="EQ007", answer=answer, detail="sizes reach AUROC 0.512")
     text = str(screen.page(compared(checks=[check])))
     assert f"- EQ007: {words}: sizes reach AUROC 0.512." in text
-    found = CheckAnswer(code="EQ007", answer="finding", detail="sizes reach AUROC 0.912")
+    found = CheckAnswer(code="EQ007", answer="failed", detail="sizes reach AUROC 0.912")
     assert "EQ007" not in str(screen.page(compared(checks=[found]))), "the notes say it"
 
 

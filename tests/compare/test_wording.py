@@ -259,7 +259,7 @@ def test_without_a_positive_class_or_a_minority_the_roles_say_so():
         ),
         (
             wording.findings,
-            {"checks": [CheckAnswer(code="EQ006", answer="finding", detail="two pictures")]},
+            {"checks": [CheckAnswer(code="EQ006", answer="failed", detail="two pictures")]},
             "EQ006: one picture under two classes: two pictures.",
         ),
     ],
@@ -272,7 +272,7 @@ def test_a_note_speaks_where_it_applies_and_else_is_silent(note, fields, beginni
 
 
 def test_a_check_without_a_finding_is_no_note():
-    checks = [CheckAnswer(code="EQ006", answer="none", detail="no picture")]
+    checks = [CheckAnswer(code="EQ006", answer="passed", detail="no picture")]
     assert noted(wording.findings, comparisons.comparison(checks=checks)) == []
 
 

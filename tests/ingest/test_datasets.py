@@ -450,7 +450,7 @@ def test_a_slide_on_both_published_sides_is_named_and_its_copies_are_kept(tmp_pa
     split, counted = splits.run(study)
     assert split.rounds() == [(0, 0), (0, 1)]
     official = next(check for check in counted.checks if check.code == "EQ-OFFICIAL")
-    assert official.answer == "finding"
+    assert official.answer == "failed"
     assert "fold 1" in official.detail
     assert "14-13412" in official.detail
     assert "fold 2" not in official.detail

@@ -410,7 +410,7 @@ def test_counts_and_checks_of_kfold_know_no_val(folder):
     summary, _ = run(study)
     assert list(summary.distribution) == ["all", "train", "test", "plan"]
     answers = {check.code: check.answer for check in summary.checks}
-    assert (answers["EQ003"], answers["EQ005"]) == ("none", "none")
+    assert (answers["EQ003"], answers["EQ005"]) == ("passed", "passed")
 
 
 def test_repeats_redraw_the_folds(folder):
@@ -474,7 +474,7 @@ def test_official_sides_that_share_patients_are_evaluated_with_and_without_them(
         ]
         assert shown["free"]["auroc"].value == pytest.approx(np.mean(expected), abs=1e-6)
     answers = {check.code: check.answer for check in summary.checks}
-    assert answers["EQ-OFFICIAL"] == "finding"
+    assert answers["EQ-OFFICIAL"] == "failed"
 
 
 def test_official_sides_that_share_all_patients_of_a_class_still_give_the_result_on_all_rows(

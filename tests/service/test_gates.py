@@ -352,10 +352,10 @@ def test_more_than_two_classes_have_no_threshold(tmp_path, monkeypatch):
     [
         ({}, "passed"),
         ({"EQ-OFFICIAL": "finding"}, "failed"),
-        ({"EQ008": "finding"}, "failed"),
+        ({"EQ008": "failed"}, "failed"),
         ({"EQ001": None}, "failed"),
         ({"EQ001": "not applicable"}, "passed"),
-        ({"EQ007": "finding"}, "passed"),
+        ({"EQ007": "failed"}, "passed"),
     ],
 )
 def test_leaks_and_unasked_checks(study, answers, verdict):

@@ -96,14 +96,14 @@ def test_class_absent_from_a_part_is_a_finding():
     made = splits.make(manifest, split_settings())
     assert {check.code: check.answer for check in checks.check_split(made, manifest)}[
         "EQ003"
-    ] == "none"
+    ] == "passed"
     rare = moved(
         made,
         lambda table: (table["part"] == "val") & table["patient_id"].str.startswith("b"),
         "train",
     )
     found = _answers(rare, manifest)["EQ003"]
-    assert (found.answer, found.detail) == ("finding", "no b in val of repeat 0, fold 0")
+    assert (found.answer, found.detail) == ("failed", "no b in val of repeat 0, fold 0")
     empty = moved(made, lambda table: table["part"] == "val", "train")
     assert _answers(empty, manifest)["EQ003"].detail == "no image in val of repeat 0, fold 0"
 
@@ -125,7 +125,7 @@ def test_official_overlap_is_a_finding_with_its_count():
     made = splits.make(manifest, split_settings(scheme="official"))
     found = checks.check_split(made, manifest)
     official = {check.code: check for check in found}["EQ-OFFICIAL"]
-    assert official.answer == "finding"
+    assert official.answer == "failed"
     assert official.detail == (
         "3 patients are on both published sides; results are also given without the shared rows. "
         + ", ".join(
@@ -146,7 +146,7 @@ def test_official_sides_without_overlap_are_no_finding():
     made = splits.make(manifest, split_settings(scheme="official"))
     assert {check.code: check.answer for check in checks.check_split(made, manifest)}[
         "EQ-OFFICIAL"
-    ] == "none"
+    ] == "passed"
     assert not checks.overlapping(made.round(0, 0), manifest.table["picture"].to_numpy()).any()
 
 
@@ -212,7 +212,7 @@ def test_every_check_stands_in_the_documentation():
 
 
 def test_answer_is_plain_data_in_one_order_and_comes_back():
-    answer = checks.Check("EQ003", "class absent from a part", "finding", "no b in val")
+    answer = checks.Check("EQ003", "class absent from a part", "failed", "no b in val")
     plain = answer.as_dict()
     assert list(plain) == ["code", "name", "answer", "detail"]
     assert checks.finding([plain], "EQ003")
@@ -233,7 +233,7 @@ def test_every_check_is_listed_in_one_order(scheme):
         "EQ-OFFICIAL",
     ]
     assert [check.name for check in found] == [check.title for check in checks.CHECKS]
-    assert {check.answer for check in found} <= {"finding", "none", "not applicable"}
+    assert {check.answer for check in found} <= {"failed", "passed", "not applicable"}
     assert (found[3].answer, found[3].detail) == ("not applicable", "no plan yet")
 
 
@@ -286,7 +286,7 @@ def test_written_plan_of_train_rows_is_accepted():
     made = splits.make(plain_manifest((20, 8)), split_settings(scheme="kfold", folds=4))
     plan = _written(made)
     check = checks.written_plan_within_train(plan, made)
-    assert (check.code, check.answer) == ("EQ004", "none")
+    assert (check.code, check.answer) == ("EQ004", "passed")
     assert check.detail == f"{len(plan)} draws, all of train rows"
 
 
@@ -346,7 +346,7 @@ def test_stratum_too_small_for_the_parts_is_a_finding(changes, mixed, detail):
     manifest = manifest_of(patients)
     made = splits.make(manifest, split_settings(**changes))
     check = _answers(made, manifest)["EQ005"]
-    assert (check.answer, check.detail) == ("finding" if detail else "none", detail)
+    assert (check.answer, check.detail) == ("failed" if detail else "passed", detail)
     # What is no finding does reach every part of every round, and what is one does not.
     own = made.table[made.table["patient_id"].str.startswith("m")]
     reached = own.groupby(["repeat", "fold"])["part"].nunique().reindex(made.rounds(), fill_value=0)
@@ -381,13 +381,13 @@ def test_picture_under_two_classes_is_a_finding_unless_vouched_for():
     made = splits.make(manifest, split_settings())
     check = _answers(made, manifest)["EQ006"]
     assert (check.answer, check.detail) == (
-        "finding",
+        "failed",
         "1 picture under two classes: 'm0/0.png' (a) and 'm0/1.png' (b)",
     )
-    assert _answers(made, with_meta(manifest, trusted=["m0/0.png"]))["EQ006"].answer == "finding"
+    assert _answers(made, with_meta(manifest, trusted=["m0/0.png"]))["EQ006"].answer == "failed"
     vouched = _answers(made, with_meta(manifest, trusted=["m0/0.png", "m0/1.png"]))["EQ006"]
-    assert (vouched.answer, vouched.detail) == ("none", "1 picture under two classes, vouched for")
-    assert _answers(made, plain)["EQ006"] == checks.Check("EQ006", "label conflict", "none")
+    assert (vouched.answer, vouched.detail) == ("passed", "1 picture under two classes, vouched for")
+    assert _answers(made, plain)["EQ006"] == checks.Check("EQ006", "label conflict", "passed")
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_picture_under_two_classes_is_a_finding_unless_vouched_for():
 def test_quarantined_label_conflicts_are_a_finding(count, detail):
     manifest = with_meta(plain_manifest(), label_conflicts=count)
     check = _answers(splits.make(manifest, split_settings()), manifest)["EQ006"]
-    assert check.answer == ("finding" if count else "none")
+    assert check.answer == ("failed" if count else "passed")
     assert check.detail == (
         f"{detail} until their label is decided, see the quarantine list" if count else ""
     )
@@ -412,7 +412,7 @@ def test_patient_with_more_than_a_third_of_a_class_is_a_finding():
     manifest = manifest_of(patients)
     made = splits.make(manifest, split_settings(scheme="kfold", folds=2, repeats=2))
     answer = _answers(made, manifest)["EQ009"]
-    assert answer.answer == "finding"
+    assert answer.answer == "failed"
     assert answer.detail.startswith("patient 'unknown' has 13 of 37 images (35 %) of class a; ")
     assert "of class b" not in answer.detail, "1 of 13 images"
     in_test = made.table[made.table["part"] == "test"].groupby(["repeat", "fold"])["patient_id"]
@@ -452,7 +452,7 @@ def test_a_patient_alone_in_a_part_is_a_giant():
 def test_patients_of_one_size_are_no_giants():
     even = plain_manifest((20, 8))
     made = splits.make(even, split_settings(scheme="kfold", folds=8))
-    assert _answers(made, even)["EQ009"].answer == "none"
+    assert _answers(made, even)["EQ009"].answer == "passed"
 
 
 # --- EQ-OFFICIAL -----------------------------------------------------------------------------------------------------

@@ -566,7 +566,7 @@ def test_text_says_the_counts_of_the_first_round_and_every_answer(study):
         f"  test: a {test['a'].images} images of {test['a'].patients} patients, "
         f"b {test['b'].images} images of {test['b'].patients} patients"
     )
-    assert lines[4] == "  EQ001 patient on two sides: none"
+    assert lines[4] == "  EQ001 patient on two sides: passed"
     assert "  EQ004 resampled row outside train: not applicable; no plan yet" in lines
     assert len(lines) == 1 + len(PARTS) + len(checks.CHECKS)
 

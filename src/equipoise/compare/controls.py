@@ -67,7 +67,7 @@ def metadata_check(controls: Controls) -> Check:
     return Check(
         code="EQ007",
         name=name,
-        answer="finding" if number(measured.low) > 0.5 else "none",
+        answer="failed" if number(measured.low) > 0.5 else "passed",
         detail=(
             f"width, height, bytes and grey level alone reach AUROC {measured.value:.3f} "
             f"[{measured.low:.3f}, {measured.high:.3f}]"
@@ -86,7 +86,7 @@ def permuted_labels_check(controls: Controls) -> Check:
         answers.append(_learned(row))
         details.append(f"{backbone}: {control_text(row)}")
     answer: Verdict = "not applicable"
-    for possible in ("finding", "none"):
+    for possible in ("failed", "passed"):
         if possible in answers:
             answer = possible
             break
@@ -109,7 +109,7 @@ def _learned(row: PermutedLabels) -> Verdict:
     if not _exist(row.auroc, row.low, row.high):
         return "not applicable"
     is_chance = number(row.low) <= number(row.auroc) <= number(row.high)
-    return "none" if is_chance else "finding"
+    return "passed" if is_chance else "failed"
 
 
 def _exist(*values: float | None) -> bool:

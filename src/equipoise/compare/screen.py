@@ -134,7 +134,6 @@ def _controls(comparison: Comparison) -> list[str]:
     """What the files' metadata alone tell, where the notes do not say it."""
     lines = []
     for check in comparison.checks:
-        if check.code == "EQ007" and check.answer != "finding":
-            answer = "no finding" if check.answer == "none" else check.answer
-            lines.append(f"EQ007: {answer}: {check.detail}.")
+        if check.code == "EQ007" and check.answer != "failed":
+            lines.append(f"EQ007: {check.answer}: {check.detail}.")
     return lines

@@ -648,7 +648,7 @@ def findings(facts: Facts) -> Iterable[str]:
     """What the checks found."""
     details = {}
     for check in facts.comparison.checks:
-        if check.answer == "finding":
+        if check.answer == "failed":
             details[check.code] = check.detail
     for code, warning in _WARNINGS.items():
         if code in details:

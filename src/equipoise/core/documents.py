@@ -76,7 +76,7 @@ class ClassCount(Part):
 
 
 class CheckAnswer(Part):
-    """The answer of a coded check: finding, none or not applicable; the short form has no name."""
+    """The answer of a coded check: passed, failed or not applicable; the short form has no name."""
 
     code: str
     name: str = ""

@@ -259,6 +259,10 @@ def _no_finding(settings: Settings) -> str:
     return "0"
 
 
+#: Answers of a check for leakage that keep a version from service; of before, `finding`.
+_LEAKING = ("failed", "finding", "no answer")
+
+
 # --- the gates ------------------------------------------------------------------------------------
 
 
@@ -269,7 +273,7 @@ def no_leakage(case: Case) -> Answer:
     bad = []
     unasked = []
     for code, answer in answers.items():
-        if answer in ("finding", "no answer"):
+        if answer in _LEAKING:
             bad.append(f"{code} {answer}")
         elif answer == "not applicable":
             unasked.append(code)

@@ -1,4 +1,4 @@
-"""Coded checks with three answers: finding, none, not applicable. A leak is always an error.
+"""Coded checks with three answers: passed, failed, not applicable. A leak is always an error.
 
 Each check is a class that declares its code, its title and its question; `CHECKS` lists them in the
 order in which they are always answered. EQ007 and EQ008 need features and are answered by
@@ -26,7 +26,7 @@ from equipoise.split.strata import named_strata, patients_needed
 #: A patient with more than this share of a class or a part decides what is found there.
 _GIANT_SHARE = 1 / 3
 
-Verdict = Literal["finding", "none", "not applicable"]
+Verdict = Literal["failed", "passed", "not applicable"]
 
 
 class Check(CheckAnswer):
@@ -49,7 +49,7 @@ class CodedCheck(ABC):
     Attributes:
         code: Stable name, for example EQ001.
         title: What it looks for.
-        question: The question that "finding" answers with yes.
+        question: The question that a check which failed answers with yes.
     """
 
     code: ClassVar[str]
@@ -87,9 +87,9 @@ def check_split(splits: Splits, manifest: Manifest) -> list[Check]:
 
 
 def finding(answers: Iterable[CheckAnswer | Mapping[str, Any]], code: str) -> bool:
-    """Say whether answers, as records or as plain data, hold a finding with this code."""
+    """Say whether answers, as records or as plain data, hold a failed check with this code."""
     for answer in map(CheckAnswer.model_validate, answers):
-        if answer.code == code and answer.answer == "finding":
+        if answer.code == code and answer.answer == "failed":
             return True
     return False
 
@@ -136,7 +136,7 @@ def written_plan_within_train(plan: pd.DataFrame, splits: Splits) -> Check:
             f"fold {fold}; {len(outside)} of its {len(draws)} draws there are outside train. A strategy "
             f'may only repeat, drop or augment train rows. Run "equipoise scenario" again.'
         )
-    return Check(check.code, check.title, "none", f"{len(plan)} draws, all of train rows")
+    return Check(check.code, check.title, "passed", f"{len(plan)} draws, all of train rows")
 
 
 def _with_partners(draws: pd.DataFrame) -> pd.DataFrame:
@@ -170,7 +170,7 @@ class PatientOnTwoSides(CodedCheck):
             return Answer(
                 "not applicable", "no patient ids are known: every image counts as one patient"
             )
-        return Answer("none", _where_none(division))
+        return Answer("passed", _where_none(division))
 
 
 class PictureOnTwoSides(CodedCheck):
@@ -189,7 +189,7 @@ class PictureOnTwoSides(CodedCheck):
                 f'A picture must be in exactly one part. Run "equipoise ingest", which makes one patient '
                 f"of those that share a picture, and {SPLIT_AGAIN}"
             )
-        return Answer("none", _where_none(division))
+        return Answer("passed", _where_none(division))
 
 
 class AbsentClass(CodedCheck):
@@ -209,8 +209,8 @@ class AbsentClass(CodedCheck):
                 if absent:
                     lacking.append(f"no {absent} in {part_name} of {round_name}")
         if not lacking:
-            return Answer("none")
-        return Answer("finding", first_of(lacking))
+            return Answer("passed")
+        return Answer("failed", first_of(lacking))
 
 
 class PlanOutsideTrain(CodedCheck):
@@ -251,8 +251,8 @@ class TooFewPatients(CodedCheck):
                 if count < needed:
                     too_few.append(f"{side}{name}: {counted(count, 'patient')} for {wanted}")
         if not too_few:
-            return Answer("none")
-        return Answer("finding", first_of(too_few))
+            return Answer("passed")
+        return Answer("failed", first_of(too_few))
 
 
 class LabelConflict(CodedCheck):
@@ -280,11 +280,11 @@ class LabelConflict(CodedCheck):
                 f"{quarantined} {files} quarantined until their label is decided, see the quarantine list"
             )
         if sentences:
-            return Answer("finding", ". ".join(sentences))
+            return Answer("failed", ". ".join(sentences))
         if conflicting.empty:
-            return Answer("none")
+            return Answer("passed")
         pictures = counted(conflicting["picture"].nunique(), "picture")
-        return Answer("none", f"{pictures} under two classes, vouched for")
+        return Answer("passed", f"{pictures} under two classes, vouched for")
 
     @staticmethod
     def _images_in_conflict(division: Division) -> pd.DataFrame:
@@ -339,8 +339,8 @@ class GiantPatient(CodedCheck):
                 sentence += f", and more than a third in {counted(num_others, 'other round')}"
             sentences.append(sentence)
         if not sentences:
-            return Answer("none")
-        return Answer("finding", f"{first_of(sentences)}. {self.advice}")
+            return Answer("passed")
+        return Answer("failed", f"{first_of(sentences)}. {self.advice}")
 
 
 class OfficialOverlap(CodedCheck):
@@ -360,7 +360,7 @@ class OfficialOverlap(CodedCheck):
             return Answer("not applicable", "the split is our own")
         overlap = division.published_overlap
         if not overlap.by_fold:
-            return Answer("none")
+            return Answer("passed")
         shared = []
         if overlap.patients:
             shared.append(counted(len(overlap.patients), "patient"))
@@ -369,7 +369,7 @@ class OfficialOverlap(CodedCheck):
         number = len(overlap.patients) + len(overlap.pictures)
         verb = "is" if number == 1 else "are"
         return Answer(
-            "finding",
+            "failed",
             f"{' and '.join(shared)} {verb} on both published sides; results are also given without "
             f"the shared rows. {'; '.join(overlap.by_fold)}",
         )
@@ -460,7 +460,7 @@ def _giants(patients: pd.Categorical, kinds: pd.Categorical) -> list[_Giant]:
 
 
 def _where_none(division: Division) -> str:
-    """An addition to "none" where EQ-OFFICIAL has found something."""
+    """An addition to "passed" where EQ-OFFICIAL has found something."""
     if division.published_sides and division.published_overlap.by_fold:
         return "none inside the published train side; see EQ-OFFICIAL"
     return ""
