@@ -89,27 +89,22 @@ def assert_a_sentence(done, *texts):
 @pytest.fixture
 def kill(tmp_path):
     """Start a verb that dies at an operation on a file of the workspace, or count the operations (-1)."""
-    from fabricate import kills
+    killed = REPO / "tests/fabricate/killed"
 
     def start(arguments, operation):
         log = tmp_path.with_name("operations.log")
         log.unlink(missing_ok=True)
-        inside = [
-            sys.executable,
-            kills.__file__,
-            "--inside",
-            str(tmp_path),
-            str(log),
-            str(operation),
-            "0",
-            *arguments,
-        ]
         environment = {
             **os.environ,
-            "PYTHONPATH": str(REPO / "src"),
+            "PYTHONPATH": os.pathsep.join([str(killed), str(REPO / "src")]),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "KILLED_WITHIN": str(tmp_path),
+            "KILLED_LOG": str(log),
+            "KILLED_OPERATION": str(operation),
+            "KILLED_AFTER": "0",
         }
-        done = subprocess.run(inside, env=environment, capture_output=True, start_new_session=True)
+        command = [sys.executable, "-m", "equipoise", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, start_new_session=True)
         return done.returncode, len(log.read_text().splitlines())
 
     return start
