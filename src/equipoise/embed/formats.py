@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from equipoise.core import images
+from equipoise.core import images, limits
 from equipoise.core.errors import DataError
 from equipoise.core.text import first_line
 from equipoise.ingest import tables
@@ -48,6 +48,8 @@ _BESIDE = ("coords", "coordinates", "coords_patching", "annots")
 #: A column that holds one number of every vector: `0`, `f0`, `feature_12`.
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 
+#: What one number of a table takes in memory, at most.
+_NUMBER_BYTES = 8
 #: Before this version a file could run code in spite of `weights_only` (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
 
@@ -233,6 +235,8 @@ def _as_view_numbers(value: Any) -> np.ndarray:
 @contextmanager
 def _open_npz(file: Path) -> Iterator[Arrays]:
     with np.load(file, allow_pickle=False) as arrays:
+        for member in arrays.zip.infolist():
+            limits.require_held(member.file_size, member.compress_size, member.filename)
         yield arrays
 
 
@@ -263,7 +267,9 @@ def _list_beside(file: Path) -> Path | None:
 @contextmanager
 def _open_parquet(file: Path) -> Iterator[Arrays]:
     """A row for each vector, as a list in one column or as a number in each of many."""
-    table = pq.ParquetFile(file).read()
+    opened = pq.ParquetFile(file)
+    limits.require_held(_unpacked_bytes(opened.metadata), file.stat().st_size, "the table")
+    table = opened.read()
     columns = dict.fromkeys(table.schema.names)
     names = _first_of(columns, _NAMES)
     if names is None:
@@ -278,6 +284,11 @@ def _open_parquet(file: Path) -> Iterator[Arrays]:
     else:
         arrays[_VECTORS[0]] = _numbered_columns(table, beside=(names, views))
     yield arrays
+
+
+def _unpacked_bytes(metadata: pq.FileMetaData) -> int:
+    """What a table takes in memory, about: a value that is repeated is kept once, and read as often as it stands."""
+    return metadata.num_rows * metadata.num_columns * _NUMBER_BYTES
 
 
 def _numbered_columns(table: pa.Table, beside: Sequence[str | None]) -> np.ndarray:
@@ -308,10 +319,19 @@ def _open_hdf5(file: Path) -> Iterator[Arrays]:
 
         def note(name: str, item: Any) -> None:
             if isinstance(item, h5py.Dataset):
+                _require_inside(item, name, file.stat().st_size)
                 datasets[name] = item
 
         opened.visititems(note)  # follows no link into another file
         yield datasets
+
+
+def _require_inside(dataset: Any, name: str, file_bytes: int) -> None:
+    """Refuse numbers that lie in other files, whatever is there, and more of them than the file can hold."""
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"'{name}' lies in other files, which are not opened; write it into this one")
+    held_bytes = min(dataset.id.get_storage_size(), file_bytes)  # a damaged file names any size
+    limits.require_held(dataset.nbytes, held_bytes, name)
 
 
 @contextmanager

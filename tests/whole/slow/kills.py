@@ -51,6 +51,8 @@ _KEPT = ("data", "results", "reports", "exports", "dvc.lock")
 _OWN = re.compile(
     r"mlflow\.(user|parentRunId|artifacts)|equipoise\.(audit|decision|seal|outcome|folder)|MLmodel$"
 )
+#: Tag of a run that `mlflow run` opened.
+_ENTRY = "mlflow.project.entryPoint"
 Words = tuple[str, ...]
 
 
@@ -417,25 +419,30 @@ def _asked(folder: Path, server: Any) -> dict[str, str]:
 def _left_by_mlflow(run: Any) -> bool:
     """A run that a killed `mlflow run` had opened; nobody but MLflow could end it, and it holds nothing."""
     is_empty = not run.data.metrics and "equipoise.result_digest" not in run.data.tags
-    return run.info.status == "RUNNING" and "mlflow.project.entryPoint" in run.data.tags and is_empty
+    return run.info.status == "RUNNING" and _ENTRY in run.data.tags and is_empty
 
 
 def _of_run(name: str, run: Any, runs: dict[str, Any], server: Any) -> tuple[str, Any]:
-    parent = runs.get(run.data.tags.get("mlflow.parentRunId"))
-    is_launched = "mlflow.project.entryPoint" in run.data.tags
-    run_name = run.info.run_name if "equipoise.role" in run.data.tags else "a run of MLflow"
-    label = "/".join([name, parent[1].info.run_name if parent else "", run_name])
+    _, parent = runs.get(run.data.tags.get("mlflow.parentRunId"), (None, None))
+    digests = _digests(run, server)
+    tags = _without_own(run.data.tags)
+    if _ENTRY in tags:
+        tags.pop("mlflow.runName")  # drawn by MLflow
     said = {
         "status": run.info.status,
         "params": run.data.params,
         "metrics": run.data.metrics,
-        "tags": _without_own(run.data.tags),
-        "files": {
-            key: value for key, value in _digests(run, server).items() if not key.startswith("model/code/")
-        },
+        "tags": tags,
+        "files": {key: digests[key] for key in digests if not key.startswith("model/code/")},
     }
-    said["tags"].pop("mlflow.runName", None) if is_launched else None
-    return f"run {label}", said
+    return f"run {name}/{_name_of(parent)}/{_name_of(run)}", said
+
+
+def _name_of(run: Any) -> str:
+    """Of a run; those that `mlflow run` opens bear drawn names."""
+    if run is None:
+        return ""
+    return run.data.tags.get(_ENTRY, run.info.run_name)
 
 
 def _without_own(values: dict[str, str]) -> dict[str, str]:
