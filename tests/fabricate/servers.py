@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import pwd
 import shutil
@@ -118,6 +119,7 @@ def started(accounts: bool = True, host: str = "127.0.0.1") -> Iterator[Tracking
     """Start PostgreSQL, an S3 server and `mlflow server`, with basic auth where accounts are asked for."""
     import moto.server
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     # Short and not below pytest's folder: PostgreSQL refuses to run as root, and its user must come in.
     folder = Path(tempfile.mkdtemp(prefix="equipoise-servers-"))
     folder.chmod(0o755)

@@ -92,6 +92,8 @@ def client(root: Path) -> MlflowClient:
         logging.CRITICAL
     )  # what it prints is said in a sentence
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A bucket is often within reach of the server alone: MLflow waits a minute for it, file by file.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     # MLflow's own 7 attempts take 4 minutes to notice that a server is gone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     if tracking_uri(root) == _default_uri(root):
