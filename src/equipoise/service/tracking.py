@@ -21,6 +21,7 @@ import mlflow
 import pandas as pd
 import requests
 from filelock import FileLock
+from google.protobuf.json_format import ParseError
 from mlflow.entities import Experiment, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -39,7 +40,7 @@ from equipoise.core.documents import Comparison, ScenarioRow, ScenarioSummary
 from equipoise.core.environment import environment, git, masked
 from equipoise.core.errors import ConfigError, StoreError
 from equipoise.core.files import atomic_path, digest_of, read_table
-from equipoise.core.text import first_line
+from equipoise.core.text import first_line, shortened
 from equipoise.service import homes
 
 if TYPE_CHECKING:
@@ -226,16 +227,26 @@ def any_error(error: BaseException) -> StoreError | None:
     store = masked(mlflow.get_tracking_uri())
     if isinstance(error, MlflowException):
         return StoreError(
-            f"MLflow refused ({store}): {first_line(error)}. `equipoise doctor` looks at the store, and docs/faults.md "
+            f"MLflow refused ({store}): {_said_by(error)}. `equipoise doctor` looks at the store, and docs/faults.md "
             f"says what is kept."
         )
+    if isinstance(error, ParseError):
+        return StoreError(
+            f"{store} does not answer as MLflow does: {_said_by(error)}. Nothing was read from it; correct "
+            f"MLFLOW_TRACKING_URI, or ask who runs the server."
+        )
     return None
+
+
+def _said_by(error: BaseException) -> str:
+    """The first line of an error, without passwords; a server may answer anything of any length."""
+    return shortened(masked(first_line(error)))
 
 
 def _database_error(error: BaseException) -> StoreError:
     """What to do about a database that does not answer as one."""
     return StoreError(
-        f"The database {masked(mlflow.get_tracking_uri())} cannot be used: {first_line(error)}. Results stay in files: "
+        f"The database {masked(mlflow.get_tracking_uri())} cannot be used: {_said_by(error)}. Results stay in files: "
         f"give it space and permissions or restore it from a backup, or set MLFLOW_TRACKING_URI; then run the same "
         f"command again."
     )
