@@ -415,6 +415,8 @@ def _mirror(
     if present:
         if adopt and adopt != present:
             mark_launcher(store, adopt, {"equipoise.result_run_id": present})
+        if present != adopt:
+            _end_if_killed(store, present)
         return Mirrored(present, written=False)
     # What the figures need takes seconds to import and to read: that is paid for what is written only.
     from equipoise.compare import results
@@ -442,6 +444,15 @@ def _mirror(
     if not adopt:
         store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
     return Mirrored(run_id, written=True)
+
+
+def _end_if_killed(store: MlflowClient, run_id: str) -> None:
+    """End the run of a result that is whole, where a kill came between its last tag and its end.
+
+    One that another `mlflow run` is about to end is ended twice, which changes nothing.
+    """
+    if store.get_run(run_id).info.status == RunStatus.to_string(RunStatus.RUNNING):
+        store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
 
 
 def _comparison(study: Study) -> Comparison | None:
