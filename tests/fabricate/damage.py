@@ -3,8 +3,9 @@
     python tests/fabricate/damage.py [--inputs 20000] [--seed 0] [--only images params]
 
 Each input ends accepted, or refused with a sentence: a ValueError of the decoder (which `ingest` and `predict` turn
-into a reason beside the file), a quarantined row, or an EquipoiseError. Everything else is a defect: another exception,
-an empty or unbounded sentence, more than 10 s of processor time, more than 2 GB, or a file opened for writing outside the workspace.
+into a reason beside the file), a quarantined row, or an EquipoiseError. Everything else is a defect: another
+exception, an empty or unbounded sentence, more than 10 s of processor time, more than 2 GB, or a file opened for
+writing outside the workspace.
 """
 
 from __future__ import annotations
@@ -692,7 +693,7 @@ def workspace(folder: Path) -> None:
         "listed": {**own, "table": {**listed, "split": "side"}, "raw": "data/raw/own"},
     }
     for name, ingest in ingests.items():
-        sections = dict.fromkeys(shipped["studies"]["demo"], {})
+        sections = {section: {} for section in shipped["studies"]["demo"]}
         params["studies"][name] = {**sections, "ingest": ingest}
     params["studies"]["demo"] = shipped["studies"]["demo"]
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")

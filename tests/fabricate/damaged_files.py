@@ -176,7 +176,9 @@ def spoilt_lists(count: int, rng: np.random.Generator) -> Iterator[tuple[str, by
             hostile = ["/etc/passwd", "../../x.png", "sick\\0.png", "SICK/0.PNG", "0", "=cmd"]
             rows[row][0] = str(rng.choice(hostile))
         elif way == 6:
-            rows[row][1] = str(rng.choice(["sick|well", "Sick", "SICK ", "none", "nan", "1", "well;"]))
+            rows[row][1] = str(
+                rng.choice(["sick|well", "Sick", "SICK ", "none", "nan", "1", "well;"])
+            )
         delimiter = str(rng.choice([",", ";", "\t", "|"]))
         text = "\n".join(delimiter.join(one) for one in [head, *rows]) + "\n"
         encoding = str(rng.choice(["utf-8", "utf-8-sig", "utf-16", "latin-1"]))
@@ -241,7 +243,9 @@ def spoil_vectors(
     elif way == 5:
         matrix = matrix[None] if rng.random() < 0.5 else matrix[:, :, None]
     elif way == 6:
-        matrix = matrix.astype(str(rng.choice(["complex64", "bool", "float64", "int8", "U8", "S8"])))
+        matrix = matrix.astype(
+            str(rng.choice(["complex64", "bool", "float64", "int8", "U8", "S8"]))
+        )
     elif way == 7:
         matrix[:] = matrix[0]
     elif way == 8:
@@ -330,7 +334,9 @@ def spoilt_vectors(count: int, rng: np.random.Generator) -> Iterator[tuple[str, 
         yield f"{name} {way}", door
 
 
-def _write_spoilt(path: Path, names: np.ndarray, matrix: np.ndarray, rng: np.random.Generator) -> str:
+def _write_spoilt(
+    path: Path, names: np.ndarray, matrix: np.ndarray, rng: np.random.Generator
+) -> str:
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir()
     chance = rng.random()
@@ -386,7 +392,9 @@ def spoil_table(table: pd.DataFrame, rng: np.random.Generator) -> tuple[str, pd.
     if way == 4:
         return f"{column} empty", table.assign(**{column: None})
     if way == 5:
-        name = str(rng.choice(["prob_a", "", "label", "method", "part", "prob_1", "threshold", "x" * 999]))
+        name = str(
+            rng.choice(["prob_a", "", "label", "method", "part", "prob_1", "threshold", "x" * 999])
+        )
         return f"{column} is {name[:9]}", table.rename(columns={column: name})
     if way == 6:
         return "other order", table.sample(frac=1, random_state=int(rng.integers(99)))
@@ -460,7 +468,12 @@ def spoilt_documents(count: int, rng: np.random.Generator) -> Iterator[tuple[str
         else:
             way, content = _with_other_value(json.loads(good[place]), rng)
 
-        def door(path: Path = path, content: bytes = content, document: Any = document, place: int = place) -> None:
+        def door(
+            path: Path = path,
+            content: bytes = content,
+            document: Any = document,
+            place: int = place,
+        ) -> None:
             path.write_bytes(content)
             try:
                 document.read(path)

@@ -174,9 +174,7 @@ def _postgres(programs: Path, folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _mlflow(
-    database: str, endpoint: str, folder: Path, accounts: bool, host: str
-) -> Iterator[str]:
+def _mlflow(database: str, endpoint: str, folder: Path, accounts: bool, host: str) -> Iterator[str]:
     (folder / "auth.ini").write_text(_AUTH.format(database=database))
     kept = {
         name: value

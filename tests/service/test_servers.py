@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 
 import mlflow
@@ -17,12 +16,9 @@ from mlflow.server import get_app_client
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import OperationalError
 
-from conftest import REPO, git
+from conftest import REPO
 from equipoise import cli
-from equipoise.core import files
 from equipoise.service import audit, gates, promotion, tracking
-from equipoise.service import evidence as evidence_
-from equipoise.service import register as registry
 from fabricate import registered
 from fabricate.servers import free_port, tracking_server  # noqa: F401  (a fixture)
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from conftest import REPO
 from equipoise import cli
 from equipoise.core import environment
-from equipoise.core.errors import StoreError
+from equipoise.core.errors import ConfigError, StoreError
 from equipoise.scenario import stage as scenario
 from equipoise.service import tracking
 from fabricate import made
@@ -201,6 +201,21 @@ def test_a_server_that_is_no_mlflow_is_a_sentence(
     assert len(said.splitlines()[-1]) < 1_000
     assert "Traceback" not in said
     assert cli.main(["doctor"]) in (0, 1)
+
+
+def test_a_model_that_raises_anything_while_it_loads_is_a_sentence(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    made.study(tmp_path)
+    model = tmp_path / "model"
+    (model / "code").mkdir(parents=True)
+    (model / "MLmodel").write_text(
+        "flavors:\n  python_function:\n    loader_module: loads_nothing\n    code: code\n"
+    )
+    (model / "code/loads_nothing.py").write_text("def _load_pyfunc(path):\n    return {}[path]\n")
+    assert cli.main(["predict", "--model", "model", "x.png"]) == ConfigError.exit_code
+    said = capfd.readouterr().err
+    assert "ConfigError: model cannot be loaded: " in said
+    assert "Traceback" not in said
 
 
 def test_passwords_reach_neither_results_nor_mlflow_nor_output(tmp_path, monkeypatch, capfd):

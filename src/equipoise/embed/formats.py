@@ -329,7 +329,9 @@ def _open_hdf5(file: Path) -> Iterator[Arrays]:
 def _require_inside(dataset: Any, name: str, file_bytes: int) -> None:
     """Refuse numbers that lie in other files, whatever is there, and more of them than the file can hold."""
     if dataset.external or dataset.is_virtual:
-        raise DataError(f"'{name}' lies in other files, which are not opened; write it into this one")
+        raise DataError(
+            f"'{name}' lies in other files, which are not opened; write it into this one"
+        )
     held_bytes = min(dataset.id.get_storage_size(), file_bytes)  # a damaged file names any size
     limits.require_held(dataset.nbytes, held_bytes, name)
 

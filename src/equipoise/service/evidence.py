@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from equipoise.core.config import Study
 from equipoise.core.documents import Part
-from equipoise.core.errors import ConfigError, DataError, EquipoiseError
+from equipoise.core.errors import ConfigError, DataError, EquipoiseError, StoreError
 from equipoise.core.files import read_table, write_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.core.text import first_line
@@ -97,7 +97,9 @@ def load(uri: str, root: Path) -> Any:
         if packaged.has_own_code(folder) and not packaged.is_of_this_code(folder):
             return packaged.Packaged(folder)
         return mlflow.pyfunc.load_model(str(folder))
-    except (MlflowException, DataError, OSError) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # a model is code, and its address may be of any store
         lost = tracking.store_error(error)
         if lost:
             raise lost from error

@@ -21,7 +21,6 @@ import mlflow
 import pandas as pd
 import requests
 from filelock import FileLock
-from google.protobuf.json_format import ParseError
 from mlflow.entities import Experiment, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -56,6 +55,8 @@ _ROLE = "equipoise.role"
 _WRITING = "equipoise.writing"
 #: MLflow refuses more parameters than this in one call.
 _PARAMS_PER_CALL = 100
+#: Whose error it is that an answer holds other fields than MLflow's.
+_PARSER = "google.protobuf"
 #: MLflow refuses longer values of parameters.
 _PARAM_CHARACTERS = 6000
 #: Columns of trials.parquet that are not parameters of the trial.
@@ -230,7 +231,7 @@ def any_error(error: BaseException) -> StoreError | None:
             f"MLflow refused ({store}): {_said_by(error)}. `equipoise doctor` looks at the store, and docs/faults.md "
             f"says what is kept."
         )
-    if isinstance(error, ParseError):
+    if type(error).__module__.startswith(_PARSER):
         return StoreError(
             f"{store} does not answer as MLflow does: {_said_by(error)}. Nothing was read from it; correct "
             f"MLFLOW_TRACKING_URI, or ask who runs the server."

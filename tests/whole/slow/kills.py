@@ -5,14 +5,14 @@
 A moment is drawn between the first file that a command opens and its end: its process group is killed so many
 milliseconds after so many file operations (tests/fabricate/killed), so that a busy machine does not move the moments.
 
-Three ways: the verbs one after another on a store beside the study; `dvc repro`, `mlflow run` and `main`, killed with all
-that they started; and the verbs that touch a store on `mlflow server` with PostgreSQL and S3. On each way a command starts
-from what the ones before it left.
+Three ways: the verbs one after another on a store beside the study; `dvc repro`, `mlflow run` and `main`, killed with
+all that they started; and the verbs that touch a store on `mlflow server` with PostgreSQL and S3. On each way a
+command starts from what the ones before it left.
 
-Files are compared byte by byte, names included. MLflow's store is compared by what it says: experiments, runs that are
-not deleted, their parameters, metrics, tags and artifacts, versions, aliases and `audit verify`; run ids, times and what
-is made of them (log seals, MLmodel) cannot be equal. A finished batch of trials is one that was kept when the process
-died; it is lost when it is not there, to the same bytes, in the end.
+Files are compared byte by byte, names included. MLflow's store is compared by what it says: experiments, runs that
+are not deleted, their parameters, metrics, tags and artifacts, versions, aliases and `audit verify`; run ids, times
+and what is made of them (log seals, MLmodel) cannot be equal. A finished batch of trials is one that was kept when
+the process died; it is lost when it is not there, to the same bytes, in the end.
 """
 
 from __future__ import annotations
@@ -237,7 +237,9 @@ def start(folder: Path, words: Words, log: Path, moment: Moment, **environment: 
             code = _wait(_fork(lambda: _verb(folder, words, environment), out.fileno()))
     end = time.monotonic() - started
     text = said.read_text(errors="replace")
-    times = sorted(float(line) - started for line in log.read_text().split()) if log.exists() else []
+    times = (
+        sorted(float(line) - started for line in log.read_text().split()) if log.exists() else []
+    )
     return Ended(code, times, end, text)
 
 
@@ -473,7 +475,11 @@ def _artifacts(uri: str, server: Any) -> Iterator[tuple[str, Callable[[], bytes]
     for item in server.bucket_objects(prefix):
         # Models are large: what S3 keeps of the bytes is a digest of them.
         is_large = not item.key.endswith(".keras")
-        read = (lambda item=item: item.e_tag.encode()) if is_large else (lambda item=item: item.get()["Body"].read())
+        read = (
+            (lambda item=item: item.e_tag.encode())
+            if is_large
+            else (lambda item=item: item.get()["Body"].read())
+        )
         yield item.key.removeprefix(prefix), read
 
 
@@ -512,8 +518,8 @@ class Tally:
 class Way:
     """Commands in their order, each on what the ones before it left.
 
-    Every run is in `work`, because addresses in MLflow's store are absolute. `before` holds what was there before the next
-    command, and on a server a database of this name does.
+    Every run is in `work`, because addresses in MLflow's store are absolute. `before` holds what was there before the
+    next command, and on a server a database of this name does.
     """
 
     def __init__(self, name: str, folder: Path, server: Any = None) -> None:
@@ -567,7 +573,9 @@ class Way:
         log = self.folder / "operations.log"
         ended = start(self.work, words, log, moment, **self.environment)
         if moment == Moment() and ended.code:
-            raise AssertionError(f"{' '.join(words)} ended with {ended.code}:\n{ended.said[-3000:]}")
+            raise AssertionError(
+                f"{' '.join(words)} ended with {ended.code}:\n{ended.said[-3000:]}"
+            )
         return ended
 
     def run_again(self, words: Words) -> Ended:

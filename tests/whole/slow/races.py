@@ -2,13 +2,14 @@
 
     python tests/whole/slow/races.py [--rounds 50] [--seed 0]
 
-Each host is a network namespace of Linux with its own address, host name, HOME and folder for locks; where this process may
-not make one (it takes root), it is a process with its own HOME, folder for locks and host name, and that is said. The server
-keeps its data in PostgreSQL and S3 (moto).
+Each host is a network namespace of Linux with its own address, host name, HOME and folder for locks; where this
+process may not make one (it takes root), it is a process with its own HOME, folder for locks and host name, and that
+is said. The server keeps its data in PostgreSQL and S3 (moto).
 
-In a round each host is told to make another version champion, within 200 ms. Either one of them does, or one does it after
-the other had ended, or both saw each other and nothing moved. Two that move from the same champion would be a fault, and so
-would an alias that is not where the log left it, a log that is not whole, or a host that ends without a sentence.
+In a round each host is told to make another version champion, within 200 ms. Either one of them does, or one does it
+after the other had ended, or both saw each other and nothing moved. Two that move from the same champion would be a
+fault, and so would an alias that is not where the log left it, a log that is not whole, or a host that ends without a
+sentence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -86,7 +88,7 @@ class Host:
         (home / "locks").mkdir()
         words = [sys.executable, str(Path(__file__)), "--host", f"host-{name}"]
         if has_network:
-            naming = f"hostname host-{name}; exec \"$@\""
+            naming = f'hostname host-{name}; exec "$@"'
             words = ["unshare", "--uts", "sh", "-c", naming, "sh", *words]
             words = ["ip", "netns", "exec", f"equipoise-{name}", *words]
         environment = {
@@ -111,14 +113,18 @@ class Host:
 
     def tell(self, at: float, version: str, reason: str) -> None:
         """Let it promote a version at a moment of the machine's clock."""
-        self.process.stdin.write(json.dumps({"at": at, "version": version, "reason": reason}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"at": at, "version": version, "reason": reason}) + "\n"
+        )
         self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
         """What it says next."""
         line = self.process.stdout.readline()
         if not line:
-            raise AssertionError(f"a host ended with {self.process.wait()}; its errors.log says why")
+            raise AssertionError(
+                f"a host ended with {self.process.wait()}; its errors.log says why"
+            )
         return json.loads(line)
 
     def end(self) -> None:
@@ -146,7 +152,11 @@ def be_host(name: str) -> None:
                 code = cli.main([*words, "--reason", told["reason"]])
             except BaseException as error:
                 code = f"{type(error).__name__}: {error}"
-        answer = {"code": code, "said": said.getvalue()[-1500:], "seconds": time.monotonic() - told["at"]}
+        answer = {
+            "code": code,
+            "said": said.getvalue()[-1500:],
+            "seconds": time.monotonic() - told["at"],
+        }
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -188,7 +198,11 @@ def run(options: argparse.Namespace, folder: Path) -> Tally:
         ]
         hosts = [Host(name, folder, server.uri, has_network) for name in _HOSTS]
         stack.callback(lambda: [host.end() for host in hosts])
-        kind = "network namespaces" if has_network else "processes with HOME and host names of their own"
+        kind = (
+            "network namespaces"
+            if has_network
+            else "processes with HOME and host names of their own"
+        )
         print(f"hosts {', '.join(host.said for host in hosts)}: {kind}; {server.uri}", flush=True)
         hosts[0].tell(time.monotonic(), versions[0], "the first champion")
         first = hosts[0].answer()
@@ -208,7 +222,7 @@ def run(options: argparse.Namespace, folder: Path) -> Tally:
             tally.faults += [f"round {number}: {problem}" for problem in problems]
         tally.decisions.update(entry.state for entry in entries)
         moves = [entry.decision for entry in entries if entry.moved]
-        for before, after in zip(moves, moves[1:]):
+        for before, after in itertools.pairwise(moves):
             if after.from_version != before.to_version:
                 tally.faults.append(f"{after} does not start where {before} ended")
         if audit.pointed_at(store, registered.NAME) != moves[-1].to_version:
