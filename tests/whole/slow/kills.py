@@ -421,9 +421,16 @@ def _asked(folder: Path, server: Any) -> dict[str, str]:
 
 
 def _left_by_mlflow(run: Any) -> bool:
-    """A run that a killed `mlflow run` had opened; nobody but MLflow could end it, and it holds nothing."""
-    is_empty = not run.data.metrics and "equipoise.result_digest" not in run.data.tags
-    return run.info.status == "RUNNING" and _ENTRY in run.data.tags and is_empty
+    """A run that `mlflow run` opened and that holds nothing.
+
+    Nobody but MLflow could end that of a killed call; that of the call after it names the result that was there.
+    """
+    if _ENTRY not in run.data.tags or run.data.metrics:
+        return False
+    role = run.data.tags.get("equipoise.role")
+    if run.info.status == "RUNNING":
+        return "equipoise.result_digest" not in run.data.tags
+    return run.info.status == "FINISHED" and role == "launcher"
 
 
 def _of_run(name: str, run: Any, runs: dict[str, Any], server: Any) -> tuple[str, Any]:
