@@ -6,7 +6,6 @@ Each message says what happened, what was expected and what to do.
 import difflib
 from collections.abc import Iterable
 
-
 #: A sentence that quotes what others wrote may be of any length; shown are so many characters of its ends.
 _LONGEST, _BEGINNING, _END = 3_500, 2_000, 1_000
 
