@@ -314,6 +314,15 @@ def test_hdf5_that_reaches_out_or_claims_more_than_it_holds_is_refused(study, fi
         features.run(naming(study, "features/reaching.h5"), NAME)
 
 
+def test_texts_that_hdf5_would_read_for_ever_are_refused(study, plain, monkeypatch):
+    names, matrix = plain
+    write(study.root / "features/slow.h5", names, [0] * len(names), matrix)
+    features.run(naming(study, "features/slow.h5"), NAME)
+    monkeypatch.setattr(formats, "_TEXTS_SECONDS", 0.01)
+    with pytest.raises(DataError, match=r"'image_ids' cannot be read within 0.01 s: it is damaged"):
+        features.run(naming(study, "features/slow.h5"), NAME)
+
+
 def test_packed_zeros_are_refused_and_features_that_are_mostly_zero_are_not(study, plain):
     names, matrix = plain
     place = study.root / "features/bomb.npz"

@@ -46,9 +46,7 @@ from fabricate.spoiling import JUNK, Refused, spoil  # noqa: E402
 #: Seconds of processor time, and of the clock: the machine may be busy.
 SECONDS_MAX, CLOCK_MAX = 10, 300
 SENTENCE_MAX = 4000
-#: The HDF5 library takes a length of up to 32 bits from a damaged heap of strings, and then says that it was wrong.
-BYTES_MAX = {"vectors": 5 * 2**30}
-BYTES_MAX_USUAL = 2 * 2**30
+BYTES_MAX = 2 * 2**30
 #: Share of each kind among the inputs.
 KINDS = {
     "images": 0.3,
@@ -114,7 +112,7 @@ class Guard:
             path = os.path.abspath(os.fsdecode(values[0]))
             if (
                 not (path + os.sep).startswith(self.workspace)
-                and path not in (os.devnull, _PEAK)
+                and path not in (os.devnull, _PEAK, os.path.abspath(sys.executable))
                 and "__pycache__" not in path
             ):
                 self.outside.append(f"{event} {path}")
@@ -153,7 +151,7 @@ class Guard:
             problem = f"{seconds:.0f} s of processor time"
         peak = peak_bytes()
         self.largest = max(self.largest, peak)
-        if peak > BYTES_MAX.get(kind, BYTES_MAX_USUAL):
+        if peak > BYTES_MAX:
             problem = f"{peak / 2**30:.1f} GB of memory"
             forget_peak()
         if self.outside:

@@ -307,7 +307,9 @@ def spoilt_vectors(count: int, rng: np.random.Generator) -> Iterator[tuple[str, 
     """Files of vectors through `embed`, in every format."""
     from equipoise.core import config
     from equipoise.core.records import Manifest
-    from equipoise.embed import imported
+    from equipoise.embed import formats, imported
+
+    formats._TEXTS_SECONDS = 5
 
     study = config.load_study("made")
     table = Manifest.read(study.manifest_path).table

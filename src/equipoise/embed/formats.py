@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 
 from equipoise.core import images, limits
 from equipoise.core.errors import DataError
-from equipoise.core.text import first_line
+from equipoise.core.text import first_line, shortened
 from equipoise.ingest import tables
 
 #: What arrays and columns with vectors are called, the first that is there is read.
@@ -50,6 +52,15 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 #: What one number of a table takes in memory, at most.
 _NUMBER_BYTES = 8
+#: Prints a dataset of texts as JSON.
+_READ_TEXTS = """
+import json, sys
+import h5py
+with h5py.File(sys.argv[1], "r") as file:
+    values = file[sys.argv[2]].asstr("utf-8", errors="replace")[()].ravel().tolist()
+print(json.dumps(values))
+"""
+_TEXTS_SECONDS = 60
 #: Before this version a file could run code in spite of `weights_only` (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
 
@@ -323,7 +334,29 @@ def _open_hdf5(file: Path) -> Iterator[Arrays]:
                 datasets[name] = item
 
         opened.visititems(note)  # follows no link into another file
+        for name, dataset in datasets.items():
+            if dataset.dtype == object:
+                datasets[name] = _texts_of(file, name)
         yield datasets
+
+
+def _texts_of(file: Path, name: str) -> np.ndarray:
+    """Texts of any length, read in a process of its own.
+
+    A damaged heap of such texts sends the HDF5 library round in circles, in which no signal reaches it, or makes it
+    take gigabytes.
+    """
+    command = [sys.executable, "-c", _READ_TEXTS, str(file), name]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_TEXTS_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(
+            f"'{name}' cannot be read within {_TEXTS_SECONDS} s: it is damaged"
+        ) from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it is damaged"]
+        raise DataError(f"'{name}' cannot be read: {shortened(said[-1])}")
+    return np.array(json.loads(done.stdout), dtype=object)
 
 
 def _require_inside(dataset: Any, name: str, file_bytes: int) -> None:
