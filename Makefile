@@ -12,7 +12,7 @@ help:
 	@echo "make test   lint, types and the test suite"
 	@echo "make slow   the next three, one after the other (about an hour and a half on 2 cores, 6 GB of memory)"
 	@echo "make kill   130 kills at drawn moments: every verb, dvc repro, mlflow run; also on PostgreSQL and S3 (1 hour, 4 GB; KILL=--help)"
-	@echo "make fuzz   20,000 damaged or hostile inputs through the doors that users come in by (15 minutes, 5 GB; FUZZ=--help)"
+	@echo "make fuzz   20,000 damaged or hostile inputs through the doors that users come in by (15 minutes, 2 GB; FUZZ=--help)"
 	@echo "make race   50 races of two hosts for one champion on one server; Linux (10 minutes, 3 GB; RACE=--help)"
 	@echo "make env    only make the environment (.venv)"
 	@echo "make lock   derive requirements.lock and conda.yaml from pyproject.toml"
