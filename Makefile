@@ -5,13 +5,16 @@ BIN := .venv/bin
 # DVC and MLflow start `python`: they must find the one of this environment.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1
 
-.PHONY: help env checkout demo test slow check docs lock bench validate clean
+.PHONY: help env checkout demo test slow kill fuzz race check docs lock bench validate clean
 
 help:
 	@echo "make demo   compare six remedies for imbalance on drawn images (about 3 minutes), register the winner"
 	@echo "make test   lint, types and the test suite"
 	@echo "make docs   build the docs site into site/"
-	@echo "make slow   kill every verb at drawn moments, and 12,000 damaged inputs (about 40 minutes)"
+	@echo "make slow   the next three, one after the other (about an hour and a half on 2 cores, 6 GB of memory)"
+	@echo "make kill   130 kills at drawn moments: every verb, dvc repro, mlflow run; also on PostgreSQL and S3 (1 hour, 4 GB; KILL=--help)"
+	@echo "make fuzz   20,000 damaged or hostile inputs through the doors that users come in by (15 minutes, 2 GB; FUZZ=--help)"
+	@echo "make race   50 races of two hosts for one champion on one server; Linux (10 minutes, 3 GB; RACE=--help)"
 	@echo "make env    only make the environment (.venv)"
 	@echo "make lock   derive requirements.lock and conda.yaml from pyproject.toml"
 	@echo "make bench  measure costs beside the usual ways (about 15 minutes; BENCH=--quick: 2)"
@@ -38,8 +41,16 @@ demo: checkout env
 test: env check
 	$(RUN) $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
-slow: env
-	$(RUN) $(BIN)/python -m pytest -s tests/whole/slow $(SLOW)
+slow: kill fuzz race
+
+kill: env
+	$(RUN) $(BIN)/python tests/whole/slow/kills.py $(KILL)
+
+fuzz: env
+	$(RUN) $(BIN)/python tests/fabricate/damage.py $(FUZZ)
+
+race: env
+	$(RUN) $(BIN)/python tests/whole/slow/races.py $(RACE)
 
 check: env
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -158,9 +159,9 @@ class Freshness:
             return False
         if not (self.split and self.embed(backbone)):
             return False
-        if summary.digests["features"] != features.digest:
+        if summary.digests.get("features") != features.digest:
             return False
-        if summary.digests["splits"] != self.splits.digest:
+        if summary.digests.get("splits") != self.splits.digest:
             return False
         return summary.settings == _as_written(scenario_settings(self.study, scenario))
 
@@ -364,10 +365,35 @@ def reproduce(root: Path) -> None:
     links.link_program(root)
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
+    _drop_cut_lock(root / ".dvc/tmp/rwlock")
     command = [sys.executable, "-m", "dvc", "repro"]
     code = subprocess.run(command, cwd=root, env={**os.environ, "PATH": path}).returncode
     if code:
         raise EquipoiseError(f"`dvc repro` ended with code {code}; its last lines say why.")
+
+
+def _drop_cut_lock(path: Path, seconds: float = 0.5) -> None:
+    """Remove the list of DVC's locks where a kill cut it.
+
+    DVC writes it in place, refuses what it cannot read afterwards, and says that it has to be removed. A list that is
+    being written is whole `seconds` later.
+    """
+    if _is_json(path):
+        return
+    time.sleep(seconds)
+    if not _is_json(path):
+        path.unlink(missing_ok=True)
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file holds JSON; also where there is none."""
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 def _require_watched_files(study: Study) -> None:

@@ -287,6 +287,14 @@ def test_what_cannot_be_compared_is_refused_with_its_rows(folder, what):
         judged(*write(folder, a=predictions(0.5), b=table))
 
 
+def test_a_cell_of_any_length_leaves_the_sentence_a_sentence(folder):
+    for column in ("patient", "image"):
+        table = changed([3], **{column: "x" * 50_000})
+        with pytest.raises(DataError, match=r"x\.\.\. \(50,0\d\d characters\)") as refusal:
+            judged(*write(folder, a=table, b=predictions(0.5)))
+        assert len(str(refusal.value)) < 2_000
+
+
 def test_a_patient_in_two_folds_of_a_repeat_is_a_leak(folder):
     rows = np.arange(120)
     leaking = {name: predictions(fold=rows % 5) for name in "ab"}

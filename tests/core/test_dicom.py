@@ -214,3 +214,10 @@ def test_without_pydicom_one_sentence_says_what_to_install(tmp_path):
         "False",
         "DICOM files need pydicom. Install it: pip install 'equipoise[dicom]'",
     ]
+
+
+def test_a_window_whose_black_is_its_white_is_refused():
+    window = {"WindowCenter": 2000, "WindowWidth": 3000}
+    content = dicom_bytes(GREY, RescaleSlope=2, RescaleIntercept=1e300, **window)
+    with pytest.raises(ValueError, match=r"its header makes .* both black and white"):
+        images.decode(content)

@@ -3,6 +3,7 @@
 import io
 import struct
 import threading
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -235,3 +236,36 @@ def test_draft_leaves_other_formats_as_they_are_and_keeps_the_orientation():
         16,
         3,
     )
+
+
+def test_a_page_without_a_size_is_no_traceback():
+    buffer = io.BytesIO()
+    page = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    page.save(buffer, "TIFF", save_all=True, append_images=[page])
+    content = buffer.getvalue()
+    assert images.count_pages(content, "two.tif") == 2
+    width = struct.pack("<HHII", 256, 4, 1, 16)
+    at = content.rindex(width)
+    damaged = content[:at] + struct.pack("<H", 255) + content[at + 2 :]
+    assert images.count_pages(damaged, "two.tif") in (1, 2)
+
+
+@pytest.mark.parametrize("error", [TypeError("Missing dimensions"), struct.error(), MemoryError()])
+def test_whatever_a_decoder_raises_is_a_reason(monkeypatch, error):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(ValueError, match=str(error) or type(error).__name__):
+        images.decode(b"an image")
+    assert images.count_pages(b"an image", "one.gif") == 1
+
+
+def test_levels_of_a_large_picture_are_counted_in_little_memory():
+    pixels = np.zeros((3000, 1000, 3), np.uint8)
+    pixels[-1, -1] = (7, 8, 9)
+    tracemalloc.start()
+    assert images.levels_left(pixels) == 4
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * pixels.nbytes

@@ -8,6 +8,8 @@ import types
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
@@ -280,6 +282,64 @@ def test_what_would_be_executed_is_refused(study, plain):
     np.savez(place, features=matrix, ids=np.array(names, dtype=object))
     with pytest.raises(DataError, match=r"cannot be read as \.npz: Object arrays cannot be loaded"):
         features.run(naming(study, "features/objects.npz"), NAME)
+
+
+def elsewhere(file):
+    file.create_dataset("features", (2, 50), "f4", external=[("/etc/passwd", 0, 400)])
+
+
+def of_others(file):
+    layout = h5py.VirtualLayout((2, 50), "f4")
+    layout[0] = h5py.VirtualSource("other.h5", "x", (50,))
+    file.create_virtual_dataset("features", layout)
+
+
+def unwritten(file):
+    file.create_dataset("features", (2**20, 2**15), "f4", chunks=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("fill", "sentence"),
+    [
+        (elsewhere, "'features' lies in other files, which are not opened"),
+        (of_others, "'features' lies in other files, which are not opened"),
+        (unwritten, "claims 137,438,953,472 bytes, and the file holds 0 of them"),
+    ],
+)
+def test_hdf5_that_reaches_out_or_claims_more_than_it_holds_is_refused(study, fill, sentence):
+    with h5py.File(study.root / "features/reaching.h5", "w") as file:
+        fill(file)
+        file["image_ids"] = [b"a", b"b"]
+    with pytest.raises(DataError, match=sentence):
+        features.run(naming(study, "features/reaching.h5"), NAME)
+
+
+def test_texts_that_hdf5_would_read_for_ever_are_refused(study, plain, monkeypatch):
+    names, matrix = plain
+    write(study.root / "features/slow.h5", names, [0] * len(names), matrix)
+    features.run(naming(study, "features/slow.h5"), NAME)
+    monkeypatch.setattr(formats, "_TEXTS_SECONDS", 0.01)
+    with pytest.raises(DataError, match=r"'image_ids' cannot be read within 0.01 s: it is damaged"):
+        features.run(naming(study, "features/slow.h5"), NAME)
+
+
+def test_packed_zeros_are_refused_and_features_that_are_mostly_zero_are_not(study, plain):
+    names, matrix = plain
+    place = study.root / "features/bomb.npz"
+    np.savez_compressed(place, features=np.zeros((2**15, 2**10 + 1), np.float32))
+    with pytest.raises(DataError, match=r"'features.npy' claims .* could be a decompression bomb"):
+        features.run(naming(study, "features/bomb.npz"), NAME)
+    table = pa.table({"image_id": pa.nulls(2**22, pa.string()), "f0": np.zeros(2**22)})
+    columns = {f"f{number}": table["f0"] for number in range(1, 9)}
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    pq.write_table(table, study.root / "features/bomb.parquet")
+    with pytest.raises(DataError, match=r"the table' claims .* could be a decompression bomb"):
+        features.run(naming(study, "features/bomb.parquet"), NAME)
+    sparse = np.zeros((len(names), 5_000), np.float32)
+    sparse[:, :4] = matrix
+    np.savez_compressed(place, features=sparse, ids=np.array(names, dtype=str))
+    features.run(naming(study, "features/bomb.npz"), NAME)
 
 
 def test_torch_files_without_torch_and_of_evil(study, tmp_path):

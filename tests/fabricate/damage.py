@@ -1,10 +1,11 @@
 """Damaged and hostile images, settings, CSV files and tables through the doors users come in by.
 
-    python tests/fabricate/damage.py [--inputs 12000] [--seed 0] [--only images params]
+    python tests/fabricate/damage.py [--inputs 20000] [--seed 0] [--only images params]
 
 Each input ends accepted, or refused with a sentence: a ValueError of the decoder (which `ingest` and `predict` turn
-into a reason beside the file), a quarantined row, or an EquipoiseError. Everything else is a defect: another exception,
-an empty or unbounded sentence, more than 10 s, more than 2 GB, or a file opened for writing outside the workspace.
+into a reason beside the file), a quarantined row, or an EquipoiseError. Everything else is a defect: another
+exception, an empty or unbounded sentence, more than 10 s of processor time, more than 2 GB, or a file opened for
+writing outside the workspace.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import signal
 import struct
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 import zlib
@@ -36,64 +38,32 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS_MAX, BYTES_MAX, SENTENCE_MAX = 10, 2 * 2**30, 4000
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+
+from fabricate import damaged_files, made  # noqa: E402
+from fabricate.spoiling import JUNK, Refused, spoil  # noqa: E402
+
+#: Seconds of processor time, and of the clock: the machine may be busy.
+SECONDS_MAX, CLOCK_MAX = 10, 300
+SENTENCE_MAX = 4000
+BYTES_MAX = 2 * 2**30
 #: Share of each kind among the inputs.
 KINDS = {
-    "images": 0.5,
-    "folders": 0.05,
-    "served": 0.05,
-    "params": 0.15,
-    "overrides": 0.05,
-    "csv": 0.1,
-    "tables": 0.1,
+    "images": 0.3,
+    "dicom": 0.12,
+    "folders": 0.02,
+    "served": 0.04,
+    "params": 0.1,
+    "overrides": 0.04,
+    "csv": 0.05,
+    "lists": 0.08,
+    "vectors": 0.08,
+    "predictions": 0.05,
+    "tables": 0.05,
+    "documents": 0.07,
 }
-JUNK: list[Any] = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        -1,
-        1,
-        2,
-        10**30,
-        -(10**9),
-        0.5,
-        1e308,
-        float("inf"),
-        float("nan"),
-        1e-320,
-        "",
-        "x",
-    ),
-    *(
-        [],
-        {},
-        [[]],
-        [None],
-        {"a": {"b": 1}},
-        ["x"] * 50,
-        "../../x",
-        "/etc/passwd",
-        "~",
-        "a\0b",
-        "\ud800",
-        "\u202eabc",
-    ),
-    *(
-        "ż\u0301" * 40,
-        "x" * 100_000,
-        "🫁",
-        {1: 2},
-        {None: None},
-        [1, "a", None],
-        "NaN",
-        "1e-3",
-        "null",
-        "on",
-        "12:30:45",
-    ),
-]
+#: Where Linux takes the order to forget the largest memory.
+_PEAK = "/proc/self/clear_refs"
 
 
 def peak_bytes() -> int:
@@ -102,6 +72,12 @@ def peak_bytes() -> int:
     if status.is_file():
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak() -> None:
+    """Count the largest memory from now on, where the system can."""
+    with contextlib.suppress(OSError):
+        Path(_PEAK).write_text("5")
 
 
 class Hang(BaseException):
@@ -118,7 +94,7 @@ class Guard:
             [],
         )
         self.defects: list[str] = []
-        self.too_big = False
+        self.largest = 0
         sys.addaudithook(self._watch)
 
     def _watch(self, event: str, values: tuple[Any, ...]) -> None:
@@ -136,7 +112,7 @@ class Guard:
             path = os.path.abspath(os.fsdecode(values[0]))
             if (
                 not (path + os.sep).startswith(self.workspace)
-                and path != os.devnull
+                and path not in (os.devnull, _PEAK, os.path.abspath(sys.executable))
                 and "__pycache__" not in path
             ):
                 self.outside.append(f"{event} {path}")
@@ -149,7 +125,8 @@ class Guard:
             raise Hang
 
         signal.signal(signal.SIGALRM, hang)
-        signal.alarm(SECONDS_MAX)
+        signal.alarm(CLOCK_MAX)
+        began = time.process_time()
         problem, refused = "", False
         try:
             refused = bool(door())
@@ -158,7 +135,7 @@ class Guard:
             if not 10 <= len(text) <= SENTENCE_MAX:
                 problem = f"a sentence of {len(text)} characters: {text[:60]!r}"
         except Hang:
-            problem = f"longer than {SECONDS_MAX} s"
+            problem = f"longer than {CLOCK_MAX} s"
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             mine = [
@@ -170,19 +147,20 @@ class Guard:
             problem = f"{type(error).__name__}: {str(error)[:100]} ({Path(place.filename).name}:{place.lineno})"
         finally:
             signal.alarm(0)
-        if (peak := peak_bytes()) > BYTES_MAX and not self.too_big:
-            self.too_big = True
+        if (seconds := time.process_time() - began) > SECONDS_MAX:
+            problem = f"{seconds:.0f} s of processor time"
+        peak = peak_bytes()
+        self.largest = max(self.largest, peak)
+        if peak > BYTES_MAX:
             problem = f"{peak / 2**30:.1f} GB of memory"
+            forget_peak()
         if self.outside:
             problem = f"touched {self.outside[0]}"
             self.outside.clear()
         if problem:
             self.defects.append(f"{kind}, {what}: {problem}")
+            print(self.defects[-1], file=sys.stderr, flush=True)
         self.counts[kind, "defect" if problem else "refused" if refused else "accepted"] += 1
-
-
-class Refused(ValueError):
-    """The decoder's answer, as its callers tell it on."""
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -272,48 +250,6 @@ def large_images() -> list[tuple[str, bytes]]:
         buffer, "TIFF", compression="tiff_deflate"
     )
     return [*found, ("float TIFF of 9300 px", buffer.getvalue())]
-
-
-def spoil(content: bytes, other: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
-    """Damage bytes in one of the ways in which files are damaged, or made to harm."""
-    data, way = bytearray(content), int(rng.integers(8))
-    at = int(rng.integers(len(data))) if data else 0
-    if way == 0:
-        return "cut", bytes(data[:at])
-    if way == 1:
-        for place in rng.integers(len(data), size=int(rng.integers(1, 20))):
-            data[place] ^= 1 << int(rng.integers(8))
-        return "bits flipped", bytes(data)
-    if way == 2:
-        start = min(len(data), int(rng.integers(64)))
-        data[start : start + 4] = rng.choice(
-            [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\xff\xff"]
-        )
-        return "header numbers", bytes(data)
-    if way == 3:
-        return "spliced", bytes(data[:at]) + other[int(rng.integers(len(other))) :]
-    if way == 4:
-        data[at:at] = rng.bytes(int(rng.integers(1, 200)))
-        return "inserted", bytes(data)
-    if way == 5:
-        heads = (
-            b"",
-            b"\0" * 100,
-            b"%PDF-1.7",
-            b"PK\x03\x04",
-            b"PAR1",
-            b"DICM",
-            b"<svg>",
-            b"\x93NUMPY",
-            b"GIF89a",
-        )
-        return "wrong type", heads[int(rng.integers(len(heads)))] + rng.bytes(
-            int(rng.integers(0, 300))
-        )
-    if way == 6:
-        del data[at : at + int(rng.integers(1, 60))]
-        return "bytes lost", bytes(data)
-    return "as it is", bytes(data)
 
 
 def spoilt_images(count: int, rng: np.random.Generator, large: int) -> Iterator[tuple[str, bytes]]:
@@ -735,9 +671,6 @@ def _spoilt_table(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]
 
 def workspace(folder: Path) -> None:
     """A made study, and a folder of own images with a table."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
-    from fabricate import made
-
     folder.mkdir()
     os.chdir(folder)
     study = made.study(folder)
@@ -749,13 +682,75 @@ def workspace(folder: Path) -> None:
             picture = (rng.random((40, 40)) * 255).astype(np.uint8)
             Image.fromarray(picture).save(f"data/raw/own/{label}/{number}.png")
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    common = {"dataset": "folder", "positive_class": "sick", "pseudonymise": False}
-    params["studies"]["own"] = {"ingest": {**common, "table": "ids.csv", "columns": ["scanner"]}}
-    params["studies"]["many"] = {"ingest": common}
-    params["studies"]["demo"] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))[
-        "studies"
-    ]["demo"]
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    own = {"dataset": "folder", "positive_class": "sick", "pseudonymise": False}
+    listed = {"file": "list.csv", "image": "image", "label": "label", "patient": "patient"}
+    ingests = {
+        "own": {**own, "table": "ids.csv", "columns": ["scanner"]},
+        "many": own,
+        "listed": {**own, "table": {**listed, "split": "side"}, "raw": "data/raw/own"},
+    }
+    for name, ingest in ingests.items():
+        sections = {section: {} for section in shipped["studies"]["demo"]}
+        params["studies"][name] = {**sections, "ingest": ingest}
+    params["studies"]["demo"] = shipped["studies"]["demo"]
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def inputs_of(
+    kind: str, count: int, rng: np.random.Generator, folder: Path, large: int
+) -> Iterator[tuple[str, Callable[[], int | None]]]:
+    """Inputs of a kind: what was done to each, and the door it comes in by."""
+    if kind == "images":
+        for what, content in spoilt_images(count, rng, large):
+            yield what, images_door(content)
+    elif kind == "dicom":
+        for what, content in damaged_files.spoilt_dicom(count, rng):
+            yield what, damaged_files.dicom_door(content)
+    elif kind == "served":
+        for what, content in spoilt_images(count, rng, large):
+            yield what, served_door(content, rng)
+    elif kind == "folders":
+        yield from spoilt_folders(count, rng, large)
+    elif kind == "params":
+        for what, content in spoilt_params(count, rng):
+            yield what, params_door(content)
+    elif kind == "overrides":
+        for what, text in overrides(count, rng):
+            yield what, overrides_door(text)
+    elif kind == "csv":
+        for what, content in spoilt_csv(count, rng):
+            yield what, csv_door(content)
+    elif kind == "lists":
+        for what, content in damaged_files.spoilt_lists(count, rng):
+            yield what, damaged_files.list_door(content)
+    elif kind == "vectors":
+        yield from damaged_files.spoilt_vectors(count, rng)
+    elif kind == "predictions":
+        yield from damaged_files.spoilt_predictions(count, rng)
+    elif kind == "tables":
+        yield from spoilt_tables(count, rng, folder)
+    else:
+        yield from damaged_files.spoilt_documents(count, rng)
+
+
+def spoilt_folders(
+    count: int, rng: np.random.Generator, large: int
+) -> Iterator[tuple[str, Callable[[], int]]]:
+    """Raw folders of twelve damaged images and six whole ones."""
+    pool = [content for _, content in spoilt_images(count * 12, rng, large=0)]
+    for _, content in damaged_files.spoilt_dicom(count, rng):
+        pool[int(rng.integers(len(pool)))] = content
+    if large:  # one in a folder: more of them are slow, not stuck
+        pool[::600] = [large_images()[-1][1]] * len(pool[::600])
+    whole = [
+        png(40, 40, 8, 0, b"".join(b"\0" + rng.bytes(40) for _ in range(40))) for _ in range(12)
+    ]
+    for start in range(0, len(pool), 12):
+        if rng.random() < 0.3:
+            yield "whole images", folders_door(whole, rng)
+            continue
+        yield f"folder {start // 12}", folders_door(pool[start : start + 12], rng)
 
 
 def run(folder: Path, inputs: int, seed: int, only: list[str], large: int) -> Guard:
@@ -769,37 +764,17 @@ def run(folder: Path, inputs: int, seed: int, only: list[str], large: int) -> Gu
     workspace(folder / "study")
     params = Path("params.yaml").read_bytes()
     guard = Guard(folder / "study")
-    for number, kind in enumerate(only):
-        rng, count = np.random.default_rng([seed, number]), max(1, round(KINDS[kind] * inputs))
+    for kind in only:
+        rng = np.random.default_rng([seed, *kind.encode()])
+        count = max(1, round(KINDS[kind] * inputs))
         Path("params.yaml").write_bytes(params)
-        if kind == "images":
-            for what, content in spoilt_images(count, rng, large):
-                guard.run(kind, what, images_door(content))
-        elif kind == "served":
-            for what, content in spoilt_images(count, rng, large):
-                guard.run(kind, what, served_door(content, rng))
-        elif kind == "folders":
-            pool = [content for _, content in spoilt_images(count * 12, rng, large=0)]
-            if large:  # one in a folder: more of them are slow, not stuck
-                pool[::600] = [large_images()[-1][1]] * len(pool[::600])
-            for start in range(0, len(pool), 12):
-                guard.run(
-                    kind, f"folder {start // 12}", folders_door(pool[start : start + 12], rng)
-                )
-        elif kind == "params":
-            for what, content in spoilt_params(count, rng):
-                guard.run(kind, what, params_door(content))
-        elif kind == "overrides":
-            for what, text in overrides(count, rng):
-                guard.run(kind, what, overrides_door(text))
-        elif kind == "csv":
-            for what, content in spoilt_csv(count, rng):
-                guard.run(kind, what, csv_door(content))
-        else:
-            for what, door in spoilt_tables(count, rng, folder):
-                guard.run(kind, what, door)
+        forget_peak()
+        began = time.monotonic()
+        for what, door in inputs_of(kind, count, rng, folder, large):
+            guard.run(kind, what, door)
         counts = {name: guard.counts[kind, name] for name in ("accepted", "refused", "defect")}
-        print(f"{kind}: {counts}", file=sys.stderr, flush=True)
+        seconds = time.monotonic() - began
+        print(f"{kind}: {counts}, {seconds:.0f} s", file=sys.stderr, flush=True)
     beside = sorted(path.name for path in folder.iterdir() if path.name != "study")
     if beside:
         guard.defects.append(f"files beside the workspace: {', '.join(beside)}")
@@ -811,7 +786,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--inputs", type=int, default=12_000)
+    parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="without the images of 9300 px")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
@@ -829,10 +804,12 @@ def main() -> int:
     total = np.zeros(4, int)
     for kind in options.only:
         row = [guard.counts[kind, name] for name in ("accepted", "refused", "defect")]
+        if sum(row) >= 20 and 0 in row[:2]:
+            guard.defects.append(f"{kind}, all: every answer is the same: the door is shut")
         total += [sum(row), *row]
         print(f"| {kind} | {sum(row):,} | {row[0]:,} | {row[1]:,} | {row[2]:,} |")
     print(f"| all | {total[0]:,} | {total[1]:,} | {total[2]:,} | {total[3]:,} |")
-    print(f"largest memory {peak_bytes() / 2**30:.2f} GB")
+    print(f"largest memory {guard.largest / 2**30:.2f} GB, seed {options.seed}")
     for text, times in Counter(defect.split(": ", 1)[1] for defect in guard.defects).most_common(
         40
     ):

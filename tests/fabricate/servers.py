@@ -1,6 +1,8 @@
 """A real tracking server for tests: `mlflow server` with basic auth, on PostgreSQL, artifacts on S3 (moto)."""
 
 import contextlib
+import importlib.util
+import logging
 import os
 import pwd
 import shutil
@@ -35,11 +37,13 @@ class TrackingServer:
     Attributes:
         uri: Of the tracking server.
         s3: Of the S3 server; clients need no keys, the tracking server passes artifacts on.
+        database: Of the tracking server, in PostgreSQL.
         users: Name -> password: `admin` may do everything, `reader` may read.
     """
 
     uri: str
     s3: str
+    database: str
     bucket: str = _BUCKET
     users: dict[str, str] = field(
         default_factory=lambda: {
@@ -59,7 +63,11 @@ class TrackingServer:
 
     def objects(self) -> list[str]:
         """Keys in the bucket."""
-        return [item.key for item in _s3(self.s3).Bucket(self.bucket).objects.all()]
+        return [item.key for item in self.objects_below("")]
+
+    def objects_below(self, prefix: str):
+        """What lies in the bucket below a prefix."""
+        return _s3(self.s3).Bucket(self.bucket).objects.filter(Prefix=prefix)
 
 
 def free_port() -> int:
@@ -82,27 +90,11 @@ def postgres_folder() -> Path | None:
 
 @pytest.fixture(scope="session")
 def tracking_server() -> Iterator[TrackingServer]:
-    """Start PostgreSQL, an S3 server and `mlflow server` with basic auth once; skip with a reason without them."""
-    programs = postgres_folder()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    for module in ("psycopg", "flask_wtf", "flask_cors", "boto3"):
-        pytest.importorskip(
-            module, reason="the tracking server needs the extra `dev`, as in requirements.lock"
-        )
-    moto = pytest.importorskip("moto.server", reason="S3 needs moto")
-    # Short and not below pytest's folder: PostgreSQL refuses to run as root, and its user must come in.
-    folder = Path(tempfile.mkdtemp(prefix="equipoise-servers-"))
-    folder.chmod(0o755)
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        database = stack.enter_context(_postgres(programs, folder))
-        s3 = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        s3.start()
-        stack.callback(s3.stop)
-        endpoint = "http://{}:{}".format(*s3.get_host_and_port())
-        _s3(endpoint).create_bucket(Bucket=_BUCKET)
-        server = TrackingServer(stack.enter_context(_mlflow(database, endpoint, folder)), endpoint)
+    """A server with basic auth, started once; skip with a reason where something is missing."""
+    missing = what_is_missing()
+    if missing:
+        pytest.skip(missing)
+    with started() as server:
         requests.post(
             f"{server.uri}/api/2.0/mlflow/users/create",
             json={"username": "reader", "password": server.users["reader"]},
@@ -110,6 +102,37 @@ def tracking_server() -> Iterator[TrackingServer]:
             timeout=30,
         ).raise_for_status()
         yield server
+
+
+def what_is_missing() -> str:
+    """What has to be installed before a server starts here; empty where nothing is missing."""
+    if postgres_folder() is None:
+        return "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+    for module in ("psycopg", "flask_wtf", "flask_cors", "boto3", "moto"):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is missing: it is in the extra `dev`, as in requirements.lock"
+    return ""
+
+
+@contextlib.contextmanager
+def started(accounts: bool = True, host: str = "127.0.0.1") -> Iterator[TrackingServer]:
+    """Start PostgreSQL, an S3 server and `mlflow server`, with basic auth where accounts are asked for."""
+    import moto.server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    # Short and not below pytest's folder: PostgreSQL refuses to run as root, and its user must come in.
+    folder = Path(tempfile.mkdtemp(prefix="equipoise-servers-"))
+    folder.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        database = stack.enter_context(_postgres(postgres_folder(), folder))
+        s3 = moto.server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        s3.start()
+        stack.callback(s3.stop)
+        endpoint = "http://{}:{}".format(*s3.get_host_and_port())
+        _s3(endpoint).create_bucket(Bucket=_BUCKET)
+        uri = stack.enter_context(_mlflow(database, endpoint, folder, accounts, host))
+        yield TrackingServer(uri, endpoint, f"{database}/mlflow")
 
 
 def _s3(endpoint: str):
@@ -151,7 +174,7 @@ def _postgres(programs: Path, folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _mlflow(database: str, endpoint: str, folder: Path) -> Iterator[str]:
+def _mlflow(database: str, endpoint: str, folder: Path, accounts: bool, host: str) -> Iterator[str]:
     (folder / "auth.ini").write_text(_AUTH.format(database=database))
     kept = {
         name: value
@@ -169,11 +192,12 @@ def _mlflow(database: str, endpoint: str, folder: Path) -> Iterator[str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     port = free_port()
-    options = f"--app-name basic-auth --workers 1 --host 127.0.0.1 --port {port}".split()
+    options = f"--workers 1 --host {host} --port {port}".split()
+    options += ["--app-name", "basic-auth"] if accounts else []
     options += ["--backend-store-uri", f"{database}/mlflow"]
     options += ["--artifacts-destination", f"s3://{_BUCKET}/artifacts"]
     command = [sys.executable, "-m", "mlflow", "server", *options]
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://{host}:{port}"
     with _program(command, folder / "mlflow.log", env=kept, cwd=folder) as alive:
         while alive():
             with contextlib.suppress(requests.ConnectionError):

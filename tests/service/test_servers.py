@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 
 import mlflow
@@ -17,16 +16,13 @@ from mlflow.server import get_app_client
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import OperationalError
 
-from conftest import REPO, git
+from conftest import REPO
 from equipoise import cli
-from equipoise.core import files
 from equipoise.service import audit, gates, promotion, tracking
-from equipoise.service import evidence as evidence_
-from equipoise.service import register as registry
-from fabricate import made
+from fabricate import registered
 from fabricate.servers import free_port, tracking_server  # noqa: F401  (a fixture)
 
-NAME = "equipoise-made"
+NAME = registered.NAME
 #: A verb in many processes, all at the lock at once; with a step they are killed there.
 _AT_ONCE = """
 import json, multiprocessing, os, signal, sys
@@ -54,13 +50,6 @@ for process in processes:
     process.join()
 print(json.dumps([process.exitcode for process in processes]))
 """
-_MODEL = """
-import mlflow, pandas
-class Model(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None):
-        return pandas.DataFrame({"prob_clear": 0.25, "prob_opacity": 0.75}, index=range(len(model_input)))
-mlflow.models.set_model(Model())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +58,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        made.study(
-            folder,
-            promote={
-                "min_patients": 5,
-                "sensitivity_low_at_least": 0.3,
-                "calibration_slope": [0.5, 2],
-            },
-        )
-        (folder / "model.py").write_text(_MODEL)
-        example = pd.DataFrame({"image": ["x"]})
-        mlflow.pyfunc.save_model(
-            folder / "model",
-            python_model=str(folder / "model.py"),
-            input_example=example,
-            pip_requirements=["mlflow"],
-        )
-    git(folder, "init", "-q")
-    git(folder, "add", "params.yaml")
-    git(folder, "commit", "-qm", "a study")
+        registered.build(folder)
     return folder
 
 
@@ -110,33 +81,6 @@ def equipoise(folder, monkeypatch, capsys):
     mlflow.set_tracking_uri(None)
 
 
-def add_version(folder, server, scenario, strength) -> str:
-    """What `register` does with a winner, for a made-up result and the tiny model."""
-    store = MlflowClient(server.uri, server.uri)
-    study = made.config.load_study("made", root=folder)
-    result = made.result(study, scenario, strength)
-    digests = files.read_json(result / "metrics.json")["digests"]
-    collected = evidence_.collect(study, result, digests, registry.expected_predictions(result))
-    digests["test"] = collected.predictions.test_digest()
-    example = {"prob_clear": 0.25, "prob_opacity": 0.75}
-    origin = collected.origin.model_copy(update={"digests": digests, "example": example})
-    evidence = evidence_.write(replace(collected, origin=origin), result / "kept")
-    run = store.create_run(tracking.experiment_id(store, NAME, folder))
-    store.log_artifacts(run.info.run_id, str(evidence), "evidence")
-    store.log_artifacts(run.info.run_id, str(folder / "model"), "model")
-    tags = {
-        "equipoise.uncommitted": "",
-        "equipoise.git_commit": git(folder, "rev-parse", "HEAD").strip(),
-    }
-    tags |= {
-        f"equipoise.check.{code}": "none"
-        for code in ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")
-    }
-    return store.create_model_version(
-        NAME, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
-    ).version
-
-
 def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  # noqa: F811
     """Promoted, refused, forced, returned, raced for, killed, cut off, forbidden, lost: the log tells it all."""
     server, admin = tracking_server, tracking_server.environment("admin")
@@ -152,7 +96,7 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
     def verified():
         return equipoise(admin, "audit", "verify")[:2] == (0, f"{NAME}: the log is whole\n")
 
-    good = add_version(folder, server, "baseline", 2.0)
+    good = registered.add_version(folder, server.uri, "baseline", 2.0)
     code, out, errors = equipoise(admin, "promote")
     assert (code, f"{NAME} has no alias challenger" in errors) == (3, True)
     store.set_registered_model_alias(NAME, "challenger", good)
@@ -161,7 +105,7 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
     assert out.count("there is no champion: the first one is gated on absolutes") == 2
     assert any(key.endswith("/model/MLmodel") for key in server.objects())
 
-    worse = add_version(folder, server, "oversample", -0.5)
+    worse = registered.add_version(folder, server.uri, "oversample", -0.5)
     code, out, errors = equipoise(admin, "promote", "--version", worse)
     assert (code, champion(), errors.count("\n")) == (3, good, 1)
     assert errors.startswith(

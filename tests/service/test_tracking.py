@@ -299,6 +299,23 @@ def test_the_view_that_links_open_names_columns_that_runs_have(store, workspace)
     assert "viewStateShareKey=equipoise" in view.address("http://x/", experiment.experiment_id)
 
 
+def test_a_result_whose_run_was_killed_before_its_end_is_ended(compared):
+    tracked = tracking.track(compared)
+    store = tracking.client(compared.root)
+    store.update_run(tracked.written[0], status="RUNNING")
+    assert tracked.written[0] in tracking.track(compared).present
+    assert store.get_run(tracked.written[0]).info.status == "FINISHED"
+
+
+def test_artifacts_come_through_the_server_unless_the_user_says_otherwise(tmp_path, monkeypatch):
+    name = "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    for said, expected in (("true", "true"), (None, "false")):
+        monkeypatch.delenv(name, raising=False) if said is None else monkeypatch.setenv(name, said)
+        tracking.client(tmp_path)
+        assert os.environ[name] == expected
+
+
 @pytest.fixture
 def compared(tmp_path, monkeypatch):
     """Two results that lie in files, and what a comparison says of them."""

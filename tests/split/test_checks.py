@@ -386,7 +386,10 @@ def test_picture_under_two_classes_is_a_finding_unless_vouched_for():
     )
     assert _answers(made, with_meta(manifest, trusted=["m0/0.png"]))["EQ006"].answer == "failed"
     vouched = _answers(made, with_meta(manifest, trusted=["m0/0.png", "m0/1.png"]))["EQ006"]
-    assert (vouched.answer, vouched.detail) == ("passed", "1 picture under two classes, vouched for")
+    assert (vouched.answer, vouched.detail) == (
+        "passed",
+        "1 picture under two classes, vouched for",
+    )
     assert _answers(made, plain)["EQ006"] == checks.Check("EQ006", "label conflict", "passed")
 
 

@@ -1,6 +1,7 @@
 """Killed, out of disk or locked out: what is there afterwards is whole, and the same command goes on from there."""
 
 import ctypes
+import importlib.util
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import optuna
 import pytest
 
 from conftest import REPO
+from equipoise import cli, pipeline
 from equipoise.core import files as files_
 from equipoise.core.errors import DataError
 from fabricate import made
@@ -89,27 +91,22 @@ def assert_a_sentence(done, *texts):
 @pytest.fixture
 def kill(tmp_path):
     """Start a verb that dies at an operation on a file of the workspace, or count the operations (-1)."""
-    from fabricate import kills
+    killed = REPO / "tests/fabricate/killed"
 
     def start(arguments, operation):
         log = tmp_path.with_name("operations.log")
         log.unlink(missing_ok=True)
-        inside = [
-            sys.executable,
-            kills.__file__,
-            "--inside",
-            str(tmp_path),
-            str(log),
-            str(operation),
-            "0",
-            *arguments,
-        ]
         environment = {
             **os.environ,
-            "PYTHONPATH": str(REPO / "src"),
+            "PYTHONPATH": os.pathsep.join([str(killed), str(REPO / "src")]),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "KILLED_WITHIN": str(tmp_path),
+            "KILLED_LOG": str(log),
+            "KILLED_OPERATION": str(operation),
+            "KILLED_AFTER": "0",
         }
-        done = subprocess.run(inside, env=environment, capture_output=True, start_new_session=True)
+        command = [sys.executable, "-m", "equipoise", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, start_new_session=True)
         return done.returncode, len(log.read_text().splitlines())
 
     return start
@@ -135,6 +132,25 @@ def test_a_killed_scenario_ends_in_the_same_bytes_and_leaves_no_temporary_file(
         assert verb(*SCENARIO).returncode == 0
         assert files() == wanted
         assert searches() == shown
+
+
+def test_every_verb_is_killed_by_make_kill():
+    path = REPO / "tests/whole/slow/kills.py"
+    spec = importlib.util.spec_from_file_location("kills", path)
+    kills = sys.modules["kills"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kills)
+    killed = {case.words[0] for case in kills.VERBS}
+    assert killed | set(kills.INSIDE_OTHERS) == set(cli.VERBS)
+    assert sum(case.kills for cases in kills.WAYS.values() for case in cases) >= 120
+
+
+@pytest.mark.parametrize("cut", [b"", b'{"', b"{}"])
+def test_a_lock_file_that_dvc_left_half_written_is_no_dead_end(tmp_path, cut):
+    path = tmp_path / "rwlock"
+    pipeline._drop_cut_lock(path, seconds=0)
+    path.write_bytes(cut)
+    pipeline._drop_cut_lock(path, seconds=0)
+    assert path.exists() == (cut == b"{}")
 
 
 def test_what_a_killed_writer_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):

@@ -3,7 +3,10 @@
 import ast
 import importlib.metadata
 import re
+import threading
+import time
 import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from packaging.requirements import Requirement
@@ -11,7 +14,7 @@ from packaging.requirements import Requirement
 from conftest import REPO
 from equipoise import cli
 from equipoise.core import environment
-from equipoise.core.errors import StoreError
+from equipoise.core.errors import ConfigError, StoreError
 from equipoise.scenario import stage as scenario
 from equipoise.service import tracking
 from fabricate import made
@@ -138,6 +141,81 @@ def test_masked_hides_what_secret_variables_hold(monkeypatch):
 )
 def test_masked_leaves_the_rest(text):
     assert environment.masked(text) == text
+
+
+def test_an_answer_of_any_length_is_masked_at_once():
+    began = time.process_time()
+    for text in ("[" * 200_000, "a:" * 100_000, "://" * 100_000, "password=" * 50_000):
+        environment.masked(text)
+    assert time.process_time() - began < 5
+
+
+@pytest.fixture
+def server_of_others():
+    """Answers whatever it is asked with the same bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.answer)))
+            self.end_headers()
+            self.wfile.write(self.server.answer)
+
+        do_POST = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (b"<html><script>alert(1)</script></html>", "not in a valid JSON format"),
+        (b"[" * 100_000, "... (100,"),
+        (b"{}", "StoreError: MLflow refused"),
+        (
+            b'{"experiment": {"experiment_id": 7}, "model_version": {"name": 3}}',
+            "does not answer as MLflow does: Failed to parse",
+        ),
+    ],
+)
+def test_a_server_that_is_no_mlflow_is_a_sentence(
+    server_of_others, tmp_path, monkeypatch, capfd, answer, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    made.result(made.study(tmp_path), "baseline")
+    server_of_others.answer = answer
+    uri = f"http://127.0.0.1:{server_of_others.server_port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert cli.main(["track", "--study", "made"]) == StoreError.exit_code
+    said = capfd.readouterr().err
+    assert sentence in said
+    assert len(said.splitlines()[-1]) < 1_000
+    assert "Traceback" not in said
+    assert cli.main(["doctor"]) in (0, 1)
+
+
+def test_a_model_that_raises_anything_while_it_loads_is_a_sentence(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    made.study(tmp_path)
+    model = tmp_path / "model"
+    (model / "code").mkdir(parents=True)
+    (model / "MLmodel").write_text(
+        "flavors:\n  python_function:\n    loader_module: loads_nothing\n    code: code\n"
+    )
+    (model / "code/loads_nothing.py").write_text("def _load_pyfunc(path):\n    return {}[path]\n")
+    assert cli.main(["predict", "--model", "model", "x.png"]) == ConfigError.exit_code
+    said = capfd.readouterr().err
+    assert "ConfigError: model cannot be loaded: " in said
+    assert "Traceback" not in said
 
 
 def test_passwords_reach_neither_results_nor_mlflow_nor_output(tmp_path, monkeypatch, capfd):

@@ -13,7 +13,7 @@ from equipoise.compare.classes import Classes, classes_of
 from equipoise.compare.sheets import ROWS_NAMED, Sheet, read_sheet
 from equipoise.core.errors import DataError
 from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_table
-from equipoise.core.text import counted, first_of
+from equipoise.core.text import counted, first_of, shortened
 
 #: A row's probabilities may miss the sum of 1 by so much: they were rounded.
 _ROUNDING = 0.01
@@ -321,11 +321,13 @@ def _refuse_differing(both: pd.DataFrame, column: str, first: str, other: str) -
     differing = both[both[column] != both[f"{column}_other"]]
     if differing.empty:
         return
-    of_first = differing.iloc[0]
+    says, other_says = (
+        shortened(str(differing[name].iloc[0])) for name in (column, f"{column}_other")
+    )
     what = column.removesuffix("_id")
     raise DataError(
         f"{first} and {other} disagree in {what} on {counted(len(differing), 'row')}: {_places(differing)}; on the "
-        f"first one they say {of_first[column]} and {of_first[column + '_other']}."
+        f"first one they say {says} and {other_says}."
     )
 
 

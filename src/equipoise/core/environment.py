@@ -30,7 +30,8 @@ PACKAGES = (
 )
 
 #: `user:password@` and `user@` after `://`, or `user:password@` without an address in front.
-_CREDENTIALS = re.compile(r"(://)[^/\s'\"]*@|[^\s:/@'\"]+:[^\s/'\"]+@")
+#: It begins at the start of a word and ends somewhere: a server may answer megabytes.
+_CREDENTIALS = re.compile(r"(://)[^/\s'\"]*@|(?<![^\s:/@'\"])[^\s:/@'\"]+:[^\s/'\"]{1,1000}@")
 #: `password=...` and the like, in addresses and in answers of servers.
 _SECRET_SETTING = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\";,]+")
 _SECRET_NAME = re.compile(r"PASSWORD|TOKEN|SECRET")

@@ -6,11 +6,21 @@ Each message says what happened, what was expected and what to do.
 import difflib
 from collections.abc import Iterable
 
+#: A sentence that quotes what others wrote may be of any length; shown are so many characters of its ends.
+_LONGEST, _BEGINNING, _END = 3_500, 2_000, 1_000
+
 
 class EquipoiseError(Exception):
     """Base of every error that Equipoise raises on purpose; the program ends with `exit_code`."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message; of a very long one the beginning, and the end, which says what to do."""
+        text = super().__str__()
+        if len(text) <= _LONGEST:
+            return text
+        return f"{text[:_BEGINNING]}... ({len(text):,} characters) ...{text[-_END:]}"
 
 
 class ConfigError(EquipoiseError):

@@ -221,7 +221,13 @@ def unbounded_text(depth: Depth) -> str:
 
 
 def _levels(values: np.ndarray, bounds: Range) -> np.ndarray:
-    """Bring values to 0..255: uint8 of the same shape."""
+    """Bring values to 0..255: uint8 of the same shape.
+
+    Raises:
+        ValueError: When black and white are one value, as a header with an absurd window says it.
+    """
+    if not bounds.high > bounds.low:
+        raise ValueError(f"its header makes {_shown(bounds.low)} both black and white")
     levels = np.empty(values.shape, dtype=np.uint8)
     factor = WHITE_8_BIT / (bounds.high - bounds.low)
     for start in range(0, len(values), _ROWS):

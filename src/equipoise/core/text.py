@@ -19,13 +19,24 @@ def in_words(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """The beginning of a text that somebody else wrote, so that a sentence that quotes it stays one.
+
+    >>> shortened("x" * 20, most=5)
+    'xxxxx... (20 characters)'
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}... ({len(text):,} characters)"
+
+
 def first_of(texts: Sequence[str], most: int = 5, separator: str = "; ") -> str:
-    """Join the first few texts and count the rest.
+    """Join the first few texts and count the rest; very long ones are shortened.
 
     >>> first_of(["a", "b", "c"], most=2)
     'a; b; and 1 more'
     """
-    shown = list(texts[:most])
+    shown = [shortened(text) for text in texts[:most]]
     more = len(texts) - most
     if more > 0:
         shown.append(f"and {more} more")

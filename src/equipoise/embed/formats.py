@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,9 +18,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from equipoise.core import images
+from equipoise.core import images, limits
 from equipoise.core.errors import DataError
-from equipoise.core.text import first_line
+from equipoise.core.text import first_line, shortened
 from equipoise.ingest import tables
 
 #: What arrays and columns with vectors are called, the first that is there is read.
@@ -48,6 +50,17 @@ _BESIDE = ("coords", "coordinates", "coords_patching", "annots")
 #: A column that holds one number of every vector: `0`, `f0`, `feature_12`.
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 
+#: What one number of a table takes in memory, at most.
+_NUMBER_BYTES = 8
+#: Prints a dataset of texts as JSON.
+_READ_TEXTS = """
+import json, sys
+import h5py
+with h5py.File(sys.argv[1], "r") as file:
+    values = file[sys.argv[2]].asstr("utf-8", errors="replace")[()].ravel().tolist()
+print(json.dumps(values))
+"""
+_TEXTS_SECONDS = 60
 #: Before this version a file could run code in spite of `weights_only` (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
 
@@ -233,6 +246,8 @@ def _as_view_numbers(value: Any) -> np.ndarray:
 @contextmanager
 def _open_npz(file: Path) -> Iterator[Arrays]:
     with np.load(file, allow_pickle=False) as arrays:
+        for member in arrays.zip.infolist():
+            limits.require_held(member.file_size, member.compress_size, member.filename)
         yield arrays
 
 
@@ -263,7 +278,9 @@ def _list_beside(file: Path) -> Path | None:
 @contextmanager
 def _open_parquet(file: Path) -> Iterator[Arrays]:
     """A row for each vector, as a list in one column or as a number in each of many."""
-    table = pq.ParquetFile(file).read()
+    opened = pq.ParquetFile(file)
+    limits.require_held(_unpacked_bytes(opened.metadata), file.stat().st_size, "the table")
+    table = opened.read()
     columns = dict.fromkeys(table.schema.names)
     names = _first_of(columns, _NAMES)
     if names is None:
@@ -278,6 +295,11 @@ def _open_parquet(file: Path) -> Iterator[Arrays]:
     else:
         arrays[_VECTORS[0]] = _numbered_columns(table, beside=(names, views))
     yield arrays
+
+
+def _unpacked_bytes(metadata: pq.FileMetaData) -> int:
+    """What a table takes in memory, about: a value that is repeated is kept once, and read as often as it stands."""
+    return metadata.num_rows * metadata.num_columns * _NUMBER_BYTES
 
 
 def _numbered_columns(table: pa.Table, beside: Sequence[str | None]) -> np.ndarray:
@@ -308,10 +330,43 @@ def _open_hdf5(file: Path) -> Iterator[Arrays]:
 
         def note(name: str, item: Any) -> None:
             if isinstance(item, h5py.Dataset):
+                _require_inside(item, name, file.stat().st_size)
                 datasets[name] = item
 
         opened.visititems(note)  # follows no link into another file
+        for name, dataset in datasets.items():
+            if dataset.dtype == object:
+                datasets[name] = _texts_of(file, name)
         yield datasets
+
+
+def _texts_of(file: Path, name: str) -> np.ndarray:
+    """Texts of any length, read in a process of its own.
+
+    A damaged heap of such texts sends the HDF5 library round in circles, in which no signal reaches it, or makes it
+    take gigabytes.
+    """
+    command = [sys.executable, "-c", _READ_TEXTS, str(file), name]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_TEXTS_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(
+            f"'{name}' cannot be read within {_TEXTS_SECONDS} s: it is damaged"
+        ) from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it is damaged"]
+        raise DataError(f"'{name}' cannot be read: {shortened(said[-1])}")
+    return np.array(json.loads(done.stdout), dtype=object)
+
+
+def _require_inside(dataset: Any, name: str, file_bytes: int) -> None:
+    """Refuse numbers that lie in other files, whatever is there, and more of them than the file can hold."""
+    if dataset.external or dataset.is_virtual:
+        raise DataError(
+            f"'{name}' lies in other files, which are not opened; write it into this one"
+        )
+    held_bytes = min(dataset.id.get_storage_size(), file_bytes)  # a damaged file names any size
+    limits.require_held(dataset.nbytes, held_bytes, name)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from equipoise.core.config import Study
 from equipoise.core.documents import Part
-from equipoise.core.errors import ConfigError, DataError, EquipoiseError
+from equipoise.core.errors import ConfigError, DataError, EquipoiseError, StoreError
 from equipoise.core.files import read_table, write_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.core.text import first_line
@@ -115,7 +115,9 @@ def _refused_by_name(uri: str) -> Iterator[None]:
     """Say of which model it is that it cannot be had."""
     try:
         yield
-    except (MlflowException, DataError, OSError) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # a model is code, and its address may be of any store
         lost = tracking.store_error(error)
         if lost:
             raise lost from error

@@ -37,12 +37,14 @@ from equipoise.core.documents import Comparison, ScenarioSummary
 from equipoise.core.environment import environment, git, masked
 from equipoise.core.errors import ConfigError, StoreError
 from equipoise.core.files import atomic_path, digest_of
-from equipoise.core.text import first_line
+from equipoise.core.text import first_line, shortened
 from equipoise.service import homes, runs, view
 
 if TYPE_CHECKING:
     from equipoise.compare.results import Result
 
+#: Whose error it is that an answer holds other fields than MLflow's.
+_PARSER = "google.protobuf"
 
 # --- the store ------------------------------------------------------------------------------------
 
@@ -73,6 +75,8 @@ def client(root: Path) -> MlflowClient:
         logging.CRITICAL
     )  # what it prints is said in a sentence
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A bucket is often within reach of the server alone: MLflow waits a minute for it, file by file.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     # MLflow's own 7 attempts take 4 minutes to notice that a server is gone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     if tracking_uri(root) == _default_uri(root):
@@ -213,16 +217,26 @@ def any_error(error: BaseException) -> StoreError | None:
     store = masked(mlflow.get_tracking_uri())
     if isinstance(error, MlflowException):
         return StoreError(
-            f"MLflow refused ({store}): {first_line(error)}. `equipoise doctor` looks at the store, and docs/faults.md "
+            f"MLflow refused ({store}): {_said_by(error)}. `equipoise doctor` looks at the store, and docs/faults.md "
             f"says what is kept."
         )
+    if type(error).__module__.startswith(_PARSER):
+        return StoreError(
+            f"{store} does not answer as MLflow does: {_said_by(error)}. Nothing was read from it; correct "
+            f"MLFLOW_TRACKING_URI, or ask who runs the server."
+        )
     return None
+
+
+def _said_by(error: BaseException) -> str:
+    """The first line of an error, without passwords; a server may answer anything of any length."""
+    return shortened(masked(first_line(error)))
 
 
 def _database_error(error: BaseException) -> StoreError:
     """What to do about a database that does not answer as one."""
     return StoreError(
-        f"The database {masked(mlflow.get_tracking_uri())} cannot be used: {first_line(error)}. Results stay in files: "
+        f"The database {masked(mlflow.get_tracking_uri())} cannot be used: {_said_by(error)}. Results stay in files: "
         f"give it space and permissions or restore it from a backup, or set MLFLOW_TRACKING_URI; then run the same "
         f"command again."
     )
@@ -382,6 +396,8 @@ def mirror(
         if present:
             if adopt and adopt != present:
                 mark_launcher(store, adopt, {"equipoise.result_run_id": present})
+            if present != adopt:
+                _end_if_killed(store, present)
             return Mirrored(present, written=False)
         # What the figures need takes seconds to import and to read: that is paid for what is written only.
         from equipoise.compare import results
@@ -435,6 +451,15 @@ def _open(
     tags |= runs.origin_tags(study.root, f"equipoise scenario --study {study.name}")
     run = store.create_run(experiment, start_time=start_time, tags=tags, run_name=result.key)
     return run.info.run_id
+
+
+def _end_if_killed(store: MlflowClient, run_id: str) -> None:
+    """End the run of a result that is whole, where a kill came between its last tag and its end.
+
+    One that another `mlflow run` is about to end is ended twice, which changes nothing.
+    """
+    if store.get_run(run_id).info.status == RunStatus.to_string(RunStatus.RUNNING):
+        store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
 
 
 def _comparison(study: Study) -> Comparison | None:

@@ -88,10 +88,8 @@ def check_split(splits: Splits, manifest: Manifest) -> list[Check]:
 
 def finding(answers: Iterable[CheckAnswer | Mapping[str, Any]], code: str) -> bool:
     """Say whether answers, as records or as plain data, hold a failed check with this code."""
-    for answer in map(CheckAnswer.model_validate, answers):
-        if answer.code == code and answer.answer == "failed":
-            return True
-    return False
+    of_code = [answer for answer in map(CheckAnswer.model_validate, answers) if answer.code == code]
+    return any(answer.answer == "failed" for answer in of_code)
 
 
 def overlapping(rows: pd.DataFrame, pictures: np.ndarray) -> np.ndarray:
