@@ -7,10 +7,12 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import h5py
 import keras
 import numpy as np
 import pytest
 from keras.src.applications import efficientnet
+from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from keras.src.utils import file_utils
 
 from conftest import REPO
@@ -85,7 +87,7 @@ def test_features_are_those_of_keras_on_pixels_from_0_to_255(name, monkeypatch, 
     expected = oracle(module.preprocess_input(images.copy()), training=False).numpy()
     values = embedder.Embedder(built, size_px).features(images)
     assert values.shape == (3, applications.seen(name).num_features)
-    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 def test_a_size_that_keras_does_not_take_is_refused_with_the_one_it_takes():
@@ -122,9 +124,10 @@ def published(monkeypatch, tmp_path):
     """A server with drawn weights of EfficientNetB0, and a Keras that names it and their digest."""
     built = backbones.build("efficientnetb0", "random", 32)
     built.set_weights(drawn_weights(built))
-    built.save_weights(tmp_path / "drawn.weights.h5")
+    with h5py.File(tmp_path / "drawn.h5", "w") as file:  # as Keras' own files are
+        save_weights_to_hdf5_group(file, built)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Interrupting)
-    server.content = (tmp_path / "drawn.weights.h5").read_bytes()
+    server.content = (tmp_path / "drawn.h5").read_bytes()
     server.starts = []
     server.digest = backbones.weights_digest(built)
     md5 = hashlib.md5(server.content).hexdigest()

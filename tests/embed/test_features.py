@@ -19,6 +19,7 @@ from equipoise.core.records import Manifest
 from equipoise.embed import applications, backbones, embedder, shards
 from equipoise.embed import stage as features
 from equipoise.embed import store as store_
+from equipoise.ingest import download
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
 from equipoise.scenario import head, network, rows
@@ -412,20 +413,20 @@ def test_every_backbone_is_flat_repeatable_and_holds_a_head(name):
 
 def test_unknown_backbone_names_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'densenet121'"):
-        backbones.build("densenet21", "random", 32)
+        backbones.build("densenet1211", "random", 32)
 
 
 def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch, tmp_path):
     def offline(address, *_, **__):
         raise DataError(f"{address}: the download stopped (no route). What came is kept")
 
-    monkeypatch.setattr(applications, "download", offline)
+    monkeypatch.setattr(download, "download", offline)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     with pytest.raises(DataError) as caught:
         backbones.build("densenet201", "imagenet", 32, root=tmp_path)
     text = str(caught.value)
     for part in (
-        "no route). Download https://storage",
+        "no route)). Download https://storage",
         "c13680b51ded0fb44dff2d8f86ac8bb1",
         "https://storage",
         "embed.weights",

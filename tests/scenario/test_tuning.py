@@ -904,13 +904,13 @@ def test_a_study_that_a_kill_cut_short_is_written_again(store, lines_kept):
     assert study.best_value == choice.summary.best_score
 
 
-def test_a_journal_that_cannot_be_read_is_put_aside_and_stops_no_search(store, capsys):
+def test_a_journal_that_cannot_be_read_is_put_aside_and_stops_no_search(store, caplog):
     first = search(store=store, trials=4)
     store.journal.write_bytes(b"{broken\n" + store.journal.read_bytes())
     damaged = store.journal.read_bytes()
     assert same(search(store=store, trials=4), first)
     assert store.journal.with_name("searches.damaged.log").read_bytes() == damaged
-    assert "cannot be read" in capsys.readouterr().err
+    assert "cannot be read" in caplog.text
     assert list(studies(store.journal)) == [store.name]
 
 

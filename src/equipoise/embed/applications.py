@@ -19,7 +19,6 @@ from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import atomic_path
 from equipoise.core.text import first_line
 from equipoise.ingest.datasets.base import Archive
-from equipoise.ingest.download import download, forget
 
 #: What `benchmarks/networks.py` saw when it built every network; a test compares it with Keras.
 _SEEN = Path(__file__).with_name("networks.json")
@@ -264,6 +263,8 @@ def _keras_folder() -> Path:
 
 def _download(answers: Answers, kept: Path) -> None:
     """Download a weights file, going on where an earlier try stopped, and check its digest."""
+    from equipoise.ingest.download import download, forget  # a served model never downloads
+
     part = kept.with_name(f"{kept.name}.part")
     download(answers.address, Archive(answers.address), part, say=_say)
     if not _has_digest(part, answers.digest):

@@ -96,6 +96,8 @@ _DESCRIPTION_CHARACTERS = 5000
 _UNCOMMITTED_CHARACTERS = 5000
 #: Tag of a version: digest of code and params at its registration.
 _CODE_DIGEST = "equipoise.digest.code"
+#: Tag of a run: the logged model that a registration has begun and not finished.
+_UNFINISHED = "equipoise.unfinished_model"
 #: Grey images are expected where at most one in so many images of a study has colours.
 _IMAGES_PER_COLOURED = 100
 
@@ -272,19 +274,25 @@ def _make_version(store: MlflowClient, winner: Winner) -> Registered:
 
 
 def _open_model(store: MlflowClient, winner: Winner, run_id: str, folder: str) -> LoggedModel:
-    """Open the logged model of a version, in place of those that killed calls left unfinished."""
-    experiment = store.get_run(run_id).info.experiment_id
-    unfinished = f"source_run_id = '{run_id}' AND status = 'PENDING'"
-    for model in store.search_logged_models([experiment], unfinished):
-        store.delete_logged_model(model.model_id)
-    return store.create_logged_model(
-        experiment,
+    """Open the logged model of a version, in place of one that a killed call left unfinished.
+
+    The run names it until it is done: MLflow 3.17 cannot search logged models on PostgreSQL.
+    """
+    run = store.get_run(run_id)
+    unfinished = run.data.tags.get(_UNFINISHED)
+    if unfinished:
+        with contextlib.suppress(MlflowException):  # it may be gone already
+            store.delete_logged_model(unfinished)
+    model = store.create_logged_model(
+        run.info.experiment_id,
         name=f"{winner.study.name}-{winner.backbone}-{winner.scenario}",
         source_run_id=run_id,
         params={"backbone": winner.backbone, "scenario": winner.scenario},
         tags={runs.VERDICT: winner.row.verdict},
         model_type="classifier",
     )
+    store.set_tag(run_id, _UNFINISHED, model.model_id)
+    return model
 
 
 def _fill_version(
@@ -320,6 +328,7 @@ def _fill_version(
     # A server does this itself; a database that is written to directly does not.
     linked = json.dumps([{"name": winner.model, "version": made.version}])
     store.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: linked})
+    store.delete_tag(run_id, _UNFINISHED)
     return made
 
 
