@@ -1,8 +1,8 @@
 """The two claims that this project came from, tried: writes docs/claims.md.
 
-    python benchmarks/claims.py --root FOLDER [--studies chest_xray breakhis]
+    python benchmarks/claims.py chest_xray=FOLDER breakhis=FOLDER
 
-FOLDER holds finished studies (`dvc repro` there, see the page for their settings). For each study and
+FOLDER holds the finished study (`dvc repro` there, see the page for its settings). For each study and
 backbone the page shows the verdicts, and the table as its source reports it (accuracy, sensitivity,
 specificity, F1 at 0.5) under three ways of splitting: patients kept whole, images dealt alone, and copies
 made before images are dealt. What a single split would have said is drawn again and again. Everything is
@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/claims.md"
 
 TECHNIQUES = ("baseline", "oversample", "undersample", "class_weight", "weighted_augment")
+#: What the first source claims; of it the sentence of the verdict is quoted.
+CLAIMED = "weighted_augment"
 REPORTED = ("accuracy", "sensitivity", "specificity", "f1")
 WHOLE = "patients kept whole"
 BY_IMAGE = "images dealt alone"
@@ -315,6 +317,8 @@ def section(study: Study, splits: int) -> list[str]:
         f"{', '.join(f'{name}: {Path(used).name}' for name, used in comparison.weights.items())}."
     )
     lines += ["", "### Verdicts", "", *verdicts(comparison)]
+    for backbone, of_backbone in comparison.rows.items():
+        lines += [f"> {backbone}: {of_backbone[CLAIMED].reason}", ""]
     for backbone in study.backbones:
         trial = Trial.of(study, backbone)
         lines += [f"### As the source reports it: {backbone}", "", *as_reported(trial)]
@@ -333,17 +337,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, required=True, help="folder of the finished studies")
-    parser.add_argument("--studies", nargs="+", default=["chest_xray", "breakhis"])
+    parser.add_argument("studies", nargs="+", metavar="STUDY=FOLDER", help="finished studies")
     parser.add_argument("--splits", type=int, default=50, help="single splits that are drawn")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
     text = (Path(__file__).parent / "claims.md").read_text(encoding="utf-8")
-    for name in options.studies:
-        study = config.load_study(name, root=options.root)
+    for pair in options.studies:
+        name, _, folder = pair.partition("=")
+        study = config.load_study(name, root=Path(folder))
         with threadpool_limits(limits=1, user_api="blas"):
             lines = section(study, options.splits)
         text = text.replace(f"<!-- {name} -->", "\n".join(lines))
+        print(name, flush=True)
     options.page.write_text(text.replace("<!-- commit -->", commit()), encoding="utf-8")
     print(options.page)
 

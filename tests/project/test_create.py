@@ -162,6 +162,18 @@ def test_what_cannot_be_used_is_a_sentence_and_nothing_is_made(
     assert not (tmp_path / "mine").exists()
 
 
+def test_a_project_whose_making_was_killed_is_made_by_the_same_command(images, tmp_path):
+    words = ["--positive", "malignant"]
+    assert init(images, *words, folder="whole") == 0
+    assert init(images, *words, folder="killed") == 0
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / "killed" / name).unlink()
+    assert init(images, *words, folder="killed") == 0
+    for name in ("params.yaml", "dvc.yaml", "MLproject"):
+        whole = (tmp_path / "whole" / name).read_text().replace("whole", "killed")
+        assert (tmp_path / "killed" / name).read_text() == whole
+
+
 def test_folders_that_cannot_be_used(images, tmp_path, capsys):
     words = ["--positive", "malignant"]
     assert init(tmp_path / "nowhere", *words) == 1

@@ -32,6 +32,8 @@ _FILES = {
 }
 #: What may lie in a folder that counts as empty.
 _HARMLESS = frozenset({".git", ".venv"})
+#: What a folder holds in which `init` was killed; params.yaml comes last.
+_UNFINISHED = frozenset({path.partition("/")[0] for path in _FILES} | {"data", "program"})
 #: What `mlflow run` needs of the program.
 _EXTRAS = ("keras", "mlops")
 
@@ -74,9 +76,11 @@ def init(folder: Path, wish: Wish, study: str | None = None) -> Made:
     for path, template in _FILES.items():
         _write(root / path, _filled(template, name))
     params = _with_study(config.PACKAGED_PARAMS.read_text("utf-8"), name, description, wish)
-    _write(root / config.PARAMS, params)
     linked = _linked(root, name, wish)
-    return Made(root, name, (*description.sentences, linked, *_checkout(root)))
+    said = (*description.sentences, linked, *_checkout(root))
+    # The last file: where a kill came before it, the same command goes on.
+    _write(root / config.PARAMS, params)
+    return Made(root, name, said)
 
 
 def add_study(root: Path, name: str, wish: Wish) -> Made:
@@ -143,6 +147,8 @@ def _require_empty(root: Path) -> None:
         raise DataError(f"{root} is a file. Name a folder that is empty or not there.")
     there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
     held = [name for name in there if name not in _HARMLESS]
+    if config.PARAMS not in held and set(held) <= _UNFINISHED:
+        return
     if held:
         raise DataError(
             f"{root} is not empty ({text.first_of(held, 3, ', ')}). Name a folder that is empty or not there; "

@@ -174,6 +174,8 @@ VERBS = (
         ("explain", "--model", _CHAMPION, "IMAGE", "--out", "reports/out.png"),
         3,
     ),
+    Case("init", ("init", "own", "--images", "data/raw/demo", "--positive", "opacity"), 3),
+    Case("study", ("study", "more", "--images", "data/raw/demo", "--positive", "opacity"), 3),
 )  # fmt: skip
 PARENTS = (
     Case("dvc repro", ("dvc", "repro"), 7, (verb("phantom"),)),
@@ -192,6 +194,8 @@ SERVER = (
 WAYS = {"verbs": VERBS, "parents": PARENTS, "server": SERVER}
 #: Verbs that are killed inside another command only.
 INSIDE_OTHERS = {"main": "parents"}
+#: It writes nothing, and is there to be ended.
+NOT_KILLED = ("ui",)
 
 
 # --- starting a command ----------------------------------------------------------------------------------------------
