@@ -13,6 +13,8 @@ import yaml
 from equipoise.service import homes
 
 REPO = Path(__file__).resolve().parent.parent
+# Workers of pytest-xdist have it, and tables would be broken at 80 characters.
+os.environ.pop("COLUMNS", None)
 #: What a checkout consists of; nothing that a run made.
 _CHECKOUT = (
     "src",

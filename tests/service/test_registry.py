@@ -71,7 +71,7 @@ def test_winner_is_a_version_with_evidence(shop):
     row = comparison["rows"]["vgg16"][comparison["winners"]["vgg16"]]
     assert made.tags["equipoise.result_digest"] == row["result_digest"]
     assert len(made.tags) == 14
-    assert "EQ001 none, EQ002 none" in made.tags["equipoise.checks"]
+    assert "EQ001 passed, EQ002 passed" in made.tags["equipoise.checks"]
     assert len(made.tags["equipoise.git_commit"]) == 40
     assert made.tags["equipoise.uncommitted"] == ""
     kept = json.loads(artifact(shop, made, "registered.json").read_text())

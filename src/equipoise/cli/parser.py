@@ -222,11 +222,7 @@ def _backbones(run: Mapping[str, Any]) -> list[str]:
 
     listed = run.get("backbones")
     named = [str(name) for name in listed] if isinstance(listed, list) else []
-    try:
-        networks = list(applications.names())
-    except ConfigError:  # without Keras
-        networks = []
-    return list(dict.fromkeys([*named, *networks]))
+    return list(dict.fromkeys([*named, *applications.names()]))
 
 
 # --- versions and completion ----------------------------------------------------------------------

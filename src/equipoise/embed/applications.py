@@ -82,18 +82,14 @@ class Answers:
 def names() -> dict[str, Application]:
     """Every classification network by its lower-case name, read from Keras' files without importing them.
 
-    Raises:
-        ConfigError: When Keras is not installed.
+    Without Keras they are those that `networks.json` lists.
 
     >>> names()["densenet121"]
     Application(module='densenet', constructor='DenseNet121')
     """
     package = importlib.util.find_spec("keras")
     if package is None or package.origin is None:
-        raise ConfigError(
-            "Keras is not installed, and pictures become features by its networks. Run `pip install "
-            "'equipoise[keras]'`, or name the files of vectors in embed.features."
-        )
+        return {name: Application(module="", constructor=name) for name in _all_seen()}
     listing = Path(package.origin).with_name("applications") / "__init__.py"
     known = {}
     for statement in ast.parse(listing.read_text("utf-8")).body:
