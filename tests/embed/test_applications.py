@@ -51,12 +51,14 @@ def test_names_are_those_of_keras_and_are_read_without_importing_it():
     assert done.stdout.decode() == "[]\n", done.stderr
 
 
-def test_without_keras_one_sentence_names_the_extra(monkeypatch):
+def test_without_keras_the_names_are_those_that_are_listed(monkeypatch):
+    with_keras = applications.names()
     monkeypatch.setattr(applications.importlib.util, "find_spec", lambda name: None)
-    applications.names.cache_clear()
-    with pytest.raises(ConfigError, match=r"equipoise\[keras\]"):
-        applications.names()
-    applications.names.cache_clear()
+    assert set(applications.names()) == set(with_keras)
+    with pytest.raises(ConfigError, match="Did you mean 'vgg16'"):
+        applications.application("vgg166")
+    monkeypatch.undo()
+    assert applications.names() == with_keras
 
 
 def drawn_weights(model, seed=0):

@@ -39,7 +39,9 @@ def plain(shown: RenderableType, width: int = _LOG_WIDTH) -> str:
     from rich.console import Console
 
     file = io.StringIO()
-    console = Console(file=file, width=width, color_system=None, force_terminal=False)
+    console = Console(
+        file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False
+    )
     console.print(shown, crop=False)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 

@@ -78,7 +78,6 @@ class Answers:
     smallest_size_px: int = 32
 
 
-@functools.cache
 def names() -> dict[str, Application]:
     """Every classification network by its lower-case name, read from Keras' files without importing them.
 
@@ -90,7 +89,12 @@ def names() -> dict[str, Application]:
     package = importlib.util.find_spec("keras")
     if package is None or package.origin is None:
         return {name: Application(module="", constructor=name) for name in _all_seen()}
-    listing = Path(package.origin).with_name("applications") / "__init__.py"
+    return _names_in(Path(package.origin).with_name("applications") / "__init__.py")
+
+
+@functools.cache
+def _names_in(listing: Path) -> dict[str, Application]:
+    """What the file imports that lists the networks of Keras."""
     known = {}
     for statement in ast.parse(listing.read_text("utf-8")).body:
         if not isinstance(statement, ast.ImportFrom) or not statement.module:
