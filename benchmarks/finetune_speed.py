@@ -11,11 +11,10 @@ import argparse
 import time
 
 import numpy as np
+from finetune import training_of
 
 from equipoise.core import config
 from equipoise.scenario import finetune
-from equipoise.scenario.matrix import Inputs
-from equipoise.strategies import base as strategies
 
 
 def seconds(training: finetune.Training, batches: list, rate: np.float32) -> tuple[float, float]:
@@ -42,15 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     overrides = {"finetune.steps": options.steps, **dict(map(config.parse_override, options.set))}
     study = config.load_study(options.study, None, overrides)
-    inputs = Inputs.read(study, options.backbone, options.scenario)
-    views = study.settings.embed.views
-    settings = {**strategies.load_strategy(options.scenario).published(views, {}), "l2": 0.1}
-    rows = inputs.splits.round(0, 0)
-    position = {name: at for at, name in enumerate(inputs.manifest.table["image_id"])}
-    train = rows[rows["part"] == "train"]
-    positions, patients = train["image_id"].map(position).to_numpy(), train["patient_id"].to_numpy()
-    task = finetune.Task.of(inputs, settings, positions, patients, seed=0)
-    training = finetune.Training(inputs, task)
+    training = training_of(study, options.backbone, options.scenario)
     rate, size = np.float32(1e-5), study.settings.finetune.batch_size
     held = next(iter(training.batches()))
     seconds(training, [held] * 3, rate)

@@ -1,11 +1,13 @@
 """A small workspace in which the whole way was gone once: drawn images, two scenarios, a registered model."""
 
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -56,6 +58,15 @@ def run(
 
 def git(folder: Path, *words: str) -> str:
     return run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words).stdout
+
+
+def of_ci(name: str) -> ModuleType:
+    """A module of `.ci`, which is no package."""
+    sys.path.insert(0, str(REPO / ".ci"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(REPO / ".ci"))
 
 
 def copy_checkout(folder: Path) -> None:

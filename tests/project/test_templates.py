@@ -1,23 +1,16 @@
 """The files that `equipoise init` writes say what those of the checkout say: nothing is written twice by hand."""
 
-import importlib
-import sys
-
 import pytest
 import yaml
 
-from conftest import REPO
+from conftest import REPO, of_ci
 
 PACKAGE = REPO / "src/equipoise"
 
 
 @pytest.fixture(scope="module")
 def maker():
-    sys.path.insert(0, str(REPO / ".ci"))
-    try:
-        return importlib.import_module("templates")
-    finally:
-        sys.path.remove(str(REPO / ".ci"))
+    return of_ci("templates")
 
 
 def test_they_are_made_from_the_checkout(maker):

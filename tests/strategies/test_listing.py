@@ -1,22 +1,16 @@
 """docs/strategies.md and the README say what the files of the strategies say."""
 
-import importlib
 import re
-import sys
 
 import pytest
 
-from conftest import REPO
+from conftest import REPO, of_ci
 from equipoise.strategies import base
 
 
 @pytest.fixture(scope="module")
 def listing():
-    sys.path.insert(0, str(REPO / ".ci"))
-    try:
-        return importlib.import_module("strategies")
-    finally:
-        sys.path.remove(str(REPO / ".ci"))
+    return of_ci("strategies")
 
 
 def test_the_page_is_made_from_the_files(listing):

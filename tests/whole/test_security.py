@@ -69,7 +69,7 @@ def call_findings(call: ast.Call) -> list[str]:
         problems.append(line)
     if name == "torch.load" and options.get("weights_only") != "True":
         problems.append(f"{line}: without weights_only=True")
-    if options.get("shell", "False") != "False" and name != "shtab.complete":  # there it is a name
+    if options.get("shell", "False") != "False":
         problems.append(f"{line}: through a shell")
     if name in ARRAY_READERS and allow_pickle != "False":
         problems.append(f"{line}: without allow_pickle=False")

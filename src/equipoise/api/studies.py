@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from equipoise.api import pictures, verdicts
-from equipoise.api.pictures import Picture
-from equipoise.compare import screen, wording
+from equipoise.api import verdicts
+from equipoise.api.verdicts import Compared
 from equipoise.core import config
 from equipoise.core.config import Study
 from equipoise.core.documents import Choices, Comparison, ScenarioSummary
@@ -41,7 +40,7 @@ def load(study: str, root: str | Path = ".") -> StudyResults:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class StudyResults:
+class StudyResults(Compared):
     """What a study found.
 
     Attributes:
@@ -61,16 +60,6 @@ class StudyResults:
     def scenarios(self) -> tuple[str, ...]:
         """The scenarios that were compared, the baseline among them."""
         return tuple(next(iter(self.comparison.rows.values())))
-
-    @property
-    def headline(self) -> str:
-        """What a reader must know first."""
-        return self.comparison.headline
-
-    @property
-    def sentences(self) -> list[str]:
-        """The verdict of each rival in words, with its numbers."""
-        return wording.verdict(self.comparison)[1:]
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -104,13 +93,3 @@ class StudyResults:
         if scenario not in self.scenarios:
             raise unknown_name("scenario", scenario, self.scenarios, " in the comparison")
         return self.study.result_path(backbone, scenario)
-
-    def forest(self) -> Picture:
-        """Differences to the baseline with simultaneous intervals, as a figure."""
-        return pictures.forest(self.comparison)
-
-    def __repr__(self) -> str:
-        return str(screen.page(self.comparison))
-
-    def _repr_html_(self) -> str:
-        return verdicts.comparison_html(self.comparison)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,25 +133,10 @@ def _sheet(name: str, one: One) -> Sheet:
     )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Verdicts:
-    """What a comparison found.
+class Compared(ABC):
+    """What a record with a comparison says and shows of it."""
 
-    Attributes:
-        judged: The comparison, the methods and the settings, as the rooms behind know them.
-    """
-
-    judged: JudgedMethods
-
-    @property
-    def comparison(self) -> Comparison:
-        """Every number of it."""
-        return self.judged.comparison
-
-    @property
-    def document(self) -> JudgedPredictions:
-        """The same for other programs: `document.text()` is the JSON of `judge --json`."""
-        return self.judged.document()
+    comparison: Comparison
 
     @property
     def headline(self) -> str:
@@ -162,6 +148,37 @@ class Verdicts:
         """The verdict of each rival in words, with its numbers."""
         return wording.verdict(self.comparison)[1:]
 
+    def forest(self) -> Picture:
+        """Differences to the baseline with simultaneous intervals, as a figure."""
+        return pictures.forest(self.comparison)
+
+    def __repr__(self) -> str:
+        return str(screen.page(self.comparison))
+
+    def _repr_html_(self) -> str:
+        return comparison_html(self.comparison)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verdicts(Compared):
+    """What a comparison found.
+
+    Attributes:
+        judged: The comparison, the methods and the settings, as the rooms behind know them.
+    """
+
+    judged: JudgedMethods
+
+    @property
+    def comparison(self) -> Comparison:  # type: ignore[override]
+        """Every number of it."""
+        return self.judged.comparison
+
+    @property
+    def document(self) -> JudgedPredictions:
+        """The same for other programs: `document.text()` is the JSON of `judge --json`."""
+        return self.judged.document()
+
     @property
     def notes(self) -> list[str]:
         """What a reader must know before believing the table."""
@@ -172,21 +189,11 @@ class Verdicts:
         """One row for each method: verdict, difference to the baseline with its interval, AUROC with its own."""
         return comparison_table(self.comparison).droplevel("backbone")
 
-    def forest(self) -> Picture:
-        """Differences to the baseline with simultaneous intervals, as a figure."""
-        return pictures.forest(self.comparison)
-
     def write_page(self, path: str | Path) -> None:
         """Write the page of `judge --page`, one file that asks for nothing else."""
         from equipoise.compare.report import judged
 
         judged.write(Path(path), self.judged)
-
-    def __repr__(self) -> str:
-        return str(screen.page(self.comparison))
-
-    def _repr_html_(self) -> str:
-        return comparison_html(self.comparison)
 
 
 # --- a comparison as a table ----------------------------------------------------------------------

@@ -272,7 +272,7 @@ class _ShowCompletion(_Show):
                 known = names.get(_NAMES.get(action.dest, ""))
                 if known:
                     action.choices = known
-        return shtab.complete(parser, shell=value)
+        return shtab.complete(parser, value)
 
 
 def _completed(parser: ArgumentParser) -> Iterator[argparse.Action]:

@@ -39,9 +39,18 @@ def is_installed(module: str) -> bool:
         return False
 
 
+def modules_of(extra: str) -> list[str]:
+    """Modules that an extra brings.
+
+    >>> modules_of("onnx")
+    ['onnx', 'tf2onnx']
+    """
+    return [module for module, its in EXTRA_OF.items() if its == extra]
+
+
 def lacking(extra: str) -> list[str]:
     """Modules of an extra that are not installed."""
-    return [module for module, its in EXTRA_OF.items() if its == extra and not is_installed(module)]
+    return [module for module in modules_of(extra) if not is_installed(module)]
 
 
 def install(extra: str) -> str:

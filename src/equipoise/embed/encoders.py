@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from equipoise.core import extras
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import digest_of, file_digest
 from equipoise.core.text import first_line
@@ -128,7 +129,7 @@ def _load_preset(keras: Any, weights: str, pixels: Any, root: Path) -> tuple[Any
         keras_hub = importlib.import_module("keras_hub")
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"embed.weights names {weights}, and KerasHub is not installed. Run `pip install 'equipoise[hub]'`."
+            f"embed.weights names {weights}, and KerasHub is not installed. Run `{extras.install('hub')}`."
         ) from error
     folder = place(weights, root)
     preset = weights.removeprefix(PRESET) if folder is None else str(folder)

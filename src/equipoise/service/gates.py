@@ -596,7 +596,7 @@ def _against_champion(
 
 def uncommitted(root: Path) -> list[str] | None:
     """Files of code and params that differ from the commit; None where there is no git."""
-    changes = environment.git("-C", str(root), "status", "--porcelain", "--", *_CODE)
+    changes = environment.git("status", "--porcelain", "--", *_CODE, folder=root)
     if changes is None:
         return None
     return [
@@ -607,7 +607,7 @@ def uncommitted(root: Path) -> list[str] | None:
 def code_digest(root: Path) -> str | None:
     """Digest of the code and params as they lie in a checkout, committed or not; None where there is no git."""
     words = ("ls-files", "--cached", "--others", "--exclude-standard", "--", *_CODE)
-    listed = environment.git("-C", str(root), *words)
+    listed = environment.git(*words, folder=root)
     if listed is None:
         return None
     paths = sorted(set(listed.splitlines()))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from equipoise.core import extras
 from equipoise.core.config import Study
 from equipoise.core.documents import Calibration, Document, Part
 from equipoise.core.documents import ServedModel as ModelDescription
@@ -42,8 +43,6 @@ TOLERANCE = 1e-4
 
 _NOTE = "export.json"
 _PIXELS = "pixels"
-#: Keras' own export to ONNX calls them.
-_ONNX_PACKAGES = ("onnx", "tf2onnx")
 #: Inputs drawn to compare what was written with the served model.
 _DRAWN_INPUTS = 8
 _NOT_CHECKED = "not compared with the served model, because onnxruntime is not installed"
@@ -186,10 +185,11 @@ def _require_free(target: Path) -> None:
 
 
 def _require_packages(layout: ModelLayout) -> None:
-    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    needed = extras.modules_of("onnx")
+    missing = extras.lacking("onnx")
     if layout == "onnx" and missing:
         raise ConfigError(
-            f"--layout onnx takes {in_words(_ONNX_PACKAGES)}, and this machine lacks {in_words(missing)}. Run "
+            f"--layout onnx takes {in_words(needed)}, and this machine lacks {in_words(missing)}. Run "
             f"`pip install {' '.join(missing)}`, or use --layout saved_model."
         )
 

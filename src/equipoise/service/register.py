@@ -162,7 +162,7 @@ class Code:
         """The code of a checkout now."""
         from equipoise.service import gates
 
-        commit = git("-C", str(root), "rev-parse", "HEAD") or "none"
+        commit = git("rev-parse", "HEAD", folder=root) or "none"
         return cls(commit, gates.uncommitted(root), gates.code_digest(root))
 
     def tags(self) -> dict[str, str]:

@@ -136,10 +136,10 @@ def user() -> str:
 
 def code_tags(root: Path) -> dict[str, str]:
     """The git commit of a folder as MLflow shows it, and whether the work tree differs from it."""
-    commit = git("-C", str(root), "rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD", folder=root)
     if commit is None:
         return {}
-    changes = git("-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    changes = git("status", "--porcelain", "--untracked-files=no", folder=root)
     return {MLFLOW_GIT_COMMIT: commit, "equipoise.git_dirty": str(bool(changes))}
 
 

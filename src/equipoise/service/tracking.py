@@ -583,7 +583,7 @@ def _is_source(tags: Mapping[str, str], root: Path) -> bool:
     """Whether a run of a project is of the checkout in `root`, by its commit or else by its folder."""
     commit = tags.get(MLFLOW_GIT_COMMIT)
     if commit:
-        return commit == git("-C", str(root), "rev-parse", "HEAD")
+        return commit == git("rev-parse", "HEAD", folder=root)
     return Path(tags.get(MLFLOW_SOURCE_NAME, "")).resolve() == root.resolve()
 
 
