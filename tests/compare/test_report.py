@@ -1,15 +1,18 @@
 """One page: complete, self-contained, escaped, the same bytes for the same results, and alive in a real browser."""
 
 import base64
+import hashlib
 import http.server
 import json
 import os
 import re
 import select
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -23,7 +26,7 @@ from equipoise.compare import stage as compare
 from equipoise.compare.report import curves, figures, template
 from equipoise.compare.report import page as report
 from equipoise.compare.report.mistakes import Mistake
-from equipoise.core import config, documents, files
+from equipoise.core import config, documents, environment, files
 from equipoise.evaluation import patients
 from equipoise.scenario import stage as scenario
 from fabricate import comparisons, made
@@ -814,29 +817,44 @@ def test_the_card_is_rendered_and_what_looks_like_markup_in_it_is_text(real):
     assert set(tags) == {"ul", "li", "p"}
 
 
-def test_on_top_stand_dataset_patients_and_the_commit_of_code_and_settings(real, tmp_path):
-    comparison, *_, html = real
+def test_on_top_stand_dataset_patients_and_digests_of_code_and_settings(real, tmp_path):
+    comparison, results, _, html = real
     text = " ".join(" ".join(Reader(html).text).split())
     assert "Dataset " in text
     assert f"Patients {comparison.test_patients} tested: " in text
-    assert "Code and settings in no git commit" in text
+    said = report.code_of(results)
+    assert re.fullmatch(r"code [0-9a-f]{12}, settings [0-9a-f]{12}", said)
+    assert f"Code and settings {said}" in text
+
+    def with_other_code_in(*modules):
+        package = shutil.copytree(
+            environment.PACKAGE, tmp_path / "".join(modules).replace("/", ".")
+        )
+        for module in modules:
+            with (package / module).open("a") as written:
+                written.write("# other code\n")
+        return report.code_of(results, package)
+
+    assert with_other_code_in("service/predictor.py", "cli/parser.py", "core/shown.py") == said
+    code, settings = said.split(", ")
+    code_now, settings_now = with_other_code_in("scenario/head.py").split(", ")
+    assert code_now != code
+    assert settings_now == settings
+
+
+def test_git_finds_the_commit_of_the_numbers_by_what_the_page_says(real, tmp_path):
+    _, _, path, html = real
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "--quiet"], check=True)
-
-    def commit(name, text):
-        (tmp_path / name).write_text(text)
+    numbers = hashlib.md5((path.parent / "evidence.json").read_bytes()).hexdigest()
+    for name, md5 in (("before", "0" * 32), ("these", numbers), ("after", "f" * 32)):
+        (tmp_path / "dvc.lock").write_text(f"    - path: evidence.json\n      md5: {md5}\n")
         subprocess.run([*git, "add", "-A"], check=True)
         subprocess.run([*git, "commit", "--quiet", "--message", name], check=True)
-        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout[
-            :8
-        ]
-
-    settings = commit("params.yaml", "run: {}")
-    commit("comparison.json", "{}")
-    said = report.code_of(tmp_path)
-    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d, commit {settings}", said)
-    (tmp_path / "params.yaml").write_text("run: {studies: []}")
-    assert report.code_of(tmp_path) == f"{said}, changed since"
+    (command,) = re.findall(r"<pre>(git log .*)</pre>", html)
+    words = shlex.split(unescape(command))
+    listed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [0-9a-f]{7,} these", listed.splitlines()[-1])
 
 
 def test_a_note_below_a_table_stands_once_with_one_letter():

@@ -48,6 +48,29 @@ def test_repro_straight_after_runs_nothing(workspace):
     assert repro_lines(workspace) == set()
 
 
+def test_only_code_that_a_page_depends_on_changes_it(other):
+    """A commit to other code leaves page and lock as they are, when the page is made anew too."""
+    page = other / "reports/demo/report.html"
+
+    def commit_to(module):
+        with (other / "src/equipoise" / module).open("a") as written:
+            written.write("# other code\n")
+        git(other, "add", "src")
+        git(other, "commit", "-q", "-m", f"{module} said otherwise")
+
+    lock, text = (other / "dvc.lock").read_bytes(), page.read_bytes()
+    commit_to("service/predictor.py")
+    commit_to("cli/parser.py")
+    assert repro_lines(other) == set()
+    run(other, "dvc", "repro", "--force", "--single-item", "compare@demo")
+    assert page.read_bytes() == text
+    assert (other / "dvc.lock").read_bytes() == lock
+    commit_to("compare/winners.py")
+    assert repro_lines(other) == {"compare@demo"}
+    assert page.read_bytes() != text
+    assert (other / "dvc.lock").read_bytes() != lock
+
+
 def test_the_demo_is_drawn_only_where_it_is_among_the_studies(tmp_path):
     copy_checkout(tmp_path)
     git(tmp_path, "init", "-q")
@@ -100,6 +123,7 @@ def test_other_split_runs_no_backbone_pass(other):
     assert 0 < int(moved) < int(of) == 100
     page = (other / "reports/demo/report.html").read_text()
     assert f"{moved} of {of} patients stand in another part" in page
+    assert "compare@demo" in repro_lines(other)
 
 
 def test_the_leakage_verb_writes_to_its_own_folder(other, capsys):
@@ -112,6 +136,11 @@ def test_the_leakage_verb_writes_to_its_own_folder(other, capsys):
     assert cli.main(words) == 0
     assert capsys.readouterr().out == path.read_text()
     assert {path: path.stat().st_mtime_ns for path in (other / "results/demo").rglob("*")} == before
+    said = "A leak would have been worth"
+    page = other / "reports/demo/report.html"
+    assert said not in page.read_text()
+    assert cli.main(("--root", str(other), "report", "--study", "demo")) == 0
+    assert said in page.read_text()
 
 
 def test_new_scenario_in_the_list_runs_only_itself_and_compare(other):

@@ -125,9 +125,9 @@ def _compare(options: Options) -> None:
 
 def say_comparison(study: config.Study, comparison: Comparison) -> None:
     """Show a comparison, and what leaks would have been worth where that was measured."""
-    from equipoise.compare import leakage, screen
+    from equipoise.compare import screen
 
-    beside = [leakage.sentence(report) for report in leakage.kept(study)]
+    beside = _leaks(study)
     say(screen.page(comparison, beside))
 
 
@@ -188,6 +188,13 @@ def _report_options(parser: ArgumentParser) -> None:
     )
 
 
+def _leaks(study: config.Study) -> list[str]:
+    """What leaks would have been worth, in a sentence for each backbone where that was measured."""
+    from equipoise.compare import leakage
+
+    return [leakage.sentence(report) for report in leakage.kept(study)]
+
+
 def _report(options: Options) -> None:
     from equipoise.compare import results
     from equipoise.compare.report import page
@@ -200,7 +207,7 @@ def _report(options: Options) -> None:
     if options.against:
         moved = revisions.moved_patients(study, options.against)
         say(revisions.moved_text(moved))
-    path = page.write(study, comparison, results.read_results(study), moved)
+    path = page.write(study, comparison, results.read_results(study), moved, _leaks(study))
     say(f"report: {path}")
 
 

@@ -20,7 +20,7 @@ from equipoise.core.records import Manifest
 from equipoise.ingest import originals
 
 #: What makes a manifest: the dependencies of the stage in dvc.yaml.
-_CODE = (
+CODE = (
     "ingest",
     "core/images.py",
     "core/greylevels.py",
@@ -47,7 +47,7 @@ class RawFile(NamedTuple):
 
 def code() -> str:
     """Digest of the code that makes a manifest."""
-    return code_digest(*_CODE)
+    return code_digest(*CODE)
 
 
 def list_files(raw: Path) -> list[RawFile]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise import __version__
-from equipoise.compare import leakage, wording
+from equipoise.compare import wording
 from equipoise.compare.card import card, claim, source
 from equipoise.compare.report import curves, figures
 from equipoise.compare.report.curves import StepCounts
@@ -22,8 +23,8 @@ from equipoise.compare.results import Result, distribution
 from equipoise.compare.wording import metric_label
 from equipoise.core.config import Study
 from equipoise.core.documents import Comparison, IngestSummary, PerThousand, RoundChoice
-from equipoise.core.environment import git
-from equipoise.core.files import atomic_path, read_table
+from equipoise.core.environment import PACKAGE, code_digest
+from equipoise.core.files import atomic_path, digest_of, read_table
 from equipoise.core.text import in_words
 from equipoise.evaluation import metrics, patients
 from equipoise.evaluation.metrics import Endpoint
@@ -41,6 +42,23 @@ _LIBRARIES = (
     "scipy",
     "tensorflow",
 )
+#: The code behind a page: what the stage `compare` depends on in dvc.yaml, and nothing else. A page that knew of git,
+#: or of other code, would be another page in every clone, and DVC would not know why.
+CODE = (
+    "compare",
+    "core/dicom.py",
+    "core/greylevels.py",
+    "core/images.py",
+    "core/rasters.py",
+    "embed",
+    "evaluation",
+    "ingest",
+    "scenario",
+    "split",
+    "strategies",
+)
+#: Enough digits of a digest to tell two apart.
+_DIGITS = 12
 
 
 def write(
@@ -48,6 +66,7 @@ def write(
     comparison: Comparison,
     results: list[Result],
     moved: Any | None = None,
+    leaks: Sequence[str] = (),
 ) -> Path:
     """Write report.html, and the curves as CSV for `dvc plots`, beside comparison.json.
 
@@ -56,6 +75,8 @@ def write(
         comparison: Contents of evidence.json; what a shorter file lacks is said in its section.
         results: What it was made from.
         moved: What `revisions.moved_patients` says of another revision, for a section of its own.
+        leaks: What leaks would have been worth. The stage `compare` does not give them: they depend on what has been
+            measured beside it, and its page on its dependencies alone.
 
     Returns:
         The page's path.
@@ -66,14 +87,14 @@ def write(
     template = environment(comparison).get_template("page.html")
     page = template.render(
         comparison=comparison,
-        facts=_facts(study, comparison, ingest),
+        facts=_facts(study, comparison, ingest, results),
         binary=is_binary(comparison),
         columns=columns(comparison),
         columns_beside=secondary(comparison),
         claims=_claims(comparison),
         per_thousand=_per_thousand(comparison),
         floor_missed=_floor_missed(study, comparison),
-        leaks=[leakage.sentence(report) for report in leakage.kept(study)],
+        leaks=leaks,
         ingest=ingest,
         drawings=_drawings(study, comparison, results),
         slider=[entry.as_json() for entry in slider],
@@ -81,7 +102,7 @@ def write(
         choices=_choices(results),
         mistakes=wrong,
         mistakes_shown=that_fit(wrong.entries),
-        provenance=_provenance(results),
+        provenance=_provenance(results, study.reports_path / "evidence.json"),
         cards=_cards(study, comparison.winners),
     )
     _write_plots(study.reports_path / "plots", results)
@@ -104,7 +125,9 @@ def _write_plots(folder: Path, results: list[Result]) -> None:
 # --- what stands on top ---------------------------------------------------------------------------
 
 
-def _facts(study: Study, comparison: Comparison, ingest: IngestSummary) -> dict[str, str]:
+def _facts(
+    study: Study, comparison: Comparison, ingest: IngestSummary, results: Sequence[Result]
+) -> dict[str, str]:
     """Dataset, patients, images, split and code of a study, each with its name."""
     classes = []
     for name, count in wording.counted(comparison.test, comparison.units).items():
@@ -118,7 +141,7 @@ def _facts(study: Study, comparison: Comparison, ingest: IngestSummary) -> dict[
         "Patients": patients_tested,
         "Images": f"{ingest.images:,}",
         "Split": _split_words(comparison),
-        "Code and settings": code_of(study.root),
+        "Code and settings": code_of(results),
     }
 
 
@@ -127,19 +150,16 @@ def _split_words(comparison: Comparison) -> str:
     return f"{scheme}, by {comparison.group_by}"
 
 
-def code_of(root: Path) -> str:
-    """Commit and day of the code and the settings behind a page.
+def code_of(results: Sequence[Result], package: Path = PACKAGE) -> str:
+    """Which code and which settings are behind a page, by their digests.
 
-    It is the last commit that changed either: the one that adds the page's own numbers comes later, and whoever
-    makes the page again from that one gets the same page.
+    Args:
+        results: That the page shows.
+        package: Folder of the code.
     """
-    what = ("--", "src", "params.yaml")
-    last = git("log", "-1", "--format=%H %cs", *what, folder=root)
-    if not last:
-        return "in no git commit"
-    commit, day = last.split()
-    changed = git("status", "--porcelain", *what, folder=root)
-    return f"{day}, commit {commit[:8]}{', changed since' if changed else ''}"
+    code = code_digest(*CODE, package=package)
+    settings = digest_of([result.summary.settings for result in results])
+    return f"code {code[:_DIGITS]}, settings {settings[:_DIGITS]}"
 
 
 # --- the tables -----------------------------------------------------------------------------------
@@ -228,23 +248,28 @@ class Provenance:
         digests: "backbone/scenario" -> digests of what the result was made from.
         equipoise: This package's version.
         versions: Versions of Python and the packages.
+        evidence_md5: By which dvc.lock names the numbers, and git finds their commit.
     """
 
     settings: dict[str, Any]
     digests: dict[str, dict[str, str]]
     equipoise: str
     versions: dict[str, str]
+    evidence_md5: str
 
 
-def _provenance(results: Sequence[Result]) -> Provenance:
+def _provenance(results: Sequence[Result], evidence: Path) -> Provenance:
     digests = {}
     for result in results:
         digests[f"{result.backbone}/{result.scenario}"] = result.summary.digests
-    versions = {"equipoise": __version__, "python": platform.python_version()}
+    # Without its third number, which numbers do not depend on and machines differ in.
+    python = ".".join(platform.python_version_tuple()[:2])
+    versions = {"equipoise": __version__, "python": python}
     for name in _LIBRARIES:
         versions[name] = importlib.metadata.version(name)
     settings = results[0].summary.settings
-    return Provenance(settings, digests, __version__, versions)
+    evidence_md5 = hashlib.md5(evidence.read_bytes(), usedforsecurity=False).hexdigest()
+    return Provenance(settings, digests, __version__, versions, evidence_md5)
 
 
 # --- the figures ----------------------------------------------------------------------------------
