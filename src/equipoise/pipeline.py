@@ -342,8 +342,12 @@ def require_checkout(root: Path) -> None:
         )
 
 
-def reproduce(root: Path) -> None:
+def reproduce(root: Path, variables: Mapping[str, str] | None = None) -> None:
     """Run `dvc repro` in a project, with this interpreter first on the path.
+
+    Args:
+        root: Folder of the project.
+        variables: What the stages find in their environment beside that of this process.
 
     Raises:
         ConfigError: Before DVC speaks: for a folder without git, a name that does not exist, a section that is missing,
@@ -367,7 +371,8 @@ def reproduce(root: Path) -> None:
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
     _drop_cut_lock(root / ".dvc/tmp/rwlock")
     command = [sys.executable, "-m", "dvc", "repro"]
-    code = subprocess.run(command, cwd=root, env={**os.environ, "PATH": path}).returncode
+    of_stages = {**os.environ, "PATH": path, **(variables or {})}
+    code = subprocess.run(command, cwd=root, env=of_stages).returncode
     if code:
         raise EquipoiseError(f"`dvc repro` ended with code {code}; its last lines say why.")
 

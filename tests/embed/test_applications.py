@@ -143,14 +143,15 @@ def published(monkeypatch, tmp_path):
     server.server_close()
 
 
-def test_weights_come_from_where_keras_says_and_a_download_goes_on(published, tmp_path, capfd):
+def test_weights_come_from_where_keras_says_and_a_download_goes_on(published, tmp_path, caplog):
+    caplog.set_level("INFO", "equipoise.progress")
     assert not backbones.weights_there("efficientnetb0", "imagenet", tmp_path)
     built = backbones.build("efficientnetb0", "imagenet", 32, root=tmp_path)
     assert backbones.weights_digest(built) == published.digest
     # The file was not sent anew after the interruption.
     assert len(published.starts) == 2
     assert 0 < published.starts[1] <= len(published.content) // 2
-    assert "downloading http://127.0.0.1" in capfd.readouterr().err
+    assert "downloading http://127.0.0.1" in caplog.text
     assert backbones.weights_there("efficientnetb0", "imagenet", tmp_path)
     kept = list((tmp_path / "keras/models").iterdir())
     assert [path.name for path in kept] == ["efficientnetb0_notop.h5"]

@@ -560,8 +560,9 @@ def test_activations_are_what_flows_through_the_cut(drawn, activations, backbone
 
 
 def test_activations_are_computed_once_for_all_scenarios_and_seeds(
-    drawn, activations, monkeypatch, capsys
+    drawn, activations, monkeypatch, caplog
 ):
+    caplog.set_level("INFO", "equipoise.progress")
     made, make = [], kept_activations.make_shards
     monkeypatch.setattr(
         kept_activations,
@@ -569,7 +570,7 @@ def test_activations_are_computed_once_for_all_scenarios_and_seeds(
         lambda maker, rows, *more: made.extend(rows) or make(maker, rows, *more),
     )
     first = tuned(drawn)
-    said = capsys.readouterr().err
+    said = caplog.text
     count = len(made)
     assert "below the last block of vgg16" in said
     assert "(2x2x512 numbers each, float32)" in said

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -366,6 +368,68 @@ def test_loudness(checkout, monkeypatch, capsys, words, expected, before):
     told = capsys.readouterr()
     assert (told.out, told.err.splitlines()) == ("", expected)
     assert logging.getLogger("equipoise").handlers == []
+
+
+@pytest.mark.parametrize("words", [[], ["-q"]])
+def test_quiet_keeps_back_what_other_packages_say_in_every_process(tmp_path, words):
+    (tmp_path / "speaking.py").write_text(
+        "import logging, warnings\n"
+        "def speak(where):\n"
+        "    logging.getLogger('somebody.elses').warning(f'logged {where}')\n"
+        "    warnings.warn(f'warned {where}')\n"
+    )
+    code = (
+        "import dataclasses, sys\n"
+        "import speaking\n"
+        "from equipoise.cli import program\n"
+        "from equipoise.core import config, parallel\n"
+        "def works(options):\n"
+        "    speaking.speak('here')\n"
+        "    parallel.run_jobs(speaking.speak, [('there',), ('too',)], '', config.Engine(workers=2))\n"
+        "program.VERBS['doctor'] = dataclasses.replace(program.VERBS['doctor'], run=works)\n"
+        "assert program.main(sys.argv[1:]) == 0\n"
+        "speaking.speak('afterwards')\n"
+    )
+    command = [sys.executable, "-c", code, "--root", str(REPO), "doctor", *words]
+    path = f"{REPO / 'src'}{os.pathsep}{tmp_path}"
+    told = run(tmp_path, *command, PYTHONPATH=path).stderr
+    said = set(re.findall(r"(?:logged|warned) \w+", told))
+    expected = {"logged afterwards", "warned afterwards"}
+    if not words:
+        expected |= {
+            f"{how} {where}" for how in ("logged", "warned") for where in ("here", "there", "too")
+        }
+    assert said == expected
+
+
+@pytest.mark.parametrize("words", [[], ["-q"]])
+def test_the_stages_that_main_starts_are_as_quiet_as_it_is(tmp_path, capfd, words):
+    copy_checkout(tmp_path)
+    git(tmp_path, "init", "-q")
+    (tmp_path / "data/raw/dvc.yaml").unlink()
+    (tmp_path / "dvc.yaml").write_text("stages: {one: {cmd: python stage.py}}")
+    (tmp_path / "stage.py").write_text(
+        "import dataclasses, logging\n"
+        "from equipoise.cli import program\n"
+        "speaks = lambda options: logging.getLogger('equipoise.progress').info('1/2 steps')\n"
+        "program.VERBS['doctor'] = dataclasses.replace(program.VERBS['doctor'], run=speaks)\n"
+        "assert program.main(['doctor']) == 0\n"
+    )
+    cli.main(["--root", str(tmp_path), "main", *words])
+    told = capfd.readouterr()
+    assert "python stage.py" in told.out
+    assert ("1/2 steps" in told.err) == (not words)
+
+
+def test_nothing_in_the_source_speaks_round_the_logger():
+    """But the program itself: what was asked for on stdout, one sentence of an error on stderr."""
+    speaking = re.compile(r"^\s*(print\(|sys\.std(err|out)\.write|tqdm\()", flags=re.M)
+    speakers = set()
+    for path in (REPO / "src/equipoise").rglob("*.py"):
+        if speaking.search(path.read_text()):
+            speakers.add(path.relative_to(REPO / "src/equipoise").as_posix())
+    # `formats.py` holds the program of a process whose answer is read.
+    assert speakers == {"cli/common.py", "cli/parser.py", "cli/program.py", "embed/formats.py"}
 
 
 def test_quiet_and_verbose_exclude_each_other(capsys):

@@ -59,6 +59,8 @@ def test_only_code_that_a_page_depends_on_changes_it(other):
         git(other, "commit", "-q", "-m", f"{module} said otherwise")
 
     lock, text = (other / "dvc.lock").read_bytes(), page.read_bytes()
+    (numbers,) = re.findall(r"git log .* -S (\w+) -- dvc.lock", text.decode())
+    assert f"md5: {numbers}\n" in lock.decode()
     commit_to("service/predictor.py")
     commit_to("cli/parser.py")
     assert repro_lines(other) == set()

@@ -19,6 +19,8 @@ ArgumentParser = argparse.ArgumentParser
 LOG = logging.getLogger("equipoise")
 #: How far a work is, `core/parallel.py`.
 PROGRESS = LOG.getChild("progress")
+#: Set for the stages of `main -q`: DVC starts them without options.
+QUIET = "EQUIPOISE_QUIET"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from equipoise.cli import answers, images, parser, project, projects, registry, scenarios
-from equipoise.cli.common import LOG, PROGRESS, Options, Verb
+from equipoise.cli.common import LOG, PROGRESS, QUIET, Options, Verb
 from equipoise.core import config
-from equipoise.core.environment import masked
+from equipoise.core.environment import environment, masked, silenced
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 
 #: Groups of verbs in the order of the help: the way of the data. A verb is added to one of them.
@@ -63,6 +63,7 @@ def _run(arguments: Sequence[str]) -> int:
         program.print_help()
         return ConfigError.exit_code
     options.root = _root(options)
+    options.quiet |= environment(QUIET) is not None and not options.verbose
     with _logged(options), _missing_extras_told(options.verb):
         return VERBS[options.verb].run(options) or 0
 
@@ -92,7 +93,7 @@ def _spell_out_what_an_encoding_lacks() -> None:
 def _logged(options: Options) -> Iterator[None]:
     """Let the loggers of Equipoise speak on stderr, as loud as was asked for.
 
-    Warnings and progress are shown; steps with -v, details with -vv, errors alone with -q.
+    Warnings and progress are shown; steps with -v, details with -vv, errors alone with -q, also of other packages.
     """
     levels = {0: logging.WARNING, 1: logging.INFO}
     LOG.setLevel(logging.ERROR if options.quiet else levels.get(options.verbose, logging.DEBUG))
@@ -101,7 +102,8 @@ def _logged(options: Options) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOG.addHandler(handler)
     try:
-        yield
+        with silenced(logging.WARNING if options.quiet else 0):
+            yield
     finally:
         LOG.removeHandler(handler)
 

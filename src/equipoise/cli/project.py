@@ -8,6 +8,7 @@ from pathlib import Path
 
 from equipoise.cli import registry
 from equipoise.cli.common import (
+    QUIET,
     ArgumentParser,
     Group,
     Options,
@@ -54,7 +55,7 @@ def _main(options: Options) -> None:
         return
     if "MLFLOW_RUN_ID" in os.environ:
         _mark_launcher(options.root)
-    pipeline.reproduce(options.root)
+    pipeline.reproduce(options.root, {QUIET: "1"} if options.quiet else {})
     registry.track(options)
     registry.register(options)
     for study in load_studies(options):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import equipoise
@@ -98,6 +101,31 @@ def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:
         if actual != expected:
             differences.append(f"{name} is {actual} there and {expected} here")
     return ", ".join(differences)
+
+
+@contextmanager
+def silenced(level: int) -> Iterator[None]:
+    """Keep back what any package logs up to a level, and its Python warnings, while the block runs.
+
+    Args:
+        level: Of `logging`; 0 keeps back nothing.
+    """
+    if not level:
+        yield
+        return
+    before = silenced_level()
+    logging.disable(max(level, before))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def silenced_level() -> int:
+    """Up to which level nothing is logged now, for another process to do the same; 0 where all is."""
+    return logging.root.manager.disable
 
 
 def git(*words: str, folder: Path | None = None) -> str | None:

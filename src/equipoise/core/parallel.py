@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from equipoise.core import extras
 from equipoise.core.config import PARAMS, Engine
-from equipoise.core.environment import difference, masked, versions
+from equipoise.core.environment import difference, masked, silenced, silenced_level, versions
 from equipoise.core.errors import ConfigError, EquipoiseError
 from equipoise.core.files import file_digest
 from equipoise.core.text import first_line
@@ -83,6 +83,11 @@ def progress(
         _LOG.info(f"{description}: {done}/{total} {unit}, {speed}, {gone:.0f} s gone, {left}")
 
 
+def announce(text: str) -> None:
+    """Say what will take long; shown wherever progress is."""
+    _LOG.info(text)
+
+
 def run_jobs(
     function: Callable[..., Item],
     jobs: Sequence[tuple[Any, ...]],
@@ -112,7 +117,13 @@ def run_jobs(
     if engine.stays_here or len(jobs) <= 1:
         results = (function(*job) for job in jobs)
     else:
-        in_worker = partial(do_job, function, expected_versions=versions(), root=root)
+        in_worker = partial(
+            do_job,
+            function,
+            expected_versions=versions(),
+            root=root,
+            silenced_to=silenced_level(),
+        )
         start = _on_dask if engine.backend == "dask" else _on_loky
         results = start(in_worker, jobs, engine)
     return list(progress(results, description, len(jobs), "jobs"))
@@ -123,6 +134,7 @@ def do_job(
     job: tuple[Any, ...],
     expected_versions: Mapping[str, str],
     root: Path | None = None,
+    silenced_to: int = 0,
 ) -> Item:
     """Call `function(*job)` in a worker, unless that worker would give other numbers.
 
@@ -131,6 +143,7 @@ def do_job(
         job: Its arguments.
         expected_versions: What the process that gave the job runs on, see `environment.versions`.
         root: Folder that the worker must see.
+        silenced_to: The level of `logging` up to which the process that gave the job says nothing.
 
     Raises:
         ConfigError: When the worker runs on something else, or does not see the folder.
@@ -143,7 +156,8 @@ def do_job(
             )
         if root is not None and not root.is_dir():
             raise ConfigError(f"A worker does not see {root}. docs/scale.md: what is shared.")
-        return function(*job)
+        with silenced(silenced_to):
+            return function(*job)
 
 
 def _on_loky(

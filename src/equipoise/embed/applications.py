@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import json
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -263,10 +262,12 @@ def _keras_folder() -> Path:
 
 def _download(answers: Answers, kept: Path) -> None:
     """Download a weights file, going on where an earlier try stopped, and check its digest."""
-    from equipoise.ingest.download import download, forget  # a served model never downloads
+    # A served model never downloads.
+    from equipoise.core.parallel import announce
+    from equipoise.ingest.download import download, forget
 
     part = kept.with_name(f"{kept.name}.part")
-    download(answers.address, Archive(answers.address), part, say=_say)
+    download(answers.address, Archive(answers.address), part, say=announce)
     if not _has_digest(part, answers.digest):
         forget(part)
         raise DataError(f"{answers.address} is not the file that Keras expects: another digest")
@@ -282,7 +283,3 @@ def _has_digest(path: Path, digest: str | None) -> bool:
     from keras.src.utils import file_utils
 
     return bool(file_utils.validate_file(str(path), digest))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

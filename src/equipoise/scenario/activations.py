@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import pandas as pd
 
 from equipoise.core.config import Augment, Engine
 from equipoise.core.errors import ConfigError, DataError
+from equipoise.core.parallel import announce
 from equipoise.embed import backbones, cut
 from equipoise.embed.embedder import Embedder
 from equipoise.embed.passes import Row, ShardMaker, make_shards
@@ -176,7 +176,7 @@ class Activations:
         what = f"activations of {count:,} {maker.noun} below the last block of {backbone}"
         size = f"{needed / 1e6:,.1f} MB ({each} numbers each, {self.dtype.name})"
         if needed <= free:
-            print(f"{what}: {size} in {maker.cache}", file=sys.stderr)
+            announce(f"{what}: {size} in {maker.cache}")
             return
         advice = "finetune.unfreeze: all, which keeps none"
         if self.dtype != np.float16:

@@ -10,9 +10,7 @@ import importlib
 import importlib.util
 import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +21,7 @@ from equipoise.core import extras
 from equipoise.core.config import Study
 from equipoise.core.documents import Calibration, Document, Part
 from equipoise.core.documents import ServedModel as ModelDescription
+from equipoise.core.environment import silenced
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_folder, json_text
 from equipoise.core.records import probability_columns
@@ -213,7 +212,7 @@ def _export(folder: Path, source: str, layout: ModelLayout, target: Path) -> lis
     served = _Served.of(folder)
     with atomic_folder(target, "exporting") as place:
         file = place / FILES[layout]
-        with _quiet():
+        with silenced(logging.ERROR):  # what matters of Keras and tf2onnx is told at the end
             _write(served.network, file, layout)
         opset = _finish_onnx(file, served.input.name) if layout == "onnx" else None
         note = ModelExport(
@@ -381,19 +380,6 @@ def _outputs(description: ModelDescription) -> dict[str, str]:
 
 
 # --- writing and comparing ------------------------------------------------------------------------
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what Keras and tf2onnx say while they write: what matters is told at the end."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _write(model: Any, file: Path, layout: ModelLayout) -> None:
