@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from equipoise.service import homes
+from equipoise.registry import homes
 
 REPO = Path(__file__).resolve().parent.parent
 # Workers of pytest-xdist have it, and tables would be broken at 80 characters.

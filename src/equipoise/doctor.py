@@ -255,7 +255,7 @@ def _servers(root: Path, studies: list[str]) -> Iterator[Finding]:
     if not extras.is_installed("mlflow"):
         return
     # Importing MLflow takes seconds that no server should pay for.
-    from equipoise.service import tracking  # noqa: F401
+    from equipoise.registry import tracking  # noqa: F401
 
     yield ask(
         "tracking",
@@ -270,7 +270,7 @@ def _servers(root: Path, studies: list[str]) -> Iterator[Finding]:
 
 
 def _tracking(root: Path, studies: list[str]) -> Answer:
-    from equipoise.service import tracking
+    from equipoise.registry import tracking
 
     uri = tracking.tracking_uri(root)
     if not _database_is_there(uri):
@@ -292,7 +292,7 @@ def _tracking(root: Path, studies: list[str]) -> Answer:
 def _registry(root: Path, studies: list[str]) -> Answer:
     import mlflow
 
-    from equipoise.service import audit, tracking
+    from equipoise.registry import audit, tracking
 
     uri = environment.environment("MLFLOW_REGISTRY_URI") or tracking.tracking_uri(root)
     if not _database_is_there(uri):

@@ -21,8 +21,8 @@ from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.embed import backbones
 from equipoise.embed.embedder import PIPELINE, Embedder
 from equipoise.ingest.datasets import phantom
+from equipoise.registry import evidence
 from equipoise.scenario import artifact, head, network, rows
-from equipoise.service import evidence
 from equipoise.service import predictor as model
 from equipoise.strategies import base
 from fabricate import made

@@ -22,7 +22,7 @@ from equipoise.embed import formats, imported
 from equipoise.embed import stage as features
 from equipoise.embed.store import FeatureStore
 from equipoise.scenario import stage as scenarios
-from equipoise.service import export
+from equipoise.use import export
 from fabricate import made
 
 NAME = made.BACKBONE

@@ -446,7 +446,7 @@ def csv_door(content: bytes) -> Callable[[], int | None]:
     from equipoise.core import config
     from equipoise.core.errors import EquipoiseError
     from equipoise.ingest import stage as ingest
-    from equipoise.service import predict
+    from equipoise.use import predict
 
     def door() -> int | None:
         Path("data/raw/own/ids.csv").write_bytes(content)
@@ -501,7 +501,8 @@ def served_door(content: bytes, rng: np.random.Generator) -> Callable[[], int | 
 
     from equipoise.core import images
     from equipoise.core.errors import DataError
-    from equipoise.service import predict, served
+    from equipoise.service import served
+    from equipoise.use import predict
 
     def decoded(sources: list[Any]) -> list[np.ndarray]:
         pixels = []

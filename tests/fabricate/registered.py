@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from conftest import git
 from equipoise.core import files
-from equipoise.service import evidence, register, tracking
+from equipoise.registry import evidence, register, tracking
 from fabricate import made
 
 NAME = "equipoise-made"

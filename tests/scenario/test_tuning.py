@@ -787,7 +787,7 @@ def package(tmp_path_factory):
         ("strategies/class_weight.py", True),
         ("strategies/focal.py", False),
         ("compare/wording.py", False),
-        ("service/gates.py", False),
+        ("registry/gates.py", False),
     ],
 )
 def test_an_edit_forgets_the_searches_that_it_may_change_and_no_others(

@@ -3,6 +3,7 @@
 import ast
 import base64
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -405,6 +406,37 @@ def test_requirements_pin_all_that_service_imports(package):
         "imblearn": "imbalanced-learn",
     }
     assert {names.get(name, name) for name in wanted - set(sys.stdlib_module_names)} <= pinned
+
+
+#: Module -> what the programs of registered models have used of it, up to now. Never shorten it: where this checkout is
+#: imported already, MLflow runs the program of an earlier version with it.
+PROMISED = {
+    "core.errors": ["DataError"],
+    "core.images": ["as_rgb"],
+    "service.predictor": ["BATCH_IMAGES", "Predictor", "Source"],
+    "service.refusals": ["Refused", "never_quote"],
+    "service.together": ["Together"],
+    "service.vectors": ["COLUMN", "VectorPredictor"],
+}
+
+
+def test_what_programs_of_registered_models_use_stays_where_it_is():
+    for module, names in PROMISED.items():
+        for name in names:
+            assert hasattr(importlib.import_module(f"equipoise.{module}"), name), (module, name)
+
+
+@pytest.mark.parametrize("program", ["served", "served_vectors"])
+def test_what_programs_import_now_is_promised_from_now_on(program):
+    tree = ast.parse((REPO / f"src/equipoise/service/{program}.py").read_text())
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("equipoise."):
+            module = node.module.removeprefix("equipoise.")
+            used |= {f"{module}.{alias.name}" for alias in node.names}
+    promised = {f"{module}.{name}" for module, names in PROMISED.items() for name in names}
+    assert used
+    assert used <= promised | set(PROMISED)
 
 
 def test_missing_threshold_is_null_in_json(monkeypatch):

@@ -21,8 +21,9 @@ from equipoise.core.files import read_table
 from equipoise.core.records import Manifest
 from equipoise.embed import stage as features
 from equipoise.embed.store import FeatureStore
+from equipoise.registry import evidence, register
 from equipoise.scenario import stage as scenarios
-from equipoise.service import evidence, packaged, register, vectors
+from equipoise.service import packaged, vectors
 from fabricate import made
 
 NAME = "uni"

@@ -17,11 +17,11 @@ from equipoise.core.errors import ConfigError, DataError, LeakageError, TrialFai
 from equipoise.scenario import head, solver, tuning
 from equipoise.scenario import matrix as inputs
 from equipoise.scenario import stage as scenario
-from equipoise.service import export
 from equipoise.split import checks
 from equipoise.strategies import base
 from equipoise.strategies import base as strategies
 from equipoise.strategies.base import Objective, Plan, TrainRows
+from equipoise.use import export
 from fabricate import made
 
 NEW = [

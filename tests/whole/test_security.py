@@ -15,8 +15,8 @@ from conftest import REPO
 from equipoise import cli
 from equipoise.core import environment
 from equipoise.core.errors import ConfigError, StoreError
+from equipoise.registry import tracking
 from equipoise.scenario import stage as scenario
-from equipoise.service import tracking
 from fabricate import made
 
 SOURCES = sorted((REPO / "src").rglob("*.py"))

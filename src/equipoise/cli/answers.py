@@ -24,7 +24,7 @@ def _predict_options(parser: ArgumentParser) -> None:
 
 
 def _predict(options: Options) -> None:
-    from equipoise.service import predict, predict_vectors
+    from equipoise.use import predict, predict_vectors
 
     out = Path(options.out)
     # MLproject hands on an empty word for what was not given.
@@ -57,7 +57,7 @@ def _explain_options(parser: ArgumentParser) -> None:
 
 
 def _explain(options: Options) -> None:
-    from equipoise.service import explain
+    from equipoise.use import explain
 
     image, out = Path(options.image), Path(options.out)
     say(explain.explain_image(options.model, image, out, options.class_name, options.root))

@@ -32,7 +32,7 @@ def _export(options: Options) -> None:
 
 
 def _export_images(options: Options) -> None:
-    from equipoise.service import export
+    from equipoise.use import export
 
     if options.model or not options.study:
         raise ConfigError(
@@ -57,7 +57,7 @@ def _export_images(options: Options) -> None:
 
 
 def _export_model(options: Options) -> None:
-    from equipoise.service import model_export
+    from equipoise.use import model_export
 
     result = (options.study, options.backbone, options.scenario)
     names_model = bool(options.model)

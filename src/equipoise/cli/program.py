@@ -119,7 +119,7 @@ def _root(options: Options) -> Path | None:
 
 def _known_error(error: Exception) -> EquipoiseError | None:
     """What an error of a server or of the disk says in a sentence; None for a defect of ours."""
-    tracking = sys.modules.get("equipoise.service.tracking")
+    tracking = sys.modules.get("equipoise.registry.tracking")
     if tracking is not None:  # where it was never imported no server was asked
         told = tracking.any_error(error)
         if told is not None:

@@ -101,7 +101,7 @@ def _measure_leaks_of_demo(study: config.Study) -> None:
 
 def _mark_launcher(root: Path) -> None:
     """The run of `mlflow run -e main` is no result; say so in it."""
-    from equipoise.service import tracking
+    from equipoise.registry import tracking
 
     launched = tracking.claim_launched(root, ("main",))
     if launched is None:

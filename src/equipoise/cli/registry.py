@@ -31,7 +31,7 @@ def _track_options(parser: ArgumentParser) -> None:
 
 def track(options: Options) -> None:
     """Mirror results into MLflow; `main` does so too."""
-    from equipoise.service import tracking
+    from equipoise.registry import tracking
 
     if getattr(options, "rehome", False):  # `main` tracks too, without the option
         changed = tracking.rehome(options.root)
@@ -52,14 +52,14 @@ def _ui_options(parser: ArgumentParser) -> None:
 
 
 def _ui(options: Options) -> None:
-    from equipoise.service import ui
+    from equipoise.registry import ui
 
     ui.show(load_studies(options), options.root, options.port, say)
 
 
 def register(options: Options) -> None:
     """Register the winners; `main` does so too."""
-    from equipoise.service import audit, register
+    from equipoise.registry import audit, register
 
     for study in load_studies(options):
         name = audit.model_name(study.name)
@@ -83,7 +83,7 @@ def _promote_options(parser: ArgumentParser) -> None:
 
 
 def _promote(options: Options) -> None:
-    from equipoise.service import promotion
+    from equipoise.registry import promotion
 
     study = load_study(options)
     if options.json:
@@ -95,7 +95,7 @@ def _promote(options: Options) -> None:
 
 def _promote_in_json(study: Study, options: Options) -> None:
     """The same with a document on stdout, after a refusal too; its sentence stays on stderr."""
-    from equipoise.service import audit, promotion
+    from equipoise.registry import audit, promotion
 
     heard: list[object] = []
     model = audit.model_name(study.name)
@@ -115,7 +115,7 @@ def _rollback_options(parser: ArgumentParser) -> None:
 
 
 def _rollback(options: Options) -> None:
-    from equipoise.service import promotion
+    from equipoise.registry import promotion
 
     done = promotion.rollback(load_study(options), options.reason, say)
     say(promotion.moved_text(done))
@@ -130,7 +130,7 @@ def _audit_options(parser: ArgumentParser) -> None:
 
 
 def _audit(options: Options) -> None:
-    from equipoise.service import audit, tracking
+    from equipoise.registry import audit, tracking
 
     store = tracking.client(options.root)
     names = [audit.model_name(study.name) for study in load_studies(options)]

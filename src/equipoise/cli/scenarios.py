@@ -79,7 +79,7 @@ def _overrides(options: Options) -> dict[str, object]:
 
 def _adopt(study: config.Study, options: Options, folder: Path) -> None:
     """Write the result into the run that `mlflow run` opened for it, or into one of its own."""
-    from equipoise.service import tracking
+    from equipoise.registry import tracking
 
     launched = tracking.claim_launched(options.root, (options.scenario, "scenario"))
     if launched is None:

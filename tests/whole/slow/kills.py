@@ -393,7 +393,7 @@ def stored(folder: Path, server: Any, scratch: Path) -> dict[str, str]:
 
 
 def _asked(folder: Path, server: Any) -> dict[str, str]:
-    from equipoise.service import audit, tracking
+    from equipoise.registry import audit, tracking
 
     store = tracking.client(folder)
     runs = {}

@@ -136,7 +136,7 @@ class Host:
 def be_host(name: str) -> None:
     """Promote when told, until nothing more comes."""
     from equipoise import cli
-    from equipoise.service import promotion  # noqa: F401  (imported before the first round)
+    from equipoise.registry import promotion  # noqa: F401  (imported before the first round)
 
     if socket.gethostname() != name:  # without a namespace
         socket.gethostname = lambda: name
@@ -176,7 +176,7 @@ def run(options: argparse.Namespace, folder: Path) -> Tally:
     """Start the server and the hosts, and let them race."""
     from mlflow.tracking import MlflowClient
 
-    from equipoise.service import audit
+    from equipoise.registry import audit
     from fabricate import registered, servers
 
     (folder / "study").mkdir()

@@ -25,7 +25,8 @@ from equipoise.core.files import read_table, write_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.core.text import first_line
 from equipoise.ingest import originals
-from equipoise.service import packaged, tracking, vectors
+from equipoise.registry import tracking
+from equipoise.service import packaged, vectors
 from equipoise.service.answers import ANSWERED_CALIBRATED
 
 #: Served probabilities may differ from the stored ones by this much: rounding, never another model.

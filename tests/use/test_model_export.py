@@ -20,9 +20,9 @@ from equipoise.embed import imported
 from equipoise.scenario import artifact, network
 from equipoise.scenario.head import HEAD, Head
 from equipoise.scenario.rows import Standardiser
-from equipoise.service import model_export
 from equipoise.service.answers import Answers
 from equipoise.service.predictor import Predictor
+from equipoise.use import model_export
 
 MODEL = "models:/equipoise-demo@challenger"
 SIZE_PX = 32

@@ -33,11 +33,11 @@ from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Effect
 from equipoise.evaluation.metrics import Endpoint
 from equipoise.evaluation.patients import by_patient
-from equipoise.service import audit
-from equipoise.service import evidence as evidence_
+from equipoise.registry import audit
+from equipoise.registry import evidence as evidence_
+from equipoise.registry.audit import GateRecord
+from equipoise.registry.evidence import TOLERANCE, Evidence
 from equipoise.service.answers import ANSWERED_CALIBRATED, ANSWERED_RAW
-from equipoise.service.audit import GateRecord
-from equipoise.service.evidence import TOLERANCE, Evidence
 
 #: Tag of a version: what each check answered, as "EQ001 none, EQ002 none".
 CHECKS = "equipoise.checks"

@@ -7,7 +7,8 @@ from pathlib import Path
 from equipoise.compare import gradcam
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
-from equipoise.service import evidence, vectors
+from equipoise.registry import evidence
+from equipoise.service import vectors
 from equipoise.service.packaged import Packaged
 from equipoise.service.predictor import Explained
 

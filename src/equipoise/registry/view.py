@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from equipoise.core.config import Study
-from equipoise.service import runs
+from equipoise.registry import runs
 
 #: Name of the view of ours among those that people share.
 _NAME = "equipoise"

@@ -15,8 +15,8 @@ from equipoise.core.errors import DataError
 from equipoise.core.files import read_json
 from equipoise.core.records import Manifest, Predictions, Splits
 from equipoise.evaluation import intervals
-from equipoise.service import evidence as evidence_
-from equipoise.service import gates
+from equipoise.registry import evidence as evidence_
+from equipoise.registry import gates
 from fabricate import made
 
 

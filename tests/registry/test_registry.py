@@ -17,8 +17,8 @@ from conftest import copy_workspace, run, state_of
 from equipoise import cli
 from equipoise.core import config, files
 from equipoise.core.errors import ConfigError
-from equipoise.service import audit, evidence
-from equipoise.service import register as registry
+from equipoise.registry import audit, evidence
+from equipoise.registry import register as registry
 
 NAME = "equipoise-demo"
 

@@ -21,8 +21,8 @@ from equipoise.core.errors import DataError
 from equipoise.core.files import read_table, write_table
 from equipoise.core.records import Manifest, Splits
 from equipoise.ingest import stage as ingest
-from equipoise.service import export
 from equipoise.split import stage as splits
+from equipoise.use import export
 
 
 def _study(root, **overrides):

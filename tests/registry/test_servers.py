@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from conftest import REPO
 from equipoise import cli
-from equipoise.service import audit, gates, promotion, tracking
+from equipoise.registry import audit, gates, promotion, tracking
 from fabricate import registered
 from fabricate.servers import free_port, tracking_server  # noqa: F401  (a fixture)
 
@@ -28,7 +28,7 @@ _AT_ONCE = """
 import json, multiprocessing, os, signal, sys
 from functools import partial
 from equipoise import cli
-from equipoise.service import audit, promotion
+from equipoise.registry import audit, promotion
 fork = multiprocessing.get_context("fork")
 barrier, lock = fork.Barrier(int(sys.argv[1])), audit.locked
 

@@ -25,7 +25,8 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
 from equipoise.core.greylevels import GreyScale
 from equipoise.ingest import tables
-from equipoise.service import audit, evidence, tracking, vectors
+from equipoise.registry import audit, evidence, tracking
+from equipoise.service import vectors
 
 SUFFIXES = (".csv", ".parquet")
 _BATCH_IMAGES = 32

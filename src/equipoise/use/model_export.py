@@ -161,7 +161,8 @@ def export_registered(
             that this takes; for a model outside the registry without `to`.
         DataError: When the folder is there already, or the network cannot be written like this.
     """
-    from equipoise.service import evidence, predict
+    from equipoise.registry import evidence
+    from equipoise.use import predict
 
     named = predict.resolve(uri, root)
     if to is None and not named.version:

@@ -38,7 +38,7 @@ from equipoise.core.environment import environment, git, masked
 from equipoise.core.errors import ConfigError, StoreError
 from equipoise.core.files import atomic_path, digest_of
 from equipoise.core.text import first_line, shortened
-from equipoise.service import homes, runs, view
+from equipoise.registry import homes, runs, view
 
 if TYPE_CHECKING:
     from equipoise.compare.results import Result

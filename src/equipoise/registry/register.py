@@ -44,13 +44,14 @@ from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of, file_digest, read_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.embed import imported
-from equipoise.service import runs, tracking, vectors
-from equipoise.service.audit import CHALLENGER, model_name
+from equipoise.registry import runs, tracking
+from equipoise.registry.audit import CHALLENGER, model_name
+from equipoise.service import vectors
 from equipoise.service.packaged import Packaged
 from equipoise.split import checks
 
 if TYPE_CHECKING:
-    from equipoise.service.evidence import Evidence
+    from equipoise.registry.evidence import Evidence
 
 #: What service imports; versions are those of this environment.
 _REQUIREMENTS = (
@@ -160,7 +161,7 @@ class Code:
     @classmethod
     def of(cls, root: Path) -> Code:
         """The code of a checkout now."""
-        from equipoise.service import gates
+        from equipoise.registry import gates
 
         commit = git("rev-parse", "HEAD", folder=root) or "none"
         return cls(commit, gates.uncommitted(root), gates.code_digest(root))
@@ -300,7 +301,7 @@ def _fill_version(
 ) -> ModelVersion:
     """Write model, card and evidence, check what is served, and make the version."""
     # What a version is made with takes seconds to import: that is paid where one is made only.
-    from equipoise.service import evidence as evidence_
+    from equipoise.registry import evidence as evidence_
 
     code = Code.of(winner.study.root)
     run_id = str(model.source_run_id)
@@ -381,7 +382,7 @@ def verify_served(winner: Winner, model: Any, evidence: Evidence) -> float:
     Raises:
         DataError: When it is larger than rounding.
     """
-    from equipoise.service import evidence as evidence_
+    from equipoise.registry import evidence as evidence_
 
     difference = evidence_.differences(winner.study, model, evidence).largest
     if not difference <= evidence_.TOLERANCE:  # not a number is no agreement either
@@ -420,7 +421,7 @@ def log_evidence(
     store: MlflowClient, run_id: str, model: Any, evidence: Evidence, folder: str
 ) -> None:
     """Write the evidence into a run, with what the model answers for its input example."""
-    from equipoise.service import evidence as evidence_
+    from equipoise.registry import evidence as evidence_
 
     answer = model.predict(model.input_example).iloc[0].to_dict()
     origin = evidence.origin.model_copy(update={"example": answer})
@@ -441,7 +442,7 @@ def log_package(
 
 def version_tags(winner: Winner, code: Code) -> dict[str, str]:
     """What people and the gates ask a version for; the rest is in `record`."""
-    from equipoise.service import gates
+    from equipoise.registry import gates
 
     study = winner.study
     answers = [f"{check.code} {check.answer}" for check in winner.comparison.checks]

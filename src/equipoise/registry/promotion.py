@@ -11,8 +11,8 @@ from mlflow.tracking import MlflowClient
 from equipoise.core.config import Study
 from equipoise.core.documents import Document
 from equipoise.core.errors import ConfigError, PromotionRefused
-from equipoise.service import audit, evidence, gates, tracking
-from equipoise.service.audit import CHALLENGER, CHAMPION, Content, Decision, model_name
+from equipoise.registry import audit, evidence, gates, tracking
+from equipoise.registry.audit import CHALLENGER, CHAMPION, Content, Decision, model_name
 
 #: Tags of a version that a decision repeats, without their first word.
 _DIGESTS = ("result_digest", "git_commit", "digest.splits", "digest.test")

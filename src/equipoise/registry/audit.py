@@ -32,7 +32,7 @@ from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of
 from equipoise.core.shown import Table
 from equipoise.core.text import first_line
-from equipoise.service import runs, tracking
+from equipoise.registry import runs, tracking
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"

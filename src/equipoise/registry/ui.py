@@ -19,7 +19,7 @@ import requests
 
 from equipoise.core.config import Study
 from equipoise.core.errors import ConfigError, StoreError
-from equipoise.service import tracking, view
+from equipoise.registry import tracking, view
 
 _HOST = "127.0.0.1"
 #: 5000 belongs to AirPlay on macOS.

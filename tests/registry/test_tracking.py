@@ -18,8 +18,8 @@ from conftest import git
 from equipoise import cli
 from equipoise.core import config, files
 from equipoise.core.documents import Difference, ScenarioSummary
-from equipoise.service import runs as records
-from equipoise.service import tracking, view
+from equipoise.registry import runs as records
+from equipoise.registry import tracking, view
 from fabricate import comparisons, made
 
 

@@ -12,7 +12,7 @@ import requests
 
 from conftest import REPO
 from equipoise.core.errors import ConfigError
-from equipoise.service import tracking, ui, view
+from equipoise.registry import tracking, ui, view
 from fabricate import made
 from fabricate.servers import free_port
 

@@ -15,8 +15,8 @@ from conftest import REPO
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError, PromotionRefused
 from equipoise.core.files import digest_of
-from equipoise.service import audit, evidence, gates, promotion, runs, tracking
-from equipoise.service.audit import Decision
+from equipoise.registry import audit, evidence, gates, promotion, runs, tracking
+from equipoise.registry.audit import Decision
 
 NAME = "equipoise-demo"
 STEPS = ("start", "intended", "champion", "previous", "closed")
@@ -26,7 +26,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, "src")
 from equipoise.core import config
-from equipoise.service import audit, gates, promotion, runs, tracking
+from equipoise.registry import audit, gates, promotion, runs, tracking
 folder = sys.argv[1]
 study = config.load_study("demo", root=Path.cwd())
 gates.judge = lambda *arguments: []

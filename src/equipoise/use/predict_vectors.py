@@ -15,8 +15,9 @@ from equipoise.core.errors import ConfigError
 from equipoise.embed import formats
 from equipoise.embed.formats import Given
 from equipoise.embed.given import one_vector
-from equipoise.service import predict, vectors
-from equipoise.service.predict import NamedModel, Tally
+from equipoise.service import vectors
+from equipoise.use import predict
+from equipoise.use.predict import NamedModel, Tally
 
 _BATCH_ROWS = 1024
 

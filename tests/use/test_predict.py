@@ -13,7 +13,8 @@ from PIL import Image
 
 from equipoise.core import images
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.service import evidence, predict
+from equipoise.registry import evidence
+from equipoise.use import predict
 
 
 class Model:
