@@ -261,32 +261,40 @@ class FeatureSummary(Document):
 # --- scenario -------------------------------------------------------------------------------------
 
 
-class RoundChoice(Part):
-    """What the search chose for one repeat, fold and seed: an entry of best.json.
-
-    Attributes:
-        settings: The strategy's settings and `l2`.
-        score: Inner score of the chosen trial; None where nothing was searched.
-        best_score: Best inner score of the search.
-        published_score: Inner score of the published settings.
-        gain: By how much the best trial beats the published settings.
-        gain_se: Paired standard error of the gain over patients.
-        objective: Name of the metric that was searched for.
-        identified: Whether the data tell the chosen settings from the published ones.
-        switched_off: Whether the search chose settings at which the remedy does nothing.
-        feasible: Whether the constraint is met.
-        reason: Why nothing was searched.
-        inner_draws: The inner score under resamples of the patients that scored it, the same for every scenario. It is
-            kept where there is one test part, for the inner score chooses the winner there.
-        train_counts: Train images per class before the plan.
-        plan_counts: Draws per class after the plan.
-        threshold: Locked operating point; None for more than two classes.
-    """
+class RoundSettings(Part):
+    """The settings of one repeat, fold and seed: the strategy's, and `l2`."""
 
     repeat: int
     fold: int
     seed: int
     settings: dict[str, Any]
+
+
+class SearchSummary(Part):
+    """The scores behind a choice.
+
+    Attributes:
+        score: Inner score of the chosen trial; None where nothing was searched.
+        best_score: Best inner score of the search; None where nothing was searched.
+        published_score: Best inner score of the published settings; None where there is none.
+        gain: By how much the best trial beats the published settings.
+        gain_se: Paired standard error of the gain over patients; None where there was no gain.
+        objective: Name of the metric that was searched for.
+        identified: Whether the data tell the chosen settings from the published ones.
+        switched_off: Whether the search chose settings at which the remedy does nothing.
+        feasible: Whether the chosen trial meets the constraint.
+        reason: Why nothing was searched; empty where it was.
+        trials: Number of trials.
+        failed_trials: How many of them failed.
+        inner_folds: Folds behind each score.
+        trial: Number of the chosen trial; absent where nothing was searched.
+        pruned_trials: Trials stopped early; this and the rest absent unless they were trained.
+        steps: Optimiser steps taken.
+        steps_saved: Steps that pruned trials did not take.
+        slice_images: Images of the slice that scores.
+        slice_patients: Patients of it.
+    """
+
     score: float | None
     best_score: float | None
     published_score: float | None
@@ -306,6 +314,21 @@ class RoundChoice(Part):
     steps_saved: int | None = None
     slice_images: int | None = None
     slice_patients: int | None = None
+
+
+class RoundChoice(SearchSummary, RoundSettings):
+    """What the search chose for one repeat, fold and seed: an entry of best.json, the settings first.
+
+    Attributes:
+        inner_draws: The inner score under resamples of the patients that scored it, the same for every scenario. It is
+            kept where there is one test part, for the inner score chooses the winner there.
+        train_counts: Train images per class before the plan.
+        plan_counts: Draws per class after the plan.
+        gradient_norm: Of the fitted head's objective.
+        kept_step: The step whose weights fine-tuning kept.
+        threshold: Locked operating point; None for more than two classes.
+    """
+
     inner_draws: list[float | None] | None = None
     train_counts: list[int]
     plan_counts: list[int]

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from equipoise.core import environment, parallel
 from equipoise.core.config import Tune
+from equipoise.core.documents import SearchSummary
 from equipoise.core.errors import TrialFailed
 from equipoise.core.files import digest_of
 from equipoise.scenario import rows as rows_
@@ -40,71 +41,8 @@ _TRAINING_PACKAGES = ("keras", "tensorflow")
 #: taken for an effect in 0.19 to 0.23 of searches without any.
 _STANDARD_ERRORS = 2.0
 
-#: Keys that best.json has only where they apply.
-_OPTIONAL = (
-    "trial",
-    "pruned_trials",
-    "steps",
-    "steps_saved",
-    "slice_images",
-    "slice_patients",
-)
-
 #: Solves a batch of heads: `solver.solve`, or what stands for it.
 Solve = Callable[..., solver.Solution]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSummary:
-    """The scores behind a choice, in the order of best.json.
-
-    Attributes:
-        score: Score of the chosen trial; None where nothing was searched.
-        best_score: Best score of the search; None where nothing was searched.
-        published_score: Best score of the published settings; None where there is none.
-        gain: By how much the best trial beats the published settings.
-        gain_se: Paired standard error of the gain over patients; None where there was no gain.
-        objective: Name of the metric.
-        identified: Whether the data tell the chosen settings from the published ones.
-        feasible: Whether the chosen trial meets the constraint.
-        reason: Why nothing was searched; empty where it was.
-        trials: Number of trials.
-        failed_trials: How many of them failed.
-        inner_folds: Folds behind each score.
-        trial: Number of the chosen trial; None where nothing was searched.
-        pruned_trials: Trials stopped early; this and the rest None unless they were trained.
-        steps: Optimiser steps taken.
-        steps_saved: Steps that pruned trials did not take.
-        slice_images: Images of the slice that scores.
-        slice_patients: Patients of it.
-    """
-
-    score: float | None = None
-    best_score: float | None = None
-    published_score: float | None = None
-    gain: float = 0.0
-    gain_se: float | None = None
-    objective: str
-    identified: bool = False
-    feasible: bool = True
-    reason: str = ""
-    trials: int = 0
-    failed_trials: int = 0
-    inner_folds: int
-    trial: int | None = None
-    pruned_trials: int | None = None
-    steps: int | None = None
-    steps_saved: int | None = None
-    slice_images: int | None = None
-    slice_patients: int | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, without what does not apply."""
-        described = asdict(self)
-        for name in _OPTIONAL:
-            if described[name] is None:
-                del described[name]
-        return described
 
 
 class OutOfFold(NamedTuple):
@@ -261,10 +199,19 @@ def decide(trials: Sequence[Trial], scorer: Scorer) -> Decision:
 def _without_search(published: dict[str, Any], settings: Tune, num_folds: int) -> Choice:
     """The published settings, for want of patients to search with."""
     summary = SearchSummary(
+        score=None,
+        best_score=None,
+        published_score=None,
+        gain=0.0,
+        gain_se=None,
         objective=settings.objective,
-        inner_folds=num_folds,
+        identified=False,
+        feasible=True,
         reason="a class has fewer than 2 train patients, so nothing was searched: "
         "published settings",
+        trials=0,
+        failed_trials=0,
+        inner_folds=num_folds,
     )
     return Choice({**published, "l2": settings.l2_first[0]}, summary, pd.DataFrame())
 
@@ -428,22 +375,22 @@ class Search:
     def summary(self, trials: Sequence[Trial], decision: Decision) -> SearchSummary:
         """The scores behind a decision."""
         published = decision.published
-        summary = SearchSummary(
+        gain = decision.gain
+        return SearchSummary(
             score=decision.chosen.score,
             best_score=decision.best.score,
             published_score=None if published is None else published.score,
+            gain=0.0 if gain is None else gain.value,
+            gain_se=None if gain is None else gain.standard_error,
             objective=self.settings.objective,
             identified=decision.identified,
             feasible=decision.chosen.violation <= 0,
+            reason="",
             trials=len(trials),
             failed_trials=sum(trial.failed for trial in trials),
             inner_folds=len(np.unique(self.fold_of)),
             trial=decision.chosen.number,
         )
-        gain = decision.gain
-        if gain is None:
-            return summary
-        return replace(summary, gain=gain.value, gain_se=gain.standard_error)
 
     # --- asking, remembering, telling -------------------------------------------------------------
 
@@ -653,15 +600,15 @@ class TrainedSearch(Search):
     def summary(self, trials: Sequence[Trial], decision: Decision) -> SearchSummary:
         """The scores behind a decision, and the optimiser steps that they cost."""
         pruned = [trial for trial in trials if trial.pruned]
-        return replace(
-            super().summary(trials, decision),
-            inner_folds=1,
-            pruned_trials=len(pruned),
-            steps=sum(trial.steps or 0 for trial in trials),
-            steps_saved=sum(self.trainer.steps - (trial.steps or 0) for trial in pruned),
-            slice_images=len(self.scorer.labels),
-            slice_patients=len(np.unique(self.scorer.patients)),
-        )
+        update = {
+            "inner_folds": 1,
+            "pruned_trials": len(pruned),
+            "steps": sum(trial.steps or 0 for trial in trials),
+            "steps_saved": sum(self.trainer.steps - (trial.steps or 0) for trial in pruned),
+            "slice_images": len(self.scorer.labels),
+            "slice_patients": len(np.unique(self.scorer.patients)),
+        }
+        return super().summary(trials, decision).model_copy(update=update)
 
     def _evaluate(
         self, candidates: Sequence[dict[str, Any]], asked: Sequence[optuna.Trial]
