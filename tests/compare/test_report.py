@@ -758,6 +758,30 @@ def test_backbones_are_tabs_for_mouse_and_keyboard_and_all_of_them_in_print(two_
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
+def test_no_figure_of_a_backbone_is_so_high_in_print_that_a_page_before_it_stays_empty(
+    two_backbones, browser
+):
+    """What does not part goes to the next page, and leaves up to its own height of this one."""
+    browser.open(two_backbones)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    px_per_mm = 96 / 25.4
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=round(184 * px_per_mm),  # A4 within its margins
+        height=1000,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
+    heights = browser.run(
+        "[...document.querySelectorAll('.panel svg')].map(one => one.getBoundingClientRect().height)"
+    )
+    browser.call("Emulation.clearDeviceMetricsOverride")
+    browser.call("Emulation.setEmulatedMedia", media="")
+    shown_mm = [height / px_per_mm for height in heights if height]
+    assert len(shown_mm) > 10
+    assert max(shown_mm) < 297 / 4
+
+
 def test_without_the_script_backbones_stand_below_each_other(two_backbones, browser):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     browser.open(two_backbones)
