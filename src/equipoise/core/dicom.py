@@ -184,7 +184,7 @@ def _picture(header: Any, has_window: bool) -> Picture:
 
 
 def _why_no_picture(header: Any) -> str:
-    """Of a file that is cut within compressed pixels pydicom gives no element at all, of others those before the cut."""
+    """Pydicom gives no element of a file that is cut within compressed pixels, of others those before the cut."""
     if not len(header) or "Rows" in header:
         return "the picture of the DICOM file is missing or not complete, as in a file that is cut short"
     kind = header.get("Modality", None) or "of no modality"
