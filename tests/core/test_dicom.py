@@ -177,11 +177,19 @@ def test_damaged_dicom_is_only_ever_a_value_error(syntax):
 
 def test_a_report_holds_no_picture():
     header = pydicom.dcmread(io.BytesIO(dicom_bytes(GREY, Modality="SR")))
-    del header.PixelData
+    del header.PixelData, header.Rows, header.Columns
     buffer = io.BytesIO()
     header.save_as(buffer)
     with pytest.raises(ValueError, match=r"\(SR\) holds no picture"):
         images.decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize("syntax", [PLAIN, JPEG_2000, JPEG_LOSSLESS])
+def test_a_file_that_is_cut_short_is_said_to_be(syntax):
+    content = dicom_bytes(GREY, syntax, Modality="DX")
+    for share in (0.5, 0.9, 0.99):
+        with pytest.raises(ValueError, match=r"cut short|less than expected"):
+            images.decode(content[: int(share * len(content))])
 
 
 def test_a_bomb_is_refused_before_its_pixels_are_unpacked():

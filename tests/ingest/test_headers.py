@@ -3,19 +3,21 @@
 import shutil
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import yaml
 
-from equipoise.core import config
+from equipoise.core import config, dicom, images
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.ingest import headers, originals
+from equipoise.ingest import fingerprint, headers, originals
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import chest_xray
 from equipoise.ingest.datasets.base import Dataset
 from equipoise.ingest.summary import summary_text
-from fabricate.dicom import WHITE, dicom_bytes, with_private_tag
+from fabricate.dicom import JPEG_2000, WHITE, dicom_bytes, with_private_tag
 
 ROOT = Path(__file__).resolve().parents[2]
 FILM = {"Modality": "DX", "Manufacturer": "Acme", "ManufacturerModelName": "Ray 1"}
@@ -153,6 +155,103 @@ def test_a_table_goes_before_the_headers(root):
     assert set(done.manifest.table["laterality"]) == {"L", "R"}
 
 
+AGED = {"PatientSex": "F", "PatientAge": "047Y", "ImageType": ["DERIVED", "PRIMARY"]}
+
+
+def test_fields_of_the_headers_become_columns_by_their_names(root):
+    for number in range(6):
+        name = f"{'well' if number % 2 else 'sick'}/{number}"
+        _put(root, f"{name}.dcm", dicom_bytes(_grey(number), PatientID=f"Elm{number}", **AGED))
+    _put(root, "well/plain.png", imagecodecs.png_encode(_grey(50)))
+    lines = ["image,patient_id,PatientAge"]
+    for path in sorted((root / "data/raw/own").glob("*/*")):
+        lines.append(f"{path.parent.name}/{path.name},{path.stem},47")
+    _put(root, "people.csv", "\n".join(lines).encode())
+    columns = list(AGED)
+    of_headers = ingest.run(_study(root, pseudonymise=False, columns=columns)).manifest.table
+    assert set(of_headers["ImageType"]) == {"DERIVED\\PRIMARY"}
+    of_both = ingest.run(_study(root, pseudonymise=False, columns=columns, table="people.csv"))
+    table = of_both.manifest.table.set_index("image_id")
+    assert table.loc["sick/0.dcm", columns].tolist() == ["F", "47", "DERIVED\\PRIMARY"]
+    assert table.loc["well/plain.png", columns].tolist() == ["", "47", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("PatientName", "may name a person"),
+        ("PatientBirthDate", "may name a person"),
+        ("StudyInstanceUID", "may name a person"),
+        ("PixelData", "neither a text nor a number"),
+        ("ReferencedImageSequence", "neither a text nor a number"),
+        ("Patientsex", "no field of DICOM headers"),
+    ],
+)
+def test_a_field_that_names_a_person_or_is_none_is_no_column(root, name, why):
+    _put_patients(root)
+    with pytest.raises(ConfigError, match=f"ingest.columns.*{name} is .*{why}.*Set ingest.table"):
+        ingest.run(_study(root, columns=[name]))
+
+
+def test_a_field_where_no_file_is_dicom_is_no_column(root):
+    for number in range(4):
+        name = f"{'well' if number % 2 else 'sick'}/{number}.png"
+        _put(root, name, imagecodecs.png_encode(_grey(number)))
+    with pytest.raises(ConfigError, match=r"PatientSex is a field .* no file is DICOM"):
+        ingest.run(_study(root, columns=["PatientSex"]))
+
+
+def test_a_published_dataset_has_the_columns_that_its_headers_have(root):
+    for number in range(8):
+        name = f"BACTERIA-{number}-0001" if number % 2 else f"NORMAL-{number}-0001"
+        folder = "PNEUMONIA" if number % 2 else "NORMAL"
+        _put(root, f"train/{folder}/{name}.dcm", dicom_bytes(_grey(number), PatientSex="M"))
+    settings = {"dataset": "chest_xray", "positive_class": None}
+    table = ingest.run(_study(root, columns=["PatientSex"], **settings)).manifest.table
+    assert set(table["PatientSex"]) == {"M"}
+    with pytest.raises(ConfigError, match="'age', which dataset 'chest_xray' does not have"):
+        ingest.run(_study(root, columns=["age"], **settings))
+
+
+def test_a_manifest_without_its_dicom_files_is_made_again_when_pydicom_is_there(root, monkeypatch):
+    _put_patients(root)
+    for number in range(4):
+        name = f"{'well' if number % 2 else 'sick'}/{number}.png"
+        _put(root, name, imagecodecs.png_encode(_grey(number)))
+    study = _study(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(dicom, "is_installed", lambda: False)
+        patch.setattr(images, "SUFFIXES", images.SUFFIXES - dicom.SUFFIXES)
+        without = ingest.run(study)
+        assert without.summary.left_out == {".dcm without pydicom": 8}
+        fingerprint.require_current(study, without.manifest)
+    with pytest.raises(DataError, match=r"8 DICOM files could not be read.*equipoise\[dicom\]"):
+        fingerprint.require_current(study, without.manifest)
+    assert fingerprint.change(study, ingest.run(study).manifest) == ""
+
+
+def test_a_manifest_without_compressed_films_is_made_again_when_they_can_be_unpacked(
+    root, monkeypatch
+):
+    _put_patients(root)
+    _put(root, "sick/packed.dcm", dicom_bytes(_grey(70), JPEG_2000, PatientID="Cedar3"))
+    study = _study(root, pseudonymise=False)
+
+    def without_openjpeg(header, index, complete=pydicom.pixels.pixel_array):
+        if header.file_meta.TransferSyntaxUID == JPEG_2000:
+            raise RuntimeError("Unable to decompress: missing dependencies")
+        return complete(header, index=index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dicom, "unpacks_all", lambda: False)
+        patch.setattr(pydicom.pixels, "pixel_array", without_openjpeg)
+        without = ingest.run(study)
+        assert "pip install 'equipoise[dicom]'" in without.quarantined[0].reason
+        assert fingerprint.change(study, without.manifest) == ""
+    assert "1 DICOM file could not be read then" in fingerprint.change(study, without.manifest)
+    assert len(ingest.run(study).manifest.table) == 9
+
+
 def test_findings_about_frames_and_what_may_name_a_person_are_printed(root):
     _put_patients(root)
     frames = [_grey(80), _grey(81)]
@@ -179,7 +278,9 @@ def test_kermanys_names_are_read_with_the_ending_of_dicom(tmp_path, name, person
     path = tmp_path / name
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    dataset = headers.add_headers(Dataset(chest_xray.CARD, chest_xray.parse), tmp_path, [name], {})
+    published = Dataset(chest_xray.CARD, chest_xray.parse)
+    settings = config.Ingest(**config.read_params(ROOT)["defaults"]["ingest"])
+    dataset = headers.add_headers(published, tmp_path, [name], settings)
     parsed = dataset.parse(Path(name))
     assert parsed.patients["person"] == person
     assert (parsed.class_name, parsed.columns["view"]) == ("virus", "AP")

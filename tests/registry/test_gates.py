@@ -286,6 +286,21 @@ def test_a_missed_floor_is_said_with_its_numbers_and_fails_beyond_chance(study):
     assert "chance" not in strict.answer.detail
 
 
+def test_where_every_patient_has_an_image_of_the_disease_the_floor_is_kept_by_image(study):
+    """One eye of each patient is healthy: nobody is, and nothing can be asked of patients."""
+    carried = evidence(study)
+    table = carried.predictions.table
+    people = table["patient_id"].where(table["label"] == 1)
+    table = table.assign(patient_id=people.ffill().bfill())
+    predictions = replace(carried.predictions, table=table)
+    verdicts = judged(case(study, evidence=replace(carried, predictions=predictions)))
+    answer = verdicts["EQ-G10"].answer
+    image = gates.keeps_its_floor.judge(case(study)).answer
+    assert answer.detail.split(" [")[0] == image.detail.split(" [")[0]
+    assert "nothing by patient: every one has an image of the positive class" in answer.detail
+    assert "patient 0" not in answer.detail
+
+
 def test_without_an_interval_nothing_passes(study):
     """One patient of a class decides everything."""
     carried = evidence(study)

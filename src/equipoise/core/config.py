@@ -892,8 +892,13 @@ def _problems_text(error: ValidationError) -> str:
     """The first settings that are wrong, each with its value."""
     problems = []
     for item in error.errors()[:_PROBLEMS_MAX]:
-        problems.append(f"{_where(item)} is {_short(item['input'])}: {item['msg']}")
+        problems.append(f"{_where(item)} is {_short(item['input'])}: {_reason(item)}")
     return "; ".join(problems)
+
+
+def _reason(item: Any) -> str:
+    """Why pydantic or a check of ours refuses a setting; `item` as of `_where`."""
+    return str(item["msg"]).removeprefix("Value error, ")
 
 
 def _where(item: Any) -> str:

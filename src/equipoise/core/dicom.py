@@ -19,7 +19,10 @@ from equipoise.core.greylevels import Picture, Range, depth_of
 from equipoise.core.text import first_line
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".dic"})
+EXTRA = "equipoise[dicom]"
 INSTALL = extras.install("dicom")
+#: What unpacks compressed pixels; pydicom finds them by itself.
+_UNPACKERS = ("pylibjpeg", "libjpeg", "openjpeg", "rle")
 
 # What is odd in a header goes to the screen otherwise; what matters is raised as well.
 warnings.filterwarnings("ignore", module="pydicom")
@@ -47,6 +50,11 @@ _FAR = 1e9
 def is_installed() -> bool:
     """Whether pydicom can be imported."""
     return extras.is_installed("pydicom")
+
+
+def unpacks_all() -> bool:
+    """Whether everything of the extra is here, so that to install it changes nothing."""
+    return is_installed() and all(map(extras.is_installed, _UNPACKERS))
 
 
 def readable_suffixes() -> frozenset[str]:
@@ -112,11 +120,32 @@ def read_fields(path: Path, names: Sequence[str]) -> dict[str, str]:
     """
     try:
         header = _read(path, stop_before_pixels=True, specific_tags=list(names))
-        return {name: str(header.get(name, None) or "").strip() for name in names}
+        return {name: _text(header.get(name, None)) for name in names}
     except (ValueError, OSError):
         raise
     except Exception as error:  # as above
         raise ValueError(f"the DICOM header cannot be read: {first_line(error)}") from error
+
+
+def value_type(name: str) -> str:
+    """DICOM's code for what a field holds, for example PN for the name of a person; empty where there is no such field.
+
+    Args:
+        name: A DICOM keyword.
+    """
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+    tag = tag_for_keyword(name)
+    return "" if tag is None else dictionary_VR(tag)
+
+
+def _text(value: Any) -> str:
+    """The value of a field, several values as DICOM itself writes them."""
+    if value is None:
+        return ""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "\\".join(str(one).strip() for one in value)
+    return str(value).strip()
 
 
 def _read(source: Any, **options: Any) -> Any:
@@ -139,8 +168,7 @@ def _read(source: Any, **options: Any) -> Any:
 
 def _picture(header: Any, has_window: bool) -> Picture:
     if "PixelData" not in header and "FloatPixelData" not in header:
-        kind = header.get("Modality", None) or "of no modality"
-        raise ValueError(f"the DICOM file ({kind}) holds no picture")
+        raise ValueError(_why_no_picture(header))
     limits.require_safe_size(int(header.Columns), int(header.Rows))
     with limits.turn(int(header.Columns), int(header.Rows)):
         values = _first_frame(header)
@@ -155,6 +183,14 @@ def _picture(header: Any, has_window: bool) -> Picture:
     return _coloured(values, int(header.BitsStored), notes)
 
 
+def _why_no_picture(header: Any) -> str:
+    """Pydicom gives no element of a file that is cut within compressed pixels, of others those before the cut."""
+    if not len(header) or "Rows" in header:
+        return "the picture of the DICOM file is missing or not complete, as in a file that is cut short"
+    kind = header.get("Modality", None) or "of no modality"
+    return f"the DICOM file ({kind}) holds no picture"
+
+
 def _first_frame(header: Any) -> np.ndarray:
     """(height_px, width_px), or with a last axis of red, green and blue."""
     from pydicom.pixels import pixel_array
@@ -165,9 +201,10 @@ def _first_frame(header: Any) -> np.ndarray:
         if "missing dependencies" not in str(error):
             raise
         name = header.file_meta.TransferSyntaxUID.name
-        raise ValueError(
-            f"its pixels are compressed ({name}). Install what reads them: {INSTALL}"
-        ) from error
+        advice = f"Install what reads them: {INSTALL}"
+        if unpacks_all():
+            advice = "Nothing here reads that; save them uncompressed or as JPEG 2000"
+        raise ValueError(f"its pixels are compressed ({name}). {advice}") from error
 
 
 def _notes(header: Any) -> list[str]:

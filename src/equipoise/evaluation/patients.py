@@ -181,11 +181,16 @@ def measured_by_patient(
 ) -> PatientPredictions:
     """`by_patient` and what is shown of its test rows; the arguments are those of `by_patient` and `evaluate`."""
     people = by_patient(predictions, rule, threshold, sensitivity_floor)
-    test = people.part("test").table
-    if test["label"].nunique() < len(people.classes):
+    if not of_every_class(people):
         return PatientPredictions(people, None)
     evaluation = evaluate(people, settings, sensitivity_floor, shown(len(people.classes)))
     return PatientPredictions(people, evaluation)
+
+
+def of_every_class(people: Predictions) -> bool:
+    """Whether the test patients are of every class: not where all of them have an image of the positive one."""
+    test = people.part("test").table
+    return test["label"].nunique() == len(people.classes)
 
 
 def shown(num_classes: int) -> list[Endpoint]:

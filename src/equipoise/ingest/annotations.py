@@ -13,7 +13,7 @@ from equipoise.core.config import PATIENT_COLUMN, ImageTable, Ingest
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
 from equipoise.core.text import counted, examples, first_of, in_words
-from equipoise.ingest import layouts, spellings
+from equipoise.ingest import headers, layouts, spellings
 from equipoise.ingest.datasets.base import Unrecognised
 from equipoise.ingest.matching import Match, match, plain_path
 from equipoise.ingest.tables import Table, read_table
@@ -94,10 +94,10 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
             fit no file or several.
         ConfigError: When settings that speak of the table do not fit it.
     """
+    _refuse_taken(settings.columns)
     if settings.table is None:
         _refuse_settings_without_table(settings, raw, paths)
         return None
-    _refuse_taken(settings.columns)
     path = raw / settings.table.file
     if not path.exists():
         raise DataError(f"There is no {path}. ingest.table is a path inside the raw folder.")
@@ -105,7 +105,8 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
     columns = _with_patients(settings.table, table)
     if columns.patient is None and not _others_name_patients(settings, raw, paths):
         _refuse_idle_aliases(settings.aliases)
-    rows = _read_rows(table, columns, settings)
+    kept = [name for name in settings.columns if table.has(name) or not _is_field(name, raw, paths)]
+    rows = _read_rows(table, columns, settings.aliases, kept)
     named = rows[rows["image"] != ""]
     if named.empty:
         raise DataError(f"{path} names no image: it has no rows below its header ({table.names}).")
@@ -123,7 +124,7 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
     return Annotations(
         table=columns,
         classes=_classes(rows, columns),
-        of_path=_annotations_by_path(distinct, matched, settings.columns),
+        of_path=_annotations_by_path(distinct, matched, kept),
         remarks=tuple(remarks),
     )
 
@@ -135,13 +136,15 @@ def _with_patients(columns: ImageTable, table: Table) -> ImageTable:
     return columns
 
 
-def _read_rows(table: Table, columns: ImageTable, settings: Ingest) -> pd.DataFrame:
+def _read_rows(
+    table: Table, columns: ImageTable, aliases: Mapping[str, str], kept: Sequence[str]
+) -> pd.DataFrame:
     """The columns of a table that are used, under the names they have in the manifest."""
     rows = pd.DataFrame({"image": table.column(columns.image).map(plain_path)})
     rows["class_name"] = _labels(table, columns)
-    rows["patient"] = _patients(table, columns, settings.aliases)
+    rows["patient"] = _patients(table, columns, aliases)
     rows["official_split"] = _sides(table, columns)
-    for name in settings.columns:
+    for name in kept:
         rows[name] = table.column(name)
     return rows
 
@@ -167,8 +170,12 @@ def _annotations_by_path(
 
 
 def _refuse_settings_without_table(settings: Ingest, raw: Path, paths: Sequence[str]) -> None:
-    if settings.columns:
-        raise ConfigError("ingest.columns speaks of ingest.table, which is null. Set ingest.table.")
+    for name in settings.columns:
+        if not _is_field(name, raw, paths):
+            why = headers.why_missing(name)
+            raise ConfigError(
+                f"ingest.columns speaks of ingest.table, which is null: {name} is {why}. Set ingest.table."
+            )
     if settings.aliases and not _others_name_patients(settings, raw, paths):
         raise ConfigError(
             "ingest.aliases speaks of ingest.table, which is null. Set ingest.table, or patient_folder."
@@ -179,7 +186,17 @@ def _others_name_patients(settings: Ingest, raw: Path, paths: Sequence[str]) -> 
     """Whether folders name the patients, or headers of DICOM files may."""
     if settings.patient_folder is not None:
         return True
+    return _has_headers(raw, paths)
+
+
+def _has_headers(raw: Path, paths: Sequence[str]) -> bool:
+    """Whether at least one file is DICOM."""
     return any(dicom.is_dicom_file(raw / path) for path in paths)
+
+
+def _is_field(name: str, raw: Path, paths: Sequence[str]) -> bool:
+    """Whether a column is read from the headers of the files."""
+    return not headers.obstacle(name) and _has_headers(raw, paths)
 
 
 def _refuse_idle_aliases(aliases: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from equipoise.core import dicom
 from equipoise.core.config import Study
 from equipoise.core.documents import IngestSummary
 from equipoise.core.environment import code_digest
@@ -17,7 +18,8 @@ from equipoise.core.errors import DataError
 from equipoise.core.files import digest_of, file_digest, read_json, write_json
 from equipoise.core.images import files_below, hidden
 from equipoise.core.records import Manifest
-from equipoise.ingest import originals
+from equipoise.core.text import counted
+from equipoise.ingest import leftovers, originals, quarantine
 
 #: What makes a manifest: the dependencies of the stage in dvc.yaml.
 CODE = (
@@ -110,6 +112,12 @@ def change(study: Study, manifest: Manifest) -> str:
         return str(error)
     if summary.code != code():
         return "the code that reads the raw folder has changed"
+    readable = _readable_by_now(study, summary)
+    if readable:
+        return (
+            f"{counted(readable, 'DICOM file')} could not be read then and can be now, because "
+            f"{dicom.EXTRA} has been installed"
+        )
     files = list_files(study.raw)
     if summary.raw != names_and_sizes(files, summary.pseudonymised):
         return f"{study.raw} holds other files than then, or files of other sizes"
@@ -146,6 +154,18 @@ def remember(study: Study, manifest: Manifest) -> None:
     noted = _noted(study, manifest)
     if not noted or _touched(files, noted):
         note(study, manifest, files)
+
+
+def _readable_by_now(study: Study, summary: IngestSummary) -> int:
+    """How many files were left out because a package was missing that is here now."""
+    readable = 0
+    if dicom.is_installed():
+        for kind, count in summary.left_out.items():
+            readable += count * kind.endswith(leftovers.WITHOUT_PYDICOM)
+    if dicom.unpacks_all():
+        reasons = quarantine.reasons(quarantine.path_beside(study.manifest_path))
+        readable += sum(reason.endswith(dicom.INSTALL) for reason in reasons)
+    return readable
 
 
 def _edited(study: Study, manifest: Manifest, files: Sequence[RawFile]) -> list[str]:

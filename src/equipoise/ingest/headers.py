@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from equipoise.core import dicom, parallel
+from equipoise.core.config import Ingest
 from equipoise.ingest import spellings
 from equipoise.ingest.datasets.base import Dataset, Parsed, Unrecognised
 
@@ -23,6 +24,27 @@ _FIELDS = ("PatientID", *_FIRST_OF["laterality"], *_FIRST_OF["view"], *_ACQUISIT
 
 READING = "patient"
 
+#: Types of fields that are no words or numbers to compare images by: pixels, other bytes, lists of fields.
+_NO_TEXT = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN", "OB or OW", "US or OW"})
+#: Types of fields that lead to a person: names, and numbers that stand for one study or picture.
+_NAMING_TYPES = frozenset({"PN", "UI"})
+_NAMING = frozenset(
+    {
+        "AccessionNumber",
+        "AdmissionID",
+        "IssuerOfPatientID",
+        "MedicalRecordLocator",
+        "OtherPatientIDs",
+        "PatientAddress",
+        "PatientBirthDate",
+        "PatientBirthTime",
+        "PatientComments",
+        "PatientID",
+        "PatientTelephoneNumbers",
+        "StudyID",
+    }
+)
+
 
 @dataclass(frozen=True)
 class _Headers:
@@ -33,20 +55,25 @@ class _Headers:
         dataset: Knows everything that is not in the headers.
         patients: PatientID -> id of the patient, "" where it names none; empty where the headers are
             not asked who the patient is.
+        further: Fields that become columns under their own names.
     """
 
     raw: Path
     dataset: Dataset
     patients: Mapping[str, str]
+    further: Sequence[str] = ()
 
     def parse(self, path: PurePosixPath) -> Parsed:
         """What the dataset says of an image, and what its header adds; a column the dataset has stays."""
         parsed = self.dataset.parse(path)
         file = self.raw / path
-        fields = dict.fromkeys(_FIELDS, "")
+        wanted = [*_FIELDS, *self.further]
+        fields = dict.fromkeys(wanted, "")
         if dicom.is_dicom_file(file):
-            fields = dicom.read_fields(file, _FIELDS)
+            fields = dicom.read_fields(file, wanted)
         columns = _columns(fields)
+        for name in self.further:
+            columns[name] = fields[name]
         columns.update(parsed.columns)
         if not self.patients:
             return replace(parsed, columns=columns)
@@ -59,9 +86,7 @@ class _Headers:
         return replace(parsed, patients={READING: patient}, columns=columns)
 
 
-def add_headers(
-    dataset: Dataset, raw: Path, paths: Sequence[str], aliases: Mapping[str, str]
-) -> Dataset:
+def add_headers(dataset: Dataset, raw: Path, paths: Sequence[str], settings: Ingest) -> Dataset:
     """The dataset with columns laterality, view and acquisition; unchanged where no file is DICOM.
 
     Where nothing else names patients, PatientID does, unless no header has one.
@@ -70,7 +95,8 @@ def add_headers(
         dataset: As it is without headers.
         raw: Folder of the originals.
         paths: Of its images, inside the folder.
-        aliases: The setting `ingest.aliases`, for PatientID as for the ids of a table.
+        settings: The `ingest` section: `columns` may name fields, `aliases` is for PatientID as for the
+            ids of a table.
 
     Raises:
         ConfigError: When an alias names no PatientID.
@@ -84,12 +110,30 @@ def add_headers(
     card = dataset.card
     patients: dict[str, str] = {}
     if not card.patient_ids:
-        patients = _read_patients(files, aliases)
+        patients = _read_patients(files, settings.aliases)
     if patients:
         readings = {READING: "PatientID of the DICOM header"}
         card = replace(card, readings=readings, patient_ids=True)
-    headers = _Headers(raw, dataset, patients)
+    further = [name for name in settings.columns if not obstacle(name)]
+    headers = _Headers(raw, dataset, patients, further)
     return replace(dataset, card=card, parse=headers.parse)
+
+
+def obstacle(name: str) -> str:
+    """Why a column of `ingest.columns` is not read from DICOM headers; empty where it is."""
+    value_type = dicom.value_type(name) if dicom.is_installed() else ""
+    if not value_type:
+        return "no field of DICOM headers"
+    if value_type in _NAMING_TYPES or name in _NAMING:
+        return "a field of DICOM headers that may name a person"
+    if value_type in _NO_TEXT:
+        return f"a field of DICOM headers that is neither a text nor a number ({value_type})"
+    return ""
+
+
+def why_missing(name: str) -> str:
+    """Why no image has a column of `ingest.columns` from its header."""
+    return obstacle(name) or "a field of DICOM headers, and no file is DICOM"
 
 
 def _read_patients(files: Sequence[Path], aliases: Mapping[str, str]) -> dict[str, str]:

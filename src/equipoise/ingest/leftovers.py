@@ -28,6 +28,8 @@ THUMBNAILS = "thumbnails"
 BROKEN_LINKS = "links that lead nowhere"
 UNREADABLE = "folders that may not be read"
 WITHOUT_ENDING = "without an ending"
+#: What follows the ending of files that nothing here reads.
+WITHOUT_PYDICOM = "without pydicom"
 
 #: Kinds that may hold pictures somebody wants: the summary says how to get them back.
 DOUBTFUL = (MASK_FOLDERS, MASK_NAMES, THUMBNAILS)
@@ -285,7 +287,7 @@ def _kind_of_other(raw: Path, path: str) -> str:
     if not (raw / path).exists():
         return BROKEN_LINKS
     if dicom.is_dicom_file(raw / path) and not dicom.is_installed():
-        return f"{PurePosixPath(path).suffix.lower() or 'DICOM'} without pydicom"
+        return f"{PurePosixPath(path).suffix.lower() or 'DICOM'} {WITHOUT_PYDICOM}"
     return PurePosixPath(path).suffix.lower() or WITHOUT_ENDING
 
 

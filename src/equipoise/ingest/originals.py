@@ -103,7 +103,9 @@ def list_files(raw: Path, dataset: Dataset, settings: Ingest) -> Listing:
     Raises:
         DataError: When there is no image file, or a link leads back to a folder above it.
     """
-    listing = leftovers.list_images(raw, dataset.suffixes, settings.skip, settings.keep)
+    listing = dataset.listing
+    if listing is None:
+        listing = leftovers.list_images(raw, dataset.suffixes, settings.skip, settings.keep)
     if not listing.paths:
         kinds = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
         hint = "" if dicom.is_installed() else f" DICOM files need pydicom: {dicom.INSTALL}."

@@ -23,6 +23,13 @@ def path_beside(manifest: Path) -> Path:
     return manifest.with_suffix(".quarantine.csv")
 
 
+def reasons(path: Path) -> list[str]:
+    """Why the files of a list are left out; none where there is no list."""
+    if not path.is_file():
+        return []
+    return pd.read_csv(path, dtype=str)["reason"].tolist()
+
+
 def write(path: Path, quarantined: Sequence[Quarantined]) -> None:
     """Write the list, sorted by image id."""
     table = pd.DataFrame(quarantined, columns=list(Quarantined._fields))

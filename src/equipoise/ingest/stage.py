@@ -77,11 +77,12 @@ def run(study: Study) -> Ingested:
     # Before they are read: what changes meanwhile is noticed.
     files = fingerprint.list_files(study.raw)
     listing = originals.list_files(study.raw, dataset, settings)
-    dataset = headers.add_headers(dataset, study.raw, listing.paths, settings.aliases)
+    dataset = headers.add_headers(dataset, study.raw, listing.paths, settings)
     card = dataset.card
     readings = list(card.readings)
     pseudonyms = originals.load_pseudonyms(study.name, settings, card, study.root)
     read = _read_files(study, dataset, task, listing.paths)
+    _require_columns(read, settings.columns, study.dataset)
     selected = _select(read, settings.only, study.dataset)
     selection = _selection_name(settings.only)
     # Copies belong to what was published: these are counted before copies are left out.
@@ -135,6 +136,16 @@ def _read_files(study: Study, dataset: Dataset, task: Task, paths: Sequence[str]
     window = Range(*settings.window) if settings.window else None
     reader = Reader(study.raw, study.dataset, dataset, task, window)
     return _leave_out_masks(reader.read(paths), settings.keep)
+
+
+def _require_columns(files: ReadFiles, names: Sequence[str], dataset: str) -> None:
+    """Refuse a column of `ingest.columns` that neither table, headers nor dataset gives."""
+    for name in names:
+        if name not in files.rows:
+            why = headers.why_missing(name)
+            raise ConfigError(
+                f"ingest.columns names {name!r}, which dataset '{dataset}' does not have: it is {why}."
+            )
 
 
 def _leave_out_masks(files: ReadFiles, keep: Sequence[str]) -> ReadFiles:

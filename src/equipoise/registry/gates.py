@@ -32,7 +32,7 @@ from equipoise.core.text import first_line
 from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Effect
 from equipoise.evaluation.metrics import Endpoint
-from equipoise.evaluation.patients import by_patient
+from equipoise.evaluation.patients import by_patient, of_every_class
 from equipoise.registry import audit
 from equipoise.registry import evidence as evidence_
 from equipoise.registry.audit import GateRecord
@@ -155,6 +155,8 @@ class Answer(NamedTuple):
     asked: bool = True
     forceable: bool = True
 
+
+_NO_HEALTHY_PATIENT = "nothing by patient: every one has an image of the positive class"
 
 _WITHOUT_THRESHOLD = Answer(
     "not applicable",
@@ -450,7 +452,8 @@ def keeps_its_floor(case: Case) -> Answer:
     said = []
     missed = []
     highest = []
-    for units, cell in _locked_sensitivities(case).items():
+    sensitivities = _locked_sensitivities(case)
+    for units, cell in sensitivities.items():
         measured = _with_ends(cell)
         if measured is None:
             return _not_computed(f"the sensitivity by {units}", cell)
@@ -460,6 +463,8 @@ def keeps_its_floor(case: Case) -> Answer:
         if round(measured.value, 3) < floor:
             missed.append(units)
     reached = min(highest) >= floor
+    if "patient" not in sensitivities and not case.evaluation.row_per_patient:
+        said.append(_NO_HEALTHY_PATIENT)
     detail = ", ".join(said)
     if missed:
         chance = ", which chance explains" if reached else ""
@@ -487,7 +492,7 @@ def _not_computed(what: str, cell: MeasuredMetric) -> Answer:
 
 
 def _locked_sensitivities(case: Case) -> dict[str, MeasuredMetric]:
-    """Sensitivity at the locked threshold by image, and by patient where patients have several images.
+    """Sensitivity at the locked threshold by image, and by patient where these have several images and both classes.
 
     The page's numbers of patients have another threshold where there is a val part, locked again on its patients. Here
     only test rows are at hand, and the one that is served is asked about.
@@ -497,8 +502,9 @@ def _locked_sensitivities(case: Case) -> dict[str, MeasuredMetric]:
         settings = case.settings
         floor = settings.tune.sensitivity_floor
         people = by_patient(case.known_evidence.predictions, "mean", settings.threshold, floor)
-        evaluation = intervals.evaluate(people, settings.compare, floor, [_SENSITIVITY])
-        sensitivities["patient"] = evaluation.interval(_SENSITIVITY)
+        if of_every_class(people):
+            evaluation = intervals.evaluate(people, settings.compare, floor, [_SENSITIVITY])
+            sensitivities["patient"] = evaluation.interval(_SENSITIVITY)
     return sensitivities
 
 

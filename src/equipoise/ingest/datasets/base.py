@@ -12,6 +12,7 @@ from types import ModuleType
 from equipoise.core import images
 from equipoise.core.config import Ingest
 from equipoise.core.errors import DataError, unknown_name
+from equipoise.ingest.leftovers import Listing
 
 
 def names() -> list[str]:
@@ -186,9 +187,11 @@ class Dataset:
         parse: Relative path of an image -> what is known of it; raises Unrecognised.
         suffixes: Endings of the files that hold images.
         remarks: Sentences about what was found on the way, for the user to judge.
+        listing: Its files, where they had to be listed to open it.
     """
 
     card: Card
     parse: Callable[[PurePosixPath], Parsed]
     suffixes: frozenset[str] = images.SUFFIXES
     remarks: tuple[str, ...] = ()
+    listing: Listing | None = None

@@ -75,7 +75,7 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     )
     patients = _patients_of_folders(settings, classes, map(sides.without, folders))
     reader = _Reader(sides, classes, annotations, settings.patient_folder, patients)
-    return Dataset(card, reader.parse, remarks=tuple(remarks))
+    return Dataset(card, reader.parse, remarks=tuple(remarks), listing=listing)
 
 
 @dataclass(frozen=True)
