@@ -103,7 +103,7 @@ def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> I
         yield relative.rstrip("/")
         return
     for entry in listed:
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield relative + entry.name
             continue
         real = os.path.join(real_folders[-1], entry.name)
@@ -111,6 +111,14 @@ def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> I
             real = os.path.realpath(entry.path)
             _refuse_circle(entry.path, real, real_folders)
         yield from _files_below(entry.path, f"{relative}{entry.name}/", (*real_folders, real))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or leads to one; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _refuse_circle(link: str, real: str, real_folders: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.text import counted, in_words
 from equipoise.ingest.datasets.base import Unrecognised
+from equipoise.ingest.spellings import class_key
 
 #: Names of the folders that a file lies in, the outermost first.
 Folders = tuple[str, ...]
@@ -45,15 +46,6 @@ def spelled(name: str) -> str:
     True
     """
     return unicodedata.normalize("NFC", name).strip()
-
-
-def key(name: str) -> str:
-    """What two names share when they differ in letter case, outer blanks or form of accents only.
-
-    >>> key("NORMAL") == key("Normal ")
-    True
-    """
-    return unicodedata.normalize("NFC", spelled(name).casefold())
 
 
 # --- published sides ------------------------------------------------------------------------------
@@ -263,7 +255,9 @@ def find_classes(
     class_of = _join_spellings(images_of_name)
     if len(set(class_of.values())) < 2:
         raise _too_few_classes(images_of_name, where)
-    positive = next(name for name in class_of.values() if key(name) == key(positive_class or ""))
+    positive = next(
+        name for name in class_of.values() if class_key(name) == class_key(positive_class or "")
+    )
     remarks = _remarks_on_spellings(images_of_name, class_of)
     if len(levels) > 1:
         remarks.append(
@@ -292,8 +286,8 @@ def _levels_of(counts: Counter[Folders], positive_class: str | None) -> list[int
     candidates = []
     for level in range(depth):
         images_of_name = _images_of_names(counts, level)
-        names = set(map(key, images_of_name))
-        if key(positive_class) in names:
+        names = set(map(class_key, images_of_name))
+        if class_key(positive_class) in names:
             is_alone = len(names) < 2
             holds_few = 2 * images_of_name.total() < counts.total()
             candidates.append((is_alone, holds_few, len(names), level))
@@ -316,8 +310,8 @@ def _join_spellings(images_of_name: Mapping[str, int]) -> dict[str, str]:
         images_of_spelling[spelled(name)] += count
     shown: dict[str, str] = {}
     for name in sorted(images_of_spelling, key=lambda name: (-images_of_spelling[name], name)):
-        shown.setdefault(key(name), name)
-    return {name: shown[key(name)] for name in images_of_name}
+        shown.setdefault(class_key(name), name)
+    return {name: shown[class_key(name)] for name in images_of_name}
 
 
 def _remarks_on_spellings(
@@ -330,7 +324,7 @@ def _remarks_on_spellings(
             told = [f"{name!r} ({counted(images_of_name[name], 'image')})" for name in same]
             remarks.append(
                 f"counted as one class, {class_name}: {in_words(told)}, which differ only in letter "
-                f"case, blanks or the form of accents"
+                f"case, blanks, dashes, zeros or the form of accents"
             )
     return remarks
 
@@ -340,7 +334,9 @@ def _question(counts: Counter[Folders], level: int) -> str:
     below: dict[str, set[str]] = {}
     for folders in counts:
         if len(folders) > level:
-            below.setdefault(folders[level], set()).update(map(key, folders[level + 1 : level + 2]))
+            below.setdefault(folders[level], set()).update(
+                map(class_key, folders[level + 1 : level + 2])
+            )
     held = list(below.values())
     same = len(held) > 1 and len(held[0]) > 1 and all(names == held[0] for names in held)
     if not same:
@@ -369,7 +365,7 @@ def _no_such_class(
             f"Sensitivity speaks of it.{advice}"
         )
     for folder in idle_folders:
-        if key(PurePosixPath(folder).name) == key(positive_class):
+        if class_key(PurePosixPath(folder).name) == class_key(positive_class):
             question = f"The folder {folder} is there and holds no image."
     error = unknown_name("class", positive_class, shown, f" in {where}")
     return ConfigError(f"{error} {question}") if question else error

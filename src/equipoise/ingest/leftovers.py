@@ -28,6 +28,7 @@ THUMBNAILS = "thumbnails"
 BROKEN_LINKS = "links that lead nowhere"
 UNREADABLE = "folders that may not be read"
 WITHOUT_ENDING = "without an ending"
+NO_FILES = "pipes, sockets or devices"
 
 #: Kinds that may hold pictures somebody wants: the summary says how to get them back.
 DOUBTFUL = (MASK_FOLDERS, MASK_NAMES, THUMBNAILS)
@@ -284,6 +285,8 @@ def _kind_of_other(raw: Path, path: str) -> str:
         return UNREADABLE
     if not (raw / path).exists():
         return BROKEN_LINKS
+    if not (raw / path).is_file():
+        return NO_FILES  # whoever opens a pipe waits for ever
     if dicom.is_dicom_file(raw / path) and not dicom.is_installed():
         return f"{PurePosixPath(path).suffix.lower() or 'DICOM'} without pydicom"
     return PurePosixPath(path).suffix.lower() or WITHOUT_ENDING

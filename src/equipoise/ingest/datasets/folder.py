@@ -138,7 +138,7 @@ def _positive_class(classes: Sequence[str], settings: Ingest) -> str:
             f"Sensitivity speaks of it."
         )
     for name in classes:
-        if layouts.key(name) == layouts.key(wanted):
+        if spellings.class_key(name) == spellings.class_key(wanted):
             return name
     raise unknown_name("class", wanted, classes, " in ingest.table")
 
