@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import basename, splitext
 
 from equipoise.core import dicom, images
+from equipoise.core.text import counted
 
 HIDDEN = "hidden"
 SYSTEM = "in system folders"
@@ -106,6 +107,14 @@ class Listing:
         """How many files are no images of the study."""
         return sum(self.left_out.values())
 
+    @property
+    def text(self) -> str:
+        """The other files in words, by kind, and how to get pictures among them back; empty without any."""
+        if not self.left_out:
+            return ""
+        text = f"{counted(self.num_left_out, 'other file')}: {in_words(self.left_out)}"
+        return text + advice_to_keep(self.left_out)
+
 
 def list_images(
     raw: Path, suffixes: frozenset[str], skip: Sequence[str], keep: Sequence[str]
@@ -175,6 +184,13 @@ def in_words(left_out: Mapping[str, int]) -> str:
     '12 .txt, 1 hidden'
     """
     return ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+
+
+def advice_to_keep(left_out: Iterable[str]) -> str:
+    """How to take files that were left out by their names; empty where none of the kinds may hold pictures."""
+    if not set(DOUBTFUL).intersection(left_out):
+        return ""
+    return " (ingest.keep takes what is an image after all)"
 
 
 def fits(path: str, pattern: str) -> bool:

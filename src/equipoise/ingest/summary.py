@@ -47,9 +47,7 @@ def _other_files(summary: IngestSummary) -> str:
     text = f"{summary.other_files_ignored} other files ignored"
     if not summary.left_out:
         return text
-    advice = ""
-    if any(kind in summary.left_out for kind in leftovers.DOUBTFUL):
-        advice = " (ingest.keep takes what is an image after all)"
+    advice = leftovers.advice_to_keep(summary.left_out)
     return f"{text}: {leftovers.in_words(summary.left_out)}{advice}"
 
 

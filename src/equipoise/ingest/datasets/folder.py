@@ -57,12 +57,23 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     else:
         inside_sides = [sides.without(names) for names in folders]
         idle = leftovers.idle_folders(raw, listing.paths)
-        classes = layouts.find_classes(inside_sides, settings.positive_class, idle, str(raw))
+        classes = layouts.find_classes(
+            inside_sides,
+            settings.positive_class,
+            idle,
+            layouts.Place(str(raw), listing.text),
+            patients_below=settings.patient_folder == "below",
+        )
+        layouts.refuse_unlike_sides(folders, sides, classes)
         task = _task(classes.names, classes.positive)
         remarks += classes.remarks
         if idle:
             remarks.append(f"folders without an image, which are no classes: {_first_of(idle)}")
-        if annotations is None and settings.patient_folder is None:
+        if settings.patient_folder is not None:
+            remarks += layouts.remarks_on_shared_names(
+                inside_sides, classes.level, settings.patient_folder
+            )
+        elif annotations is None:
             remarks += layouts.remarks_on_patients(inside_sides, classes)
     if annotations is not None:
         remarks += annotations.remarks
