@@ -53,7 +53,7 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     remarks = sides.remarks(folders)
     classes = None
     if annotations is not None and annotations.classes:
-        task = _task(annotations.classes, _positive_class(annotations.classes, settings))
+        task = _task(annotations.classes, _positive_class(annotations, settings))
     else:
         inside_sides = [sides.without(names) for names in folders]
         idle = leftovers.idle_folders(raw, listing.paths)
@@ -140,18 +140,21 @@ def _task(classes: Sequence[str], positive_class: str) -> Task:
     return Task(classes=(*others, positive_class), positive_class=positive_class)
 
 
-def _positive_class(classes: Sequence[str], settings: Ingest) -> str:
+def _positive_class(annotations: Annotations, settings: Ingest) -> str:
     """The class of a table that `ingest.positive_class` names."""
     wanted = settings.positive_class
     if wanted is None:
         raise ConfigError(
-            f"Name the disease: set ingest.positive_class to one of {', '.join(classes)}. "
+            f"Name the disease: set ingest.positive_class to one of {', '.join(annotations.classes)}. "
             f"Sensitivity speaks of it."
         )
-    for name in classes:
+    for name in annotations.classes:
         if spellings.class_key(name) == spellings.class_key(wanted):
             return name
-    raise unknown_name("class", wanted, classes, " in ingest.table")
+    error = unknown_name("class", wanted, annotations.classes, " in ingest.table")
+    if annotations.guesses:
+        raise ConfigError(f"{error} ({'; '.join(annotations.guesses)}.)")
+    raise error
 
 
 def _readings(settings: Ingest, annotations: Annotations | None) -> Mapping[str, str]:
