@@ -243,11 +243,11 @@ def test_a_page_without_a_size_is_no_traceback():
     page = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
     page.save(buffer, "TIFF", save_all=True, append_images=[page])
     content = buffer.getvalue()
-    assert images.count_pages(content, "two.tif") == 2
+    assert images.count_pages(content) == 2
     width = struct.pack("<HHII", 256, 4, 1, 16)
     at = content.rindex(width)
     damaged = content[:at] + struct.pack("<H", 255) + content[at + 2 :]
-    assert images.count_pages(damaged, "two.tif") in (1, 2)
+    assert images.count_pages(damaged) in (1, 2)
 
 
 @pytest.mark.parametrize("error", [TypeError("Missing dimensions"), struct.error(), MemoryError()])
@@ -258,7 +258,7 @@ def test_whatever_a_decoder_raises_is_a_reason(monkeypatch, error):
     monkeypatch.setattr(Image, "open", broken)
     with pytest.raises(ValueError, match=str(error) or type(error).__name__):
         images.decode(b"an image")
-    assert images.count_pages(b"an image", "one.gif") == 1
+    assert images.count_pages(b"GIF89a") == 1
 
 
 def test_levels_of_a_large_picture_are_counted_in_little_memory():

@@ -54,7 +54,7 @@ def test_ham10000_ids_without_ending_in_two_folders(tmp_path):
     )
     columns = {"file": "table.csv", "image": "image_id", "label": "dx", "patient": "lesion_id"}
     study = _study(tmp_path, files, table, table=columns, columns=["age"], positive_class="mel")
-    with pytest.raises(DataError, match="holds no image of class bkl"):
+    with pytest.raises(DataError, match="names the class bkl in 1 row, none of which has a file"):
         ingest.run(study)
     study = _study(
         tmp_path,

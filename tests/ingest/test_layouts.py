@@ -19,7 +19,7 @@ def _layout(paths, positive_class):
     folders = [layouts.folders_of(path) for path in paths]
     sides = layouts.find_sides(folders)
     inside = [sides.without(names) for names in folders]
-    return sides, layouts.find_classes(inside, positive_class, [], "raw")
+    return sides, layouts.find_classes(inside, positive_class, [], layouts.Place("raw"))
 
 
 def _read(paths, positive_class):

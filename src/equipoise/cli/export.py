@@ -32,6 +32,7 @@ def _export(options: Options) -> None:
 
 
 def _export_images(options: Options) -> None:
+    from equipoise import pipeline
     from equipoise.use import export
 
     if options.model or not options.study:
@@ -40,8 +41,10 @@ def _export_images(options: Options) -> None:
             f"and no --model."
         )
     folder = Path(options.to) if options.to else None
+    study = load_study(options)
+    pipeline.require_current(study)
     done = export.export_study(
-        study=load_study(options),
+        study=study,
         layout=options.layout,
         scenario=options.scenario,
         backbone=options.backbone,

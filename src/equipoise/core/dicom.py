@@ -40,6 +40,18 @@ _PREAMBLE = 128
 _MAGIC = b"DICM"
 #: The first tag of files that lack preamble and magic, as old ones do.
 _FIRST_TAGS = (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00")
+#: The same of files that lack the preamble only: the length of what describes the file.
+_FIRST_TAG_OF_META = b"\x02\x00\x00\x00UL\x04\x00"
+#: Where files of several frames keep what others have at the top: the transforms, and the side.
+_GROUPS = (
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
+_IN_GROUPS = (
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+    "FrameAnatomySequence",
+)
 #: Bits that tell the size of a container and nothing of what is used of it.
 _CONTAINERS = (16, 32)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -69,7 +81,7 @@ def is_dicom(content: bytes) -> bool:
     (True, False)
     """
     has_magic = content[_PREAMBLE : _PREAMBLE + len(_MAGIC)] == _MAGIC
-    return has_magic or content.startswith(_FIRST_TAGS)
+    return has_magic or content.startswith((*_FIRST_TAGS, _FIRST_TAG_OF_META))
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -101,6 +113,7 @@ def open_dicom(content: bytes, has_window: bool = False) -> Picture:
     """
     try:
         header = _read(io.BytesIO(content))
+        _lift_groups(header)
         return _picture(header, has_window)
     except ValueError as error:
         raise ValueError(first_line(error)) from error
@@ -119,7 +132,8 @@ def read_fields(path: Path, names: Sequence[str]) -> dict[str, str]:
         ValueError: When pydicom is missing or the header is damaged.
     """
     try:
-        header = _read(path, stop_before_pixels=True, specific_tags=list(names))
+        header = _read(path, stop_before_pixels=True, specific_tags=[*names, *_GROUPS])
+        _lift_groups(header)
         return {name: _text(header.get(name, None)) for name in names}
     except (ValueError, OSError):
         raise
@@ -166,6 +180,20 @@ def _read(source: Any, **options: Any) -> Any:
     return header
 
 
+def _lift_groups(header: Any) -> None:
+    """Copy to the top of a header what its functional groups say of the first frame.
+
+    Enhanced files keep slope, intercept and window there, for all frames or for each.
+    """
+    for name in _GROUPS:
+        groups = header.get(name, None)
+        if not groups:
+            continue
+        for inner in _IN_GROUPS:
+            for element in next(iter(groups[0].get(inner, None) or []), []):
+                header[element.tag] = element
+
+
 def _picture(header: Any, has_window: bool) -> Picture:
     if "PixelData" not in header and "FloatPixelData" not in header:
         raise ValueError(_why_no_picture(header))
@@ -195,8 +223,11 @@ def _first_frame(header: Any) -> np.ndarray:
     """(height_px, width_px), or with a last axis of red, green and blue."""
     from pydicom.pixels import pixel_array
 
+    unused_bits = _unused_bits(header)
+    if unused_bits:
+        header.BitsStored += unused_bits
     try:
-        return pixel_array(header, index=0)
+        values = pixel_array(header, index=0)
     except RuntimeError as error:
         if "missing dependencies" not in str(error):
             raise
@@ -205,6 +236,22 @@ def _first_frame(header: Any) -> np.ndarray:
         if unpacks_all():
             advice = "Nothing here reads that; save them uncompressed or as JPEG 2000"
         raise ValueError(f"its pixels are compressed ({name}). {advice}") from error
+    if not unused_bits:
+        return values
+    header.BitsStored -= unused_bits
+    return values >> unused_bits
+
+
+def _unused_bits(header: Any) -> int:
+    """How many bits below the values are unused: in old files values end at the highest bit (HighBit).
+
+    pydicom takes it for granted that they begin at the lowest. What is compressed says it itself.
+    """
+    if header.file_meta.TransferSyntaxUID.is_compressed or "HighBit" not in header:
+        return 0
+    unused_bits = int(header.HighBit) + 1 - int(header.BitsStored)
+    fits = int(header.HighBit) < int(header.BitsAllocated)
+    return unused_bits if fits and unused_bits > 0 else 0
 
 
 def _notes(header: Any) -> list[str]:

@@ -291,7 +291,10 @@ def scale_text(scale: GreyScale, depths: Sequence[Depth]) -> list[str]:
         lines.append(f"{files}: {low} becomes black and {high} white (ingest.window)")
     declared = [depth.declared for depth in rest if depth.declared is not None]
     own = Counter(bounds for bounds in declared if bounds != (0, scale.white))
-    common = len(rest) - own.total()
+    shares = sum(depth.kind == "float" and depth.declared is None for depth in rest)
+    if shares:
+        lines.append(f"{_files(shares)} with shares of white: 0 becomes black and 1 white")
+    common = len(rest) - own.total() - shares
     if common and scale.white is not None:
         levels = f"{int(scale.white) + 1:,} grey levels"
         lines.append(f"{levels} in {_files(common)}: scaled by {_shown(scale.white)}")

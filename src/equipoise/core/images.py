@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from equipoise.core import dicom, limits, rasters
 from equipoise.core.errors import DataError
@@ -26,14 +26,21 @@ from equipoise.core.greylevels import GreyScale, Picture, Range, depth_of
 
 # Larger images are refused below: as an error, because a warning filter is shared by all threads.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Odd metadata and palettes that are read all the same; what cannot be read is raised.
+warnings.filterwarnings("ignore", module="PIL")
 
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
-_DEEP_PICTURES = frozenset({".jp2", ".j2k", ".pgm", ".ppm", ".pnm"})
+_JPEGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+_PICTURES = _JPEGS | frozenset({".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
+_DEEP_PICTURES = frozenset({".jp2", ".j2k", ".j2c", ".jpx", ".pgm", ".ppm", ".pnm"})
 #: Endings of the files that hold images.
 SUFFIXES = _PICTURES | _DEEP_PICTURES | dicom.readable_suffixes()
 
-#: Endings of formats that hold several pages or frames.
-_SUFFIXES_WITH_PAGES = (".tif", ".tiff", ".gif", ".webp")
+#: How files of formats begin that hold several pages or frames.
+_WITH_PAGES = (b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+#: What stands near the beginning of a PNG that moves, and of a JPEG with others behind it.
+_FRAMES_OF_PNG = b"acTL"
+_PAGES_OF_JPEG = b"MPF\0"
+_BEGINNING_BYTES = 2**16
 
 #: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
@@ -45,6 +52,7 @@ RARE_FLAGS = (
     dicom.BURNED_IN,
     dicom.PRIVATE,
     dicom.OWN_WINDOW,
+    rasters.CHANNELS,
 )
 #: A picture is dark when 99 of 100 pixels are below this level (0..255): an eighth of what there is.
 _DARK_LEVEL = 32
@@ -103,7 +111,7 @@ def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> I
         yield relative.rstrip("/")
         return
     for entry in listed:
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield relative + entry.name
             continue
         real = os.path.join(real_folders[-1], entry.name)
@@ -111,6 +119,14 @@ def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> I
             real = os.path.realpath(entry.path)
             _refuse_circle(entry.path, real, real_folders)
         yield from _files_below(entry.path, f"{relative}{entry.name}/", (*real_folders, real))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or leads to one; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _refuse_circle(link: str, real: str, real_folders: tuple[str, ...]) -> None:
@@ -363,6 +379,11 @@ def open_picture(source: Path | bytes, draft_px: int = 0, has_window: bool = Fal
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _decoded(image, draft_px)
+    except UnidentifiedImageError as error:
+        unusual = rasters.open_unusual_jpeg(data)
+        if unusual is None:
+            raise ValueError("cannot identify image file") from error
+        return unusual
     except ValueError:
         raise
     except Exception as error:  # the decoders raise anything on damaged bytes
@@ -403,23 +424,30 @@ def _white_of_pgm(image: Image.Image) -> int | None:
     return white if isinstance(white, int) and white < _WHITE_16_BIT else None
 
 
-def count_pages(data: bytes, name: str) -> int:
+def count_pages(data: bytes) -> int:
     """How many pages (or frames) an image file has, of which `decode` gives the first.
 
     Args:
         data: The bytes of the file.
-        name: Its name: only formats with pages are looked at.
 
     Returns:
         1 also for what cannot be read.
     """
-    if not name.lower().endswith(_SUFFIXES_WITH_PAGES):
+    if not _may_have_pages(data):
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:
             return getattr(image, "n_frames", 1)
     except Exception:  # the decoders raise anything on damaged pages
         return rasters.count_tiff_pages(data)
+
+
+def _may_have_pages(data: bytes) -> bool:
+    if data.startswith(b"\x89PNG"):
+        return data.find(_FRAMES_OF_PNG, 0, _BEGINNING_BYTES) > 0
+    if data.startswith(b"\xff\xd8"):
+        return data.find(_PAGES_OF_JPEG, 0, _BEGINNING_BYTES) > 0
+    return data.startswith(_WITH_PAGES)
 
 
 def as_rgb(values: np.ndarray | list[Any]) -> np.ndarray:

@@ -25,8 +25,16 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _SIZE_MARKER = b"\xff\x4f\xff\x51"
 
+#: Flag of a picture with more channels than are read.
+CHANNELS = "channels"
+
+_JPEG = b"\xff\xd8"
+#: Markers of a JPEG behind which its size stands; of lossless ones too.
+_FRAMES_OF_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WHITE_IS_ZERO = 0
 _RGB = 2
+#: Kinds of extra channels of a TIFF that are transparency.
+_TRANSPARENT = (1, 2)
 _GREY_OR_RGB = (_WHITE_IS_ZERO, 1, _RGB)
 #: Bits that tell the size of a container and nothing of what is used of it.
 _CONTAINERS = (8, 16, 32, 64)
@@ -149,6 +157,7 @@ def _tiff(content: bytes) -> Picture | None:
         values=_upright(values, orientation),
         depth=depth_of(values, declared),
         is_inverted=page.photometric == _WHITE_IS_ZERO,
+        notes=(CHANNELS,) if _has_unread_channels(page) else (),
     )
 
 
@@ -180,6 +189,13 @@ def _channels(page: Any) -> np.ndarray:
     return _without_alpha(values)
 
 
+def _has_unread_channels(page: Any) -> bool:
+    """Whether a page has channels that are neither grey nor a colour, nor transparency."""
+    transparent = sum(int(kind) in _TRANSPARENT for kind in page.extrasamples)
+    read = 3 if page.photometric == _RGB else 1
+    return int(page.samplesperpixel) - transparent > read
+
+
 def _declared_white(page: Any, bits: int) -> Range | None:
     """White by the bits of a sample, or by the tags MaxSampleValue and SMaxSampleValue.
 
@@ -193,6 +209,45 @@ def _declared_white(page: Any, bits: int) -> Range | None:
         is_all_ones = white & (white + 1) == 0
         if is_all_ones and 2**8 <= white < 2**bits - 1:
             return Range(0, white)
+    return None
+
+
+# --- JPEG of more than 8 bits, or lossless --------------------------------------------------------
+
+
+def open_unusual_jpeg(content: bytes) -> Picture | None:
+    """Read a JPEG that Pillow does not know: of 12 bits, or lossless; None for everything else.
+
+    Raises:
+        ValueError: When it is damaged or too large.
+    """
+    frame = _frame_of_jpeg(content)
+    if frame is None:
+        return None
+    bits, height_px, width_px = struct.unpack_from(">BHH", content, frame)
+    limits.require_safe_size(width_px, height_px)
+    import imagecodecs
+
+    try:
+        with limits.turn(width_px, height_px):
+            values = _without_alpha(imagecodecs.jpeg_decode(content))
+    except Exception as error:  # the decoders raise anything on damaged bytes
+        raise ValueError(f"the file is damaged: {error}") from error
+    if bits <= 8:
+        return Picture(values)
+    return Picture(values, depth_of(values, Range(0, 2**bits - 1)))
+
+
+def _frame_of_jpeg(content: bytes) -> int | None:
+    """Where the bits of a sample, height and width of a JPEG stand; None where there is no such place."""
+    if not content.startswith(_JPEG):
+        return None
+    start = len(_JPEG)
+    while start + 9 <= len(content) and content[start] == 0xFF:
+        marker, length = struct.unpack_from(">BH", content, start + 1)
+        if marker in _FRAMES_OF_JPEG:
+            return start + 4
+        start += 2 + length
     return None
 
 

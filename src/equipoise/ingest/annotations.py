@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from equipoise.core.text import counted, examples, first_of, in_words
 from equipoise.ingest import headers, layouts, spellings
 from equipoise.ingest.datasets.base import Unrecognised
 from equipoise.ingest.matching import Match, match, plain_path
+from equipoise.ingest.spellings import class_key
 from equipoise.ingest.tables import Table, read_table
 
 #: Names that columns of the manifest, or of what is made from it, have already.
@@ -25,8 +27,12 @@ _CLASSES_MAX = 100
 #: Images and values that a sentence names.
 _NAMED = 3
 
-_YES = frozenset({"1", "1.0", "true", "yes", "y", "x", "t"})
-_NO = frozenset({"0", "0.0", "false", "no", "n", "f"})
+_YES = frozenset(
+    {"1", "true", "yes", "y", "x", "t", "+", "✓", "wahr", "ja", "vrai", "oui", "sí", "si"}
+)
+_NO = frozenset({"0", "false", "no", "n", "f", "falsch", "nein", "faux", "non"})
+#: `1.0` and `0,00` are 1 and 0.
+_WHOLE = re.compile(r"^([01])[.,]0+$")
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,14 @@ class Annotations:
         classes: Names of the classes, sorted; empty where the table has no column of them.
         of_path: Path of a file -> what its row says; files without a row are not there.
         remarks: Sentences about what was found on the way.
+        guesses: Those about how the file was read; an error that may come of it tells them.
     """
 
     table: ImageTable
     classes: tuple[str, ...]
     of_path: Mapping[str, Annotation]
     remarks: tuple[str, ...]
+    guesses: tuple[str, ...]
 
     def of(self, path: str) -> Annotation:
         """What the table says of one file.
@@ -102,30 +110,49 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
     if not path.exists():
         raise DataError(f"There is no {path}. ingest.table is a path inside the raw folder.")
     table = read_table(path)
-    columns = _with_patients(settings.table, table)
+    try:
+        return _annotations(raw, settings, settings.table, paths, table)
+    except DataError as error:
+        if not table.remarks:
+            raise
+        raise DataError(f"{error} ({'; '.join(table.remarks)}.)") from error
+
+
+def _annotations(
+    raw: Path, settings: Ingest, named: ImageTable, paths: Sequence[str], table: Table
+) -> Annotations:
+    """What the table says, see `read_annotations`; `named` are the columns as they are set."""
+    columns = _with_patients(named, table)
     if columns.patient is None and not _others_name_patients(settings, raw, paths):
         _refuse_idle_aliases(settings.aliases)
     kept = [name for name in settings.columns if table.has(name) or not _is_field(name, raw, paths)]
     rows = _read_rows(table, columns, settings.aliases, kept)
-    named = rows[rows["image"] != ""]
-    if named.empty:
-        raise DataError(f"{path} names no image: it has no rows below its header ({table.names}).")
-    distinct = named.drop_duplicates()
+    with_image = rows[rows["image"] != ""]
+    if with_image.empty:
+        raise DataError(
+            f"{table.path} names no image: it has no rows below its header ({table.names})."
+        )
+    distinct = with_image.drop_duplicates()
     _refuse_unlike_rows(distinct, columns)
     matched = match(distinct["image"].tolist(), paths)
+    classes = _classes(rows, columns)
     if paths:
         _refuse_unusable(columns, matched, paths)
+        _refuse_classes_without_file(columns, classes, distinct, matched)
+    of_path = _annotations_by_path(distinct, matched, kept)
     remarks = [
         *table.remarks,
         *_remarks_on_names(table, columns),
-        *_remarks_on_rows(columns, len(rows), len(named), len(distinct)),
+        *_remarks_on_rows(columns, len(rows), len(with_image), len(distinct)),
         *_remarks_on_files(columns, matched),
+        *_remarks_on_folders(columns, classes, of_path),
     ]
     return Annotations(
         table=columns,
-        classes=_classes(rows, columns),
-        of_path=_annotations_by_path(distinct, matched, kept),
+        classes=classes,
+        of_path=of_path,
         remarks=tuple(remarks),
+        guesses=table.remarks,
     )
 
 
@@ -277,8 +304,11 @@ def _refuse_several_labels(names: pd.Series, columns: ImageTable) -> None:
 
 
 def _is_several(name: str, known: set[str]) -> bool:
-    """Whether a cell is a list: divided by a bar, or into parts that all stand alone elsewhere."""
-    if "|" in name:
+    """Whether a cell is a list: divided by a bar, or into parts that stand alone elsewhere.
+
+    One part that does is enough behind a semicolon, which stands in no name.
+    """
+    if "|" in name or not known.isdisjoint(part.strip() for part in name.split(";")[:-1]):
         return True
     for delimiter in (";", ",", "/", "+", "&"):
         parts = [part.strip() for part in name.split(delimiter)]
@@ -309,7 +339,7 @@ def _labels_of_flags(table: Table, columns: ImageTable) -> pd.Series:
 
 def _flags(cells: pd.Series, name: str, columns: ImageTable) -> pd.Series:
     """Whether each cell of a column says yes."""
-    words = cells.str.casefold()
+    words = cells.map(lambda cell: _WHOLE.sub(r"\1", cell.casefold()))
     is_yes = words.isin(_YES)
     is_known = is_yes | words.isin(_NO) | words.map(spellings.is_missing)
     if not is_known.all():
@@ -389,6 +419,40 @@ def _refuse_unusable(columns: ImageTable, matched: Match, paths: Sequence[str]) 
             f"{paths[0]!r}. Expected in column {columns.image} is the path inside the raw folder, or the "
             f"file's name with or without its ending."
         )
+
+
+def _refuse_classes_without_file(
+    columns: ImageTable, classes: Sequence[str], rows: pd.DataFrame, matched: Match
+) -> None:
+    """Refuse classes of which no row has a file: half a download, or rows that are none of images."""
+    has_file = rows["image"].isin(matched.path_of)
+    lacking = sorted(set(classes) - set(rows.loc[has_file, "class_name"]))
+    if not lacking:
+        return
+    without = rows[rows["class_name"].isin(lacking)]
+    raise DataError(
+        f"{columns.file} names the class {in_words(lacking)} in {counted(len(without), 'row')}, none of which "
+        f"has a file; the first: {without['image'].iloc[0]!r}. Complete the folder, or leave out those rows."
+    )
+
+
+def _remarks_on_folders(
+    columns: ImageTable, classes: Sequence[str], of_path: Mapping[str, Annotation]
+) -> list[str]:
+    """Which files lie in a folder that is called like another class than the table gives them."""
+    class_of_key = {class_key(name): name for name in classes}
+    unlike = []
+    for path, annotation in of_path.items():
+        folders = {class_of_key.get(class_key(name)) for name in path.split("/")[:-1]} - {None}
+        if folders and annotation.class_name and annotation.class_name not in folders:
+            unlike.append(f"{path} ({annotation.class_name})")
+    if not unlike:
+        return []
+    files = counted(len(unlike), "file")
+    return [
+        f"{files} in a folder called like another class than {columns.file} gives, {_the_first(unlike)}; "
+        f"the table counts"
+    ]
 
 
 def _remarks_on_names(table: Table, columns: ImageTable) -> list[str]:

@@ -12,25 +12,39 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.text import counted, in_words
 from equipoise.ingest.datasets.base import Unrecognised
+from equipoise.ingest.spellings import class_key
 
 #: Names of the folders that a file lies in, the outermost first.
 Folders = tuple[str, ...]
 
-_TRAIN = frozenset({"train", "training", "trn"})
-_VAL = frozenset({"val", "valid", "validation", "dev", "development"})
-_TEST = frozenset({"test", "testing", "tst", "holdout"})
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TRAIN = _words(
+    "train training trainings trainval trn entrainement entraînement apprentissage entrenamiento "
+    "treino treinamento addestramento 训练 训练集"
+)
+_VAL = _words(
+    "val valid validation dev development validierung validierungs validacion validación validação "
+    "validazione validatie 验证 验证集"
+)
+_TEST = _words("test testing tst holdout prueba pruebas teste testes 测试 测试集")
 #: Means test where there is no other test folder, else what val means.
-_EVAL = frozenset({"eval", "evaluation"})
+_EVAL = _words("eval evaluation")
 _SIDE_WORDS = _TRAIN | _VAL | _TEST | _EVAL
-#: Words beside the one that names a side: `test_set`, `Training Data`.
-_FILLING = frozenset(
-    {"set", "sets", "data", "dataset", "image", "images", "imgs", "split", "folder", "samples"}
+#: Words beside the one that names a side: `test_set`, `Training Data`, `test_list.txt`.
+_FILLING = _words(
+    "set sets data dataset image images imgs split folder samples list txt csv daten datensatz bilder "
+    "données datos dados immagini imágenes"
 )
 #: `trainset`, `testdata`
 _JOINED = re.compile(rf"({'|'.join(sorted(_SIDE_WORDS))})({'|'.join(sorted(_FILLING))})")
@@ -47,15 +61,6 @@ def spelled(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
-def key(name: str) -> str:
-    """What two names share when they differ in letter case, outer blanks or form of accents only.
-
-    >>> key("NORMAL") == key("Normal ")
-    True
-    """
-    return unicodedata.normalize("NFC", spelled(name).casefold())
-
-
 # --- published sides ------------------------------------------------------------------------------
 
 
@@ -66,26 +71,32 @@ class SideName:
     Attributes:
         word: The word that does, for example training.
         rest: The other words that mean something, in lower case.
+        number: The numbers beside it, as in `1_train` or `test2019`.
     """
 
     word: str
     rest: str
+    number: str = ""
 
 
 @functools.cache  # asked for every file, of a handful of folders
 def side_name(folder: str) -> SideName | None:
     """Read a folder's name as that of a published side; None where it speaks of none, or of two.
 
+    Train and validation together are train.
+
     >>> side_name("Train_Set"), side_name("ISIC-testing")
-    (SideName(word='train', rest=''), SideName(word='testing', rest='isic'))
+    (SideName(word='train', rest='', number=''), SideName(word='testing', rest='isic', number=''))
     """
     apart = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", spelled(folder))
     words = re.split(r"[\W_]+", _JOINED.sub(r"\1 \2", apart.casefold()))
     sides = [word for word in words if word in _SIDE_WORDS]
-    if len(sides) != 1:
+    if not sides or (len(sides) > 1 and not set(sides) <= _TRAIN | _VAL):
         return None
-    rest = [word for word in words if word and word not in _SIDE_WORDS | _FILLING]
-    return SideName(sides[0], " ".join(rest))
+    others = [word for word in words if word and word not in _SIDE_WORDS | _FILLING]
+    rest = [word for word in others if not word.isdecimal()]
+    numbers = [word for word in others if word.isdecimal()]
+    return SideName(sides[0], " ".join(rest), " ".join(numbers))
 
 
 def sides_of(folders: Collection[str]) -> dict[str, str]:
@@ -101,7 +112,7 @@ def sides_of(folders: Collection[str]) -> dict[str, str]:
     """
     names = {folder: side_name(folder) for folder in folders}
     rests = {name.rest if name else None for name in names.values()}
-    if len(rests) != 1 or None in rests:
+    if len(rests) != 1 or None in rests or _are_folds(names.values()):
         return {}
     words = {name.word for name in names.values() if name}
     test_words = _TEST if words & _TEST else _TEST | _EVAL
@@ -111,10 +122,17 @@ def sides_of(folders: Collection[str]) -> dict[str, str]:
     return sides
 
 
+def _are_folds(names: Collection[SideName | None]) -> bool:
+    """Whether the numbers of sides may be those of folds, as in train1, test1, train2, test2."""
+    words = Counter(name.word for name in names if name)
+    numbers = Counter(name.number for name in names if name)
+    return max(words.values()) > 1 and max(numbers.values()) > 1
+
+
 def side_of_one(folder: str) -> str:
     """The published side, train or test, of a folder that is called like nothing else; else nothing.
 
-    >>> side_of_one("Val"), side_of_one("Testing"), side_of_one("test lung")
+    >>> side_of_one("2_Val"), side_of_one("Testing"), side_of_one("test lung")
     ('train', 'test', '')
     """
     name = side_name(folder)
@@ -190,7 +208,8 @@ def _refuse_mixture(names: Collection[str], level: int, counts: Counter[Folders]
     if not others:
         raise DataError(
             f"The folders {_shown(names)} name a published side and something else. Sides are told "
-            f"by their folders: train/CLASS/... and test/CLASS/... are expected (links will do)."
+            f"by their folders: train/CLASS/... and test/CLASS/... are expected (links will do). Leave out "
+            f"what is no side of this study with ingest.skip."
         )
     images_of_name = _images_of_names(counts, level)
     told = [f"{other} ({counted(images_of_name[other], 'image')})" for other in others]
@@ -202,6 +221,19 @@ def _refuse_mixture(names: Collection[str], level: int, counts: Counter[Folders]
 
 
 # --- classes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """What messages say of a raw folder.
+
+    Attributes:
+        raw: Where it lies.
+        left_out: Its other files, by kind and count; empty where there are none.
+    """
+
+    raw: str
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,7 +272,8 @@ def find_classes(
     folders_of_files: Iterable[Folders],
     positive_class: str | None,
     idle_folders: Sequence[str],
-    where: str,
+    where: Place,
+    patients_below: bool = False,
 ) -> Classes:
     """Find the level of the classes: the one on which the positive class is a folder.
 
@@ -249,10 +282,11 @@ def find_classes(
         positive_class: `ingest.positive_class`.
         idle_folders: Relative paths of folders without an image, which are no classes.
         where: The raw folder, for messages.
+        patients_below: Whether the folders below those of the classes are known to be patients.
 
     Raises:
         ConfigError: When the positive class is not named, or is no folder.
-        DataError: When there are fewer than two classes.
+        DataError: When there are fewer than two classes, or folders of classes lie on several levels.
     """
     counts = Counter(folders_of_files)
     levels = _levels_of(counts, positive_class)
@@ -262,8 +296,11 @@ def find_classes(
     images_of_name = _images_of_names(counts, level)
     class_of = _join_spellings(images_of_name)
     if len(set(class_of.values())) < 2:
-        raise _too_few_classes(images_of_name, where)
-    positive = next(name for name in class_of.values() if key(name) == key(positive_class or ""))
+        raise _too_few_classes(images_of_name, counts, where)
+    _refuse_several_levels(counts, level, set(map(class_key, images_of_name)))
+    positive = next(
+        name for name in class_of.values() if class_key(name) == class_key(positive_class or "")
+    )
     remarks = _remarks_on_spellings(images_of_name, class_of)
     if len(levels) > 1:
         remarks.append(
@@ -271,13 +308,76 @@ def find_classes(
             f"{_shown(set(class_of.values()))}"
         )
     if level:
-        above = {folders[:level] for folders in counts if len(folders) > level}
-        remarks.append(f"the classes are the folders below {counted(len(above), 'folder')}")
-    else:
+        above = {"/".join(folders[:level]) for folders in counts if len(folders) > level}
+        number = counted(len(above), "folder")
+        remarks.append(f"the classes are the folders below {number} ({_shown(above)})")
+    elif not patients_below:
         question = _question(counts, level)
         if question:
             remarks.append(f"{question} Then name one of them in ingest.positive_class")
     return Classes(level, class_of, positive, tuple(remarks))
+
+
+def _refuse_several_levels(counts: Counter[Folders], level: int, classes: set[str]) -> None:
+    """Refuse folders called like classes beside or above those that are: `a`, `b`, and `old/a`, `old/b`."""
+    too_high = {
+        folders
+        for folders in counts
+        if len(folders) <= level and any(class_key(name) in classes for name in folders)
+    }
+    keys_below: dict[str, set[str]] = {}
+    for folders in counts:
+        if len(folders) > level:
+            keys = set(map(class_key, folders[level + 1 : level + 2])) or {""}
+            keys_below.setdefault(folders[level], set()).update(keys)
+    holding = {name for name, keys in keys_below.items() if len(keys) > 1 and keys <= classes}
+    if holding:
+        images = sum(_images_of_names(counts, level)[name] for name in holding)
+        patterns = ", ".join(f"{name}/" for name in sorted(holding)[:_NAMED])
+        raise DataError(
+            f"Inside of {_shown(holding)} lie folders called like the classes beside it "
+            f"({counted(images, 'image')}). Leave out what is no class with ingest.skip: [{patterns}], or bring "
+            f"all folders of classes to one level."
+        )
+    if len(too_high) > 1:  # a single one is quarantined with its reason
+        images = sum(counts[folders] for folders in too_high)
+        of_level = {"/".join(folders[: level + 1]) for folders in counts if len(folders) > level}
+        raise DataError(
+            f"Folders of classes lie on several levels: {_shown(of_level)}, and further up "
+            f"{_shown(map('/'.join, too_high))} ({counted(images, 'image')}). Bring all of them to one level: "
+            f"CLASS/..., or train/CLASS/... and test/CLASS/... (links will do)."
+        )
+
+
+def refuse_unlike_sides(
+    folders_of_files: Iterable[Folders], sides: Sides, classes: Classes
+) -> None:
+    """Refuse published sides that have no class in common: one of them has no labels, or other names.
+
+    Args:
+        folders_of_files: Folders of every image, with those of sides.
+        sides: The folders of sides.
+        classes: The folders of classes.
+
+    Raises:
+        DataError: When no class is on both sides.
+    """
+    names_of_side: dict[str, set[str]] = {"train": set(), "test": set()}
+    for folders in set(folders_of_files):
+        side = sides.of(folders)
+        inside = sides.without(folders)
+        if side and len(inside) > classes.level:
+            names_of_side[side].add(classes.of(inside))
+    train, test = names_of_side["train"], names_of_side["test"]
+    if not train or not test or train & test:
+        return
+    of_test = [name for name, side in sides.side_of.items() if side == "test"]
+    patterns = ", ".join(f"{name}/" for name in sorted(of_test))
+    raise DataError(
+        f"No class is on both published sides: the train side holds {_shown(train)}, the test side "
+        f"{_shown(test)}. Where the test side has no labels, leave it out with ingest.skip: [{patterns}]; else "
+        f"give its classes the same names."
+    )
 
 
 def _levels_of(counts: Counter[Folders], positive_class: str | None) -> list[int]:
@@ -292,8 +392,8 @@ def _levels_of(counts: Counter[Folders], positive_class: str | None) -> list[int
     candidates = []
     for level in range(depth):
         images_of_name = _images_of_names(counts, level)
-        names = set(map(key, images_of_name))
-        if key(positive_class) in names:
+        names = set(map(class_key, images_of_name))
+        if class_key(positive_class) in names:
             is_alone = len(names) < 2
             holds_few = 2 * images_of_name.total() < counts.total()
             candidates.append((is_alone, holds_few, len(names), level))
@@ -316,8 +416,8 @@ def _join_spellings(images_of_name: Mapping[str, int]) -> dict[str, str]:
         images_of_spelling[spelled(name)] += count
     shown: dict[str, str] = {}
     for name in sorted(images_of_spelling, key=lambda name: (-images_of_spelling[name], name)):
-        shown.setdefault(key(name), name)
-    return {name: shown[key(name)] for name in images_of_name}
+        shown.setdefault(class_key(name), name)
+    return {name: shown[class_key(name)] for name in images_of_name}
 
 
 def _remarks_on_spellings(
@@ -330,7 +430,7 @@ def _remarks_on_spellings(
             told = [f"{name!r} ({counted(images_of_name[name], 'image')})" for name in same]
             remarks.append(
                 f"counted as one class, {class_name}: {in_words(told)}, which differ only in letter "
-                f"case, blanks or the form of accents"
+                f"case, blanks, dashes, zeros or the form of accents"
             )
     return remarks
 
@@ -340,7 +440,9 @@ def _question(counts: Counter[Folders], level: int) -> str:
     below: dict[str, set[str]] = {}
     for folders in counts:
         if len(folders) > level:
-            below.setdefault(folders[level], set()).update(map(key, folders[level + 1 : level + 2]))
+            below.setdefault(folders[level], set()).update(
+                map(class_key, folders[level + 1 : level + 2])
+            )
     held = list(below.values())
     same = len(held) > 1 and len(held[0]) > 1 and all(names == held[0] for names in held)
     if not same:
@@ -353,13 +455,13 @@ def _no_such_class(
     counts: Counter[Folders],
     positive_class: str | None,
     idle_folders: Sequence[str],
-    where: str,
+    where: Place,
 ) -> ConfigError | DataError:
     """The error for a positive class that is not named, or that no folder is called."""
     level = _outermost_choice(counts)
     names = _images_of_names(counts, level)
     if len(names) < 2:
-        return _too_few_classes(names, where)
+        return _too_few_classes(names, counts, where)
     shown = sorted(set(map(spelled, names)))
     question = _question(counts, level)
     if positive_class is None:
@@ -369,9 +471,9 @@ def _no_such_class(
             f"Sensitivity speaks of it.{advice}"
         )
     for folder in idle_folders:
-        if key(PurePosixPath(folder).name) == key(positive_class):
+        if class_key(PurePosixPath(folder).name) == class_key(positive_class):
             question = f"The folder {folder} is there and holds no image."
-    error = unknown_name("class", positive_class, shown, f" in {where}")
+    error = unknown_name("class", positive_class, shown, f" in {where.raw}")
     return ConfigError(f"{error} {question}") if question else error
 
 
@@ -384,10 +486,12 @@ def _outermost_choice(counts: Counter[Folders]) -> int:
     return 0
 
 
-def _too_few_classes(names: Collection[str], where: str) -> DataError:
+def _too_few_classes(names: Collection[str], counts: Counter[Folders], where: Place) -> DataError:
+    other_files = f" and {where.left_out}" if where.left_out else ""
     return DataError(
-        f"{where} needs a folder with images for each class (or train/CLASS, test/CLASS), "
-        f"at least two; found: {', '.join(sorted(names)) or 'none'}."
+        f"{where.raw} needs a folder with images for each class (or train/CLASS, test/CLASS), "
+        f"at least two; found: {', '.join(sorted(names)) or 'none'} ({counted(counts.total(), 'image')}"
+        f"{other_files}). A table can name the classes instead: ingest.table: {{file, image, label}}."
     )
 
 
@@ -426,6 +530,32 @@ def remarks_on_patients(folders_of_files: Iterable[Folders], classes: Classes) -
                 f"ingest.patient_folder: {place}"
             )
     return remarks
+
+
+def remarks_on_shared_names(
+    folders_of_files: Iterable[Folders], class_level: int, place: str
+) -> list[str]:
+    """Ask whether patients are one who have one name in several folders: `P1/visit1` and `P2/visit1`.
+
+    Args:
+        folders_of_files: Folders of every image, without those of sides.
+        class_level: Position of the class folder among them.
+        place: below or above the class folder: where the patient's is.
+    """
+    parents: dict[str, set[str]] = {}
+    for folders in set(folders_of_files):
+        above = class_level - (place == "above")
+        with suppress(Unrecognised):
+            name = patient_folder(folders, class_level, place)
+            parents.setdefault(name, set()).add("/".join(folders[:above]))
+    shared = sorted(name for name, its in parents.items() if len(its) > 1)
+    if not shared:
+        return []
+    return [
+        f"{counted(len(shared), 'name')} of patients in several folders, as {shared[0]} in "
+        f"{_shown(parents[shared[0]])}: each name is one patient. Where they are not, name the patients in "
+        f"ingest.table"
+    ]
 
 
 def folders_of(path: str) -> Folders:

@@ -11,15 +11,17 @@ import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from posixpath import basename, splitext
 
 from equipoise.core import dicom, images
+from equipoise.core.text import counted
 
 HIDDEN = "hidden"
+HIDDEN_FOLDERS = "in hidden folders"
 SYSTEM = "in system folders"
 SKIPPED = "by ingest.skip"
 MASK_FOLDERS = "in folders of masks"
@@ -28,11 +30,12 @@ THUMBNAILS = "thumbnails"
 BROKEN_LINKS = "links that lead nowhere"
 UNREADABLE = "folders that may not be read"
 WITHOUT_ENDING = "without an ending"
+NO_FILES = "pipes, sockets or devices"
 #: What follows the ending of files that nothing here reads.
 WITHOUT_PYDICOM = "without pydicom"
 
 #: Kinds that may hold pictures somebody wants: the summary says how to get them back.
-DOUBTFUL = (MASK_FOLDERS, MASK_NAMES, THUMBNAILS)
+DOUBTFUL = (MASK_FOLDERS, MASK_NAMES, THUMBNAILS, HIDDEN_FOLDERS)
 
 #: Folders that network disks, systems and bins make; in lower case.
 _SYSTEM_FOLDERS = frozenset(
@@ -66,16 +69,32 @@ _MASK_FOLDERS = frozenset(
         "segmentation masks",
         "ground truth",
         "groundtruth",
+        "gt",
+        "maske",
+        "masken",
+        "masque",
+        "masques",
+        "mascara",
+        "mascaras",
+        "máscara",
+        "máscaras",
         "annotation",
         "annotations",
         "superpixels",
     }
 )
-_THUMBNAIL_FOLDERS = frozenset({"thumbnail", "thumbnails"})
+_THUMBNAIL_FOLDERS = frozenset({"thumb", "thumbs", "thumbnail", "thumbnails"})
+#: Hidden folders in which programs keep copies of their own.
+_PROGRAM_FOLDERS = (".ipynb_checkpoints", ".thumbnails", ".trash", ".git", ".dvc", "__macosx")
 
-_MASK_WORDS = r"(masks?|seg|segs|segmentations?|superpixels?|ground[ _-]?truth|gt|annotations?)"
+_MASK_WORDS = (
+    r"(masks?|maske|masque|m[aá]scara|seg|segs|segmentations?|superpixels?|ground[ _-]?truth|gt|annotations?|"
+    r"annotated|labels?|labelmap|roi|contours?|overlays?|heatmaps?)"
+)
 #: `NAME_mask.png`, `NAME_mask_1.png`, `NAME-seg2.png`: NAME is the picture it belongs to.
 _MASK_OF = re.compile(rf"(?P<picture>.+?)[ _.-]+{_MASK_WORDS}(?![a-z]).*", re.I)
+#: `NAME_masks`: NAME is the folder of the pictures.
+_MASK_FOLDER_OF = re.compile(r"(?P<pictures>.+?)[ _.-]+(masks?|segmentations?)", re.I)
 #: `mask_NAME.png`
 _MASK_BEFORE = re.compile(rf"{_MASK_WORDS}[ _.-]+(?P<picture>.+)", re.I)
 _THUMBNAIL_OF = re.compile(r"(?P<picture>.+?)[ _.-]+(thumb|thumbnail)s?", re.I)
@@ -107,6 +126,14 @@ class Listing:
         """How many files are no images of the study."""
         return sum(self.left_out.values())
 
+    @property
+    def text(self) -> str:
+        """The other files in words, by kind, and how to get pictures among them back; empty without any."""
+        if not self.left_out:
+            return ""
+        text = f"{counted(self.num_left_out, 'other file')}: {in_words(self.left_out)}"
+        return text + advice_to_keep(self.left_out)
+
 
 def list_images(
     raw: Path, suffixes: frozenset[str], skip: Sequence[str], keep: Sequence[str]
@@ -124,7 +151,7 @@ def list_images(
     """
     files = sorted(images.files_below(raw))
     readable = frozenset(path for path in files if images.holds_images(raw, path, suffixes))
-    rules = _Rules(skip, keep, frozenset(map(_stem, readable)))
+    rules = _Rules(skip, keep, frozenset(map(_stem, readable)), _folders_with_images(readable))
     paths: list[str] = []
     kinds: Counter[str] = Counter()
     for path in files:
@@ -178,6 +205,13 @@ def in_words(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in left_out.items())
 
 
+def advice_to_keep(left_out: Iterable[str]) -> str:
+    """How to take files that were left out by their names; empty where none of the kinds may hold pictures."""
+    if not set(DOUBTFUL).intersection(left_out):
+        return ""
+    return " (ingest.keep takes what is an image after all)"
+
+
 def fits(path: str, pattern: str) -> bool:
     """Whether a relative path fits a pattern of `ingest.skip` or `ingest.keep`.
 
@@ -223,11 +257,13 @@ class _Rules:
         skip: Patterns of `ingest.skip`.
         keep: Patterns of `ingest.keep`.
         stems: Names of all files that may hold images, without ending.
+        folders: Relative paths of all folders with such files.
     """
 
     skip: Sequence[str]
     keep: Sequence[str]
     stems: frozenset[str]
+    folders: Collection[str]
 
     def kind_of_image(self, path: str) -> str:
         """Why a file is left out; nothing when it stays."""
@@ -241,11 +277,22 @@ class _Rules:
             return kind
         if images.hidden(name):
             return HIDDEN
+        if self._is_beside_its_pictures(folder):
+            return MASK_FOLDERS
         if self._belongs_to_another(path, _THUMBNAIL_OF):
             return THUMBNAILS
         if any(self._belongs_to_another(path, naming) for naming in (_MASK_OF, _MASK_BEFORE)):
             return MASK_NAMES
         return ""
+
+    def _is_beside_its_pictures(self, folder: str) -> bool:
+        """Whether a folder, or one above it, is called as the masks of a folder beside it: `benign_masks`."""
+        parts = folder.split("/")
+        for position, name in enumerate(parts):
+            match = _MASK_FOLDER_OF.fullmatch(name)
+            if match and "/".join([*parts[:position], match["pictures"]]) in self.folders:
+                return True
+        return False
 
     def _belongs_to_another(self, path: str, naming: re.Pattern[str]) -> bool:
         """Whether a name is made of the name of another picture, as NAME_mask is of NAME."""
@@ -270,8 +317,10 @@ def _kind_of_folder(folder: str) -> str:
     names = folder.split("/")
     if any(name.lower() in _SYSTEM_FOLDERS for name in names):
         return SYSTEM
-    if any(map(images.hidden, names)):
-        return HIDDEN
+    hidden_names = [name.lower() for name in names if images.hidden(name)]
+    if hidden_names:
+        is_known = any(name.startswith(_PROGRAM_FOLDERS) for name in hidden_names)
+        return HIDDEN if is_known else HIDDEN_FOLDERS
     plain_names = set(map(_plain, names))
     if plain_names & _MASK_FOLDERS:
         return MASK_FOLDERS
@@ -286,9 +335,22 @@ def _kind_of_other(raw: Path, path: str) -> str:
         return UNREADABLE
     if not (raw / path).exists():
         return BROKEN_LINKS
+    if not (raw / path).is_file():
+        return NO_FILES  # whoever opens a pipe waits for ever
     if dicom.is_dicom_file(raw / path) and not dicom.is_installed():
         return f"{PurePosixPath(path).suffix.lower() or 'DICOM'} {WITHOUT_PYDICOM}"
-    return PurePosixPath(path).suffix.lower() or WITHOUT_ENDING
+    return _ending(path) or WITHOUT_ENDING
+
+
+def _ending(path: str) -> str:
+    """The ending of a file in lower case, both of a packed one.
+
+    >>> _ending("a/CT.1.nii.gz"), _ending("a/NOTES.TXT")
+    ('.nii.gz', '.txt')
+    """
+    endings = PurePosixPath(path).suffixes
+    is_packed = endings[-1:] in ([".gz"], [".bz2"], [".xz"])
+    return "".join(endings[-2 if is_packed else -1 :]).lower()
 
 
 def _stem(path: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from posixpath import splitext
+from urllib.parse import unquote
 
 from equipoise.core import images
 
@@ -48,7 +49,8 @@ def match(names: Sequence[str], paths: Sequence[str]) -> Match:
     A name that is the path of a file means this file. Else it means a file that no path names and
     that bears its name: the ending may lack or be another, letter case does not count, and of their
     folders one may begin higher up than the other (`images/a.png` is `set1/images/a.png`; `b/1.png`
-    is never `c/1.png`). Of several, the one with the same ending and the most folders in common.
+    is never `c/1.png`), and it may be written as in an address (`a%20b.png`). Of several, the one
+    with the same ending and the most folders in common.
 
     Args:
         names: Distinct, as of `plain_path`.
@@ -65,6 +67,9 @@ def match(names: Sequence[str], paths: Sequence[str]) -> Match:
         if name in path_of:
             continue
         best = _best(name, files.candidates(name))
+        if not best and "%" in name:
+            plain = plain_path(unquote(name))  # as in an address: %20 is a blank
+            best = _best(plain, files.candidates(plain))
         if not best:
             absent.append(name)
         elif len(best) > 1:

@@ -108,6 +108,7 @@ def list_files(raw: Path, dataset: Dataset, settings: Ingest) -> Listing:
         listing = leftovers.list_images(raw, dataset.suffixes, settings.skip, settings.keep)
     if not listing.paths:
         kinds = f": {leftovers.in_words(listing.left_out)}" if listing.left_out else ""
+        kinds += leftovers.advice_to_keep(listing.left_out)
         hint = "" if dicom.is_installed() else f" DICOM files need pydicom: {dicom.INSTALL}."
         raise DataError(
             f"{raw} holds no image file ({listing.num_left_out} other files{kinds}). Expected are "

@@ -181,7 +181,7 @@ class Reader:
             "pixels": _digest_of_pixels(pixels),
             "odd": _odd(picture, pixels, sample),
             "few_values": _count_few_values(picture, sample),
-            "pages": images.count_pages(content, path),
+            "pages": images.count_pages(content),
             "path": path,
             "label": self.task.classes.index(class_name),
             "class_name": class_name,

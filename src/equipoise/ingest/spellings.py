@@ -12,30 +12,57 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.text import counted, examples, first_of
 
 #: How people and programs write that nothing is known, in lower case.
-_SIGNS = "- -- --- — – . ? ?? ??? /"
+_SIGNS = "- -- --- – — . .. ... ? ?? ??? / // \\n"
 _ABBREVIATIONS = "na n/a n.a. n.a n/k #na <na> nan -nan nat"
-_OF_SPREADSHEETS = "#n/a #n/a! #null! #value! #ref! #name?"
+_OF_SPREADSHEETS = "#n/a #n/a! #null! #value! #ref! #name? (blank) (empty) [null] (null)"
 _WORDS = "none null nil void missing unknown unk unkn. unspecified"
+_WORDS_OF_OTHER_LANGUAGES = (
+    "unbekannt k.a. fehlt inconnu inconnue desconocido desconocida sconosciuto sconosciuta "
+    "desconhecido desconhecida onbekend ok\u00e4nd ukendt ukjent nieznany "
+    "\u043d\u0435\u0438\u0437\u0432\u0435\u0441\u0442\u043d\u043e \u672a\u77e5 \u4e0d\u660e bilinmiyor"
+)
 _PHRASES = (
     "",
     "not available",
     "not known",
     "not applicable",
     "not specified",
+    "not provided",
     "no id",
     "no data",
+    "missing value",
+    "k. a.",
+    "keine angabe",
+    "nicht bekannt",
+    "nicht vorhanden",
+    "non renseign\u00e9",
+    "sin datos",
+    "\u043d\u0435\u0442 \u0434\u0430\u043d\u043d\u044b\u0445",
 )
-_WITHOUT_BLANKS = " ".join([_SIGNS, _ABBREVIATIONS, _OF_SPREADSHEETS, _WORDS])
+_WITHOUT_BLANKS = " ".join(
+    [_SIGNS, _ABBREVIATIONS, _OF_SPREADSHEETS, _WORDS, _WORDS_OF_OTHER_LANGUAGES]
+)
 _MISSING = frozenset(_PHRASES).union(_WITHOUT_BLANKS.split())
 #: Of them, a word that is a class where people grade (none, mild, severe).
 _CLASS_NAMES = frozenset({"none"})
+#: What stands in place of an id that was taken out; classes may be called so.
+_NOBODY = (
+    "anonymous anonymized anonymised anonymus anonym anonyme anon deidentified de-identified removed "
+    "redacted withheld hidden nobody noname nd n.d. nn n.n. tbd xxx xxxx * ** *** _ leer"
+)
 
 #: A long number as Excel shows it, which has lost its last digits.
 _ROUNDED = re.compile(r"\d([.,]\d+)?E\+?\d+", re.I)
+#: What Excel makes of 3-1, and what pandas makes of that.
+_MONTHS = "jan|feb|m\u00e4r|mar|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
+_DATED = re.compile(
+    rf"\d{{1,2}}[-. ]+({_MONTHS})[a-z]*\.?([-. ]+\d{{2,4}})?|.*\d 00:00(:00)?", re.I
+)
+_DASHES = "-\u2010\u2011\u2012\u2013\u2014_"
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell says that nothing is known.
+    """Whether a cell says that nothing is known, in the languages that tables were seen in.
 
     >>> [is_missing(text) for text in ("", "N/A", "Unknown", "p1")]
     [True, True, True, False]
@@ -71,12 +98,14 @@ def patient_ids(cells: pd.Series, aliases: Mapping[str, str], where: str) -> pd.
 
     Raises:
         ConfigError: When an alias names no id, or leads to a spelling that has an alias itself.
-        DataError: When ids differ only by leading zeros, ".0", letter case or blanks, and nobody
-            has decided; or when a spreadsheet has rounded them.
+        DataError: When ids differ only by leading zeros, ".0", letter case, blanks or signs, and
+            nobody has decided; or when a spreadsheet has rounded them or made dates of them.
     """
     known = without_missing(cells)
+    nobody = [name for name in known.unique() if name.casefold() in _NOBODY.split()]
+    known = known.where(~known.isin(nobody), "")
     spellings = [spelling for spelling in known.unique() if spelling]
-    _refuse_rounded(spellings, where)
+    _refuse_spoiled(spellings, aliases, where)
     _check_aliases(aliases, spellings, where)
     ids = without_missing(known.map(lambda spelling: aliases.get(spelling, spelling)))
     _refuse_twins([name for name in ids.unique() if name], aliases, where)
@@ -84,25 +113,64 @@ def patient_ids(cells: pd.Series, aliases: Mapping[str, str], where: str) -> pd.
 
 
 def folded(spelling: str) -> str:
-    """What is left of an id when leading zeros, ".0", letter case and blanks do not count.
+    """What is left of an id when leading zeros, ".0", letter case, blanks and signs do not count.
+
+    A dash between two numbers does: 1-11 and 11-1 are two people.
 
     >>> [folded(spelling) for spelling in ("0012", "12.0", "P 012", "p12", "1.05")]
     ['12', '12', 'p12', 'p12', '1.05']
+    >>> [folded(spelling) for spelling in ("P-12", "#p_12", "1_11", "11-1")]
+    ['p12', 'p12', '1-11', '11-1']
     """
-    plain = unicodedata.normalize("NFKC", spelling).casefold()
-    plain = re.sub(r"\s+", "", plain)
-    plain = re.sub(r"(?<=\d)[.,]0+$", "", plain)
-    return re.sub(r"(?<![\d.,])0+(?=\d)", "", plain)
+    plain = re.sub(r"\s+", "", _plain(spelling))
+    plain = plain.strip(f"'\"#*.:;,{_DASHES}") or plain
+    plain = re.sub(rf"(?<=\d)[{_DASHES}]+(?=\d)", "-", plain)
+    plain = re.sub(rf"(?<!\d)[{_DASHES}]+|[{_DASHES}]+(?!\d)", "", plain)
+    return _plain_numbers(plain)
 
 
-def _refuse_rounded(spellings: Sequence[str], where: str) -> None:
-    rounded = [spelling for spelling in spellings if _ROUNDED.fullmatch(spelling)]
-    if rounded:
-        raise DataError(
-            f"{where} holds {counted(len(rounded), 'id')} that a spreadsheet has rounded: "
-            f"{examples(rounded)}. Several patients may have become one. Export the table again, with the "
-            f"ids as text."
-        )
+def class_key(name: str) -> str:
+    """What two names of a class share that differ only in letter case, blanks, dashes, zeros or accents' form.
+
+    >>> class_key("Viral_Pneumonia ") == class_key("viral  pneumonia")
+    True
+    >>> class_key("01"), class_key("-1")
+    ('1', '-1')
+    """
+    plain = re.sub(r"\s+", " ", _plain(name)).strip()
+    plain = re.sub(rf"(?<=[^\W_])[{_DASHES}\s]+(?=[^\W_])", " ", plain)
+    return _plain_numbers(plain)
+
+
+def _plain(text: str) -> str:
+    """A text in lower case and one form, without what nobody sees and without the dots of a Turkish I."""
+    composed = unicodedata.normalize("NFKC", text)
+    seen = "".join(letter for letter in composed if unicodedata.category(letter) != "Cf")
+    lower = seen.casefold().replace("i\u0307", "i").replace("\u0131", "i")
+    return unicodedata.normalize("NFKC", lower)
+
+
+def _plain_numbers(text: str) -> str:
+    """A text whose numbers lack leading zeros, and .0 at its end."""
+    text = re.sub(r"(?<=\d)[.,]0+$", "", text)
+    return re.sub(r"(?<![\d.,])0+(?=\d)", "", text)
+
+
+def _refuse_spoiled(spellings: Sequence[str], aliases: Mapping[str, str], where: str) -> None:
+    """Refuse ids that a spreadsheet has changed; one that is mapped to itself is meant as it is."""
+    told = {"rounded": _ROUNDED, "turned into dates": _DATED}
+    for what, pattern in told.items():
+        spoiled = [
+            spelling
+            for spelling in spellings
+            if pattern.fullmatch(spelling) and aliases.get(spelling) != spelling
+        ]
+        if spoiled:
+            raise DataError(
+                f"{where} holds {counted(len(spoiled), 'id')} that a spreadsheet has {what}: "
+                f"{examples(spoiled)}. Several patients may have become one. Export the table again, with the "
+                f"ids as text."
+            )
 
 
 def _check_aliases(aliases: Mapping[str, str], spellings: Sequence[str], where: str) -> None:
@@ -136,7 +204,7 @@ def _refuse_twins(ids: Sequence[str], aliases: Mapping[str, str], where: str) ->
     patients = "patient is" if len(twins) == 1 else "patients are"
     raise DataError(
         f"In {where}, {len(twins)} {patients} written in several ways: {first_of(shown)}. Ids that differ only by "
-        f"leading zeros, '.0', letter case or blanks would put one person on both sides of a split. "
+        f"leading zeros, '.0', letter case, blanks or signs would put one person on both sides of a split. "
         f"Correct the table, or decide in params.yaml: ingest.aliases: {{{first[1]!r}: {first[0]!r}}}; an "
         f"id that is another person's is mapped to itself."
     )
@@ -148,15 +216,14 @@ def _refuse_twins(ids: Sequence[str], aliases: Mapping[str, str], where: str) ->
 def class_names(cells: pd.Series) -> pd.Series:
     """The classes of a column, empty where none is known ("none" is a class).
 
-    Names that differ only by letter case, blanks, leading zeros or ".0" become the commonest of
-    them.
+    Names with the same `class_key` become the commonest of them.
     """
     known = without_missing(cells, keep=_CLASS_NAMES)
     counts = known.value_counts().to_dict()
     commonest: dict[str, str] = {}
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
-        commonest.setdefault(folded(name), name)
-    return known.map(lambda name: commonest[folded(name)])
+        commonest.setdefault(class_key(name), name)
+    return known.map(lambda name: commonest[class_key(name)])
 
 
 def joined_names(cells: pd.Series) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from equipoise.core import dicom
+from equipoise.core import dicom, rasters
 from equipoise.core.documents import ClassCount, IngestSummary
 from equipoise.ingest import leftovers
 from equipoise.ingest.quarantine import Quarantined
@@ -13,6 +14,7 @@ from equipoise.ingest.quarantine import Quarantined
 _NAMED = 10
 #: Flags that need more than their name.
 _FLAG_WORDS = {
+    rasters.CHANNELS: "with further channels, which are not read",
     dicom.FRAMES: "with several frames, of which the first is read",
     dicom.BURNED_IN: "with text burned into the picture (BurnedInAnnotation), which may name a person",
     dicom.OWN_WINDOW: "with signed values shown through the window of each file; ingest.window would show all alike",
@@ -39,7 +41,12 @@ def summary_text(
     lines += _remarks(summary)
     lines += [f"  {remark}" for remark in remarks]
     lines += _quarantine_lines(summary, quarantined)
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line in which names of files with line breaks and other controls are spelled out."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], line)
 
 
 def _other_files(summary: IngestSummary) -> str:
@@ -47,9 +54,7 @@ def _other_files(summary: IngestSummary) -> str:
     text = f"{summary.other_files_ignored} other files ignored"
     if not summary.left_out:
         return text
-    advice = ""
-    if any(kind in summary.left_out for kind in leftovers.DOUBTFUL):
-        advice = " (ingest.keep takes what is an image after all)"
+    advice = leftovers.advice_to_keep(summary.left_out)
     return f"{text}: {leftovers.in_words(summary.left_out)}{advice}"
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from equipoise.core.errors import DataError
+from equipoise.core.text import counted
 
 #: Endings of the files that hold a table, or a spreadsheet that is refused with what to do.
 SUFFIXES = frozenset({".csv", ".tsv", ".xlsx", ".xlsm", ".xls", ".ods", ".numbers"})
@@ -35,6 +36,8 @@ _MARKS = {
 _NO_TEXT = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"PAR1")
 #: Excel writes this line to say which delimiter follows.
 _EXCEL_LINE = re.compile(r'\s*"?sep=([,;:|\t])"?[^\r\n]*(\r\n|\r|\n|$)', re.I)
+#: `="0012"`, a formula that is a text.
+_EXCEL_TEXT = re.compile(r'="([^"]*)"')
 #: What `str.strip` leaves although nobody sees it.
 _INVISIBLE = "\ufeff\u200b\u2060"
 
@@ -70,7 +73,9 @@ class Table:
         """
         positions = self._positions(name)
         if not positions:
-            raise DataError(f"{self.path} lacks the column(s) {name}; it has {self.names}.")
+            raise DataError(
+                f"{self.path} lacks the column(s) {name}; it has {self.names}.{self._advice()}"
+            )
         if len(positions) > 1:
             raise DataError(
                 f"{self.path} has {len(positions)} columns that may be {name}: "
@@ -82,6 +87,15 @@ class Table:
     def names(self) -> str:
         """The columns that have a name, in words."""
         return ", ".join(name for name in self.header if name)
+
+    def _advice(self) -> str:
+        """What to do where the header is one cell: its delimiter was not seen."""
+        if len(self.header) > 1:
+            return ""
+        return (
+            " The first line must name the columns; cells are divided by comma, semicolon, tab or "
+            "bar, and a row as a whole stands in no quotes."
+        )
 
     def _positions(self, name: str) -> list[int]:
         exact = [position for position, own in enumerate(self.header) if own == name]
@@ -110,13 +124,22 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path} is not readable as a CSV: it is empty.")
     lines = []
     cells = []
+    repeated = []
     for line, row in rows:
         _refuse_surplus(path, line, row, header)
+        if tuple(row) == header:
+            repeated.append(line)
+            continue
         padded = row + [""] * (len(header) - len(row))
         lines.append(line)
         cells.append(padded[: len(header)])
     frame = pd.DataFrame(cells, index=lines, columns=range(len(header)), dtype=object)
-    return Table(path, header, frame, text.remarks)
+    remarks = text.remarks
+    if repeated:
+        remarks += (
+            f"{path.name} repeats its header on line {repeated[0]}: left out, as {counted(len(repeated), 'such row')}",
+        )
+    return Table(path, header, frame, remarks)
 
 
 def _folded(name: str) -> str:
@@ -125,7 +148,8 @@ def _folded(name: str) -> str:
     >>> _folded("Patient ID") == _folded("patient_id")
     True
     """
-    return re.sub(r"[\s_-]+", "_", name.casefold())
+    seen = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
+    return re.sub(r"[\s_-]+", "_", seen.casefold())
 
 
 # --- from bytes to text ---------------------------------------------------------------------------
@@ -215,7 +239,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     )
     try:
         for row in reader:
-            cells = [cell.strip().strip(_INVISIBLE) for cell in row]
+            cells = [_plain_cell(cell) for cell in row]
             if any(cells):
                 yield reader.line_num + skipped, cells
     except csv.Error as error:
@@ -223,6 +247,17 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             f"{path} is not readable as a CSV: line {reader.line_num + skipped}: {error}. A quote that "
             f"belongs to a cell is written twice, and the cell stands in quotes."
         ) from error
+
+
+def _plain_cell(cell: str) -> str:
+    """A cell without blanks around it, and without the formula by which Excel is made to keep zeros.
+
+    >>> _plain_cell(' ="0012"')
+    '0012'
+    """
+    plain = cell.strip().strip(_INVISIBLE)
+    formula = _EXCEL_TEXT.fullmatch(plain)
+    return formula[1].strip() if formula else plain
 
 
 def _delimiter(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from equipoise.core import config, images, text, yaml_text
 from equipoise.core.config import PATIENT_COLUMN, ImageTable, Ingest
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.ingest import layouts, tables
+from equipoise.ingest import spellings, tables
 from equipoise.ingest.datasets import base as datasets
 from equipoise.ingest.datasets.base import Dataset, Task, Unrecognised
 
@@ -114,7 +114,7 @@ def _published_task(module: ModuleType, positive: str, paths: Sequence[str]) -> 
     if named < _NAMED_FRACTION * len(paths):
         return None
     for name, task in module.CARD.tasks.items():
-        if layouts.key(task.positive_class) == layouts.key(positive):
+        if spellings.class_key(task.positive_class) == spellings.class_key(positive):
             return name
     return None
 

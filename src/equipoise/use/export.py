@@ -195,7 +195,8 @@ def _refuse_other(target: Path, raw: Path) -> None:
         raise DataError(
             f"{target} overlaps with {raw}, where the originals lie. Name another folder with --to."
         )
-    if not target.exists():
+    _refuse_no_folder(target.parent)
+    if not os.path.lexists(target):
         return
     if not (target / _NOTE).is_file():
         raise DataError(
@@ -208,6 +209,15 @@ def _refuse_other(target: Path, raw: Path) -> None:
             f"{target} holds {there} files, and the export there wrote {written}: the others would be lost. "
             f"Move them away, or name another folder with --to."
         )
+
+
+def _refuse_no_folder(parent: Path) -> None:
+    """Refuse a place below a file, or below a link that leads nowhere."""
+    for place in (parent, *parent.parents):
+        if place.is_dir():
+            return
+        if os.path.lexists(place):
+            raise DataError(f"{place} is no folder. Name another folder with --to.")
 
 
 def _count_files(target: Path) -> int:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from equipoise.ingest import layouts
+from equipoise.ingest import layouts, spellings
 from equipoise.ingest.datasets.base import Archive, Card, Parsed, Task, Unrecognised
 
 CARD = Card(
@@ -72,7 +72,7 @@ def parse(path: PurePosixPath) -> Parsed:
         raise Unrecognised("expected .../{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg")
     name = _read_name(path.name)
     folder = "normal" if name and name.subtype == "normal" else "pneumonia"
-    if name is None or layouts.key(path.parts[-2]) != folder:
+    if name is None or spellings.class_key(path.parts[-2]) != folder:
         raise Unrecognised("the name is not of Kermany's grammar for its folder")
     return Parsed(
         class_name=name.subtype,

@@ -53,16 +53,27 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     remarks = sides.remarks(folders)
     classes = None
     if annotations is not None and annotations.classes:
-        task = _task(annotations.classes, _positive_class(annotations.classes, settings))
+        task = _task(annotations.classes, _positive_class(annotations, settings))
     else:
         inside_sides = [sides.without(names) for names in folders]
         idle = leftovers.idle_folders(raw, listing.paths)
-        classes = layouts.find_classes(inside_sides, settings.positive_class, idle, str(raw))
+        classes = layouts.find_classes(
+            inside_sides,
+            settings.positive_class,
+            idle,
+            layouts.Place(str(raw), listing.text),
+            patients_below=settings.patient_folder == "below",
+        )
+        layouts.refuse_unlike_sides(folders, sides, classes)
         task = _task(classes.names, classes.positive)
         remarks += classes.remarks
         if idle:
             remarks.append(f"folders without an image, which are no classes: {_first_of(idle)}")
-        if annotations is None and settings.patient_folder is None:
+        if settings.patient_folder is not None:
+            remarks += layouts.remarks_on_shared_names(
+                inside_sides, classes.level, settings.patient_folder
+            )
+        elif annotations is None:
             remarks += layouts.remarks_on_patients(inside_sides, classes)
     if annotations is not None:
         remarks += annotations.remarks
@@ -129,18 +140,21 @@ def _task(classes: Sequence[str], positive_class: str) -> Task:
     return Task(classes=(*others, positive_class), positive_class=positive_class)
 
 
-def _positive_class(classes: Sequence[str], settings: Ingest) -> str:
+def _positive_class(annotations: Annotations, settings: Ingest) -> str:
     """The class of a table that `ingest.positive_class` names."""
     wanted = settings.positive_class
     if wanted is None:
         raise ConfigError(
-            f"Name the disease: set ingest.positive_class to one of {', '.join(classes)}. "
+            f"Name the disease: set ingest.positive_class to one of {', '.join(annotations.classes)}. "
             f"Sensitivity speaks of it."
         )
-    for name in classes:
-        if layouts.key(name) == layouts.key(wanted):
+    for name in annotations.classes:
+        if spellings.class_key(name) == spellings.class_key(wanted):
             return name
-    raise unknown_name("class", wanted, classes, " in ingest.table")
+    error = unknown_name("class", wanted, annotations.classes, " in ingest.table")
+    if annotations.guesses:
+        raise ConfigError(f"{error} ({'; '.join(annotations.guesses)}.)")
+    raise error
 
 
 def _readings(settings: Ingest, annotations: Annotations | None) -> Mapping[str, str]:
