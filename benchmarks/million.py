@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import machine
 import memory
 import numpy as np
 import yaml
@@ -186,6 +187,7 @@ def main() -> None:
         drawing.start()
         drawing.join()
         print(f"{options.images} images, {options.features} features, {options.classes} classes")
+        print(machine.described())
         print(f"split: {run_verb(folder, options.limit_gb, 'split')}", flush=True)
         scenario = ("scenario", "--backbone", BACKBONE, "--scenario", options.scenario)
         print(f"{options.scenario}: {run_verb(folder, options.limit_gb, *scenario)}", flush=True)

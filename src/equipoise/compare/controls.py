@@ -160,6 +160,8 @@ def metadata_only(
 def _quadratic(values: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Each value in units of its spread over train, each square and each product of two.
 
+    What is the same for all train images, but for rounding, is 0.
+
     Args:
         values: float (n, k).
         train: int (num_train,), rows.
@@ -169,7 +171,8 @@ def _quadratic(values: np.ndarray, train: np.ndarray) -> np.ndarray:
     """
     centre = values[train].mean(axis=0)
     spread = values[train].std(axis=0)
-    standardised = (values - centre) / np.where(spread > 0, spread, 1.0)
+    varies = spread > np.finfo(np.float32).eps * np.abs(centre)
+    standardised = np.where(varies, values - centre, 0.0) / np.where(varies, spread, 1.0)
     first, second = np.triu_indices(values.shape[1])
     products = standardised[:, first] * standardised[:, second]
     return np.column_stack([standardised, products])
