@@ -23,11 +23,13 @@ import heads
 import machine
 import numpy as np
 import pandas as pd
+from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
 from equipoise.compare import stage as compare
 from equipoise.core import config
 from equipoise.core.records import Manifest
+from equipoise.core.text import counted
 from equipoise.embed import backbones
 from equipoise.embed import stage as features
 from equipoise.ingest import originals
@@ -42,11 +44,10 @@ _SAMPLED_FILMS = 128
 _TARGET = 1 / 500
 
 
-class DenseHead:
+class DenseHead(BaseEstimator):
     """A Dense layer on features that is trained by `fit`, as an estimator of a pipeline."""
 
-    def __init__(self, l2: float, class_weight: dict[int, float], total: float) -> None:
-        del total  # Keras takes the mean over a batch
+    def __init__(self, l2: float, class_weight: dict[int, float]) -> None:
         self.l2 = l2
         self.class_weight = class_weight
 
@@ -57,9 +58,9 @@ class DenseHead:
         penalty = keras.regularizers.L2(self.l2 / 2)
         inputs = keras.Input((rows.shape[1],))
         logit = keras.layers.Dense(1, kernel_regularizer=penalty)(inputs)
-        self.network = keras.Model(inputs, logit)
-        self.network.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
-        self.network.fit(
+        self.network_ = keras.Model(inputs, logit)
+        self.network_.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
+        self.network_.fit(
             rows,
             labels,
             batch_size=_BATCH_IMAGES,
@@ -70,8 +71,14 @@ class DenseHead:
         return self
 
     def decision_function(self, rows: np.ndarray) -> np.ndarray:
-        """Logits (num_rows,)."""
-        return self.network.predict(rows, verbose=0)[:, 0]
+        """Logits (num_rows,); `predict` would trace its graph anew for each fit, which is spared here."""
+        return np.asarray(self.network_(rows, training=False))[:, 0]
+
+
+def dense_head(l2: float, class_weight: dict[int, float], total: float) -> DenseHead:
+    """The head of Keras' users, whose loss is a mean over a batch whatever the weights' sum is."""
+    del total
+    return DenseHead(l2, class_weight)
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------
@@ -135,7 +142,7 @@ def on_features(study: config.Study, scenario: str, ours: float, candidates: int
     some = of_round.dropna(axis=1).head(candidates)
     key = stage.RoundKey(repeat, fold, seed)
     spent, auroc = heads.seconds(
-        lambda: heads.peer_round(study, scenario, key, some, make_head=DenseHead)
+        lambda: heads.peer_round(study, scenario, key, some, make_head=dense_head)
     )
     fits = candidates * study.settings.tune.inner_folds + 1
     note = (
@@ -143,7 +150,7 @@ def on_features(study: config.Study, scenario: str, ours: float, candidates: int
         f"inner AUROC {auroc:.4f}, ours with the same settings {some['score'].max():.4f}"
     )
     return heads.Line(
-        f"{scenario}, {len(search.rounds)} rounds / Dense layer, fit on features",
+        f"{scenario}, {counted(len(search.rounds), 'round')} / Dense layer, fit on features",
         ours,
         spent / fits * search.fits,
         note=note,
@@ -203,7 +210,7 @@ def over_files(study: config.Study, frozen: Frozen, ours: float) -> heads.Line:
         f"{fits} fits x {EPOCHS} epochs x {inside:.0f} films, nothing oversampled, at {1e3 * frozen.fit:.1f} ms, "
         f"measured on {frozen.images} films and multiplied: {seconds / 3600:.0f} h"
     )
-    what = f"whole study, {len(searches[0].rounds)} rounds / image_dataset_from_directory, fit"
+    what = f"whole study, {counted(len(searches[0].rounds), 'round')} / image_dataset_from_directory, fit"
     return heads.Line(what, ours, seconds, _TARGET, note)
 
 
