@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import heads as heads_
+import machine as machine_
 
 from equipoise import pipeline
 from equipoise.compare import stage as compare
@@ -168,17 +169,27 @@ def heads() -> list[Row]:
         with heads_.real_study(SOURCES) as real:
             lines += heads_.heads(real)
             lines += heads_.whole_study(heads_.one_round(real), 1)
-    return [_row_of(line) for line in lines]
+    return [_row_of(line, "scikit-learn") for line in lines]
 
 
-def _row_of(line: heads_.Line) -> Row:
+def keras() -> list[Row]:
+    """A study of one round of real features, its pass included, beside Keras' `fit` for each trial."""
+    import keras_fit
+
+    weights = str(SOURCES.weights.resolve()) if SOURCES.weights else "random"
+    with threadpool_limits(1, user_api="blas"), heads_.real_study(SOURCES) as real:
+        lines = keras_fit.lines(real, weights)
+    return [_row_of(line, "Keras") for line in lines]
+
+
+def _row_of(line: heads_.Line, peer_name: str) -> Row:
     ratio = line.ours / line.peer
     target, reached = "", None
     if line.target is not None:
         target, reached = f"<= {_ratio(line.target)}", ratio <= line.target
     ours, peer = (f"{seconds:.4g} s" for seconds in (line.ours, line.peer))
-    note = f"processor time, by turns; {line.note}".rstrip("; ")
-    return Row(line.name, ours, f"{peer} scikit-learn", ratio, target, reached, note)
+    note = f"processor time; {line.note}".rstrip("; ")
+    return Row(line.name, ours, f"{peer} {peer_name}", ratio, target, reached, note)
 
 
 # --- a study ---------------------------------------------------------------------------------------------------------
@@ -597,25 +608,25 @@ def bootstrap() -> list[Row]:
 
 
 def embed() -> list[Row]:
-    """Embed throughput beside 1/(1/a + 1/b): the backbone fed from memory, and decoding alone."""
+    """What an image costs `embed`, beside the backbone fed from memory and decoding alone, taken together."""
     import embed_speed
 
     with _inside_new_folder():
         study = _phantom_study(40 if QUICK else 150, 224, views=0)
-        speeds = embed_speed.rounds(study, 3 if QUICK else 5)
-    a, b, ours = (statistics.median(values) for values in zip(*speeds))
-    ratio = statistics.median(
-        whole * (1 / from_memory + 1 / decoding) for from_memory, decoding, whole in speeds
-    )
+        measured = embed_speed.rounds(study, 3 if QUICK else 5)
+    _, processor, _ = np.moveaxis(measured, 2, 0)
+    from_memory, decoding, whole = 1000 * np.median(processor, axis=0)
+    ratio = float(np.median((processor[:, 0] + processor[:, 1]) / processor[:, 2]))
     return [
         Row(
-            "embed throughput / from memory plus decoding",
-            f"{ours:.0f} images/s",
-            f"{1 / (1 / a + 1 / b):.0f} images/s",
+            "from memory plus decoding / embed",
+            f"{whole:.1f} ms an image",
+            f"{from_memory + decoding:.1f} ms",
             ratio,
             ">= 0.95",
             ratio >= 0.95,
-            f"MobileNetV2, drawn PNG of 224 px: {a:.0f}/s from memory, {b:.0f}/s decoding alone; median of ratios",
+            f"processor time; MobileNetV2, drawn PNG of 224 px: {from_memory:.1f} ms from memory, "
+            f"{decoding:.1f} ms decoding alone; median of ratios",
         )
     ]
 
@@ -674,16 +685,12 @@ def finetune() -> list[Row]:
 
 ROWS = {
     function.__name__: function
-    for function in (passes, embed, heads, study, plan, bootstrap, finetune, start, memory)
+    for function in (passes, embed, heads, keras, study, plan, bootstrap, finetune, start, memory)
 }
 
 
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
-    model = platform.processor()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     packages = (
         "equipoise",
         "numpy",
@@ -700,7 +707,8 @@ def machine() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     return {
         "date": datetime.date.today().isoformat(),
-        "processor": model,
+        "processor": machine_.processor(),
+        "products": machine_.products(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -746,7 +754,7 @@ def main() -> int:
     options = parser.parse_args()
     QUICK = options.quick
     SOURCES = options
-    print(heads_.machine())
+    print(machine_.described())
     about = {**machine(), "quick": QUICK}
     target, rows, failed, begin = options.json.resolve(), [], 0, time.perf_counter()
     for name in options.only:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import machine
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
@@ -392,6 +393,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=50, help="single splits that are drawn")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
+    print(machine.described())
     text = (Path(__file__).parent / "claims.md").read_text(encoding="utf-8")
     for pair in options.studies:
         name, _, folder = pair.partition("=")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import machine
 import numpy as np
 import yaml
 from imblearn.over_sampling import RandomOverSampler
@@ -28,7 +29,7 @@ from imblearn.under_sampling import RandomUnderSampler
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,7 +119,7 @@ def _prepared(options: argparse.Namespace) -> config.Study:
     study = config.load_study(name)
     if options.ready:
         Path("data/features").mkdir(parents=True)
-        for folder in ("manifest", "splits", f"features/{name}"):
+        for folder in ("raw", "manifest", "splits", f"features/{name}"):
             Path("data", folder).symlink_to(options.ready.resolve() / "data" / folder)
         return study
     if is_demo:
@@ -314,7 +315,22 @@ def drawn() -> list[Line]:
 # --- a study ----------------------------------------------------------------------------------------------------------
 
 
-def peer_round(study: config.Study, scenario: str, key: stage.RoundKey, trials: Any) -> None:
+#: Makes an estimator from a penalty per row, the classes' weights, and their sum over the rows.
+MakeHead = Callable[[float, dict[int, float], float], Any]
+
+
+def logistic_regression(l2: float, class_weight: dict[int, float], total: float) -> Any:
+    """The head of scikit-learn's users."""
+    return LogisticRegression(C=1 / (l2 * total), class_weight=class_weight, max_iter=10_000)
+
+
+def peer_round(
+    study: config.Study,
+    scenario: str,
+    key: stage.RoundKey,
+    trials: Any,
+    make_head: MakeHead = logistic_regression,
+) -> float:
     """What people write for one round: a loop over candidates and inner folds, then the best one on test.
 
     Args:
@@ -322,6 +338,10 @@ def peer_round(study: config.Study, scenario: str, key: stage.RoundKey, trials: 
         scenario: Which remedy.
         key: Which round.
         trials: The candidates, rows of trials.parquet.
+        make_head: The estimator behind scaler and sampler.
+
+    Returns:
+        The highest mean AUROC over the inner folds.
     """
     inputs = Inputs.read(study, BACKBONE, scenario)
     rows = stage._divide(inputs, key)
@@ -337,15 +357,18 @@ def peer_round(study: config.Study, scenario: str, key: stage.RoundKey, trials: 
         folds = []
         for fold in np.unique(images):
             inside = fold_of != fold
-            model = _pipeline(strategy, candidate, matrix, every_row, labels, inside, key.seed)
+            model = _pipeline(
+                strategy, candidate, matrix, every_row, labels, inside, key.seed, make_head
+            )
             held = (fold_of == fold) & (matrix.view == 0)
             scores_held = model.decision_function(every_row[held])
             folds.append(roc_auc_score(labels[held], scores_held))
         scores.append(np.mean(folds))
     best = trials.to_dict("records")[int(np.argmax(scores))]
     everything = np.ones(len(labels), bool)
-    model = _pipeline(strategy, best, matrix, every_row, labels, everything, key.seed)
-    model.predict_proba(inputs.features(rows.images))
+    model = _pipeline(strategy, best, matrix, every_row, labels, everything, key.seed, make_head)
+    model.decision_function(inputs.features(rows.images))
+    return float(np.max(scores))
 
 
 def _images_of(matrix: TrainMatrix) -> Any:
@@ -362,6 +385,7 @@ def _pipeline(
     labels: np.ndarray,
     inside: np.ndarray,
     seed: int,
+    make_head: MakeHead,
 ) -> Pipeline:
     """Standardise, resample and fit the rows inside, with the views that the candidate adds."""
     used = inside & (matrix.view <= candidate.get("copies", 0))
@@ -378,11 +402,7 @@ def _pipeline(
     weights = np.ones(len(counts))
     if "exponent" in candidate:
         weights = base.inverse_frequency(after, candidate["exponent"])
-    head = LogisticRegression(
-        C=1 / (candidate["l2"] * (weights * after).sum()),
-        class_weight=dict(enumerate(weights)),
-        max_iter=10_000,
-    )
+    head = make_head(candidate["l2"], dict(enumerate(weights)), float((weights * after).sum()))
     model = Pipeline([("scale", StandardScaler()), ("resample", sampler), ("head", head)])
     return model.fit(every_row[used], labels[used])
 
@@ -443,9 +463,9 @@ def main() -> None:
         help="drawn, heads, one, study",
     )
     options = parser.parse_args()
-    print(machine())
     lines: list[Line] = []
     with threadpool_limits(1, user_api="blas"):
+        print(machine.described())
         if "drawn" in options.only:
             lines += drawn()
         with real_study(options) as study:
@@ -465,16 +485,6 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--films", type=Path, help="raw folder of chest_xray")
     parser.add_argument("--weights", type=Path, help="weights file of MobileNetV2")
     parser.add_argument("--ready", type=Path, help="checkout with features of chest_xray")
-
-
-def machine() -> str:
-    """Kernels and threads of OpenBLAS, and how busy the machine is."""
-    kernels = set()
-    for item in threadpool_info():
-        if item["user_api"] == "blas":
-            kernels.add(f"{item['internal_api']} {item['version']} {item['architecture']}")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return f"{', '.join(sorted(kernels))}; 1 BLAS thread; {os.cpu_count()} cores, load {load}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Seconds and peak memory of a scenario over a million images whose features are drawn.
 
     python benchmarks/million.py [--images 1000000] [--features 1280] [--classes 2] [--scenario class_weight]
+                                 [--limit-gb 8]
 
 The manifest is that of `split_scale.py`, its classes 1 and 2 in one where there are two. The features
 are normal numbers, and the first tenth of them leans towards the class. Verbs of the product do the rest,
-each in a process of its own whose peak memory the kernel tells. The goal is 8 GB.
+each in a process of its own whose peak memory the kernel tells. The goal is 8 GB. With --limit-gb the verbs run in a
+memory cgroup of that size, where one may be made.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import machine
+import memory
 import numpy as np
 import yaml
 from split_scale import CLASSES, made_up
@@ -52,33 +56,47 @@ class Cost:
     Attributes:
         seconds: Of wall time.
         processor_seconds: Of all its threads.
-        peak_gb: The most memory that was resident, in 2^30 bytes.
+        peak_gb: The most memory that was resident, in 2^30 bytes, mapped pages of files included.
+        anonymous_gb: The most of it that was its own; 0 where the system does not say.
+        group_gb: The most that the kernel charged to its cgroup, files that it read or wrote included; 0 without one.
     """
 
     seconds: float
     processor_seconds: float
     peak_gb: float
+    anonymous_gb: float
+    group_gb: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.seconds:.0f} s, {self.processor_seconds:.0f} s of processor time, "
-            f"{self.peak_gb:.2f} GB at most"
+        told = (
+            f"{self.seconds:.0f} s, {self.processor_seconds:.0f} s of processor time, {self.peak_gb:.2f} GB at most, "
+            f"{self.anonymous_gb:.2f} GB of it anonymous"
         )
+        if self.group_gb:
+            told += f"; {self.group_gb:.2f} GB in its cgroup, cached files included"
+        return told
 
 
-def run_verb(folder: Path, *arguments: str) -> Cost:
-    """Run a verb in a process of its own, and measure it."""
+def run_verb(folder: Path, limit_gb: float | None, *arguments: str) -> Cost:
+    """Run a verb in a process of its own, in a cgroup if there is a limit, and measure it."""
     command = [sys.executable, str(ROOT / "src"), *arguments, "--study", STUDY]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(arguments)} ended with {status}")
+    with memory.limited(limit_gb) as group:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, preexec_fn=memory.entering(group))
+        anonymous = memory.AnonymousPeak(process.pid)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        anonymous_bytes = anonymous.end()
+        if status:
+            raise SystemExit(f"{' '.join(arguments)} {memory.ended_by(status, group)}")
+        group_bytes = 0 if group is None else group.peak_bytes()
     per_gb = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
     return Cost(
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         processor_seconds=usage.ru_utime + usage.ru_stime,
         peak_gb=usage.ru_maxrss / per_gb,
+        anonymous_gb=anonymous_bytes / memory.GB,
+        group_gb=group_bytes / memory.GB,
     )
 
 
@@ -154,7 +172,12 @@ def main() -> None:
     parser.add_argument("--classes", type=int, choices=[2, 3], default=2)
     parser.add_argument("--scenario", default="class_weight")
     parser.add_argument("--folder", type=Path, help="where the study is drawn; removed afterwards")
+    parser.add_argument(
+        "--limit-gb", type=float, help="run the verbs in a memory cgroup of that size"
+    )
     options = parser.parse_args()
+    with memory.limited(options.limit_gb):
+        pass  # better known before an hour of drawing
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         # In a process of its own: the kernel counts the memory of a parent as its children's.
@@ -164,9 +187,10 @@ def main() -> None:
         drawing.start()
         drawing.join()
         print(f"{options.images} images, {options.features} features, {options.classes} classes")
-        print(f"split: {run_verb(folder, 'split')}", flush=True)
+        print(machine.described())
+        print(f"split: {run_verb(folder, options.limit_gb, 'split')}", flush=True)
         scenario = ("scenario", "--backbone", BACKBONE, "--scenario", options.scenario)
-        print(f"{options.scenario}: {run_verb(folder, *scenario)}", flush=True)
+        print(f"{options.scenario}: {run_verb(folder, options.limit_gb, *scenario)}", flush=True)
 
 
 if __name__ == "__main__":

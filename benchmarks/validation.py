@@ -403,8 +403,10 @@ def _studies(kind: str, options: argparse.Namespace) -> int:
 def main() -> int:
     """Run what is not yet in the file, print the tables."""
     from bench import machine
+    from machine import described
 
     options = _options()
+    print(described(), file=sys.stderr)
     resamples = 500 if options.quick else RESAMPLES
     target = options.json
     if target is None and not options.quick:

@@ -57,7 +57,7 @@ def test_metadata_that_tell_the_class_are_found_and_agree_with_scikit_learn(fold
     )
     train, test = (rows["part"] == "train").to_numpy(), (rows["part"] == "test").to_numpy()
     model = make_pipeline(
-        StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=1000)
+        StandardScaler(), PolynomialFeatures(2), LogisticRegression(tol=1e-9, max_iter=10_000)
     )
     prob = model.fit(values[train], rows["label"][train]).predict_proba(values[test])[:, 1]
     assert found.value == pytest.approx(roc_auc_score(rows["label"][test], prob))
@@ -71,6 +71,18 @@ def test_metadata_that_say_nothing_are_no_finding(folder):
     )
     assert found.low < 0.5
     assert checks_of(found)[0].answer == "passed"
+
+
+@pytest.mark.parametrize(
+    "width_px", [64, 1000.1]
+)  # the logarithm of the second one has a spread by rounding
+def test_metadata_that_never_vary_tell_nothing(folder, width_px):
+    study = made.study(folder, patients=(30, 20))
+    manifest = Manifest.read(study.manifest_path)
+    same = manifest.table.assign(width_px=width_px, height_px=width_px, bytes=700, grey_mean=99.1)
+    split, settings = Splits.read(study.splits_path), study.settings.compare
+    found = controls.metadata_only(Manifest(same, manifest.meta), split, settings, 0.9)
+    assert found.value == 0.5
 
 
 @pytest.mark.parametrize("classes", [("clear", "opacity"), ("a", "b", "c")])

@@ -47,6 +47,36 @@ def equipoise(monkeypatch, capsys):
     return call
 
 
+#: What writing a run or a version needs, and finding that there is nothing to write does not.
+_FOR_WRITING = {
+    "equipoise.compare.results",
+    "equipoise.evaluation.intervals",
+    "equipoise.scenario.head",
+    "equipoise.service.evidence",
+    "equipoise.service.packaged",
+    "keras",
+    "matplotlib",
+    "mlflow.pyfunc",
+    "optuna",
+    "scipy.optimize",
+    "scipy.stats",
+    "sklearn",
+    "statsmodels",
+    "tensorflow",
+}
+
+
+@pytest.mark.parametrize("verb", ["track", "register"])
+def test_what_has_nothing_to_do_imports_nothing_to_do_it_with(workspace, verb):
+    code = (
+        "import sys; from equipoise import cli; "
+        f"assert cli.main([{verb!r}, '--study', 'demo']) == 0; print(sorted({_FOR_WRITING} & set(sys.modules)))"
+    )
+    done = run(workspace, sys.executable, "-c", code, PYTHONPATH=str(workspace / "src"))
+    assert "0 results written" in done.stdout or "was registered" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def uri(folder) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 

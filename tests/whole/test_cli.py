@@ -271,6 +271,16 @@ def test_options_may_be_shortened_and_values_may_look_like_options(checkout, mon
     )
 
 
+def test_a_program_that_ends_searches_nothing_for_cycles(checkout):
+    # What was registered first is called last.
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count())); "
+        "from equipoise import cli; cli.main([])"
+    )
+    done = run(checkout, sys.executable, "-c", code, PYTHONPATH=str(REPO / "src"))
+    assert int(done.stdout.splitlines()[-1]) > 10_000
+
+
 def test_without_a_verb_the_help_is_shown(capsys):
     assert cli.main([]) == 2
     told = capsys.readouterr()

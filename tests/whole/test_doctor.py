@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -101,6 +102,40 @@ def test_packages_that_are_compiled_anew_in_every_stage_are_a_warning(tmp_path):
     advice = re.search(r"run `python (.*)` once", unkept.detail).group(1)
     subprocess.run([sys.executable, *advice.split()], check=True)
     assert doctor.bytecode([source], writes=False).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "flags", "chosen", "advice"),
+    [
+        ({"Haswell"}, {"avx2", "avx512f"}, "", "OPENBLAS_CORETYPE=SkylakeX set"),
+        ({"Zen"}, {"avx2", "avx512f"}, "", "OPENBLAS_CORETYPE=SkylakeX set"),
+        ({"Haswell", "SkylakeX"}, {"avx512f"}, "", "OPENBLAS_CORETYPE=SkylakeX set"),
+        ({"Haswell"}, {"avx2", "avx512f"}, "Haswell", "OPENBLAS_CORETYPE=Haswell unset"),
+        ({"Haswell"}, {"avx2"}, "", None),  # the processor can do no more
+        ({"Haswell"}, {"avx2"}, "Haswell", None),
+        ({"SkylakeX"}, {"avx2", "avx512f"}, "", None),
+        ({"Haswell"}, set(), "", None),  # the system does not say
+        (set(), {"avx512f"}, "", None),  # another library
+    ],
+)
+def test_kernels_that_leave_the_processor_idle_are_named(kernels, flags, chosen, advice):
+    finding = doctor.products(kernels, flags, chosen)
+    assert finding.level == "ok"
+    assert all(kernel in finding.detail for kernel in kernels)
+    assert ("OPENBLAS_CORETYPE" in finding.detail) == (advice is not None)
+    assert advice is None or advice in finding.detail
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="OpenBLAS has other kernels here")
+@pytest.mark.parametrize("kernels", ["Nehalem", "Sandybridge"])
+def test_the_kernels_are_those_of_this_process(kernels):
+    code = "import numpy; from equipoise import doctor; print(*doctor.kernels_here())"
+    path = str(REPO / "src")
+    environment = {**os.environ, "OPENBLAS_CORETYPE": kernels, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() in ([kernels], [])  # none where NumPy stands on another library
 
 
 def test_every_line_that_is_not_ok_names_a_step(study, tmp_path, monkeypatch):

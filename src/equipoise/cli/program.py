@@ -6,7 +6,9 @@ Paths of the project are below the folder of params.yaml, which is handed to eve
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 is well; 1 data; 2 settings, or no verb; 3 promotion refused; 4 audit finding; 5 server; 130 interrupted.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # What is there at the end goes with the process: looking for cycles in it takes a second of every verb.
+    atexit.register(gc.freeze)
     _spell_out_what_an_encoding_lacks()
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)

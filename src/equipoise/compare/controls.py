@@ -9,9 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from equipoise.compare.wording import number
@@ -19,10 +16,12 @@ from equipoise.core.config import Compare
 from equipoise.core.documents import Controls, MeasuredMetric, PermutedLabels
 from equipoise.core.records import CALIBRATED, RAW, Manifest, Predictions, Splits, probability_table
 from equipoise.evaluation import intervals
-from equipoise.evaluation.metrics import Endpoint
+from equipoise.evaluation.metrics import Endpoint, softmax
+from equipoise.scenario import head
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.rows import Standardiser
 from equipoise.split.checks import Check, Verdict
+from equipoise.strategies.base import Objective
 
 #: The control of permuted labels is a finding outside this central share of what chance gives.
 _CENTRAL = 0.99
@@ -135,8 +134,9 @@ def metadata_only(
 ) -> MeasuredMetric:
     """AUROC on test of a model that sees width, height, bytes and mean grey level of the files, and no picture.
 
-    A quadratic logistic regression on the logarithms of the sizes and the grey level, fitted on train. Where classes
-    came from different devices or were stored differently it does well, and so may a network, for that reason alone.
+    A quadratic logistic regression (C = 1) on the logarithms of the sizes and the grey level, fitted on train. Where
+    classes came from different devices or were stored differently it does well, and so may a network, for that
+    reason alone.
     """
     table = manifest.table
     sizes = table[["width_px", "height_px", "bytes"]]
@@ -148,17 +148,47 @@ def metadata_only(
     for repeat, fold in splits.rounds():
         rows = splits.round(repeat, fold)
         train, test = sides(manifest, rows)
-        model = make_pipeline(
-            StandardScaler(),
-            PolynomialFeatures(2),
-            LogisticRegression(max_iter=1000),
-        )
-        model.fit(values[train], labels[train])
-        prob = model.predict_proba(values[test])
+        terms = _quadratic(values, train)
+        model = _logistic_regression(terms[train], labels[train], len(manifest.classes))
+        prob = softmax(model.logits(terms[test]))
         frame = prediction_rows(manifest, rows, test, prob, repeat, fold)
         frames.append(frame)
     evaluation = evaluated(manifest, frames, settings, sensitivity_floor, [_AUROC])
     return evaluation.interval(_AUROC)
+
+
+def _quadratic(values: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Each value in units of its spread over train, each square and each product of two.
+
+    What is the same for all train images, but for rounding, is 0.
+
+    Args:
+        values: float (n, k).
+        train: int (num_train,), rows.
+
+    Returns:
+        float (n, k + k (k + 1) / 2).
+    """
+    centre = values[train].mean(axis=0)
+    spread = values[train].std(axis=0)
+    varies = spread > np.finfo(np.float32).eps * np.abs(centre)
+    standardised = np.where(varies, values - centre, 0.0) / np.where(varies, spread, 1.0)
+    first, second = np.triu_indices(values.shape[1])
+    products = standardised[:, first] * standardised[:, second]
+    return np.column_stack([standardised, products])
+
+
+def _logistic_regression(terms: np.ndarray, labels: np.ndarray, num_classes: int) -> head.Head:
+    """A head on terms as they are, float (n, num_terms); its penalty is that of scikit-learn's C = 1."""
+    num_rows, num_terms = terms.shape
+    return head.fit(
+        terms,
+        labels,
+        draws=np.ones(num_rows),
+        objective=Objective.neutral(num_classes),
+        l2=1 / num_rows,
+        standardiser=Standardiser(np.arange(num_terms), np.zeros(num_terms), np.ones(num_terms)),
+    )
 
 
 def prediction_rows(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pandas as pd
-from statsmodels.stats.contingency_tables import mcnemar as exact_test
-from statsmodels.stats.multitest import multipletests
+from scipy.stats import binom
 
 from equipoise.compare.results import Result
 from equipoise.core import parallel
@@ -137,9 +137,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, 0.005])]
     [0.03, 0.06, 0.06, 0.02]
     """
-    if not len(p_values):
-        return []
-    return multipletests(p_values, method="holm")[1].tolist()
+    order = np.argsort(p_values)
+    still_tested = np.arange(len(order), 0, -1)
+    multiplied = np.asarray(p_values)[order] * still_tested
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(multiplied), 1.0)
+    return corrected.tolist()
 
 
 def _correct(families: Sequence[dict[str, McNemar]]) -> None:
@@ -186,7 +189,6 @@ def _exact_test(
     cells = cells.reindex(index=yes_no, columns=yes_no, fill_value=0)
     counts = cells.to_numpy().tolist()
     (both, only_scenario), (only_baseline, neither) = counts
-    test = exact_test(counts, exact=True)
     return McNemar(
         units=units,
         class_name=class_name,
@@ -194,8 +196,20 @@ def _exact_test(
         only_scenario_right=only_scenario,
         only_baseline_right=only_baseline,
         both_wrong=neither,
-        p_value=float(test.pvalue),
+        p_value=exact_p(only_scenario, only_baseline),
     )
+
+
+def exact_p(only_first: int, only_second: int) -> float:
+    """McNemar's exact p of two counts of decisions that one of two got right and the other wrong.
+
+    Were both equally good, either would have got each of them right with probability one half.
+
+    >>> exact_p(2, 10)
+    0.03857421875
+    """
+    differing = only_first + only_second
+    return min(1.0, 2 * float(binom.cdf(min(only_first, only_second), differing, 0.5)))
 
 
 def _decided_rightly(patients: Predictions) -> pd.DataFrame:

@@ -46,12 +46,11 @@ from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, pr
 from equipoise.embed import imported
 from equipoise.registry import runs, tracking
 from equipoise.registry.audit import CHALLENGER, model_name
-from equipoise.service import vectors
-from equipoise.service.packaged import Packaged
 from equipoise.split import checks
 
 if TYPE_CHECKING:
     from equipoise.registry.evidence import Evidence
+    from equipoise.service.packaged import Packaged
 
 #: What service imports; versions are those of this environment.
 _REQUIREMENTS = (
@@ -408,6 +407,8 @@ def _own_folder(store: MlflowClient, model: str) -> str:
 @contextmanager
 def served(address: str) -> Iterator[Packaged]:
     """A model as it will be served: from where it was logged, by the code that lies beside it."""
+    from equipoise.service.packaged import Packaged
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
         model = Packaged(Path(folder))
@@ -575,6 +576,8 @@ class _Kind:
 
 
 def _kind_of(description: ModelDescription) -> _Kind:
+    from equipoise.service import vectors
+
     if description.weights != imported.WEIGHTS:
         return _Kind(
             program="served.py",

@@ -394,11 +394,12 @@ def mirror(
     with machine_lock(["mirror", tracking_uri(study.root), digest]):
         present = find(store, digest)
         if present:
-            if adopt and adopt != present:
-                mark_launcher(store, adopt, {"equipoise.result_run_id": present})
-            if present != adopt:
+            run_id = present.info.run_id
+            if adopt and adopt != run_id:
+                mark_launcher(store, adopt, {"equipoise.result_run_id": run_id})
+            if run_id != adopt:
                 _end_if_killed(store, present)
-            return Mirrored(present, written=False)
+            return Mirrored(run_id, written=False)
         # What the figures need takes seconds to import and to read: that is paid for what is written only.
         from equipoise.compare import results
 
@@ -453,13 +454,13 @@ def _open(
     return run.info.run_id
 
 
-def _end_if_killed(store: MlflowClient, run_id: str) -> None:
+def _end_if_killed(store: MlflowClient, run: Run) -> None:
     """End the run of a result that is whole, where a kill came between its last tag and its end.
 
     One that another `mlflow run` is about to end is ended twice, which changes nothing.
     """
-    if store.get_run(run_id).info.status == RunStatus.to_string(RunStatus.RUNNING):
-        store.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+    if run.info.status == RunStatus.to_string(RunStatus.RUNNING):
+        store.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FINISHED))
 
 
 def _comparison(study: Study) -> Comparison | None:
@@ -484,13 +485,13 @@ def _speaks_of(
     return row.result_digest == summary.result_digest
 
 
-def find(store: MlflowClient, digest: str) -> str | None:
+def find(store: MlflowClient, digest: str) -> Run | None:
     """The run that holds a result, in whichever experiment, or None."""
     for run in _runs_of(store, digest):
         # An adopted run is RUNNING until `mlflow run` ends it; one that failed does not count.
         is_whole = run.info.status in ("FINISHED", "RUNNING")
         if is_whole and run.data.tags.get(runs.LAYOUT_TAG) == runs.LAYOUT:
-            return run.info.run_id
+            return run
     return None
 
 
