@@ -313,7 +313,6 @@ class Training:
             objective=self.objective,
             l2=task.settings["l2"],
             standardiser=self.standardiser,
-            scratch_folder=self.inputs.study.cache_path,
         )
 
     def _build_trainable(self) -> Any:

@@ -9,10 +9,10 @@ import numpy as np
 
 from equipoise.core.errors import TrialFailed
 from equipoise.core.files import write_arrays
-from equipoise.scenario import newton
+from equipoise.scenario import newton, newton_cg
 from equipoise.scenario.kept import Arrays, Kept, key_of
 from equipoise.scenario.rows import Features, Rows, Standardiser, blocks
-from equipoise.scenario.solver import Rotated, roughly, solve
+from equipoise.scenario.solver import roughly
 from equipoise.strategies.base import Objective
 
 #: Name of the file of a head in a model folder.
@@ -79,7 +79,6 @@ def fit(
     objective: Objective,
     l2: float,
     standardiser: Standardiser,
-    scratch_folder: Path | None = None,
     kept: Kept | None = None,
 ) -> Head:
     """Fit one head in float64 to a tight gradient.
@@ -94,7 +93,6 @@ def fit(
         objective: Weights, focusing and offsets.
         l2: Penalty.
         standardiser: Fitted on the unresampled train rows.
-        scratch_folder: Where a copy of many rows lies, see `rows.scratch`.
         kept: Where fits are kept and read back; None keeps nothing.
 
     Raises:
@@ -108,7 +106,6 @@ def fit(
         weights=draws[used] * objective.weights[used_labels],
         objective=objective,
         l2=l2,
-        scratch_folder=scratch_folder,
     )
     solved = task.solved() if kept is None else kept.arrays(task.key(), task.solved)
     return Head(
@@ -129,7 +126,6 @@ class _Task:
         weights: float (num_used,), draws times the weight of the class.
         objective: Focusing and offsets are read.
         l2: Penalty.
-        scratch_folder: See `fit`.
     """
 
     rows: Rows
@@ -137,7 +133,6 @@ class _Task:
     weights: np.ndarray
     objective: Objective
     l2: float
-    scratch_folder: Path | None
 
     def key(self) -> str:
         """Digest of everything that the fit depends on."""
@@ -157,14 +152,14 @@ class _Task:
         Raises:
             TrialFailed: When the objective is not a finite number.
         """
-        solved = self._by_newton() if len(self.objective.weights) == 2 else None
+        solved = self._by_cholesky() if len(self.objective.weights) == 2 else None
         if solved is None:
-            solved = self._by_lbfgs()
+            solved = self._by_conjugate_gradients()
         if not np.isfinite(solved["objective"]):
             raise TrialFailed("The final fit diverged: its objective is not a finite number.")
         return solved
 
-    def _by_newton(self) -> Arrays | None:
+    def _by_cholesky(self) -> Arrays | None:
         """None where the steps did not end."""
         minimum = newton.minimise(
             self.rows,
@@ -195,25 +190,19 @@ class _Task:
             scores[rows] = (self.rows[rows] @ parameters[:-1] + parameters[-1])[:, 0]
         return scores
 
-    def _by_lbfgs(self) -> Arrays:
-        """For more than two classes, whose Hessian is C times as wide, and where Newton did not end."""
-        rotated = Rotated.of(self.rows, self.scratch_folder)
-        solution = solve(
-            rotated,
+    def _by_conjugate_gradients(self) -> Arrays:
+        """For more than two classes, whose Hessian is C - 1 times as wide, and where Cholesky did not do."""
+        minimum = newton_cg.minimise(
+            self.rows,
             self.labels,
-            self.weights[:, None].astype(np.float64),
-            [self.objective],
-            np.array([self.l2]),
+            self.weights,
+            self.objective,
+            self.l2,
             FINAL_TOLERANCE,
         )
-        coefficients = rotated.basis @ solution.parameters[:-1, :, 0]
-        intercepts = solution.parameters[-1, :, 0]
-        if coefficients.shape[1] == 1:
-            coefficients = np.hstack([np.zeros_like(coefficients), coefficients])
-            intercepts = np.array([0.0, intercepts[0]])
         return {
-            "coefficients": coefficients,
-            "intercepts": intercepts,
-            "gradient_norm": solution.gradient_norm[0],
-            "objective": solution.objective[0],
+            "coefficients": minimum.coefficients,
+            "intercepts": minimum.intercepts,
+            "gradient_norm": np.array(minimum.decrement),
+            "objective": np.array(minimum.objective),
         }

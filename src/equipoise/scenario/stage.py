@@ -623,7 +623,6 @@ def choose_and_fit(inputs: Inputs, train: TrainSide) -> Fitted:
         objective=chosen.objective(plan_counts),
         l2=choice.settings["l2"],
         standardiser=matrix.standardiser,
-        scratch_folder=inputs.study.cache_path,
         kept=Kept(inputs.study.cache_path / "fits"),
     )
     return Fitted(choice, plan, plan_counts, train.images, solved)
