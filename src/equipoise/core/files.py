@@ -223,7 +223,8 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     if isinstance(value, np.ndarray):
-        return _jsonable(value.tolist())
+        is_plain = value.dtype.kind in "iu"
+        return value.tolist() if is_plain else _jsonable(value.tolist())
     if isinstance(value, np.generic):
         return _jsonable(value.item())
     if isinstance(value, float) and not np.isfinite(value):

@@ -549,10 +549,11 @@ def _runs(
     """Measure every repeat and seed; where the seed has no effect the same rows come again and are measured once."""
     runs: list[Run] = []
     tables: list[pd.DataFrame] = []
+    several_seeds = test.table["seed"].nunique() > 1
     for (repeat, seed), rows in test.table.groupby(["repeat", "seed"], sort=True):
         rows = rows.reset_index(drop=True)
         table = rows.drop(columns="seed")
-        values = _values_of_same(table, tables, runs)
+        values = _values_of_same(table, tables, runs) if several_seeds else None
         if values is None:
             values = measure(replace(test, table=rows))
         runs.append(Run(repeat, seed, values))
