@@ -218,6 +218,9 @@ def _missing(path: Path) -> DataError:
 
 def _jsonable(value: Any) -> Any:
     """Turn NumPy's numbers and arrays, paths and tuples into what JSON knows."""
+    # Most of what is told are names and counts.
+    if type(value) in (str, int):
+        return value
     if isinstance(value, dict):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

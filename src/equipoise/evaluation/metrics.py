@@ -192,7 +192,7 @@ class Sample:
         """
         cells = self.num_classes**2
         cell_of_row = self.labels * self.num_classes + self.decisions
-        is_in_cell = np.eye(cells, dtype=self.weights.dtype)[cell_of_row]
+        is_in_cell = cell_of_row[:, None] == np.arange(cells)
         counts = self.total(is_in_cell)
         return counts.T.reshape(self.num_classes, self.num_classes, -1)
 
@@ -216,11 +216,14 @@ class Sample:
 
     def total(self, rows: np.ndarray) -> np.ndarray:
         """Weighted number of the rows marked, or weighted sum of values: float64 (B,), or (B, k) of columns (n, k)."""
-        dtype = np.dtype(np.float64)
-        if rows.dtype == bool:
-            dtype = self.weights.dtype
-        total = self.weights @ rows.astype(dtype)
-        return total.astype(np.float64)
+        weights = self.weights if rows.dtype == bool else self.exact_weights
+        total = weights @ rows.astype(weights.dtype)
+        return total.astype(np.float64, copy=False)
+
+    @cached_property
+    def exact_weights(self) -> np.ndarray:
+        """The weights in float64, once for all sums of values."""
+        return self.weights.astype(np.float64, copy=False)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Weighted mean of values (n,), float64 (B,)."""

@@ -126,14 +126,12 @@ def write_batch(path: Path, outcomes: Sequence[Outcome]) -> None:
         "steps": np.array([_or_minus_one(outcome.steps) for outcome in outcomes]),
         "pruned": np.array([outcome.pruned for outcome in outcomes]),
     }
-    # These differ in length from trial to trial, so each trial has arrays of its own.
+    # These differ in length from trial to trial, so each trial has arrays of its own; a solved one has none.
     for index, outcome in enumerate(outcomes):
-        arrays[f"report_steps_{index}"] = np.array(
-            [report.step for report in outcome.reports], dtype=np.int64
-        )
-        arrays[f"report_scores_{index}"] = np.array(
-            [report.score for report in outcome.reports], dtype=np.float64
-        )
+        if outcome.reports:
+            steps, scores = zip(*outcome.reports)
+            arrays[f"report_steps_{index}"] = np.array(steps, dtype=np.int64)
+            arrays[f"report_scores_{index}"] = np.array(scores, dtype=np.float64)
         if outcome.logits is not None:
             arrays[f"logits_{index}"] = outcome.logits
     write_arrays(path, **arrays)
@@ -159,8 +157,9 @@ def read_batch(path: Path, num_trials: int, num_images: int) -> list[Outcome] | 
 
 def _outcome(arrays: Mapping[str, np.ndarray], index: int) -> Outcome:
     steps = int(arrays["steps"][index])
-    report_steps = arrays[f"report_steps_{index}"].tolist()
-    report_scores = arrays[f"report_scores_{index}"].tolist()
+    no_report = np.empty(0)
+    report_steps = arrays.get(f"report_steps_{index}", no_report).tolist()
+    report_scores = arrays.get(f"report_scores_{index}", no_report).tolist()
     return Outcome(
         logits=arrays.get(f"logits_{index}"),
         error=str(arrays["error"][index]),
