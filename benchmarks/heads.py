@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +156,8 @@ def first_batches(study: config.Study, scenario: str) -> list[Batch]:
     """The batches that the search of the first round solves."""
     inputs = Inputs.read(study, BACKBONE, scenario)
     train = stage._divide(inputs, stage.RoundKey(0, 0, study.settings.train.seeds[0])).train
-    matrix = inputs.train_matrix(train.images, train.patients)
+    # Nothing is kept, so that each rotation has its basis.
+    matrix = replace(inputs.train_matrix(train.images, train.patients), rotations=None)
     batches = []
 
     def solve(*arguments: Any) -> solver.Solution:

@@ -52,7 +52,7 @@ _FOR_WRITING = {
     "equipoise.compare.results",
     "equipoise.evaluation.intervals",
     "equipoise.scenario.head",
-    "equipoise.service.evidence",
+    "equipoise.registry.evidence",
     "equipoise.service.packaged",
     "keras",
     "matplotlib",

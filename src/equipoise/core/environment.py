@@ -186,13 +186,16 @@ PACKAGE = Path(equipoise.__file__).parent
 
 def versions_of(*packages: str) -> dict[str, str]:
     """Installed version of each package; `none` where it is not installed."""
-    installed = {}
-    for name in packages:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed[name] = "none"
-    return installed
+    return {name: _installed_version(name) for name in packages}
+
+
+@functools.cache
+def _installed_version(package: str) -> str:
+    """As of the first time that it is asked for: a search of every round asks again, and a file is read for each."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 @functools.cache

@@ -218,12 +218,16 @@ def _missing(path: Path) -> DataError:
 
 def _jsonable(value: Any) -> Any:
     """Turn NumPy's numbers and arrays, paths and tuples into what JSON knows."""
+    # Most of what is told are names and counts.
+    if type(value) in (str, int):
+        return value
     if isinstance(value, dict):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     if isinstance(value, np.ndarray):
-        return _jsonable(value.tolist())
+        is_plain = value.dtype.kind in "iu"
+        return value.tolist() if is_plain else _jsonable(value.tolist())
     if isinstance(value, np.generic):
         return _jsonable(value.item())
     if isinstance(value, float) and not np.isfinite(value):

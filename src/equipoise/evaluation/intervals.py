@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -549,10 +549,11 @@ def _runs(
     """Measure every repeat and seed; where the seed has no effect the same rows come again and are measured once."""
     runs: list[Run] = []
     tables: list[pd.DataFrame] = []
+    several_seeds = test.table["seed"].nunique() > 1
     for (repeat, seed), rows in test.table.groupby(["repeat", "seed"], sort=True):
         rows = rows.reset_index(drop=True)
         table = rows.drop(columns="seed")
-        values = _values_of_same(table, tables, runs)
+        values = _values_of_same(table, tables, runs) if several_seeds else None
         if values is None:
             values = measure(replace(test, table=rows))
         runs.append(Run(repeat, seed, values))
@@ -722,12 +723,15 @@ class _Group:
         if len(self.folds) == 1:
             return [estimate]
         function = REGISTRY[endpoint.metric].function
-        sample = self.samples[endpoint.point]
-        estimates = []
-        for rows in self.folds:
-            values = function(sample.subset(rows))
-            estimates.append(float(values[0]))
-        return estimates
+        return [float(function(sample)[0]) for sample in self._samples_of_folds[endpoint.point]]
+
+    @cached_property
+    def _samples_of_folds(self) -> dict[str, list[Sample]]:
+        """Operating point -> the sample of each fold, so that metrics share what is counted there."""
+        return {
+            point: [sample.subset(rows) for rows in self.folds]
+            for point, sample in self.samples.items()
+        }
 
     def _patients_among(self, endpoint: Endpoint) -> int:
         """Patients in a proportion's denominator; 0 for what is no proportion, and for means over several classes."""

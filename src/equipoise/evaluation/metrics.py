@@ -192,7 +192,7 @@ class Sample:
         """
         cells = self.num_classes**2
         cell_of_row = self.labels * self.num_classes + self.decisions
-        is_in_cell = np.eye(cells, dtype=self.weights.dtype)[cell_of_row]
+        is_in_cell = cell_of_row[:, None] == np.arange(cells)
         counts = self.total(is_in_cell)
         return counts.T.reshape(self.num_classes, self.num_classes, -1)
 
@@ -216,11 +216,14 @@ class Sample:
 
     def total(self, rows: np.ndarray) -> np.ndarray:
         """Weighted number of the rows marked, or weighted sum of values: float64 (B,), or (B, k) of columns (n, k)."""
-        dtype = np.dtype(np.float64)
-        if rows.dtype == bool:
-            dtype = self.weights.dtype
-        total = self.weights @ rows.astype(dtype)
-        return total.astype(np.float64)
+        weights = self.weights if rows.dtype == bool else self.exact_weights
+        total = weights @ rows.astype(weights.dtype)
+        return total.astype(np.float64, copy=False)
+
+    @cached_property
+    def exact_weights(self) -> np.ndarray:
+        """The weights in float64, once for all sums of values."""
+        return self.weights.astype(np.float64, copy=False)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Weighted mean of values (n,), float64 (B,)."""
@@ -241,14 +244,23 @@ def roc_steps(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> Roc
     before_change = np.flatnonzero(np.diff(ranked))
     last_of_ties = np.append(before_change, last)
     # take keeps a resample's weights side by side in memory; after [:, order] the sums take three times as long.
-    sorted_weights = np.take(weights, order, axis=1)
+    sorted_weights = _as_counts(np.take(weights, order, axis=1))
     sorted_positives = sorted_weights * truth[order]
-    true = np.cumsum(sorted_positives, axis=1, dtype=np.float64)
-    alarms = np.cumsum(sorted_weights, axis=1, dtype=np.float64)
+    true = np.cumsum(sorted_positives, axis=1, dtype=sorted_weights.dtype)
+    alarms = np.cumsum(sorted_weights, axis=1, dtype=sorted_weights.dtype)
     false = alarms - true
-    if len(last_of_ties) == len(order):
-        return RocSteps(true, false)
-    return RocSteps(true[:, last_of_ties], false[:, last_of_ties])
+    if len(last_of_ties) < len(order):
+        true = true[:, last_of_ties]
+        false = false[:, last_of_ties]
+    return RocSteps(true.astype(np.float64), false.astype(np.float64))
+
+
+def _as_counts(weights: np.ndarray) -> np.ndarray:
+    """Weights as whole numbers where they are such: these are added up in a twentieth of the time, to the same sums."""
+    counts = weights.astype(np.int32)
+    if np.array_equal(counts, weights):
+        return counts
+    return weights.astype(np.float64)
 
 
 def decide(

@@ -145,7 +145,9 @@ class _Problem(NamedTuple):
 
     def scores(self, fitted: np.ndarray) -> np.ndarray:
         """Logits float (B, n) of fits (B, p)."""
-        return fitted @ self.design.T + self.offset
+        scores = fitted @ self.design.T
+        scores += self.offset
+        return scores
 
     def loss(self, weights: np.ndarray, fitted: np.ndarray) -> np.ndarray:
         """Negative log likelihood, float (B,)."""
@@ -247,10 +249,12 @@ def _plain(problem: _Problem, weights: np.ndarray, start: np.ndarray) -> np.ndar
 def _slopes(
     problem: _Problem, weights: np.ndarray, fitted: np.ndarray, products: np.ndarray
 ) -> _Slopes:
+    # In place where that can be: these arrays are larger than the cache of the processor.
     prob = _expit(problem.scores(fitted))
-    residual = weights * (problem.truth - prob)
+    residual = problem.truth - prob
+    residual *= weights
     spread = weights * prob
-    spread *= 1 - prob
+    spread *= np.subtract(1, prob, out=prob)
     curvature = spread @ products
     num_parameters = fitted.shape[1]
     return _Slopes(

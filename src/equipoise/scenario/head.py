@@ -11,7 +11,7 @@ from equipoise.core.errors import TrialFailed
 from equipoise.core.files import write_arrays
 from equipoise.scenario import newton, newton_cg
 from equipoise.scenario.kept import Arrays, Kept, key_of
-from equipoise.scenario.rows import Features, Rows, Standardiser, blocks
+from equipoise.scenario.rows import Features, Rows, Standardiser, blocks, read_if_one_block
 from equipoise.scenario.solver import roughly
 from equipoise.strategies.base import Objective
 
@@ -161,14 +161,16 @@ class _Task:
 
     def _by_cholesky(self) -> Arrays | None:
         """None where the steps did not end."""
+        # Few rows are standardised once for the rough head and for the steps.
+        rows = read_if_one_block(self.rows)
         minimum = newton.minimise(
-            self.rows,
+            rows,
             self.labels,
             self.weights,
             self.objective,
             self.l2,
             FINAL_TOLERANCE,
-            start=self._rough_scores(),
+            start=self._rough_scores(rows),
         )
         if minimum is None:
             return None
@@ -180,14 +182,14 @@ class _Task:
             "objective": np.array(minimum.objective),
         }
 
-    def _rough_scores(self) -> np.ndarray:
-        """Scores of the rows by a head near the optimum, float64 (num_used,)."""
+    def _rough_scores(self, rows: Features) -> np.ndarray:
+        """Scores of the standardised rows by a head near the optimum, float64 (num_used,)."""
         parameters = roughly(
-            self.rows, self.labels, self.weights, self.objective, self.l2, _ROUGH_TOLERANCE
+            rows, self.labels, self.weights, self.objective, self.l2, _ROUGH_TOLERANCE
         )
-        scores = np.empty(len(self.rows))
-        for rows in blocks(len(scores)):
-            scores[rows] = (self.rows[rows] @ parameters[:-1] + parameters[-1])[:, 0]
+        scores = np.empty(len(rows))
+        for block in blocks(len(scores)):
+            scores[block] = (rows[block] @ parameters[:-1] + parameters[-1])[:, 0]
         return scores
 
     def _by_conjugate_gradients(self) -> Arrays:

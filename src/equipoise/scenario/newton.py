@@ -145,16 +145,18 @@ class _Dual:
 
     def __init__(self, rows: Features, l2: float) -> None:
         self.rows = rows[:]
-        self.products = self.rows @ self.rows.T
         self.num_unknowns = len(self.rows) + 1
         self.l2 = l2
+        self.products = np.empty((0, 0))
 
     def factor(self, curvature: np.ndarray, dtype: Any) -> Any:
         """See `_Space`; the curvature of the rows goes with the factor, the step needs both."""
+        if not len(self.products) or self.products.dtype != dtype:
+            rows = self.rows.astype(dtype, copy=False)
+            self.products = rows @ rows.T
         root = np.sqrt(curvature)
         single = root.astype(dtype)
-        matrix = self.products.astype(dtype)
-        matrix *= single[:, None]
+        matrix = self.products * single[:, None]
         matrix *= single
         matrix[np.diag_indices_from(matrix)] += dtype(self.l2)
         return root, cho_factor(matrix, lower=True, overwrite_a=True)
@@ -164,25 +166,30 @@ class _Dual:
 
         With D the curvature and K the products of the rows, the change u of the unknowns and v of
         the intercept solve $(l_2 + D K) u + D v = -(slope + l_2 a)$, and the sum of $D (K u + v)$ is
-        that of $-slope$.
+        that of $-slope$. Where they lead may be as rough as K is; what the step does is float64.
         """
         root, matrix = factor
         curvature = root**2
         given = np.column_stack([slope + self.l2 * unknowns[:-1], curvature])
-        weighted = root[:, None] * (self.products @ given)
+        weighted = root[:, None] * self._products_with(given)
         solved = (given - root[:, None] * _solved(matrix, weighted)) / self.l2
-        products = self.products @ solved
+        products = self._products_with(solved)
         slope_left = slope.sum() - curvature @ products[:, 0]
         curvature_left = curvature.sum() - curvature @ products[:, 1]
         shift = -slope_left / curvature_left
         change = -solved[:, 0] - shift * solved[:, 1]
-        moved = -products[:, 0] - shift * products[:, 1]
+        moved = self.rows @ (self.rows.T @ change)
         return _Step(
             change=np.append(change, shift),
             scores=moved + shift,
             cross=unknowns[:-1] @ moved,
             square=change @ moved,
         )
+
+    def _products_with(self, columns: np.ndarray) -> np.ndarray:
+        """K times float64 (num_rows, num_columns), in the precision of the factor."""
+        products = self.products @ columns.astype(self.products.dtype)
+        return products.astype(np.float64)
 
     def coefficients(self, unknowns: np.ndarray) -> np.ndarray:
         """See `_Space`."""

@@ -11,9 +11,10 @@ studies of a checkout together: `optuna-dashboard data/searches.log`. Nothing is
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +127,12 @@ def write_batch(path: Path, outcomes: Sequence[Outcome]) -> None:
         "steps": np.array([_or_minus_one(outcome.steps) for outcome in outcomes]),
         "pruned": np.array([outcome.pruned for outcome in outcomes]),
     }
-    # These differ in length from trial to trial, so each trial has arrays of its own.
+    # These differ in length from trial to trial, so each trial has arrays of its own; a solved one has none.
     for index, outcome in enumerate(outcomes):
-        arrays[f"report_steps_{index}"] = np.array(
-            [report.step for report in outcome.reports], dtype=np.int64
-        )
-        arrays[f"report_scores_{index}"] = np.array(
-            [report.score for report in outcome.reports], dtype=np.float64
-        )
+        if outcome.reports:
+            steps, scores = zip(*outcome.reports)
+            arrays[f"report_steps_{index}"] = np.array(steps, dtype=np.int64)
+            arrays[f"report_scores_{index}"] = np.array(scores, dtype=np.float64)
         if outcome.logits is not None:
             arrays[f"logits_{index}"] = outcome.logits
     write_arrays(path, **arrays)
@@ -159,8 +158,9 @@ def read_batch(path: Path, num_trials: int, num_images: int) -> list[Outcome] | 
 
 def _outcome(arrays: Mapping[str, np.ndarray], index: int) -> Outcome:
     steps = int(arrays["steps"][index])
-    report_steps = arrays[f"report_steps_{index}"].tolist()
-    report_scores = arrays[f"report_scores_{index}"].tolist()
+    no_report = np.empty(0)
+    report_steps = arrays.get(f"report_steps_{index}", no_report).tolist()
+    report_scores = arrays.get(f"report_scores_{index}", no_report).tolist()
     return Outcome(
         logits=arrays.get(f"logits_{index}"),
         error=str(arrays["error"][index]),
@@ -174,18 +174,59 @@ def _or_minus_one(steps: int | None) -> int:
     return -1 if steps is None else steps
 
 
+class _GatheredLogs(JournalFileBackend):
+    """Writes what is appended when it is told to, all at once: Optuna waits for the disk after every line of a search."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        super().__init__(str(path), lock_obj=lock)
+        self.num_written = 0
+        self.gathered: list[dict[str, Any]] = []
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any]]:
+        """Lines of the file and what is gathered; after all of the file was read that is all that is new."""
+        if not self.gathered:
+            self.num_written = log_number_from
+            for log in super().read_logs(log_number_from):
+                self.num_written += 1
+                yield log
+        yield from self.gathered[max(log_number_from - self.num_written, 0) :]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Gather them, as a file would give them back."""
+        self.gathered += json.loads(json.dumps(logs))
+
+    def write(self) -> None:
+        """Append what was gathered to the file, and wait for the disk once."""
+        if self.gathered:
+            super().append_logs(self.gathered)
+        self.gathered = []
+
+
+class _Journal(NamedTuple):
+    """A journal as it was read, and its file."""
+
+    storage: JournalStorage
+    logs: _GatheredLogs
+
+    @classmethod
+    def read(cls, path: Path, lock: FileLock) -> _Journal:
+        """Read a file, made if needed."""
+        logs = _GatheredLogs(path, lock)
+        return cls(JournalStorage(logs), logs)
+
+
 @dataclass
 class _Opened:
     """A journal that this process has read.
 
     Attributes:
         lock: Lifted by the system when its holder dies; Optuna's own lock outlives a kill by 30 s.
-        storage: What was read; it appends with the same lock.
+        journal: What was read; it appends with the same lock. None where it has to be read.
         state: The file after the last use, see `_state`.
     """
 
     lock: FileLock
-    storage: JournalStorage | None = None
+    journal: _Journal | None = None
     state: tuple[int, ...] = ()
 
 
@@ -203,12 +244,17 @@ def _journal(path: Path, lock_path: Path) -> Iterator[JournalStorage]:
     with opened.lock:
         _cut_half_a_line(path)
         # What another process wrote, or put in its place, is read from the beginning.
-        if opened.storage is None or opened.state != _state(path):
-            opened.storage = _read_journal(path, opened.lock)
+        journal = opened.journal
+        if journal is None or opened.state != _state(path):
+            journal = _read_journal(path, opened.lock)
+        # Where something fails before it is written, what is in memory is not what the file holds.
+        opened.journal = None
         with warnings.catch_warnings():
             # Metric names are "experimental", and Optuna says so each time.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield opened.storage
+            yield journal.storage
+        journal.logs.write()
+        opened.journal = journal
         opened.state = _state(path)
 
 
@@ -220,9 +266,9 @@ def _state(path: Path) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _read_journal(path: Path, lock: FileLock) -> JournalStorage:
+def _read_journal(path: Path, lock: FileLock) -> _Journal:
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+        return _Journal.read(path, lock)
     except OSError:
         raise
     except Exception as error:  # a damaged line may raise anything
@@ -240,12 +286,12 @@ def _cut_half_a_line(path: Path) -> None:
             journal.truncate(whole)
 
 
-def _begun_anew(path: Path, lock: FileLock, error: Exception) -> JournalStorage:
+def _begun_anew(path: Path, lock: FileLock, error: Exception) -> _Journal:
     """An empty journal; the damaged one is put aside, because a page to look at stops no search."""
     aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
     path.replace(aside)
     _LOG.warning(f"{path} cannot be read ({error}); it was moved to {aside} and is begun anew.")
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    return _Journal.read(path, lock)
 
 
 def _content_of(storage: JournalStorage, name: str) -> str | None:

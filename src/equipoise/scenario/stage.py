@@ -202,10 +202,16 @@ def _fine_tunes(settings: Settings) -> bool:
 def _run_rounds(inputs: Inputs) -> list[RoundResult]:
     """Every repeat, fold and seed, side by side where the engine has several workers."""
     study = inputs.study
-    jobs = [(study, inputs.backbone, inputs.scenario, key) for key in _round_keys(inputs)]
-    if _fine_tunes(study.settings) and not study.engine.stays_here and len(jobs) > 1:
+    keys = _round_keys(inputs)
+    if study.engine.stays_here or len(keys) <= 1:
+        return [
+            one_round(inputs, key)
+            for key in parallel.progress(keys, _doing(inputs), len(keys), "jobs")
+        ]
+    if _fine_tunes(study.settings):
         image_ids = inputs.splits.table["image_id"].drop_duplicates()
         finetune.compute_activations(inputs, _positions(inputs, image_ids))
+    jobs = [(study, inputs.backbone, inputs.scenario, key) for key in keys]
     return parallel.run_jobs(run_round, jobs, _doing(inputs), study.engine, root=study.root)
 
 

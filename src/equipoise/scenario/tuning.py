@@ -21,6 +21,7 @@ from equipoise.core.errors import TrialFailed
 from equipoise.core.files import digest_of
 from equipoise.scenario import rows as rows_
 from equipoise.scenario import solver
+from equipoise.scenario.kept import Arrays, Kept, key_of
 from equipoise.scenario.matrix import TrainMatrix
 from equipoise.scenario.searches import Outcome, Report, SearchStore, read_batch, write_batch
 from equipoise.scenario.trials import Gain, Scorer, Trial, trial_table
@@ -40,6 +41,9 @@ _TRAINING_PACKAGES = ("keras", "tensorflow")
 #: Standard errors by which the best trial has to beat the published settings. With one, noise was
 #: taken for an effect in 0.19 to 0.23 of searches without any.
 _STANDARD_ERRORS = 2.0
+
+#: Rotated rows are kept up to so many for each feature: those of 26 rounds and 1,920 features are 1 GB.
+_MOST_ROWS_FRACTION = 2.5
 
 #: Solves a batch of heads: `solver.solve`, or what stands for it.
 Solve = Callable[..., solver.Solution]
@@ -235,19 +239,40 @@ class Shared(NamedTuple):
 
     Attributes:
         matrix: The rows.
-        rotated: Their standardised features, rotated once.
+        rotated: Their standardised features, rotated once. No search needs their basis, which is
+            empty where the rotated rows themselves were kept.
     """
 
     matrix: TrainMatrix
     rotated: solver.Rotated
 
     @classmethod
-    def of(cls, matrix: TrainMatrix) -> Shared:
+    def of(cls, matrix: TrainMatrix, standardiser: rows_.Standardiser) -> Shared:
         """Rotate the rows; mean and spread of a feature depend on no label, plan or fold."""
         every_row = np.arange(len(matrix.row))
-        standardised = rows_.Rows(matrix.features, every_row, np.float32, matrix.standardiser)
-        rotated = solver.Rotated.of(standardised, matrix.scratch_folder, matrix.rotations)
+        standardised = rows_.Rows(matrix.features, every_row, np.float32, standardiser)
+        if matrix.rotations is not None and _is_kept_rotated(standardised):
+            rotated = _kept_rotated(standardised, matrix.rotations)
+        else:
+            rotated = solver.Rotated.of(standardised, matrix.scratch_folder, matrix.rotations)
         return cls(matrix, rotated)
+
+
+def _is_kept_rotated(standardised: rows_.Rows) -> bool:
+    """Whether rotated rows are kept, and not their basis alone: they are read in a tenth of the time of the product."""
+    num_rows, num_features = standardised.shape
+    is_one_block = num_rows <= rows_.BLOCK_ROWS
+    return is_one_block and num_rows <= _MOST_ROWS_FRACTION * num_features
+
+
+def _kept_rotated(standardised: rows_.Rows, kept: Kept) -> solver.Rotated:
+    def make() -> Arrays:
+        rotated = solver.Rotated.of(standardised)
+        return {"matrix": rotated.matrix, "spectrum": rotated.spectrum}
+
+    arrays = kept.arrays(key_of("rotated rows", standardised), make)
+    no_basis = np.empty((0, 0), np.float32)
+    return solver.Rotated(arrays["matrix"], no_basis, arrays["spectrum"])
 
 
 @dataclass
@@ -488,12 +513,12 @@ class Search:
     @cached_property
     def with_views(self) -> Shared:
         """All rows, for batches that draw views."""
-        return Shared.of(self.matrix)
+        return Shared.of(self.matrix, self.matrix.standardiser)
 
     @cached_property
     def without_views(self) -> Shared:
         """Plain images, for batches that draw nothing else: of an imbalanced study half the rows and less."""
-        return Shared.of(self.matrix.without_views())
+        return Shared.of(self.matrix.without_views(), self.matrix.standardiser)
 
     def _solved(self, candidates: Sequence[dict[str, Any]]) -> list[Outcome]:
         """Solve every candidate on every inner fold, all heads as one batch."""
@@ -524,8 +549,7 @@ class Search:
             np.repeat([candidate["l2"] for candidate in candidates], len(self.folds)),
             solver.SEARCH_TOLERANCE,
         )
-        table = shared.rotated.matrix
-        return [self._outcome(solution, table, *failure) for failure in enumerate(errors)]
+        return self._outcomes(solution, shared.rotated.matrix, errors)
 
     def _planned(self, strategy: Strategy, fold: Fold) -> tuple[Plan, Objective]:
         """What a strategy trains on outside one inner fold, and by which objective.
@@ -541,24 +565,37 @@ class Search:
         self.matrix.require_views(plan)
         return plan, objective
 
-    def _outcome(
-        self, solution: solver.Solution, table: np.ndarray, index: int, error: str
-    ) -> Outcome:
-        """The out-of-fold logits of one candidate, or why there are none; the table begins with the images."""
-        if error:
-            return Outcome(None, error)
-        first_head = index * len(self.folds)
-        heads = range(first_head, first_head + len(self.folds))
-        if not np.isfinite(solution.objective[heads]).all():
-            return Outcome(None, "the loss became NaN or infinite")
-        columns = solution.parameters.shape[1]
-        logits = np.empty((len(self.fold_of), columns), table.dtype)
-        for head, fold in zip(heads, self.folds):
-            parameters = solution.parameters[..., head]
+    def _outcomes(
+        self, solution: solver.Solution, table: np.ndarray, errors: Sequence[str]
+    ) -> list[Outcome]:
+        """What every candidate comes to, heads by candidate and fold; the table begins with the images."""
+        shape = (len(errors), len(self.folds))
+        is_solved = np.isfinite(solution.objective).reshape(shape).all(axis=1)
+        logits = self._held_logits(solution, table, len(errors))
+        outcomes = []
+        for index, error in enumerate(errors):
+            if error:
+                outcomes.append(Outcome(None, error))
+            elif not is_solved[index]:
+                outcomes.append(Outcome(None, "the loss became NaN or infinite"))
+            else:
+                outcomes.append(Outcome(logits[index]))
+        return outcomes
+
+    def _held_logits(
+        self, solution: solver.Solution, table: np.ndarray, num_candidates: int
+    ) -> np.ndarray:
+        """Out-of-fold logits of every candidate, (num_candidates, num_images, K); rows are gathered once for all."""
+        _, columns, _ = solution.parameters.shape
+        logits = np.empty((num_candidates, len(self.fold_of), columns), table.dtype)
+        for place, fold in enumerate(self.folds):
             for block in rows_.blocks(len(fold.held)):
                 images = fold.held[block]
-                logits[images] = table[images] @ parameters
-        return Outcome(logits)
+                held = table[images]
+                for index in range(num_candidates):
+                    head = index * len(self.folds) + place
+                    logits[index, images] = held @ solution.parameters[..., head]
+        return logits
 
 
 @dataclass

@@ -103,10 +103,15 @@ def overlapping(rows: pd.DataFrame, pictures: np.ndarray) -> np.ndarray:
         Boolean (num_rows,).
     """
     test = (rows["part"] == "test").to_numpy()
-    other_patients = rows["patient_id"][~test]
-    shares_patient = rows["patient_id"].isin(other_patients).to_numpy()
-    shares_picture = pd.Series(pictures).isin(pictures[~test]).to_numpy()
+    shares_patient = _stands_outside(rows["patient_id"].to_numpy(), test)
+    shares_picture = _stands_outside(pictures, test)
     return test & (shares_patient | shares_picture)
+
+
+def _stands_outside(names: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Whether a name (num_rows,) is also that of a row outside test, bool (num_rows,)."""
+    outside = set(names[~test].tolist())
+    return np.array([name in outside for name in names.tolist()], dtype=bool)
 
 
 def written_plan_within_train(plan: pd.DataFrame, splits: Splits) -> Check:
