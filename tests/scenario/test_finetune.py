@@ -340,7 +340,7 @@ def test_what_is_evaluated_is_the_average_of_the_weights(drawn):
 
     def step(*batch):
         loss = compiled(*batch)
-        for variable, *values in looked_at.values():
+        for variable, *_ in looked_at.values():
             looked_at[variable.path].append(variable.numpy())
         return loss
 
@@ -357,9 +357,7 @@ def test_what_is_evaluated_is_the_average_of_the_weights(drawn):
 
 def test_the_steps_that_the_slice_chose_are_taken_on_all_of_train(drawn, monkeypatch):
     made, plain = [], finetune.Training.finish
-    monkeypatch.setattr(
-        finetune.Training, "finish", lambda self: made.append(self) or plain(self)
-    )
+    monkeypatch.setattr(finetune.Training, "finish", lambda self: made.append(self) or plain(self))
     monkeypatch.setattr(finetune.Training, "evaluate", with_loss({0: 0.5, 2: 0.3, 4: 0.4}.get))
     result = tuned(drawn)
     choosing, training = made
@@ -585,7 +583,7 @@ def plain_fit(made, rate):
     model = networks.with_head_on_standardised(backbone, made.start)
     for layer in backbone.layers:
         layer.trainable = layer.name.startswith("block5")
-    head, l2 = model.get_layer("logits"), made.task.settings["l2"]
+    head, l2 = model.get_layer("logits"), made.l2
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def penalised(labels, logits):
