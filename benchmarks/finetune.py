@@ -41,7 +41,7 @@ class PlainFit:
     def __init__(self, training: finetune.Training) -> None:
         import keras
 
-        self.options, l2 = training.options, training.l2
+        self.options, l2 = training.options, training.task.settings["l2"]
         inputs = training.inputs
         backbone = finetune.build_backbone(inputs, inputs.store.meta["pipeline"])
         whole = network.with_head_on_standardised(backbone, training.start)

@@ -7,16 +7,14 @@ import itertools
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from equipoise.core import parallel
-from equipoise.core.config import Finetune, Study, Tune
+from equipoise.core.config import Finetune, Study
 from equipoise.core.errors import ConfigError, TrialFailed
 from equipoise.core.files import digest_of
 from equipoise.embed import backbones, cut
@@ -198,7 +196,7 @@ class Trials:
     def evaluations(self, settings: Mapping[str, Any]) -> Generator[Evaluation]:
         """Yield (step, logits) at every evaluation: of the slice, by the weights kept if training ended there.
 
-        The probe comes first. Closing the generator earlier prunes the trial and removes
+        The starting weights come first. Closing the generator earlier prunes the trial and removes
         its checkpoint.
         """
         task = dataclasses.replace(self.task, settings=settings)
@@ -259,7 +257,7 @@ class Reader:
 class Training:
     """One fine-tuning: a slice of train is set aside, plan and starting head come from the rest.
 
-    The weights with the lowest objective on the slice are kept, those of the probe included; where
+    The weights with the lowest objective on the slice are kept, the starting ones included; where
     nothing is set aside, the last ones. After step 0 they are averages over the last steps. An epoch
     is one pass over the draws of a plan, and each epoch draws its own; the objective is that of the
     first. A killed run goes on from its checkpoint to the same bytes.
@@ -267,9 +265,7 @@ class Training:
     Attributes:
         kept: int, the images that are trained on, as positions in the manifest.
         held: int, the images of the slice, as positions in the manifest.
-        l2: Penalty of the head in training, see `finetune.least_l2`.
-        start: The solved head that training starts from.
-        probe: The head that the search chose: the same where its penalty is.
+        start: The solved head that training starts from: the probe.
         backbone: keras.Model, pixels -> features, as it is now.
         network: The same with its head, to logits.
         cut: Below it nothing is trained, see `embed.cut`; empty where everything is.
@@ -300,7 +296,6 @@ class Training:
         self.held = task.train[task.held]
         strategy = strategies.load_strategy(inputs.scenario)
         self.strategy = strategy.of(task.settings)
-        self.l2 = self._training_penalty(settings.tune)
         self._solve_start()
         self.backbone = self._build_trainable()
         trained = self._open_source()
@@ -311,21 +306,14 @@ class Training:
             self.source.opened,
             self.options,
             self.objective,
-            self.l2,
+            l2=task.settings["l2"],
         )
         folder = inputs.study.cache_path / "finetune"
         key = self._checkpoint_key()
         self.checkpoint = Checkpoint(folder / key)
 
-    def _training_penalty(self, tune: Tune) -> float:
-        """That of the search, but for a probe it may be too small for what is trained beside the head."""
-        chosen = self.task.settings["l2"]
-        if tune.mode == "finetune":
-            return chosen
-        return max(chosen, self.options.least_l2)
-
     def _solve_start(self) -> None:
-        """Solve the heads of the probe and of the start, on the images that are trained on."""
+        """Solve the head that training starts from, on the images that are trained on."""
         task = self.task
         patients = np.delete(task.patients, task.held)
         matrix = self.inputs.train_matrix(self.kept, patients)
@@ -335,18 +323,15 @@ class Training:
         plan = self.plan(0)
         counts = plan.counts(matrix.image_labels, matrix.num_classes)
         self.objective = self.strategy.objective(counts)
-        fit = partial(
-            head.fit,
+        self.start = head.fit(
             matrix.features,
             matrix.labels,
             draws=matrix.draws(plan),
             objective=self.objective,
+            l2=task.settings["l2"],
             standardiser=self.standardiser,
             scratch_folder=self.inputs.study.cache_path,
         )
-        chosen = task.settings["l2"]
-        self.probe = fit(l2=chosen)
-        self.start = self.probe if self.l2 == chosen else fit(l2=self.l2)
 
     def _build_trainable(self) -> Any:
         """Build the network that is trained, with its last block or all of it unfrozen; returns its backbone."""
@@ -392,7 +377,6 @@ class Training:
         key["train"] = self.task.train
         key["held"] = self.task.held
         key["last_step"] = self.last_step
-        key["l2"] = self.l2
         key["patients"] = self.task.patients
         key["manifest"] = self.inputs.manifest.digest
         key["features"] = self.inputs.store.digest
@@ -518,31 +502,18 @@ class Training:
         return step < self.last_step and len(evaluations) >= self.options.patience
 
     def evaluate(self, step: int) -> KeptWeights:
-        """The scenario's own objective on the slice set aside, without the penalty.
-
-        It is of the averaged weights, and at step 0 of the probe.
-        """
-        shown = averaged(self.network, self.optimizer) if step else self._probe_shown()
-        with shown:
+        """The scenario's own objective on the slice set aside, without the penalty, of the averaged weights."""
+        with averaged(self.network, self.optimizer):
             weights = self.network.get_weights()
             logits = self._held_logits()
         labels = self.labels[self.held]
         loss = mean_loss(logits, labels, self.objective) if len(labels) else math.nan
         return KeptWeights(step, loss, logits, weights)
 
-    @contextmanager
-    def _probe_shown(self) -> Iterator[None]:
-        """Let the network, for a while, have the head of the probe."""
-        layer = network.head_layer(self.network)
-        of_start = layer.get_weights()
-        layer.set_weights([self.probe.coefficients, self.probe.intercepts])
-        yield
-        layer.set_weights(of_start)
-
     def _held_logits(self) -> np.ndarray:
         if len(self.held):
             return self.reader.logits(self.held)
-        return np.empty((0, len(self.probe.intercepts)))
+        return np.empty((0, len(self.start.intercepts)))
 
     def _state(self) -> TrainingState:
         variables = self.optimizer.variables

@@ -85,8 +85,11 @@ def averaged(network: Any, optimizer: Any) -> Iterator[None]:
 
     Args:
         network: keras.Model that is trained.
-        optimizer: Of `training_step`, after one step or more.
+        optimizer: Of `training_step`; before its first step it has no average, and nothing changes.
     """
+    if not optimizer.iterations.numpy():
+        yield
+        return
     variables = network.trainable_variables
     now = [variable.numpy() for variable in variables]
     optimizer.finalize_variable_values(variables)
