@@ -49,7 +49,7 @@ class PlainFit:
         network.unfreeze(backbone, names, self.options.freeze_batch_norm)
         self.network = whole
         head = network.head_layer(whole)
-        optimizer = adam(relative_rates(whole, self.options))
+        optimizer = adam(relative_rates(whole, self.options), self.options.average_decay)
         cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
         def penalised(labels, logits):

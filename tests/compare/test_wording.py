@@ -295,7 +295,7 @@ def test_fine_tuning_that_kept_its_start_is_said_when_every_round_did():
         "smote (vgg16)": [comparisons.choice(kept_step=0), comparisons.choice(kept_step=40)],
         "a probe": [comparisons.choice()],
     }
-    (sentence,) = noted(wording.kept_starting_weights, choices=choices)
+    (sentence,) = noted(wording.kept_probes, choices=choices)
     assert sentence.endswith("in every round of focal (vgg16).")
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.preprocessing import StandardScaler
 
 from conftest import REPO
 from equipoise.core import config, files, images
@@ -115,6 +117,16 @@ def tuned(folder, *names, seed=0, save_seconds=finetune.SAVE_SECONDS, **changes)
     inputs = inputs_of(folder, *names, **changes)
     images, _ = rows_of(inputs, "test")
     return finetune.fine_tune(inputs, task_of(inputs, seed, save_seconds), images)
+
+
+def with_loss(loss_at):
+    """`Training.evaluate` with another loss on the slice, by the step."""
+    evaluate = finetune.Training.evaluate
+    return lambda self, step: dataclasses.replace(evaluate(self, step), loss=loss_at(step))
+
+
+def fall(step):
+    return -step
 
 
 def as_bytes(result):
@@ -250,15 +262,38 @@ def test_the_block_learns_what_a_head_on_its_features_cannot_tell(tmp_path, monk
     inputs = Inputs.read(study, "vgg16", "baseline")
     test, _ = rows_of(inputs, "test")
     labels = inputs.labels(test)
-    made = finetune.Training(inputs, task_of(inputs))
-    of_head = made.start.logits(inputs.features(test))
-    result = finetune.fine_tune(inputs, task_of(inputs), test)
+    task = task_of(inputs)
+    on_all = finetune.Training(inputs, task.on_all(last_step=0))
+    of_probe = on_all.start.logits(inputs.features(test))
+    result = finetune.fine_tune(inputs, task, test)
     before, after = (
-        roc_auc_score(labels, logits[:, 1] - logits[:, 0]) for logits in (of_head, result.logits)
+        roc_auc_score(labels, logits[:, 1] - logits[:, 0]) for logits in (of_probe, result.logits)
     )
     assert result.kept_step > 0
-    assert before < 0.94
+    assert before < 0.95
     assert after > before + 0.04, "a twentieth of all pairs changes its order, of 121 pictures"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_start_that_is_not_the_best_is_left(drawn, monkeypatch, backbone):
+    """With batch normalisation that stays as it is, and without any."""
+    monkeypatch.setattr(
+        finetune.head,
+        "fit",
+        lambda features, *given, standardiser, **more: networks.Head(
+            standardiser,
+            coefficients=np.zeros((len(standardiser.kept), 2)),
+            intercepts=np.zeros(2),
+            gradient_norm=0.0,
+        ),
+    )
+    options = {"steps": 30, "evaluate_every_steps": 10, "head_learning_rate": 0.01}
+    made = training(drawn, "class_weight", backbone, finetune=options)
+    made.finish()
+    assert made.curve[0].slice_loss == pytest.approx(np.log(2))
+    assert made.best.step > 0
+    assert made.best.loss < 0.9 * np.log(2)
+    assert made.curve[-1].train_loss < 0.9 * np.log(2)
 
 
 def test_draws_count_by_their_weight(drawn, monkeypatch):
@@ -318,6 +353,61 @@ def test_the_starting_weights_are_kept_when_nothing_better_comes(drawn, monkeypa
     )
 
 
+def test_what_is_evaluated_is_the_average_of_the_weights(drawn):
+    made = training(drawn, finetune={"average_decay": 0.6})
+    looked_at = {}
+    for variable in made.network.trainable_variables:
+        if variable.path in ("block5_conv3/bias", "logits/kernel"):
+            looked_at[variable.path] = [variable]
+    compiled = made.step
+
+    def step(*batch):
+        loss = compiled(*batch)
+        for variable, *_ in looked_at.values():
+            looked_at[variable.path].append(variable.numpy())
+        return loss
+
+    made.step = step
+    made.finish()
+    kept = by_name(made.network, made.evaluate(4).weights)
+    shares = [0.6**3, 0.4 * 0.6**2, 0.4 * 0.6, 0.4]
+    assert len(looked_at) == 2
+    for name, (variable, *values) in looked_at.items():
+        expected = sum(share * value for share, value in zip(shares, values, strict=True))
+        assert kept[name] == pytest.approx(expected, rel=1e-5, abs=1e-8)
+        np.testing.assert_array_equal(variable, values[-1], "training goes on from the last step")
+
+
+def test_the_steps_that_the_slice_chose_are_taken_on_all_of_train(drawn, monkeypatch):
+    made, plain = [], finetune.Training.finish
+    monkeypatch.setattr(finetune.Training, "finish", lambda self: made.append(self) or plain(self))
+    monkeypatch.setattr(finetune.Training, "evaluate", with_loss({0: 0.5, 2: 0.3, 4: 0.4}.get))
+    result = tuned(drawn)
+    choosing, training = made
+    assert choosing.best.step == result.kept_step == training.best.step == 2
+    assert set(choosing.kept) | set(choosing.held) == set(training.kept)
+    assert len(training.kept) == len(training.task.train)
+    whole = by_name(training.network, training.best.weights)
+    for name, of_part in by_name(choosing.network, choosing.best.weights).items():
+        moved = name.startswith(("block5", "logits"))
+        assert np.array_equal(whole[name], of_part) != moved
+
+
+def test_where_no_step_is_better_the_probe_of_all_train_patients_is_served(drawn, monkeypatch):
+    monkeypatch.setattr(finetune.Training, "evaluate", with_loss(float))
+    inputs = inputs_of(drawn)
+    test, _ = rows_of(inputs, "test")
+    task = task_of(inputs)
+    result = finetune.fine_tune(inputs, task, test)
+    assert result.kept_step == 0
+    scaler = StandardScaler().fit(inputs.features(task.train))
+    labels = inputs.labels(task.train)
+    oracle = LogisticRegression(C=1 / (0.1 * len(labels)), tol=1e-10, max_iter=10_000)
+    oracle.fit(scaler.transform(inputs.features(task.train)), labels)
+    expected = oracle.decision_function(scaler.transform(inputs.features(test)))
+    assert result.logits[:, 1] - result.logits[:, 0] == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_diverging_run_is_a_failed_trial_and_leaves_nothing(drawn, monkeypatch, every):
     made = training(drawn, save_seconds=0, finetune={"evaluate_every_steps": every})
@@ -349,26 +439,28 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = [{tests!r}, {own!r}, {source!r}]
 import test_finetune
-from equipoise.scenario import network as networks
-from equipoise.scenario import steps as stepping
-from equipoise.scenario.activations import Activations
-from equipoise.scenario.activations import Activations
 from equipoise.scenario.checkpoint import Checkpoint
 
 save = Checkpoint.save
 def save_and_die(self, state):
     save(self, state)
-    if state.step == 4:
+    on_all = not len(state.best.logits)
+    if state.step == 4 and on_all == {on_all!r}:
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoint.save = save_and_die
-options = {{"steps": 6, "unfreeze": "all"}}
-test_finetune.tuned(pathlib.Path({folder!r}), "oversample", save_seconds=0, finetune=options)
+finetune = test_finetune.finetune
+finetune.Training.evaluate = test_finetune.with_loss(test_finetune.fall)
+test_finetune.tuned(pathlib.Path({folder!r}), "oversample", save_seconds=0, finetune={options!r})
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(drawn, checkpoints, monkeypatch):
+@pytest.mark.parametrize("on_all", [False, True])
+def test_a_killed_run_goes_on_to_the_same_bytes(drawn, checkpoints, monkeypatch, on_all):
     options = {"steps": 6, "unfreeze": "all"}
+    monkeypatch.setattr(finetune.Training, "evaluate", with_loss(fall))
     code = KILLED.format(
+        on_all=on_all,
+        options=options,
         tests=str(REPO / "tests"),
         own=str(Path(__file__).parent),
         source=str(REPO / "src"),
@@ -376,18 +468,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes(drawn, checkpoints, monkeypatch)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    (checkpoint,) = checkpoints.glob("*/state.npz")
-    kept, steps = checkpoint.read_bytes(), []
-    checkpoint.unlink()
-    uninterrupted = as_bytes(tuned(drawn, "oversample", finetune=options))
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_bytes(kept)
+    left = {path: path.read_bytes() for path in checkpoints.glob("*/state.npz")}
+    assert len(left) == 1 + on_all
+    for path in left:
+        path.unlink()
+    result = tuned(drawn, "oversample", finetune=options)
+    uninterrupted, steps = as_bytes(result), []
+    assert result.kept_step == 6
+    for path, kept in left.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(kept)
     at = finetune.learning_rate_at
     monkeypatch.setattr(
         finetune, "learning_rate_at", lambda step, given: steps.append(step) or at(step, given)
     )
     assert as_bytes(tuned(drawn, "oversample", finetune=options)) == uninterrupted
-    assert steps == [5, 6]
+    assert steps == ([5, 6] if on_all else [5, 6, 1, 2, 3, 4, 5, 6])
     assert not list(checkpoints.glob("*"))
 
 
@@ -414,15 +510,17 @@ def trials(folder, scenario="baseline", save_seconds=finetune.SAVE_SECONDS, **ch
     return finetune.Trials(inputs, train, patients, 0, save_seconds)
 
 
-def test_a_trial_ends_with_the_logits_of_what_fine_tuning_keeps(drawn):
+def test_a_trial_ends_with_the_logits_of_the_weights_that_are_kept(drawn):
     trainer = trials(drawn, "oversample", finetune={"steps": 5})
     pairs = list(trainer.evaluations(SETTINGS))
     assert [step for step, _ in pairs] == [0, 2, 4, 5]
-    inputs = inputs_of(drawn, "oversample", finetune={"steps": 5})
-    task = task_of(inputs)
-    assert not set(task.patients[trainer.held]) & set(np.delete(task.patients, trainer.held))
-    tuned_on_slice = finetune.fine_tune(inputs, task, task.train[trainer.held])
-    assert pairs[-1].logits == pytest.approx(tuned_on_slice.logits, abs=1e-6)
+    made = training(drawn, "oversample", finetune={"steps": 5})
+    patients = made.task.patients
+    assert not set(patients[trainer.held]) & set(np.delete(patients, trainer.held))
+    made.finish()
+    made.network.set_weights(made.best.weights)
+    logits = made.reader.logits(made.held)
+    assert pairs[-1].logits == pytest.approx(logits, abs=1e-6)
 
 
 def test_after_a_kill_every_evaluation_comes_again(drawn, monkeypatch):
@@ -482,7 +580,9 @@ def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitte
     )
     seed = scenario.search_seed(0, [0, 0])
     task = finetune.Task.of(inputs, choice.settings, train, patients, seed)
-    logits = finetune.fine_tune(inputs, task, train[held]).logits
+    again = finetune.Training(inputs, task)
+    list(plain(again))
+    logits = again.best.logits
     prob = logits[:, 1] - logits[:, 0]
     assert choice.score == pytest.approx(roc_auc_score(inputs.labels(train[held]), prob), abs=1e-6)
 

@@ -688,17 +688,14 @@ def seed_without_effect(facts: Facts) -> Iterable[str]:
         )
 
 
-def kept_starting_weights(facts: Facts) -> Iterable[str]:
-    """Results whose fine-tuning never got better than where it started."""
+def kept_probes(facts: Facts) -> Iterable[str]:
+    """Results whose fine-tuning never got better than the probe."""
     names = []
     for name, rounds in facts.choices.items():
         if {choice.kept_step for choice in rounds} == {0}:
             names.append(name)
     if names:
-        yield (
-            "Fine-tuning kept its starting weights, a probe of the images outside the slice, in "
-            f"every round of {', '.join(names)}."
-        )
+        yield f"No step of fine-tuning was better than the probe, which is kept, in every round of {', '.join(names)}."
 
 
 def identity_calibration(facts: Facts) -> Iterable[str]:
@@ -756,7 +753,7 @@ NOTES: tuple[Callable[[Facts], Iterable[str]], ...] = (
     random_weights,
     lost_resamples,
     seed_without_effect,
-    kept_starting_weights,
+    kept_probes,
     identity_calibration,
     not_identified,
     fewer_inner_folds,

@@ -347,6 +347,8 @@ class Finetune(Section):
         learning_rate: Of the topmost layer of what is unfrozen, at its highest.
         head_learning_rate: Of the head, per standardised feature, at its highest.
         layer_decay: Factor of the learning rate from each layer to the one below.
+        average_decay: Share of the average of the weights that is kept from one step to the next; the
+            average is what is evaluated and kept.
         draw_views: Take a view by chance, the plain one included, for every plain image that a plan
             draws.
     """
@@ -360,6 +362,7 @@ class Finetune(Section):
     learning_rate: Positive
     head_learning_rate: Positive
     layer_decay: Annotated[Number, Field(gt=0, le=1)]
+    average_decay: Annotated[Number, Field(ge=0, lt=1)]
     draw_views: bool
     warmup_fraction: Annotated[Number, Field(ge=0, lt=1)]
     freeze_batch_norm: bool

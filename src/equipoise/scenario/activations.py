@@ -105,12 +105,12 @@ class Activations:
         table["sha256"] = self.digests[positions]
         table["view"] = views
         table = table.drop_duplicates(["sha256", "view"])
-        unknown = []
+        is_known = []
         for digest, view in zip(table["sha256"], table["view"]):
             key = FeatureKey(digest, view)
-            is_known = key in self._places
-            unknown.append(not is_known)
-        wanted = table[unknown]
+            is_known.append(key in self._places)
+        # No image is a table without rows, not one without columns.
+        wanted = table[~np.array(is_known, dtype=bool)]
         return wanted.sort_values(["view", "position"], ignore_index=True)
 
     def _maker(self, policy: Augment | None) -> ShardMaker:

@@ -26,7 +26,7 @@ from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, L
 from equipoise.scenario.loss import mean_loss
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.pixels import Pixels
-from equipoise.scenario.steps import learning_rate_at, training_step
+from equipoise.scenario.steps import averaged, learning_rate_at, training_step
 from equipoise.split import strata
 from equipoise.strategies import base as strategies
 from equipoise.strategies.base import VIEWS, Plan
@@ -47,9 +47,11 @@ class Task:
         settings: What the search chose: the strategy's settings and `l2`.
         train: int (num_images,), train images as positions in the manifest.
         patients: (num_images,), patient of each train image.
-        held: int (num_held,), places in `train` of the slice that is set aside and chooses.
+        held: int (num_held,), places in `train` of the slice that is set aside and chooses; without
+            one the last weights are kept.
         seed: Of the plans, the batches and TensorFlow.
         save_seconds: Time between two checkpoints.
+        last_step: Where training ends, of a schedule that may be longer; None: with the schedule.
     """
 
     settings: Mapping[str, Any]
@@ -58,6 +60,7 @@ class Task:
     held: np.ndarray
     seed: int
     save_seconds: float = SAVE_SECONDS
+    last_step: int | None = None
 
     @classmethod
     def of(
@@ -73,6 +76,11 @@ class Task:
         held = held_out(inputs, train, patients)
         return cls(settings, train, patients, held, seed, save_seconds)
 
+    def on_all(self, last_step: int) -> Task:
+        """The same with nothing set aside, up to a step."""
+        nothing = np.arange(0)
+        return dataclasses.replace(self, held=nothing, last_step=last_step)
+
 
 @dataclass(frozen=True)
 class FinetuneResult:
@@ -82,9 +90,9 @@ class FinetuneResult:
         logits: float64 (num_wanted, C).
         head: The tuned head.
         weights: The tuned weights of the backbone, in Keras' order.
-        kept_step: The step they are of; 0 where no step lowered the objective on the slice, so that
-            the starting weights are kept.
-        curve: A row for each evaluation, with the columns of `Losses`.
+        kept_step: The step they are of; 0 where no step had a lower objective on the slice than the
+            probe, which is kept.
+        curve: A row for each evaluation on the slice, with the columns of `Losses`.
     """
 
     logits: np.ndarray
@@ -95,7 +103,10 @@ class FinetuneResult:
 
 
 def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
-    """Fine-tune one model and predict.
+    """Find the best step on the slice, train up to it on all of train, and predict.
+
+    A model that is served learns from as many patients as a probe does (Goodfellow et al. 2016, Deep
+    Learning, algorithm 7.2).
 
     Args:
         inputs: Images, features and settings of one backbone and scenario.
@@ -106,19 +117,22 @@ def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
         TrialFailed: When the loss becomes NaN.
         ConfigError: For mixed precision without a GPU.
     """
-    training = Training(inputs, task)
-    for _ in training.evaluations():
-        pass
-    best = training.best
-    backbone_weights, tuned_head = network.divided(best.weights, training.standardiser)
+    choosing = Training(inputs, task)
+    choosing.finish()
+    kept_step = choosing.best.step
+    training = Training(inputs, task.on_all(kept_step))
+    training.finish()
+    kept = training.best
+    backbone_weights, tuned_head = network.divided(kept.weights, training.standardiser)
     logits = _served_logits(training, backbone_weights, tuned_head, wanted)
     training.checkpoint.remove()
+    choosing.checkpoint.remove()
     return FinetuneResult(
         logits=logits,
         head=tuned_head,
         weights=backbone_weights,
-        kept_step=best.step,
-        curve=pd.DataFrame(training.curve),
+        kept_step=kept_step,
+        curve=pd.DataFrame(choosing.curve),
     )
 
 
@@ -231,7 +245,7 @@ class Reader:
         self.graph = tf.function(infer, input_signature=source.signature())
 
     def logits(self, positions: np.ndarray) -> np.ndarray:
-        """float64 (num_images, C) of plain images; the next batches are read while one is computed."""
+        """float64 (num_images, C) of some plain images; the next batches are read while one is computed."""
         self.source.fill(positions, np.zeros(len(positions), dtype=int))
         numbers = positions.tolist()
         batches = [np.array(batch) for batch in parallel.batched(numbers, self.batch_size)]
@@ -243,20 +257,22 @@ class Reader:
 class Training:
     """One fine-tuning: a slice of train is set aside, plan and starting head come from the rest.
 
-    The weights with the lowest objective on the slice are kept, the starting ones included. An epoch
+    The weights with the lowest objective on the slice are kept, the starting ones included; where
+    nothing is set aside, the last ones. After step 0 they are averages over the last steps. An epoch
     is one pass over the draws of a plan, and each epoch draws its own; the objective is that of the
     first. A killed run goes on from its checkpoint to the same bytes.
 
     Attributes:
         kept: int, the images that are trained on, as positions in the manifest.
         held: int, the images of the slice, as positions in the manifest.
-        start: The solved head that training starts from.
+        start: The solved head that training starts from: the probe.
         backbone: keras.Model, pixels -> features, as it is now.
         network: The same with its head, to logits.
         cut: Below it nothing is trained, see `embed.cut`; empty where everything is.
         source: What a step reads: activations at the cut, or pixels.
         serves_what_is_kept: Whether the served network sees what the source keeps, unrounded.
         step: One optimiser step: (*batch, learning rate) -> loss.
+        last_step: The step after which it ends.
         best: The weights kept so far.
         seen: What they said about the slice at every evaluation, from step 0 on.
         curve: The losses at every evaluation.
@@ -271,6 +287,7 @@ class Training:
         self.inputs = inputs
         self.task = task
         self.options = settings.finetune
+        self.last_step = self.options.steps if task.last_step is None else task.last_step
         self.size_px = settings.embed.image_size_px
         self.batch_size = settings.embed.batch_size
         _prepare_tensorflow(task.seed, self.options)
@@ -357,6 +374,8 @@ class Training:
         key["seed"] = self.task.seed
         key["head"] = "on standardised features"
         key["train"] = self.task.train
+        key["held"] = self.task.held
+        key["last_step"] = self.last_step
         key["patients"] = self.task.patients
         key["manifest"] = self.inputs.manifest.digest
         key["features"] = self.inputs.store.digest
@@ -407,7 +426,7 @@ class Training:
         size = self.options.batch_size
         passed = (first_step - 1) * size
         draws = itertools.islice(self.draws(), passed, None)
-        for _ in range(first_step, self.options.steps + 1):
+        for _ in range(first_step, self.last_step + 1):
             yield list(itertools.islice(draws, size))
 
     def _batch(self, draws: list[Draw]) -> Batch:
@@ -425,6 +444,11 @@ class Training:
             weights=tf.constant(draw_weights * class_weights),
         )
 
+    def finish(self) -> None:
+        """Train up to the end."""
+        for _ in self.evaluations():
+            pass
+
     def evaluations(self) -> Iterator[Evaluation]:
         """Train, and yield (step, logits) as `Trials.evaluations` does; after a kill all of them come again."""
         try:
@@ -439,7 +463,7 @@ class Training:
         yield from list(self.seen)
         if self._is_over(done):
             return
-        total = self.options.steps
+        total = self.last_step
         saved_at = time.monotonic()
         losses: list[Any] = []
         batches = self.batches(done + 1)
@@ -456,7 +480,7 @@ class Training:
             train_loss = float(np.mean(losses))
             losses.clear()
             evaluated = self.evaluate(number)
-            if evaluated.loss < self.best.loss:
+            if not len(self.held) or evaluated.loss < self.best.loss:
                 self.best = evaluated
             self.seen.append(Evaluation(number, self.best.logits))
             self.curve.append(Losses(number, train_loss, evaluated.loss))
@@ -474,15 +498,21 @@ class Training:
         if self.options.patience is None:
             return False
         evaluations = [seen.step for seen in self.seen if seen.step > self.best.step]
-        return step < self.options.steps and len(evaluations) >= self.options.patience
+        return step < self.last_step and len(evaluations) >= self.options.patience
 
     def evaluate(self, step: int) -> KeptWeights:
-        """The scenario's own objective on the slice set aside, without the penalty, of the weights now."""
-        logits = self.reader.logits(self.held)
+        """The scenario's own objective on the slice set aside, without the penalty, of the averaged weights."""
+        with averaged(self.network, self.optimizer):
+            weights = self.network.get_weights()
+            logits = self._held_logits()
         labels = self.labels[self.held]
-        loss = mean_loss(logits, labels, self.objective)
-        weights = self.network.get_weights()
+        loss = mean_loss(logits, labels, self.objective) if len(labels) else math.nan
         return KeptWeights(step, loss, logits, weights)
+
+    def _held_logits(self) -> np.ndarray:
+        if len(self.held):
+            return self.reader.logits(self.held)
+        return np.empty((0, len(self.start.intercepts)))
 
     def _state(self) -> TrainingState:
         variables = self.optimizer.variables

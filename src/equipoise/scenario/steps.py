@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from equipoise.core.config import Finetune
@@ -55,11 +57,14 @@ def relative_rates(network: Any, options: Finetune) -> list[float]:
     return [rate_of[variable.path] for variable in network.trainable_variables]
 
 
-def adam(multiples: list[float]) -> Any:
+def adam(multiples: list[float], average_decay: float) -> Any:
     """Keras' Adam with a rate of its own for each variable, a multiple of its `learning_rate`.
+
+    It averages the variables over its steps, see `averaged`.
 
     Args:
         multiples: One for each variable that it is built with, in the same order.
+        average_decay: Share of the average that is kept from one step to the next, 0 for none.
     """
     import keras
 
@@ -68,7 +73,29 @@ def adam(multiples: list[float]) -> Any:
             multiple = multiples[self._get_variable_index(variable)]
             super().update_step(gradient, variable, learning_rate * multiple)
 
-    return LayerwiseAdam(1.0)
+    return LayerwiseAdam(1.0, use_ema=True, ema_momentum=average_decay)
+
+
+@contextmanager
+def averaged(network: Any, optimizer: Any) -> Iterator[None]:
+    """Give a network, for a while, the averages of its weights over the last steps of an optimiser.
+
+    The last step leaves weights beside the middle of where steps go to and fro: their average has the
+    lower loss on new images (Izmailov et al. 2018, arXiv 1803.05407).
+
+    Args:
+        network: keras.Model that is trained.
+        optimizer: Of `training_step`; before its first step it has no average, and nothing changes.
+    """
+    if not optimizer.iterations.numpy():
+        yield
+        return
+    variables = network.trainable_variables
+    now = [variable.numpy() for variable in variables]
+    optimizer.finalize_variable_values(variables)
+    yield
+    for variable, value in zip(variables, now):
+        variable.assign(value)
 
 
 def training_step(
@@ -97,7 +124,7 @@ def training_step(
 
     variables = network.trainable_variables
     dense = head_layer(network)
-    inner = adam(relative_rates(network, options))
+    inner = adam(relative_rates(network, options), options.average_decay)
     optimizer = inner
     if options.mixed_precision:
         # Gradients of float16 underflow without a scale; steps that overflow it are passed over.
