@@ -140,6 +140,19 @@ def copy_workspace(workspace: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_store():
+    """MLflow remembers a store in its process and in the environment: no file of tests finds that of another one."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    yield
+    mlflow = sys.modules.get("mlflow")
+    if mlflow is not None:
+        mlflow.set_tracking_uri(None)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
     """A checkout in which `equipoise main` has run. Tests may add to it, never spoil it."""

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from functools import partial
 
-import mlflow
 import pandas as pd
 import pytest
 import requests
@@ -76,9 +75,7 @@ def equipoise(folder, monkeypatch, capsys):
         )
         return code, *capsys.readouterr()
 
-    yield call
-    monkeypatch.undo()
-    mlflow.set_tracking_uri(None)
+    return call
 
 
 def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  # noqa: F811

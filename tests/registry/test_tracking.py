@@ -412,6 +412,20 @@ def test_the_default_store_lies_in_the_root_wherever_the_user_stands(tmp_path, m
     assert experiment.artifact_location == (root / "mlartifacts/equipoise-made").as_uri()
 
 
+@pytest.mark.parametrize("given", [None, "", "sqlite:///{}/given.db"])
+def test_the_store_of_one_project_is_not_that_of_the_next(tmp_path, monkeypatch, given):
+    if given is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    else:
+        given = given.format(tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    for name in ("one", "two", "one"):
+        root = tmp_path / name
+        store = tracking.client(root)
+        assert store.tracking_uri == (given or f"sqlite:///{root}/mlflow.db")
+        assert os.environ.get("MLFLOW_TRACKING_URI") == given
+
+
 def test_a_lock_is_of_one_subject():
     held = tracking.machine_lock(["a test", "one"], timeout_seconds=0)
     other = tracking.machine_lock(["a test", "another"], timeout_seconds=0)

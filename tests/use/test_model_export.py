@@ -152,10 +152,7 @@ def test_the_file_says_what_goes_in_and_what_comes_out(tmp_path):
 # --- the verb -------------------------------------------------------------------------------------
 
 
-def test_a_registered_version_is_exported(workspace, capfd, monkeypatch):
-    monkeypatch.delenv(
-        "MLFLOW_TRACKING_URI", raising=False
-    )  # MLflow sets it where a store was used
+def test_a_registered_version_is_exported(workspace, capfd):
     assert cli.main(["--root", str(workspace), "export", "--layout", "onnx", "--model", MODEL]) == 0
     said = capfd.readouterr()
     assert "input pixels: float32 (batch, 48, 48, 3), RGB 0..255" in said.out

@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Undefined
 
 from equipoise.compare import evidence, wording
-from equipoise.compare.wording import metric_label, primary_label
+from equipoise.compare.wording import primary_label
 from equipoise.core.config import Study
 from equipoise.core.documents import (
     Calibration,
@@ -35,6 +35,7 @@ from equipoise.core.documents import (
 )
 from equipoise.core.records import CALIBRATED, Predictions
 from equipoise.evaluation import metrics
+from equipoise.evaluation.intervals import POINTS
 from equipoise.evaluation.metrics import Endpoint
 from equipoise.ingest.datasets import base as datasets
 
@@ -42,7 +43,6 @@ FILE_NAME = "MODEL_CARD.md"
 #: Probabilities stay this far from 0 and 1, so that their logit is a number.
 _EPSILON = 1e-12
 _ABSENT = "not measured"
-_POINTS = ("free", "raw", "locked")
 
 
 def card(
@@ -247,13 +247,13 @@ def _measured(
     by_patient = row.patient.get("mean") if row else None
     if by_patient and by_patient.locked:
         title = f"patients, by the mean logit of their images ({by_patient.patients})"
-        points = {point: by_patient.point(point) for point in _POINTS}
+        points = {point: by_patient.point(point) for point in POINTS}
         tables[title] = _cells(points)
     return tables
 
 
 def _cells(table: MetricTable) -> dict[str, list[str | None]]:
-    points = [table.get(point, {}) for point in _POINTS]
+    points = [table.get(point, {}) for point in POINTS]
     names = dict.fromkeys(itertools.chain.from_iterable(points))
     return {name: [_cell_at(point, name) for point in points] for name in names}
 
@@ -349,11 +349,6 @@ def _failures(predictions: Predictions, classes: Sequence[str]) -> _Failures:
 def _environment(summary: ScenarioSummary) -> Environment:
     """Prepare the template: names stay text, and what does not exist is "not measured"."""
     floor = summary.settings["tune"]["sensitivity_floor"]
-    binary = len(summary.classes) == 2
-
-    def label(endpoint: str) -> str:
-        return metric_label(Endpoint.parse(endpoint), floor, binary)
-
     environment = Environment(  # noqa: S701 - Markdown, which has its own way to make text harmless
         loader=PackageLoader("equipoise.compare", "."),
         undefined=ChainableUndefined,
@@ -362,7 +357,7 @@ def _environment(summary: ScenarioSummary) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["label"] = label
+    environment.globals["label"] = wording.labelled(floor, binary=len(summary.classes) == 2)
     environment.globals["plain"] = _plain
     environment.globals["number"] = _number
     environment.globals["cell"] = _cell

@@ -81,6 +81,15 @@ def metric_label(endpoint: Endpoint, floor: float, binary: bool = True) -> str:
     return name + decided[endpoint.point]
 
 
+def labelled(floor: float, binary: bool) -> Callable[[str], str]:
+    """`metric_label` for templates: "point.metric" -> as a reader would name it."""
+
+    def label(endpoint: str) -> str:
+        return metric_label(Endpoint.parse(endpoint), floor, binary)
+
+    return label
+
+
 def primary_label(comparison: Comparison) -> str:
     """Name the metric behind every verdict of a comparison."""
     return metric_label(Endpoint.parse(comparison.primary), comparison.sensitivity_floor)

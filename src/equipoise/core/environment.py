@@ -67,22 +67,9 @@ def masked(text: object) -> str:
 def versions() -> dict[str, str]:
     """Return what the numbers of this process come from: Python, packages, a digest of our code."""
     version_of = {"python": ".".join(map(str, sys.version_info[:2]))}
-    for name in PACKAGES:
-        try:
-            version_of[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version_of[name] = "none"
-    version_of["equipoise"] = _code_digest()
+    version_of.update(versions_of(*PACKAGES))
+    version_of["equipoise"] = code_digest(".")[:12]
     return version_of
-
-
-def _code_digest() -> str:
-    """Twelve hexadecimal digits that name all of Equipoise's code."""
-    from equipoise.core.files import digest_of, file_digest  # imports pandas
-
-    folder = Path(equipoise.__file__).parent
-    file_digests = [file_digest(path) for path in sorted(folder.rglob("*.py"))]
-    return digest_of(file_digests)[:12]
 
 
 def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -605,9 +605,8 @@ def uncommitted(root: Path) -> list[str] | None:
     changes = environment.git("status", "--porcelain", "--", *_CODE, folder=root)
     if changes is None:
         return None
-    return [
-        line[3:] for line in changes.splitlines()
-    ]  # two letters and a space stand before the path
+    # Two letters and a space stand before each path.
+    return [line[3:] for line in changes.splitlines()]
 
 
 def code_digest(root: Path) -> str | None:
@@ -746,9 +745,9 @@ def _never_shown(challenger: Evidence, champion: Evidence) -> pd.DataFrame:
 def _as_stored(rows: pd.DataFrame, answers: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Rows with the answers of a served model under the names that stored predictions have."""
     stored = rows.copy()
-    for kind, answered in ((RAW, ANSWERED_RAW), (CALIBRATED, ANSWERED_CALIBRATED)):
-        values = answers[probability_columns(answered, classes)].to_numpy()
-        stored[probability_columns(kind, classes)] = values
+    for stored_as, answered_as in ((RAW, ANSWERED_RAW), (CALIBRATED, ANSWERED_CALIBRATED)):
+        values = answers[probability_columns(answered_as, classes)].to_numpy()
+        stored[probability_columns(stored_as, classes)] = values
     return stored
 
 

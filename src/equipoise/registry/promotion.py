@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
@@ -132,34 +134,36 @@ def promote(
         audit.settle(store, name, say)
         current = audit.by_alias(store, name, CHAMPION)
         number = str(target.version)
-        before = str(current.version) if current else None
-        if before == number and not audit.misplaced(store, name, audit.read(store, name)):
+        is_champion = current is not None and str(current.version) == number
+        if is_champion and not audit.misplaced(store, name, audit.read(store, name)):
             return Championship(name, number)
         verdicts = gates.judge(study, store, name, target, current)
         say(gates.Judged(verdicts))
         failed = [verdict for verdict in verdicts if verdict.failed]
-        forced = force and bool(failed)
-        allowed = not failed or (force and all(verdict.forceable for verdict in failed))
+        is_allowed = not failed or (force and all(verdict.forceable for verdict in failed))
         decision = Decision(
-            kind="promote" if allowed else "refuse",
-            from_version=before,
-            to_version=number,
-            from_content=_content(current),
-            to_content=_content(target),
+            kind="promote" if is_allowed else "refuse",
             reason=reason,
-            forced=forced,
+            forced=force and bool(failed),
             gates=[verdict.as_record() for verdict in verdicts],
-            digests=_digests(target),
             bounds=study.settings.promote.model_dump(),
+            **_from_to(current, target),
         )
-        if not allowed:
-            entry = audit.write(store, name, decision, study.root, "refused")
-            reasons = "; ".join(str(verdict) for verdict in failed)
-            raise PromotionRefused(
-                f"version {number} of {name} does not become champion: {reasons}. "
-                f"Nothing was moved; the refusal is decision {entry.decision.number} of the log."
-            )
+        if not is_allowed:
+            _refuse(store, name, decision, study.root, failed)
         return _moved(audit.move(store, name, decision, study.root, step))
+
+
+def _refuse(
+    store: MlflowClient, name: str, decision: Decision, root: Path, failed: Sequence[gates.Verdict]
+) -> NoReturn:
+    """Write into the log that a version is not moved, and say why."""
+    entry = audit.write(store, name, decision, root, "refused")
+    reasons = "; ".join(str(verdict) for verdict in failed)
+    raise PromotionRefused(
+        f"version {decision.to_version} of {name} does not become champion: {reasons}. "
+        f"Nothing was moved; the refusal is decision {entry.decision.number} of the log."
+    )
 
 
 def _target(store: MlflowClient, study: Study, version: str | None) -> ModelVersion:
@@ -210,14 +214,7 @@ def rollback(
         number = str(target.version)
         current = audit.by_alias(store, name, CHAMPION)
         decision = Decision(
-            kind="rollback",
-            from_version=str(current.version) if current else None,
-            to_version=number,
-            from_content=_content(current),
-            to_content=_content(target),
-            reason=reason,
-            forced=False,
-            digests=_digests(target),
+            kind="rollback", reason=reason, forced=False, **_from_to(current, target)
         )
         try:
             evidence.load(f"models:/{name}/{number}", study.root)
@@ -231,8 +228,15 @@ def rollback(
         return _moved(audit.move(store, name, decision, study.root, step))
 
 
-def _content(version: ModelVersion | None) -> Content | None:
-    return Content.of(version) if version else None
+def _from_to(current: ModelVersion | None, target: ModelVersion) -> dict[str, Any]:
+    """What every decision says of the champion before and of the version that it is about."""
+    return {
+        "from_version": str(current.version) if current else None,
+        "to_version": str(target.version),
+        "from_content": Content.of(current) if current else None,
+        "to_content": Content.of(target),
+        "digests": _digests(target),
+    }
 
 
 def _digests(version: ModelVersion) -> dict[str, str]:

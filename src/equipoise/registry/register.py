@@ -530,12 +530,12 @@ def package_model(
 
     network = artifact.save(study, backbone, folder, scratch / "network")
     description = ModelDescription.read(network / "model.json")
-    kind = _kind_of(description)
+    program = _program_of(description)
     # All of it goes along: the server has no checkout.
     package = Path(equipoise.__file__).parent
     mlflow.pyfunc.save_model(
         scratch / "model",
-        python_model=str(package / "service" / kind.program),
+        python_model=str(package / "service" / program.file),
         code_paths=[str(package)],
         artifacts={"model": str(network)},
         mlflow_model=Model(
@@ -543,23 +543,23 @@ def package_model(
             run_id=model.source_run_id,
             model_id=model.model_id,
         ),
-        input_example=kind.example,
-        signature=ModelSignature(kind.request, _answer_columns(description.classes)),
-        model_config=kind.config,
-        metadata=kind.metadata,
+        input_example=program.example,
+        signature=ModelSignature(program.request, _answer_columns(description.classes)),
+        model_config=program.config,
+        metadata=program.metadata,
         pip_requirements=[
-            f"{name}=={version}" for name, version in _versions(kind.packages).items()
+            f"{name}=={version}" for name, version in _versions(program.packages).items()
         ],
     )
     return scratch / "model"
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What differs between models of images and models of vectors.
+class _Program:
+    """What MLflow runs, and what goes with it: it differs between models of images and models of vectors.
 
     Attributes:
-        program: The file of this folder that MLflow runs.
+        file: Name of the program in the room `service`.
         example: A request.
         request: Columns of a request.
         config: What callers may change when they load it.
@@ -567,7 +567,7 @@ class _Kind:
         packages: What service imports.
     """
 
-    program: str
+    file: str
     example: pd.DataFrame
     request: Schema
     config: dict[str, Any]
@@ -575,12 +575,12 @@ class _Kind:
     packages: tuple[str, ...]
 
 
-def _kind_of(description: ModelDescription) -> _Kind:
+def _program_of(description: ModelDescription) -> _Program:
     from equipoise.service import vectors
 
     if description.weights != imported.WEIGHTS:
-        return _Kind(
-            program="served.py",
+        return _Program(
+            file="served.py",
             example=_input_example(),
             request=_request_columns(),
             config={"image_folder": None},
@@ -589,8 +589,8 @@ def _kind_of(description: ModelDescription) -> _Kind:
         )
     # An example goes into the artifact, so it is never a patient's vector.
     nothing = [0.0] * (description.num_features or 0)
-    return _Kind(
-        program="served_vectors.py",
+    return _Program(
+        file="served_vectors.py",
         example=pd.DataFrame({vectors.COLUMN: [nothing]}),
         request=Schema([ColSpec(AnyType(), vectors.COLUMN)]),
         config={},
@@ -604,8 +604,8 @@ def _kind_of(description: ModelDescription) -> _Kind:
 
 def _request_columns() -> Schema:
     """Columns of a request; each row holds one of them."""
-    kinds = {"image": DataType.binary, "path": DataType.string, "pixels": AnyType()}
-    return Schema([ColSpec(kind, name, required=False) for name, kind in kinds.items()])
+    types = {"image": DataType.binary, "path": DataType.string, "pixels": AnyType()}
+    return Schema([ColSpec(of_column, name, required=False) for name, of_column in types.items()])
 
 
 def _answer_columns(classes: list[str]) -> Schema:

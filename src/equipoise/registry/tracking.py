@@ -45,13 +45,15 @@ if TYPE_CHECKING:
 
 #: Whose error it is that an answer holds other fields than MLflow's.
 _PARSER = "google.protobuf"
+#: By which a user names a store.
+_STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 
 # --- the store ------------------------------------------------------------------------------------
 
 
 def tracking_uri(root: Path) -> str:
     """Address of the store: MLFLOW_TRACKING_URI, or mlflow.db beside params.yaml in `root`."""
-    return environment("MLFLOW_TRACKING_URI") or _default_uri(root)
+    return environment(_STORE_VARIABLE) or _default_uri(root)
 
 
 def _default_uri(root: Path) -> str:
@@ -70,10 +72,9 @@ def client(root: Path) -> MlflowClient:
     Raises:
         StoreError: When the store came with a copied or moved checkout and keeps its files elsewhere.
     """
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # that tables are made is no news
-    logging.getLogger("mlflow.store").setLevel(
-        logging.CRITICAL
-    )  # what it prints is said in a sentence
+    # That tables are made is no news, and what the store logs of a failure is said in a sentence.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A bucket is often within reach of the server alone: MLflow waits a minute for it, file by file.
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
@@ -82,8 +83,22 @@ def client(root: Path) -> MlflowClient:
     if tracking_uri(root) == _default_uri(root):
         _make_store(_default_path(root))
         _require_own_files(root)
-    mlflow.set_tracking_uri(tracking_uri(root))
+    _use_store(tracking_uri(root))
     return MlflowClient()
+
+
+def _use_store(uri: str) -> None:
+    """Let MLflow use a store from now on.
+
+    MLflow writes its address into the environment too, where it would be taken for that of a user, and another project
+    would be tracked in the store of this one.
+    """
+    given = os.environ.get(_STORE_VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    if given is None:
+        os.environ.pop(_STORE_VARIABLE, None)
+    else:
+        os.environ[_STORE_VARIABLE] = given
 
 
 def _make_store(path: Path) -> None:

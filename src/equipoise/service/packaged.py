@@ -36,8 +36,8 @@ def has_own_code(folder: Path) -> bool:
 
 def is_of_this_code(folder: Path) -> bool:
     """Whether the copy of Equipoise inside a saved model is what this process runs, file by file."""
-    own = environment.code_digest(".")
-    return environment.code_digest(".", package=(folder / _CODE).resolve()) == own
+    package = (folder / _CODE).resolve()
+    return environment.code_digest(".", package=package) == environment.code_digest(".")
 
 
 class Packaged:
@@ -130,9 +130,9 @@ class Packaged:
 
 def _error(name: str, said: str) -> EquipoiseError:
     """An error of the process again: one of ours by its name, any other as a sentence."""
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, EquipoiseError):
-        return kind(said)
+    error_class = getattr(errors, name, None)
+    if isinstance(error_class, type) and issubclass(error_class, EquipoiseError):
+        return error_class(said)
     return DataError(f"{name}: {said}")
 
 

@@ -32,7 +32,8 @@ from equipoise.split import checks
 
 Layout = Literal["folders", "csv"]
 
-_NOTE = "export.json"
+#: What an export says of itself, inside its folder.
+NOTE = "export.json"
 _MANIFEST_COLUMNS = ["image_id", "sha256", "label", "class_name"]
 #: What a plan says of one draw.
 _DRAW_COLUMNS = ["draw", "view", "partner_id", "mix", "weight"]
@@ -155,7 +156,7 @@ def export_study(
     write: Callable[[_Contents, Path], int] = _write_csv if layout == "csv" else _write_folders
     with atomic_folder(target, "exporting") as folder:
         files = write(contents, folder)
-        note.model_copy(update={"files": files}).write(folder / _NOTE)
+        note.model_copy(update={"files": files}).write(folder / NOTE)
     return Exported(target, files)
 
 
@@ -198,7 +199,7 @@ def _refuse_other(target: Path, raw: Path) -> None:
     _refuse_no_folder(target.parent)
     if not os.path.lexists(target):
         return
-    if not (target / _NOTE).is_file():
+    if not (target / NOTE).is_file():
         raise DataError(
             f"{target} is there and is no export. Name another folder with --to, or remove it."
         )
@@ -228,7 +229,7 @@ def _count_files(target: Path) -> int:
 def _files_written(target: Path) -> int | None:
     """What the note of an export says; None when another version of Equipoise wrote it."""
     try:
-        return ExportNote.read(target / _NOTE).files
+        return ExportNote.read(target / NOTE).files
     except DataError:
         return None
 
@@ -238,7 +239,7 @@ def _is_complete(target: Path, note: ExportNote) -> bool:
     if not target.exists():
         return False
     try:
-        there = ExportNote.read(target / _NOTE)
+        there = ExportNote.read(target / NOTE)
     except DataError:  # of another version of Equipoise
         return False
     same_contents = there.model_copy(update={"files": note.files}) == note

@@ -32,6 +32,7 @@ from equipoise.scenario.head import HEAD, Head
 from equipoise.service.answers import ANSWERED_CALIBRATED, ANSWERED_RAW, Answers
 from equipoise.service.predictor import Predictor
 from equipoise.service.vectors import COLUMN, VectorPredictor
+from equipoise.use.export import NOTE
 
 ModelLayout = Literal["onnx", "saved_model"]
 
@@ -40,7 +41,6 @@ FILES: dict[ModelLayout, str] = {"onnx": "model.onnx", "saved_model": "saved_mod
 #: The largest difference to what the served model answers.
 TOLERANCE = 1e-4
 
-_NOTE = "export.json"
 _PIXELS = "pixels"
 #: Inputs drawn to compare what was written with the served model.
 _DRAWN_INPUTS = 8
@@ -215,7 +215,7 @@ def _export(folder: Path, source: str, layout: ModelLayout, target: Path) -> lis
         file = place / FILES[layout]
         with silenced(logging.ERROR):  # what matters of Keras and tf2onnx is told at the end
             _write(served.network, file, layout)
-        opset = _finish_onnx(file, served.input.name) if layout == "onnx" else None
+        finished = _finish_onnx(file, served.input.name) if layout == "onnx" else None
         note = ModelExport(
             source=source,
             layout=layout,
@@ -228,12 +228,12 @@ def _export(folder: Path, source: str, layout: ModelLayout, target: Path) -> lis
             threshold=served.description.threshold,
             pipeline=served.description.pipeline,
             evidence=served.description.evidence,
-            opset=opset,
+            opset=None if finished is None else _opset(finished),
             largest_difference=_largest_difference(served, file, layout),
         )
-        if layout == "onnx":
-            _describe_onnx(file, note)
-        note.write(place / _NOTE)
+        if finished is not None:
+            _describe_onnx(finished, file, note)
+        note.write(place / NOTE)
     return note.lines(target / FILES[layout])
 
 
@@ -406,8 +406,8 @@ def _unwritable(layout: ModelLayout, error: Exception) -> DataError:
     )
 
 
-def _finish_onnx(file: Path, input_name: str) -> int:
-    """Take out of an ONNX file what no node reads, name the batch, and return the opset.
+def _finish_onnx(file: Path, input_name: str) -> Any:
+    """Take out of an ONNX file what no node reads, name the batch, and return the onnx.ModelProto in it.
 
     tf2onnx leaves constants that it folded as inputs (those of `preprocess_input` of VGG and ResNet),
     and a runtime would ask for them.
@@ -429,14 +429,24 @@ def _finish_onnx(file: Path, input_name: str) -> int:
     except onnx.checker.ValidationError as error:  # tf2onnx writes what it does not know as it is
         raise _unwritable("onnx", error) from error
     onnx.save(model, str(file))
+    return model
+
+
+def _opset(model: Any) -> int:
+    """Version of the operations that an onnx.ModelProto is made of."""
     return next(item.version for item in model.opset_import if not item.domain)
 
 
-def _describe_onnx(file: Path, note: ModelExport) -> None:
-    """Put the note into an ONNX file too, where it cannot get lost."""
+def _describe_onnx(model: Any, file: Path, note: ModelExport) -> None:
+    """Put the note into an ONNX file too, where it cannot get lost.
+
+    Args:
+        model: The onnx.ModelProto in the file.
+        file: Written again.
+        note: What is put into it.
+    """
     import onnx
 
-    model = onnx.load(str(file))
     texts = {}
     for name, value in note.as_dict().items():
         texts[name] = value if isinstance(value, str) else json_text(value)

@@ -143,8 +143,8 @@ def row_writer(
 ) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
     """Yield a function that appends rows; the file appears when the block ends well."""
     types = _column_types(model)
-    schema = pa.schema([(name, kind.arrow) for name, kind in types.items()])
-    pandas_types = {name: kind.pandas for name, kind in types.items()}
+    schema = pa.schema([(name, of_column.arrow) for name, of_column in types.items()])
+    pandas_types = {name: of_column.pandas for name, of_column in types.items()}
     with _writer(out, schema) as write:
 
         def append(rows: Sequence[dict[str, Any]]) -> None:

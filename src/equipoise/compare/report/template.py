@@ -14,7 +14,6 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from equipoise.compare import wording
-from equipoise.compare.wording import metric_label
 from equipoise.core.documents import Comparison, Difference
 from equipoise.evaluation.metrics import Endpoint
 
@@ -29,19 +28,13 @@ def is_binary(comparison: Comparison) -> bool:
 
 def environment(comparison: Comparison) -> Environment:
     """Prepare the template: names are escaped, a name that does not exist is an error, no number is a dash."""
-    floor = comparison.sensitivity_floor
-    binary = is_binary(comparison)
-
-    def label(endpoint: str) -> str:
-        return metric_label(Endpoint.parse(endpoint), floor, binary)
-
     made = Environment(
         loader=PackageLoader("equipoise.compare.report", "."),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         finalize=_or_dash,
     )
-    made.filters["label"] = label
+    made.filters["label"] = wording.labelled(comparison.sensitivity_floor, is_binary(comparison))
     made.filters["number"] = wording.fixed
     made.filters["signed"] = wording.signed
     made.filters["finely"] = _finely
