@@ -201,7 +201,7 @@ def over_files(study: config.Study, frozen: Frozen, ours: float) -> heads.Line:
     searches = [Search.of(study, name) for name in heads.SCENARIOS]
     fits = sum(search.fits for search in searches)
     splits = pd.read_parquet(study.splits_path)
-    train = (splits["part"] == "train").sum() / len(searches[0].rounds)
+    train = int((splits["part"] == "train").sum()) / len(searches[0].rounds)
     folds = study.settings.tune.inner_folds
     inside = train * (folds - 1) / folds
     images = fits * EPOCHS * inside
