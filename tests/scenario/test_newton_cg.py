@@ -170,6 +170,18 @@ def test_focal_loss_that_is_flat_at_the_start_still_falls():
         assert found.objective < start
 
 
+@SHAPES
+def test_a_penalty_of_next_to_nothing_ends_by_itself(shape):
+    features, labels, weights = case(shape, spread=0.5)
+    features[:, 1] = features[:, 0]
+    found = solved(features, labels, weights, l2=1e-12)
+    start = objective_of(
+        np.zeros((shape[1] + 1) * 3), features, labels, weights, Objective.neutral(3), 0
+    )
+    assert found.objective < start
+    assert (prob_of(found, features).argmax(axis=1) == labels).mean() > 0.4
+
+
 def test_weights_that_are_no_numbers_give_no_number():
     features, labels, weights = case((40, 10))
     weights[3] = np.nan

@@ -54,6 +54,10 @@ _FEW_COLUMNS = 4
 #: two are equal. Else float32 was too coarse.
 _TRUSTED_SHARE = 0.5
 
+#: Where the objective falls by no more than its rounding, a step that leaves more than this share of
+#: the decrement gains nothing.
+_STALLED_SHARE = 0.5
+
 #: Armijo's constant: the share of the promised decrease that a step must reach.
 _SUFFICIENT_DECREASE = 1e-4
 
@@ -65,7 +69,7 @@ _LONGEST_STEP = 30.0
 #: Decrement at which the head of one block of many rows is near enough to start from.
 _ROUGH_TOLERANCE = 1e-2
 
-#: Curvature that is taken for none, beside that of the classes that have most.
+#: A curvature is not taken for less: nothing is divided by 0 where the loss is flat.
 _NO_CURVATURE = 1e-30
 
 
@@ -94,7 +98,7 @@ def minimise(
     l2: float,
     tolerance: float,
 ) -> Minimum:
-    """Solve one head. The objective never rises on the way.
+    """Solve one head. The objective never rises on the way, but for its rounding.
 
     Args:
         rows: float64 (num_rows, num_features), standardised.
@@ -453,6 +457,9 @@ class _Search:
         dtype: Precision of products.
         factored: The factored preconditioner, of here or a few steps before; None as long as the
             diagonal does.
+        needs_factors: Whether it is made before the next step.
+        lengthening: Square of a decrement over that of the same gradient through the preconditioner.
+        tolerance: Decrement to stop at.
     """
 
     def __init__(self, system: _System, loss: _Loss) -> None:
@@ -467,7 +474,6 @@ class _Search:
         self.dtype: Any = np.float32
         self.factored: _Preconditioner | None = None
         self.needs_factors = not system.in_memory
-        #: Square of a decrement over that of the same gradient through the preconditioner.
         self.lengthening = 1.0
         self.tolerance = 0.0
 
@@ -483,13 +489,16 @@ class _Search:
     def run(self, tolerance: float) -> np.ndarray:
         """Step until the decrement is small enough, or nothing lowers the objective; the unknowns there."""
         self.tolerance = tolerance
+        last = np.inf
         for number in range(_MAX_STEPS):
             if number == _SINGLE_PRECISION_STEPS:
                 self._use_double_precision()
             step = self._newton_step() if np.isfinite(self.value) else None
             if step is None:
                 break
-            if self._moved(step):
+            gains = step.fall > self._rounding or self.decrement <= _STALLED_SHARE * last
+            last = self.decrement
+            if gains and self._moved(step):
                 continue
             if self.dtype == np.float64:
                 break
@@ -497,6 +506,7 @@ class _Search:
         return self.unknowns
 
     def _use_double_precision(self) -> None:
+        """For good; a factored preconditioner is made anew."""
         self.needs_factors = self.needs_factors or self.factored is not None
         self.dtype = np.float64
         self.factored = None
@@ -511,8 +521,7 @@ class _Search:
             try:
                 preconditioner = self._preconditioner(coarse)
             except LinAlgError:
-                if is_last_way:
-                    return None
+                self.needs_factors = not is_last_way
                 self._use_double_precision()
                 continue
             downhill = preconditioner.solve(gradient)
@@ -583,21 +592,24 @@ class _Search:
 
     def _moved(self, step: _Step) -> bool:
         """Go along a step as far as the objective falls enough; False where it does nowhere."""
-        # Close to the solution an objective falls by less than it is rounded by.
-        noise = 10 * np.finfo(float).eps * abs(self.value)
         longest = np.abs(step.scores).max()
         length = _LONGEST_STEP / max(longest, _LONGEST_STEP)
         for _ in range(_MAX_HALVINGS):
             unknowns = self.unknowns + length * step.change
             scores = self.scores + length * step.scores
             value = self._value(unknowns, scores)
-            if value <= self.value - _SUFFICIENT_DECREASE * length * step.fall + noise:
+            if value <= self.value - _SUFFICIENT_DECREASE * length * step.fall + self._rounding:
                 self.unknowns = unknowns
                 self.scores = scores
                 self.value = value
                 return True
             length *= 0.5
         return False
+
+    @property
+    def _rounding(self) -> float:
+        """Of the objective: close to the solution it falls by less."""
+        return 10 * np.finfo(float).eps * abs(self.value)
 
     def _value(self, unknowns: np.ndarray, scores: np.ndarray) -> float:
         """The objective."""
