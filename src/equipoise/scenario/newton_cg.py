@@ -54,9 +54,9 @@ _FEW_COLUMNS = 4
 #: two are equal. Else float32 was too coarse.
 _TRUSTED_SHARE = 0.5
 
-#: Where the objective falls by no more than its rounding, a step that leaves more than this share of
-#: the decrement gains nothing.
-_STALLED_SHARE = 0.5
+#: Where the objective falls by no more than its rounding, a step gains nothing that does not promise
+#: less than this share of what the last one did. Where a class weighs nothing that is 0.37.
+_STALLED_SHARE = 0.8
 
 #: Armijo's constant: the share of the promised decrease that a step must reach.
 _SUFFICIENT_DECREASE = 1e-4
@@ -496,8 +496,8 @@ class _Search:
             step = self._newton_step() if np.isfinite(self.value) else None
             if step is None:
                 break
-            gains = step.fall > self._rounding or self.decrement <= _STALLED_SHARE * last
-            last = self.decrement
+            gains = step.fall > self._rounding or step.fall <= _STALLED_SHARE * last
+            last = step.fall
             if gains and self._moved(step):
                 continue
             if self.dtype == np.float64:
