@@ -116,7 +116,6 @@ class Trial:
             objective,
             self.l2,
             standardiser,
-            matrix.scratch_folder,
         )
         logits = fitted.logits(self.inputs.features(division.test))
         return softmax(logits)

@@ -235,3 +235,29 @@ def test_without_a_row_the_threshold_is_one_half_or_that_of_the_costs(name, expe
     nobody = np.empty(0)
     truth = nobody.astype(bool)
     assert lock_threshold(nobody, truth, rule(name, cost_ratio=3.0), 0.95) == expected
+
+
+@pytest.mark.parametrize("num_classes", [3, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_confident_logits_of_several_classes_reach_the_optimum(seed, num_classes):
+    """The law of confident films (means 7, a tenth of them wrong), on which Newton's full steps diverge."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(num_classes, size=400)
+    said = np.where(rng.random(400) < 0.1, rng.integers(num_classes, size=400), labels)
+    logits = rng.normal(0, 3, size=(400, num_classes))
+    logits += rng.normal(7, 3, size=(400, 1)) * np.eye(num_classes)[said]
+    counts = np.bincount(labels)
+    own = ((counts + 1) / (counts + num_classes))[labels]
+    targets = np.repeat(((1 - own) / (num_classes - 1))[:, None], num_classes, axis=1)
+    targets[np.arange(400), labels] = own
+
+    def loss(free):
+        prob = softmax(free[0] * logits + np.append(0, free[1:]))
+        return -np.mean(np.sum(targets * np.log(prob), axis=1))
+
+    mine = fit(logits, labels)
+    reached = loss(np.append(mine.slope, mine.biases[1:]))
+    oracle = minimize(loss, np.append(1, np.zeros(num_classes - 1)), method="BFGS")
+    assert np.isfinite([mine.slope, *mine.biases]).all()
+    assert reached == pytest.approx(oracle.fun, abs=1e-7)
+    assert mine.slope == pytest.approx(oracle.x[0], rel=1e-3)

@@ -129,14 +129,17 @@ def test_stretched_coordinates_have_a_curvature_of_one(classes):
         assert second == pytest.approx(np.ones(2), abs=2e-3)
 
 
-def test_a_final_fit_of_many_rows_holds_no_copy_of_them(monkeypatch):
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_final_fit_of_many_rows_holds_no_copy_of_them(monkeypatch, classes):
     monkeypatch.setattr(rows_, "BLOCK_ROWS", 256)
+    monkeypatch.setattr(rows_.tempfile, "TemporaryFile", None)
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(8_000, 40)).astype(np.float32)
-    labels = (features[:, 0] + rng.logistic(size=len(features)) > 1).astype(int)
+    features = rng.normal(size=(8_000, 80)).astype(np.float32)
+    signs = features[:, :2] + rng.logistic(size=(len(features), 2)) > 1
+    labels = signs[:, : classes - 1].sum(axis=1)
     standardiser = rows_.Standardiser.fit(features)
     tracemalloc.start()
-    head.fit(features, labels, np.ones(len(labels)), Objective.neutral(2), 0.1, standardiser)
+    head.fit(features, labels, np.ones(len(labels)), Objective.neutral(classes), 0.1, standardiser)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     in_float64 = features.size * 8

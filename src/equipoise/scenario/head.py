@@ -152,14 +152,14 @@ class _Task:
         Raises:
             TrialFailed: When the objective is not a finite number.
         """
-        solved = self._by_cholesky() if len(self.objective.weights) == 2 else None
+        solved = self._by_newton() if len(self.objective.weights) == 2 else None
         if solved is None:
             solved = self._by_conjugate_gradients()
         if not np.isfinite(solved["objective"]):
             raise TrialFailed("The final fit diverged: its objective is not a finite number.")
         return solved
 
-    def _by_cholesky(self) -> Arrays | None:
+    def _by_newton(self) -> Arrays | None:
         """None where the steps did not end."""
         # Few rows are standardised once for the rough head and for the steps.
         rows = read_if_one_block(self.rows)

@@ -49,23 +49,6 @@ def focal(
     return loss, slope
 
 
-def focal_curvature(
-    log_prob: np.ndarray, prob: np.ndarray, wrong: np.ndarray, focusing: float
-) -> np.ndarray:
-    r"""Second derivative of the loss of rows in $\log p$: 0 of cross-entropy.
-
-    $\gamma p q^{\gamma-2} ((q - (\gamma - 1) p) \log p + 2 q)$ with $q = 1 - p$. Of a row that
-    focal loss gives up it is below 0.
-
-    The arguments are those of `focal`.
-    """
-    if not focusing:
-        return np.zeros_like(log_prob)
-    safe_wrong = np.maximum(wrong, _LEAST_WRONG)
-    bend = (wrong - (focusing - 1) * prob) * log_prob + 2 * wrong
-    return focusing * prob * safe_wrong ** (focusing - 2) * bend
-
-
 class MarginLosses(NamedTuple):
     """The loss of rows of two classes, and its slope in the margin; each has the margins' shape."""
 
@@ -109,6 +92,23 @@ def _of_margin(margin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     log_prob = np.minimum(margin, 0) - np.log1p(small)
     wrong = np.exp(np.minimum(-margin, 0)) / (1 + small)
     return log_prob, 1 - wrong, wrong
+
+
+def focal_curvature(
+    log_prob: np.ndarray, prob: np.ndarray, wrong: np.ndarray, focusing: float
+) -> np.ndarray:
+    r"""Second derivative of the loss of rows in $\log p$: 0 of cross-entropy.
+
+    $\gamma p q^{\gamma-2} ((q - (\gamma - 1) p) \log p + 2 q)$ with $q = 1 - p$. Of a row that
+    focal loss gives up it is below 0.
+
+    The arguments are those of `focal`.
+    """
+    if not focusing:
+        return np.zeros_like(log_prob)
+    safe_wrong = np.maximum(wrong, _LEAST_WRONG)
+    bend = (wrong - (focusing - 1) * prob) * log_prob + 2 * wrong
+    return focusing * prob * safe_wrong ** (focusing - 2) * bend
 
 
 def row_losses(logits: np.ndarray, labels: np.ndarray, objective: Objective) -> np.ndarray:

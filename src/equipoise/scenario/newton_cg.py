@@ -23,6 +23,8 @@ from equipoise.scenario.loss import focal, focal_curvature
 from equipoise.scenario.rows import Features, Rows, blocks, read_if_one_block
 from equipoise.strategies.base import Objective
 
+_ALL = slice(None)
+
 _MAX_STEPS = 200
 
 #: Steps after which products are float64.
@@ -52,15 +54,22 @@ _FEW_COLUMNS = 4
 #: two are equal. Else float32 was too coarse.
 _TRUSTED_SHARE = 0.5
 
+#: Where the objective falls by no more than its rounding, a step gains nothing that does not promise
+#: less than this share of what the last one did. Where a class weighs nothing that is 0.37.
+_STALLED_SHARE = 0.8
+
 #: Armijo's constant: the share of the promised decrease that a step must reach.
 _SUFFICIENT_DECREASE = 1e-4
 
 _MAX_HALVINGS = 30
 
+#: No step moves a score by more than this at once: where a loss is flat a step would never end.
+_LONGEST_STEP = 30.0
+
 #: Decrement at which the head of one block of many rows is near enough to start from.
 _ROUGH_TOLERANCE = 1e-2
 
-#: Curvature that is taken for none, beside that of the classes that have most.
+#: A curvature is not taken for less: nothing is divided by 0 where the loss is flat.
 _NO_CURVATURE = 1e-30
 
 
@@ -89,7 +98,7 @@ def minimise(
     l2: float,
     tolerance: float,
 ) -> Minimum:
-    """Solve one head. The objective never rises on the way.
+    """Solve one head. The objective never rises on the way, but for its rounding.
 
     Args:
         rows: float64 (num_rows, num_features), standardised.
@@ -104,13 +113,24 @@ def minimise(
         than its rounding, where it is not finite, or after 200 steps.
     """
     contrasts = _contrasts(len(objective.weights))
-    search = _search(rows, labels, row_weights, objective, l2, contrasts)
-    step = len(blocks(len(rows)))
-    if step > 1:
-        some = slice(None, None, step)
-        sample = _search(rows[some], labels[some], row_weights[some], objective, l2, contrasts)
-        sample.run(_ROUGH_TOLERANCE)
-        search.begin_at(sample.unknowns)
+
+    def search_over(some: slice) -> _Search:
+        weights = row_weights[some]
+        loss = _Loss(
+            labels=labels[some],
+            shares=weights / weights.sum(),
+            contrasts=contrasts,
+            offsets=objective.offsets,
+            focusing=objective.focusing,
+        )
+        some_rows = rows if some == _ALL else rows[some]
+        return _Search(_System(some_rows, l2), loss)
+
+    search = search_over(_ALL)
+    num_blocks = len(blocks(len(rows)))
+    if num_blocks > 1:
+        near = search_over(slice(None, None, num_blocks)).run(_ROUGH_TOLERANCE)
+        search.begin_at(near)
     search.run(tolerance)
     solved = search.unknowns @ contrasts.T
     return Minimum(
@@ -119,24 +139,6 @@ def minimise(
         objective=search.value,
         decrement=search.decrement,
     )
-
-
-def _search(
-    rows: Features,
-    labels: np.ndarray,
-    row_weights: np.ndarray,
-    objective: Objective,
-    l2: float,
-    contrasts: np.ndarray,
-) -> _Search:
-    loss = _Loss(
-        labels=labels,
-        shares=row_weights / row_weights.sum(),
-        contrasts=contrasts,
-        offsets=objective.offsets,
-        focusing=objective.focusing,
-    )
-    return _Search(_System(rows, l2), loss)
 
 
 def _contrasts(num_classes: int) -> np.ndarray:
@@ -186,8 +188,8 @@ class _Loss:
         wrong = -np.expm1(log_prob)
         _, slope = focal(log_prob, prob, wrong, self.focusing)
         bend = focal_curvature(log_prob, prob, wrong, self.focusing)
-        # Below this a row would lower the curvature of the whole in the direction of its own class.
-        bend = np.maximum(bend, slope * prob / np.maximum(wrong, _NO_CURVATURE))
+        # Focal loss is not convex. The rest of the Hessian is nowhere negative, and leads downhill.
+        bend = np.maximum(bend, 0)
         return _Slopes(
             labels=self.labels,
             contrasts=self.contrasts,
@@ -217,8 +219,8 @@ class _Slopes:
         contrasts: See `_contrasts`.
         probs: (num_rows, C), p.
         slope: (num_rows,), of the weighted loss in log p of the true class.
-        bend: (num_rows,), its curvature in the same; 0 of cross-entropy, and nowhere so far below 0
-            that the Hessian of the row would not be positive semidefinite.
+        bend: (num_rows,), its curvature in the same, nowhere taken for less than 0; of
+            cross-entropy it is 0.
     """
 
     labels: np.ndarray
@@ -280,7 +282,7 @@ class _Slopes:
         return self.contrasts.T @ total @ self.contrasts
 
     def _ahead(self, of_class: np.ndarray) -> np.ndarray:
-        """u times scores of the classes (C, any), (num_rows, any)."""
+        """By how much the class of a row is ahead of the mean, of scores of the classes (C, any)."""
         return of_class[self.labels] - self.probs @ of_class
 
 
@@ -455,6 +457,9 @@ class _Search:
         dtype: Precision of products.
         factored: The factored preconditioner, of here or a few steps before; None as long as the
             diagonal does.
+        needs_factors: Whether it is made before the next step.
+        lengthening: Square of a decrement over that of the same gradient through the preconditioner.
+        tolerance: Decrement to stop at.
     """
 
     def __init__(self, system: _System, loss: _Loss) -> None:
@@ -469,7 +474,6 @@ class _Search:
         self.dtype: Any = np.float32
         self.factored: _Preconditioner | None = None
         self.needs_factors = not system.in_memory
-        #: Square of a decrement over that of the same gradient through the preconditioner.
         self.lengthening = 1.0
         self.tolerance = 0.0
 
@@ -482,24 +486,28 @@ class _Search:
             self.scores = scores
             self.value = value
 
-    def run(self, tolerance: float) -> None:
-        """Step until the decrement is small enough, or nothing lowers the objective."""
+    def run(self, tolerance: float) -> np.ndarray:
+        """Step until the decrement is small enough, or nothing lowers the objective; the unknowns there."""
         self.tolerance = tolerance
-        if not np.isfinite(self.value):
-            return
+        last = np.inf
         for number in range(_MAX_STEPS):
             if number == _SINGLE_PRECISION_STEPS:
                 self._use_double_precision()
-            step = self._newton_step()
+            step = self._newton_step() if np.isfinite(self.value) else None
             if step is None:
-                return
-            if self._moved(step):
+                break
+            gains = step.fall > self._rounding or step.fall <= _STALLED_SHARE * last
+            last = step.fall
+            if gains and self._moved(step):
                 continue
             if self.dtype == np.float64:
-                return
+                break
             self._use_double_precision()
+        return self.unknowns
 
     def _use_double_precision(self) -> None:
+        """For good; a factored preconditioner is made anew."""
+        self.needs_factors = self.needs_factors or self.factored is not None
         self.dtype = np.float64
         self.factored = None
 
@@ -508,12 +516,12 @@ class _Search:
         slopes = self.loss.slopes(self.scores)
         gradient = self.system.gradient(self.unknowns, slopes.gradient())
         while True:
+            coarse = slopes.astype(self.dtype)
             is_last_way = self.dtype == np.float64
             try:
-                preconditioner = self._preconditioner(slopes)
+                preconditioner = self._preconditioner(coarse)
             except LinAlgError:
-                if is_last_way:
-                    return None
+                self.needs_factors = not is_last_way
                 self._use_double_precision()
                 continue
             downhill = preconditioner.solve(gradient)
@@ -521,8 +529,7 @@ class _Search:
             self.decrement = float(np.sqrt(self.lengthening * square))
             if self.decrement <= self.tolerance or not square > 0:
                 return None
-            change = self._solved(slopes, gradient, preconditioner)
-            step = self._step(slopes, gradient, change)
+            step = self._step(slopes, gradient, self._solved(coarse, gradient, preconditioner))
             if step.is_trusted or (is_last_way and step.fall > 0):
                 self.lengthening = max(1.0, step.fall / square)
                 return step
@@ -530,32 +537,30 @@ class _Search:
                 return self._step(slopes, gradient, -downhill)
             self._use_double_precision()
 
-    def _preconditioner(self, slopes: _Slopes) -> _Preconditioner:
+    def _preconditioner(self, coarse: _Slopes) -> _Preconditioner:
         """That of now, made anew where the last one needed too many products.
 
         Raises:
             LinAlgError: When the Hessian is not positive definite in this precision.
         """
-        coarse = slopes.astype(self.dtype)
-        if self.factored is None and not self.needs_factors:
-            return _Diagonal(self.system, coarse)
-        if self.factored is None or self.needs_factors:
+        if self.needs_factors:
             self.factored = _Factors(self.system, coarse)
             self.needs_factors = False
-        return self.factored
+        return self.factored or _Diagonal(self.system, coarse)
 
     def _solved(
-        self, slopes: _Slopes, gradient: np.ndarray, preconditioner: _Preconditioner
+        self, coarse: _Slopes, gradient: np.ndarray, preconditioner: _Preconditioner
     ) -> np.ndarray:
         """Minus the inverse Hessian times the gradient, about: conjugate gradients (algorithm 5.3)."""
-        coarse = slopes.astype(self.dtype)
         residual = gradient
         direction = -preconditioner.solve(residual)
         square = first = -np.vdot(residual, direction)
         enough = first * self._share_left() ** 2
         change = np.zeros_like(gradient)
-        for number in range(_MAX_PRODUCTS):
+        num_products = 0
+        while square > enough and num_products < _MAX_PRODUCTS:
             product = self.system.product(coarse, direction)
+            num_products += 1
             bend = np.vdot(direction, product)
             if not bend > 0:
                 break
@@ -564,10 +569,8 @@ class _Search:
             residual = residual + length * product
             downhill = preconditioner.solve(residual)
             last, square = square, np.vdot(residual, downhill)
-            if not square > enough:
-                break
             direction = square / last * direction - downhill
-        self.needs_factors = number >= self._products_worth_factors
+        self.needs_factors = num_products > self._products_worth_factors
         return change
 
     def _share_left(self) -> float:
@@ -589,20 +592,24 @@ class _Search:
 
     def _moved(self, step: _Step) -> bool:
         """Go along a step as far as the objective falls enough; False where it does nowhere."""
-        # Close to the solution an objective falls by less than it is rounded by.
-        noise = 10 * np.finfo(float).eps * abs(self.value)
-        length = 1.0
+        longest = np.abs(step.scores).max()
+        length = _LONGEST_STEP / max(longest, _LONGEST_STEP)
         for _ in range(_MAX_HALVINGS):
             unknowns = self.unknowns + length * step.change
             scores = self.scores + length * step.scores
             value = self._value(unknowns, scores)
-            if value <= self.value - _SUFFICIENT_DECREASE * length * step.fall + noise:
+            if value <= self.value - _SUFFICIENT_DECREASE * length * step.fall + self._rounding:
                 self.unknowns = unknowns
                 self.scores = scores
                 self.value = value
                 return True
             length *= 0.5
         return False
+
+    @property
+    def _rounding(self) -> float:
+        """Of the objective: close to the solution it falls by less."""
+        return 10 * np.finfo(float).eps * abs(self.value)
 
     def _value(self, unknowns: np.ndarray, scores: np.ndarray) -> float:
         """The objective."""
