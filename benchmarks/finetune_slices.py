@@ -2,9 +2,9 @@
 
     python benchmarks/finetune_slices.py --study chest_xray --backbone densenet121 [--l2 0.01] [--folds 0 1] [--set ...]
 
-Run it where `equipoise embed` has run for that study and backbone, with one test part: only train is read. Each of five
-folds of its patients is set aside once. Printed are the objective on the images that are trained on, that on the fold of
-the last step's weights and of the averaged ones, and the AUROC of these there.
+Run it where `equipoise embed` has run for that study and backbone, with one test part: only train is read. Each of
+five folds of its patients is set aside once. Printed are the objective on the images that are trained on, that on the
+fold by the weights of the last step and by their averages, and the AUROC of these.
 """
 
 import argparse
