@@ -261,6 +261,7 @@ def test_true_is_no_number_where_the_default_is_null(params, changes):
 @pytest.mark.parametrize(
     ("key", "given", "expected"),
     [
+        ("finetune.average_decay", 1, "less than 1"),
         ("finetune.layer_decay", 1.5, "less than or equal to 1"),
         ("finetune.layer_decay", 0, "greater than 0"),
         ("finetune.head_learning_rate", 0, "greater than 0"),

@@ -120,19 +120,23 @@ def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
     choosing = Training(inputs, task)
     choosing.finish()
     kept_step = choosing.best.step
+    curve = pd.DataFrame(choosing.curve)
+    chosen_by = choosing.checkpoint
+    # Two networks with their optimisers need not lie in memory side by side.
+    del choosing
     training = Training(inputs, task.on_all(kept_step))
     training.finish()
     kept = training.best
     backbone_weights, tuned_head = network.divided(kept.weights, training.standardiser)
     logits = _served_logits(training, backbone_weights, tuned_head, wanted)
     training.checkpoint.remove()
-    choosing.checkpoint.remove()
+    chosen_by.remove()
     return FinetuneResult(
         logits=logits,
         head=tuned_head,
         weights=backbone_weights,
         kept_step=kept_step,
-        curve=pd.DataFrame(choosing.curve),
+        curve=curve,
     )
 
 
@@ -245,7 +249,7 @@ class Reader:
         self.graph = tf.function(infer, input_signature=source.signature())
 
     def logits(self, positions: np.ndarray) -> np.ndarray:
-        """float64 (num_images, C) of some plain images; the next batches are read while one is computed."""
+        """float64 (num_images, C) of plain images; the next batches are read while one is computed."""
         self.source.fill(positions, np.zeros(len(positions), dtype=int))
         numbers = positions.tolist()
         batches = [np.array(batch) for batch in parallel.batched(numbers, self.batch_size)]
