@@ -140,6 +140,20 @@ def test_metric_equals_scikit_learn_for_every_resample(name, seed):
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["auroc", "average_precision", "sensitivity", "accuracy", "brier", "log_loss"]
+)
+def test_weights_need_not_be_whole_numbers(name):
+    sample = draw(2)
+    shares = np.random.default_rng(2).uniform(0.2, 1.8, sample.weights.shape)
+    weighted = replace(sample, weights=sample.weights * shares)
+    scores = sample.probabilities[:, 1]
+    expected = [
+        BINARY[name](sample.labels, scores, sample.decisions, weight) for weight in weighted.weights
+    ]
+    assert REGISTRY[name].function(weighted) == pytest.approx(np.array(expected), abs=1e-9)
+
+
 @pytest.mark.parametrize("name", BINARY)
 def test_class_0_as_the_positive_class_swaps_the_roles(name):
     sample = draw(1)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from equipoise.scenario import stage as scenario
 from equipoise.scenario.kept import Kept, key_of
 from equipoise.scenario.rows import Rows, Standardiser
 from equipoise.scenario.solver import Rotated
+from equipoise.scenario.tuning import Shared
 from equipoise.strategies.base import Objective
 from fabricate import made
 
@@ -121,6 +123,25 @@ def test_a_rotation_that_was_kept_is_that_one_to_the_last_bit(tmp_path, shape):
         assert other.matrix.tobytes() == plain.matrix.tobytes()
         assert other.basis.tobytes() == plain.basis.tobytes()
         assert other.spectrum.tobytes() == plain.spectrum.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("num_features", "arrays"),
+    [(90, ["matrix", "spectrum"]), (6, ["basis", "spectrum"])],
+    ids=["few rows are kept rotated", "of many the basis is kept"],
+)
+def test_a_search_has_the_same_rotated_rows_whatever_was_kept(tmp_path, num_features, arrays):
+    matrix = made.train_matrix(num_features=num_features)
+    keeping = replace(matrix, rotations=Kept(tmp_path))
+    plain, cold, warm = (
+        Shared.of(rows, matrix.standardiser).rotated for rows in (matrix, keeping, keeping)
+    )
+    for other in (cold, warm):
+        assert other.matrix.tobytes() == plain.matrix.tobytes()
+        assert other.spectrum.tobytes() == plain.spectrum.tobytes()
+    (file,) = tmp_path.glob("*.npz")
+    with np.load(file) as kept:
+        assert sorted(kept) == sorted([*arrays, "content"])
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -921,6 +921,34 @@ def test_a_journal_that_cannot_be_written_is_an_error_that_names_it(store):
     assert len(batches(store)) == 1
 
 
+def test_a_finished_search_waits_for_the_disk_once(store, monkeypatch):
+    waited = []
+    wait = os.fsync
+    search(store=store, trials=4)  # the journal is there
+    monkeypatch.setattr(os, "fsync", lambda file: waited.append(file) or wait(file))
+    search(store=replace(store, name="made/vgg16/class_weight/fold 1"), trials=4)
+    assert len(waited) == 1
+    assert [len(study.trials) for study in studies(store.journal).values()] == [4, 4]
+
+
+def test_a_search_that_found_no_room_in_the_journal_is_written_by_the_next_call(store, monkeypatch):
+    def full(logs):
+        raise OSError("no space left on device")
+
+    search(store=replace(store, name="first"), trials=3)
+    content = store.journal.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(searches._GatheredLogs, "write", full)
+        with pytest.raises(DataError, match="no space left"):
+            search(store=store, trials=3)
+    assert store.journal.read_bytes() == content
+    search(store=store, trials=3)
+    assert {name: len(study.trials) for name, study in studies(store.journal).items()} == {
+        "first": 3,
+        store.name: 3,
+    }
+
+
 def test_a_scenario_names_its_searches_and_the_journal_agrees_with_best_json(study):
     scenario.run(study, made.BACKBONE, "class_weight")
     shown = studies(study.root / "data/searches.log")

@@ -175,7 +175,12 @@ def _or_minus_one(steps: int | None) -> int:
 
 
 class _GatheredLogs(JournalFileBackend):
-    """Writes what is appended when it is told to, all at once: Optuna waits for the disk after every line of a search."""
+    """Writes what is appended all at once, when it is told to: Optuna waits for the disk after every line.
+
+    Attributes:
+        gathered: What is not written yet.
+        num_written: Lines of the file, as they were before anything was gathered.
+    """
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         super().__init__(str(path), lock_obj=lock)
