@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigh
 
-from equipoise.scenario import lbfgs
+from equipoise.scenario import lbfgs, subspace
 from equipoise.scenario.kept import Arrays, Kept, key_of
 from equipoise.scenario.lbfgs import Evaluated
 from equipoise.scenario.loss import focal, margin_curvature, margin_losses
@@ -175,15 +175,47 @@ def solve(
         l2: float (J,), penalties > 0, no unit (features have unit spread).
         tolerance: Norm of the preconditioned gradient to stop at.
     """
+    return Problem(rotated, labels, row_weights, objectives, l2).solved(tolerance)
+
+
+def search(
+    rotated: Rotated,
+    labels: np.ndarray,
+    row_weights: np.ndarray,
+    objectives: Sequence[Objective],
+    l2: np.ndarray,
+    folds: np.ndarray,
+    tolerance: float = SEARCH_TOLERANCE,
+    scratch_folder: Path | None = None,
+) -> Solution:
+    """Minimise the loss of the heads of a search, as `solve` does; those of a fold help each other.
+
+    Args:
+        rotated: As of `solve`, and so are the labels, weights, objectives, penalties and tolerance.
+        labels: int (num_rows,).
+        row_weights: float (num_rows, J). No head of a fold weighs a row that is held back from another.
+        objectives: J objectives.
+        l2: float (J,).
+        folds: int (J,), which inner fold is held back from each head.
+        tolerance: Norm of the preconditioned gradient to stop at.
+        scratch_folder: Where tables of many rows lie, see `rows.scratch`.
+    """
     problem = Problem(rotated, labels, row_weights, objectives, l2)
-    start = problem.start()
-    minimum = lbfgs.minimise(problem, start, tolerance)
-    parameters = minimum.point * problem.scale
-    return Solution(
-        parameters=parameters.transpose(2, 1, 0),
-        gradient_norm=minimum.gradient_norm,
-        objective=minimum.value,
+    if problem.columns > 1:
+        return problem.solved(tolerance)
+    heads = subspace.Heads(
+        matrix=problem.matrix,
+        spectrum=rotated.spectrum,
+        sign=problem.sign,
+        shares=problem.weights,
+        l2=problem.l2,
+        focusing=problem.focusing[:, 0],
+        offset=problem.offsets[:, 1] - problem.offsets[:, 0],
+        fold=folds,
+        scratch_folder=scratch_folder,
     )
+    minimum = subspace.minimise(heads, tolerance)
+    return Solution(minimum.parameters.T[:, None], minimum.gradient_norm, minimum.value)
 
 
 def roughly(
@@ -266,6 +298,16 @@ class Problem:
     def start(self) -> np.ndarray:
         """All parameters 0, (J, K, rank + 1)."""
         return np.zeros_like(self.scale)
+
+    def solved(self, tolerance: float) -> Solution:
+        """All heads, by L-BFGS from 0."""
+        minimum = lbfgs.minimise(self, self.start(), tolerance)
+        parameters = minimum.point * self.scale
+        return Solution(
+            parameters=parameters.transpose(2, 1, 0),
+            gradient_norm=minimum.gradient_norm,
+            objective=minimum.value,
+        )
 
     def evaluate(self, scaled: np.ndarray, heads: np.ndarray) -> Evaluated:
         """Value and gradient of some heads.

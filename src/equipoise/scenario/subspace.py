@@ -1,0 +1,527 @@
+"""Heads of two classes, solved in a few directions that the heads of a fold share.
+
+Heads of one inner fold differ in penalty, weights and draws, yet bend along nearly the same
+directions. So they collect directions together: the preconditioned gradients of a few of them at a
+time. Within the directions collected so far a head is moved by Newton's steps, which read one number
+per row and direction. All features are read twice a round, for the gradients and for the scores of
+the new directions, and a head needs fewer rounds than it would alone.
+
+Nothing passes from fold to fold: a head of another fold knows the labels of rows that are held back.
+
+Reference: Narkiss & Zibulevsky 2005, Sequential Subspace Optimization Method for Large-Scale
+Unconstrained Problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from equipoise.scenario.loss import margin_losses
+from equipoise.scenario.rows import blocks, scratch
+
+#: Heads of a fold that are moved at the same time. Fewer leave the products of the matrix narrow, with
+#: more a direction comes from heads that others would have helped on.
+_SEATS = 4
+
+#: Directions that are there from the start, those of the largest eigenvalues: their scores are columns
+#: of the matrix.
+_FIRST_DIRECTIONS = 16
+
+#: Directions that are kept at most. Beyond, they are condensed to where the heads stand.
+_MOST_DIRECTIONS = 120
+
+#: A direction whose part outside the others is shorter than this share of the longest new one is left out.
+_INDEPENDENT = 0.1
+
+#: A gradient of unit length whose part outside the directions is shorter than this lies within them.
+_LEAST_LENGTH = 1e-3
+
+#: Newton's steps in the round in which a head takes its seat; in all others there is one.
+_STEPS_OF_ENTRY = 2
+
+#: Relative change of the curvature of the rows from which on a Hessian is made anew.
+_STALE = 0.1
+
+#: Rounds after which a head leaves its seat even if it is not solved.
+_MAX_ROUNDS = 150
+
+#: Armijo's constant: the share of the promised decrease that a step must reach.
+_SUFFICIENT_DECREASE = 1e-4
+
+_MAX_HALVINGS = 30
+
+#: A curvature is not taken for less, so that steps stay finite where the loss is flat.
+_LEAST_CURVATURE = 1e-10
+
+
+@dataclass(frozen=True)
+class Heads:
+    """J heads of two classes over one rotated matrix.
+
+    Attributes:
+        matrix: (num_rows, rank + 1), the last column is ones for the intercept.
+        spectrum: (rank,), ascending mean squares of the other columns.
+        sign: (num_rows,), 1 for class 1 and -1 for class 0.
+        shares: (J, num_rows), row weights that sum to 1; rows that are left out have 0.
+        l2: (J,), penalties.
+        focusing: (J,).
+        offset: (J,), of the logit of class 1.
+        fold: int (J,), heads of one fold may learn from each other.
+        scratch_folder: Where tables of many rows lie, see `rows.scratch`.
+    """
+
+    matrix: np.ndarray
+    spectrum: np.ndarray
+    sign: np.ndarray
+    shares: np.ndarray
+    l2: np.ndarray
+    focusing: np.ndarray
+    offset: np.ndarray
+    fold: np.ndarray
+    scratch_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where J heads stopped.
+
+    Attributes:
+        parameters: (J, rank + 1).
+        value: float64 (J,).
+        gradient_norm: float64 (J,), of the preconditioned gradient.
+    """
+
+    parameters: np.ndarray
+    value: np.ndarray
+    gradient_norm: np.ndarray
+
+
+def minimise(heads: Heads, tolerance: float) -> Minimum:
+    """Minimise the loss of all heads.
+
+    A head ends when the norm of its preconditioned gradient is at most the tolerance, when its
+    objective is not finite, or after 150 rounds.
+
+    Args:
+        heads: What is minimised.
+        tolerance: Norm of the preconditioned gradient to stop at.
+    """
+    num_heads, _ = heads.shares.shape
+    _, num_parameters = heads.matrix.shape
+    minimum = Minimum(
+        parameters=np.zeros((num_heads, num_parameters), heads.matrix.dtype),
+        value=np.zeros(num_heads),
+        gradient_norm=np.zeros(num_heads),
+    )
+    members = _members(heads)
+    directions = _Directions(heads, members)
+    seats = _Seats(heads, members, directions)
+    while seats.is_taken.any():
+        seats.move()
+        arrived = _arrived(heads, directions, seats)
+        finished = seats.finished(arrived.norm, tolerance)
+        _record(minimum, seats, arrived, finished)
+        new = np.where(finished[..., None], 0, arrived.descent)
+        seats.leave(finished)
+        if directions.count + len(seats.head[0]) > _MOST_DIRECTIONS:
+            directions.turn(seats.condensed())
+        seats.widen(directions.add(new))
+    return minimum
+
+
+def _members(heads: Heads) -> list[np.ndarray]:
+    """Heads of each fold, the strongest penalty first: it is solved soon, and others begin there."""
+    members = []
+    for fold in np.unique(heads.fold):
+        of_fold = np.flatnonzero(heads.fold == fold)
+        order = np.argsort(-heads.l2[of_fold], kind="stable")
+        members.append(of_fold[order])
+    return members
+
+
+class _Arrived(NamedTuple):
+    """Where the heads in their seats stand, with the whole matrix read.
+
+    Attributes:
+        parameters: (F, k, num_parameters).
+        descent: (F, k, num_parameters), the preconditioned gradient; 0 in an empty seat.
+        norm: (F, k), of the gradient in preconditioned coordinates.
+    """
+
+    parameters: np.ndarray
+    descent: np.ndarray
+    norm: np.ndarray
+
+
+def _arrived(heads: Heads, directions: _Directions, seats: _Seats) -> _Arrived:
+    parameters = directions.parameters(seats.point.coefficients)
+    gradient = np.zeros_like(parameters)
+    gradient[seats.is_taken] = _loss_gradients(heads, directions, seats)
+    penalty = directions.penalised * seats.l2
+    gradient += penalty * parameters
+    spectrum = np.append(heads.spectrum, 1).astype(gradient.dtype)
+    curvature = seats.point.curvature.sum(axis=2, keepdims=True) * spectrum + penalty
+    descent = gradient / np.maximum(curvature, _LEAST_CURVATURE)
+    return _Arrived(parameters, descent, norm=np.sqrt(np.vecdot(gradient, descent)))
+
+
+def _loss_gradients(heads: Heads, directions: _Directions, seats: _Seats) -> np.ndarray:
+    """Gradients of the mean loss of the heads in taken seats, (num_taken, num_parameters)."""
+    num_rows, num_parameters = heads.matrix.shape
+    places = np.argwhere(seats.is_taken)
+    slopes = np.zeros((len(places), num_rows), heads.matrix.dtype)
+    for of_head, (fold, seat) in zip(slopes, places):
+        of_head[directions.rows[fold]] = seats.point.slope[fold, seat]
+    gradients = np.zeros((len(places), num_parameters), heads.matrix.dtype)
+    for rows in blocks(num_rows):
+        gradients += slopes[:, rows] @ heads.matrix[rows]
+    return gradients
+
+
+def _record(minimum: Minimum, seats: _Seats, arrived: _Arrived, finished: np.ndarray) -> None:
+    """Write the finished heads into the result."""
+    number = seats.head[finished]
+    minimum.parameters[number] = arrived.parameters[finished]
+    minimum.value[number] = seats.point.value[finished]
+    minimum.gradient_norm[number] = arrived.norm[finished]
+
+
+class _Directions:
+    """Directions of F folds, and their scores on the rows that the heads of a fold use.
+
+    The first direction is the intercept. All are orthonormal. A fold that has fewer new ones than
+    another has zeros in their place.
+
+    Attributes:
+        rows: int (F, num_used), rows that a head of the fold may weigh; others, which weigh 0, fill up.
+        count: m, how many directions there are.
+        penalised: (num_parameters,), 1 for a coefficient, 0 for the intercept.
+    """
+
+    def __init__(self, heads: Heads, members: Sequence[np.ndarray]) -> None:
+        _, num_parameters = heads.matrix.shape
+        dtype = heads.matrix.dtype
+        self.matrix = heads.matrix
+        self.penalised = np.ones(num_parameters, dtype)
+        self.penalised[-1] = 0
+        is_used = np.array([heads.shares[of_fold].any(axis=0) for of_fold in members])
+        num_used = is_used.sum(axis=1).max()
+        self.rows = np.argsort(~is_used, axis=1, kind="stable")[:, :num_used]
+        columns = np.arange(num_parameters)[::-1]
+        first = columns[: 1 + _FIRST_DIRECTIONS]
+        self.count = len(first)
+        self._vectors = np.zeros((len(members), _MOST_DIRECTIONS, num_parameters), dtype)
+        self._vectors[:, np.arange(self.count), first] = 1
+        shape = (num_used, _MOST_DIRECTIONS)
+        self._tables = [scratch(shape, dtype, heads.scratch_folder) for _ in members]
+        for table, rows in zip(self._tables, self.rows):
+            for block in blocks(num_used):
+                table[block, : self.count] = self.matrix[rows[block]][:, first]
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(F, m, num_parameters)."""
+        return self._vectors[:, : self.count]
+
+    @property
+    def tables(self) -> list[np.ndarray]:
+        """Scores of the directions: F times (num_used, m)."""
+        return [table[:, : self.count] for table in self._tables]
+
+    def parameters(self, coefficients: np.ndarray) -> np.ndarray:
+        """Heads (F, k, m) in the columns of the matrix, (F, k, num_parameters)."""
+        return coefficients.astype(self._vectors.dtype) @ self.vectors
+
+    def scores(self, coefficients: np.ndarray) -> np.ndarray:
+        """Scores (F, k, num_used) of heads (F, k, m)."""
+        plain = coefficients.astype(self._vectors.dtype)
+        return np.stack([of_fold @ table.T for of_fold, table in zip(plain, self.tables)])
+
+    def gradient(self, slope: np.ndarray) -> np.ndarray:
+        """Gradient (F, k, m) of a loss with slopes (F, k, num_used) in the scores."""
+        return np.stack([of_fold @ table for of_fold, table in zip(slope, self.tables)])
+
+    def add(self, candidates: np.ndarray) -> int:
+        """Take up what is new in vectors (F, k, num_parameters).
+
+        Returns:
+            How many directions came, in the fold with most.
+        """
+        new = _independent(candidates, self.vectors)
+        num_folds, num_new, _ = new.shape
+        added = slice(self.count, self.count + num_new)
+        self._vectors[:, added] = new
+        is_new = new.any(axis=2)
+        num_rows = len(self.matrix)
+        scores = np.zeros((num_folds, num_new, num_rows), new.dtype)
+        for block in blocks(num_rows):
+            scores[is_new, block] = new[is_new] @ self.matrix[block].T
+        for table, of_fold, rows in zip(self._tables, scores, self.rows):
+            table[:, added] = of_fold[:, rows].T
+        self.count += num_new
+        return num_new
+
+    def turn(self, rotation: np.ndarray) -> None:
+        """Take up other directions within those there are, orthonormal columns (F, m, fewer)."""
+        vectors = rotation.transpose(0, 2, 1) @ self.vectors
+        tables = [table @ of_fold for table, of_fold in zip(self.tables, rotation)]
+        _, _, self.count = rotation.shape
+        self.vectors[:] = vectors
+        for table, turned in zip(self.tables, tables):
+            table[:] = turned
+
+
+def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Orthonormal directions of candidates outside the vectors.
+
+    Args:
+        candidates: (F, k, num_parameters); 0 where there is none.
+        vectors: (F, m, num_parameters), orthonormal.
+
+    Returns:
+        (F, at most k, num_parameters), the longest last; 0 where a fold has fewer.
+    """
+    tiny = np.finfo(candidates.dtype).tiny
+    outside = candidates / np.maximum(_norms(candidates), tiny)
+    # Once more for what rounding left within.
+    for _ in range(2):
+        outside -= (outside @ vectors.transpose(0, 2, 1)) @ vectors
+        outside[_norms(outside)[..., 0] < _LEAST_LENGTH] = 0
+    squares, axes = np.linalg.eigh(outside @ outside.transpose(0, 2, 1))
+    longest = np.maximum(squares[:, -1:], tiny)
+    is_long = squares > _INDEPENDENT**2 * longest
+    most = is_long.sum(axis=1).max()
+    lengths = np.sqrt(np.maximum(squares, tiny))
+    chosen = axes * (is_long / lengths)[:, None]
+    return chosen[..., len(axes[0]) - most :].transpose(0, 2, 1).astype(outside.dtype) @ outside
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    """(F, k, 1) of (F, k, num_parameters)."""
+    return np.sqrt(np.vecdot(vectors, vectors))[..., None]
+
+
+class _Point(NamedTuple):
+    """Where the heads of all seats stand on their rows.
+
+    Attributes:
+        coefficients: float64 (F, k, m), along the directions.
+        scores: (F, k, num_used).
+        value: float64 (F, k), the objective.
+        slope: (F, k, num_used), weighted slope of the loss of a row in its score.
+        curvature: (F, k, num_used), the same of the curvature.
+    """
+
+    coefficients: np.ndarray
+    scores: np.ndarray
+    value: np.ndarray
+    slope: np.ndarray
+    curvature: np.ndarray
+
+    def replaced(self, other: _Point, chosen: np.ndarray) -> _Point:
+        """The chosen heads, bool (F, k), as they stand at another point."""
+        each = chosen[..., None]
+        return _Point(
+            coefficients=np.where(each, other.coefficients, self.coefficients),
+            scores=np.where(each, other.scores, self.scores),
+            value=np.where(chosen, other.value, self.value),
+            slope=np.where(each, other.slope, self.slope),
+            curvature=np.where(each, other.curvature, self.curvature),
+        )
+
+
+class _Seats:
+    """The heads that are moved at present: k of each of F folds.
+
+    A head that is solved leaves its seat to the next one of its fold, which begins where it ended.
+
+    Attributes:
+        head: int (F, k), which of the J heads; -1 in a seat that stays empty.
+        point: Where they stand.
+        l2: (F, k, 1).
+    """
+
+    def __init__(
+        self, heads: Heads, members: Sequence[np.ndarray], directions: _Directions
+    ) -> None:
+        num_folds, num_used = directions.rows.shape
+        num_seats = min(_SEATS, max(len(of_fold) for of_fold in members))
+        shape = (num_folds, num_seats)
+        dtype = heads.matrix.dtype
+        self._heads = heads
+        self._directions = directions
+        self._waiting = [list(of_fold) for of_fold in members]
+        self._sign = heads.sign[directions.rows][:, None]
+        self._weights = np.zeros((*shape, num_used), dtype)
+        self._offset = np.zeros((*shape, 1), dtype)
+        self._focusing = np.zeros((*shape, 1), dtype)
+        self._hessian = np.zeros((*shape, _MOST_DIRECTIONS, _MOST_DIRECTIONS), dtype)
+        # The curvature of the rows that a Hessian was made with.
+        self._measured = np.zeros((*shape, num_used), dtype)
+        self._rounds = np.zeros(shape, dtype=int)
+        self.head = np.full(shape, -1)
+        self.l2 = np.ones((*shape, 1), dtype)
+        for place in np.ndindex(shape):
+            self._take(place)
+        nowhere = np.zeros((*shape, directions.count))
+        self.point = self._at(nowhere, directions.scores(nowhere))
+
+    @property
+    def is_taken(self) -> np.ndarray:
+        """bool (F, k)."""
+        return self.head >= 0
+
+    def move(self) -> None:
+        """Newton's step of every head within the directions; two where a head has just sat down."""
+        is_new = self.is_taken & (self._rounds == 0)
+        for _ in range(_STEPS_OF_ENTRY if is_new.any() else 1):
+            self._step()
+        self._rounds += 1
+
+    def finished(self, norm: np.ndarray, tolerance: float) -> np.ndarray:
+        """Heads that move no further, bool (F, k), given the norms of their gradients."""
+        solved = norm <= tolerance
+        diverged = ~np.isfinite(self.point.value)
+        given_up = self._rounds >= _MAX_ROUNDS
+        return self.is_taken & (solved | diverged | given_up)
+
+    def leave(self, finished: np.ndarray) -> None:
+        """Give the seats of finished heads, bool (F, k), to those that wait."""
+        if not finished.any():
+            return
+        for place in zip(*np.nonzero(finished)):
+            self._take(place)
+        self.point = self._at(self.point.coefficients, self.point.scores)
+
+    def widen(self, num_new: int) -> None:
+        """Give every head as many further coefficients of 0, for new directions."""
+        num_folds, num_seats, before = self.point.coefficients.shape
+        zeros = np.zeros((num_folds, num_seats, num_new))
+        coefficients = np.concatenate([self.point.coefficients, zeros], axis=2)
+        self.point = self.point._replace(coefficients=coefficients)
+        for hessian, curvature, table in zip(
+            self._hessian, self._measured, self._directions.tables
+        ):
+            products = _products(table[:, before:], curvature, table)
+            after = before + num_new
+            hessian[:, before:after, :after] = products
+            hessian[:, :after, before:after] = products.transpose(0, 2, 1)
+
+    def condensed(self) -> np.ndarray:
+        """Keep the intercept and the directions in which heads stand.
+
+        Returns:
+            Them among the directions until now, orthonormal columns (F, m, 1 + k).
+        """
+        coefficients = self.point.coefficients
+        intercept = np.zeros_like(coefficients[:, :1])
+        intercept[..., 0] = 1
+        standing = np.concatenate([intercept, coefficients], axis=1)
+        rotation, _ = np.linalg.qr(standing.transpose(0, 2, 1))
+        rotation = rotation.astype(self._weights.dtype)
+        _, before, count = rotation.shape
+        self.point = self.point._replace(coefficients=coefficients @ rotation)
+        each = rotation[:, None]
+        whole = self._hessian[..., :before, :before]
+        self._hessian[..., :count, :count] = each.transpose(0, 1, 3, 2) @ whole @ each
+        return rotation
+
+    def _take(self, place: tuple[int, int]) -> None:
+        """Seat the next head of a fold, or leave the seat empty."""
+        fold, _ = place
+        self._measured[place] = 0
+        self._rounds[place] = 0
+        if not self._waiting[fold]:
+            self.head[place] = -1
+            self._weights[place] = 0
+            return
+        head = self._waiting[fold].pop(0)
+        self.head[place] = head
+        self._weights[place] = self._heads.shares[head, self._directions.rows[fold]]
+        self._offset[place] = self._heads.offset[head]
+        self._focusing[place] = self._heads.focusing[head]
+        self.l2[place] = self._heads.l2[head]
+
+    def _at(self, coefficients: np.ndarray, scores: np.ndarray) -> _Point:
+        """Everything that is known of a point from its coefficients and its scores."""
+        margins = scores + self._offset
+        margins *= self._sign
+        losses = margin_losses(margins, self._focusing)
+        # In float64: the noise of a float32 sum made line searches fail close to the solution.
+        loss = np.einsum("fkn,fkn->fk", self._weights, losses.loss, dtype=np.float64)
+        penalised = coefficients[..., 1:]
+        value = loss + 0.5 * self.l2[..., 0] * np.vecdot(penalised, penalised)
+        slope = self._weights * losses.slope
+        slope *= self._sign
+        curvature = self._weights * losses.curvature
+        # A head that diverged must touch no other one of its fold.
+        diverged = ~np.isfinite(value)
+        slope[diverged] = 0
+        curvature[diverged] = 0
+        return _Point(coefficients, scores, value, slope, curvature)
+
+    def _step(self) -> None:
+        """One step of Newton, halved until the objective falls enough (Armijo)."""
+        self._measure()
+        point = self.point
+        m = point.coefficients.shape[2]
+        penalty = np.repeat(self.l2, m, axis=2).astype(np.float64)
+        penalty[..., 0] = 0
+        gradient = self._directions.gradient(point.slope) + penalty * point.coefficients
+        hessian = self._hessian[..., :m, :m].astype(np.float64)
+        diagonal = np.arange(m)
+        hessian[..., diagonal, diagonal] += penalty + _LEAST_CURVATURE
+        step = -np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        along = self._directions.scores(step)
+        promised = np.vecdot(step, gradient)
+        resolution = np.finfo(along.dtype).eps
+        highest = point.value + 10 * resolution * np.abs(point.value)
+        pending = self.is_taken & (promised < 0) & np.isfinite(point.value)
+        length = np.ones((*promised.shape, 1), along.dtype)
+        for _ in range(_MAX_HALVINGS):
+            if not pending.any():
+                break
+            tried = self._at(point.coefficients + length * step, point.scores + length * along)
+            decrease = _SUFFICIENT_DECREASE * length[..., 0] * promised
+            fell = pending & (tried.value <= highest + decrease)
+            self.point = tried if fell.all() else self.point.replaced(tried, fell)
+            pending &= ~fell
+            length[pending] *= 0.5
+
+    def _measure(self) -> None:
+        """Make Hessians anew where the curvature of the rows has changed."""
+        curvature = self.point.curvature
+        change = np.abs(curvature - self._measured).sum(axis=2)
+        is_stale = change > _STALE * self._measured.sum(axis=2)
+        for fold, table in enumerate(self._directions.tables):
+            seats = np.flatnonzero(is_stale[fold])
+            if not len(seats):
+                continue
+            measured = curvature[fold, seats]
+            self._measured[fold, seats] = measured
+            _, m = table.shape
+            self._hessian[fold, seats, :m, :m] = _squares(table, measured)
+
+
+def _squares(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted products of all columns of a table (n, m) with each other, (j, m, m) by weights (j, n)."""
+    total: Any = 0
+    roots = np.sqrt(weights)
+    for rows in blocks(len(table)):
+        scaled = table[rows] * roots[:, rows, None]
+        total = total + scaled.transpose(0, 2, 1) @ scaled
+    return total
+
+
+def _products(left: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Weighted products of columns of (n, q) with those of (n, m), (j, q, m) by weights (j, n)."""
+    total: Any = 0
+    for rows in blocks(len(left)):
+        scaled = left[rows] * weights[:, rows, None]
+        total = total + scaled.transpose(0, 2, 1) @ right[rows]
+    return total
