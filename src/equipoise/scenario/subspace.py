@@ -218,10 +218,12 @@ class _Directions:
         self._vectors = np.zeros((len(members), _MOST_DIRECTIONS, num_parameters), dtype)
         self._vectors[:, np.arange(self.count), first] = 1
         shape = (num_used, _MOST_DIRECTIONS)
-        self._tables = [scratch(shape, dtype, heads.scratch_folder) for _ in members]
+        tables = [scratch(shape, dtype, heads.scratch_folder) for _ in members]
+        # A direction is a row, so that its scores lie side by side.
+        self._tables = [table.reshape(_MOST_DIRECTIONS, num_used) for table in tables]
         for table, rows in zip(self._tables, self.rows):
             for block in blocks(num_used):
-                table[block, : self.count] = self.matrix[rows[block]][:, first]
+                table[: self.count, block] = self.matrix[rows[block]][:, first].T
 
     @property
     def vectors(self) -> np.ndarray:
@@ -230,8 +232,8 @@ class _Directions:
 
     @property
     def tables(self) -> list[np.ndarray]:
-        """Scores of the directions: F times (num_used, m)."""
-        return [table[:, : self.count] for table in self._tables]
+        """Scores of the directions: F times (m, num_used)."""
+        return [table[: self.count] for table in self._tables]
 
     def parameters(self, coefficients: np.ndarray) -> np.ndarray:
         """Heads (F, k, m) in the columns of the matrix, (F, k, num_parameters)."""
@@ -240,11 +242,11 @@ class _Directions:
     def scores(self, coefficients: np.ndarray) -> np.ndarray:
         """Scores (F, k, num_used) of heads (F, k, m)."""
         plain = coefficients.astype(self._vectors.dtype)
-        return np.stack([of_fold @ table.T for of_fold, table in zip(plain, self.tables)])
+        return np.stack([of_fold @ table for of_fold, table in zip(plain, self.tables)])
 
     def gradient(self, slope: np.ndarray) -> np.ndarray:
         """Gradient (F, k, m) of a loss with slopes (F, k, num_used) in the scores."""
-        return np.stack([of_fold @ table for of_fold, table in zip(slope, self.tables)])
+        return np.stack([of_fold @ table.T for of_fold, table in zip(slope, self.tables)])
 
     def add(self, candidates: np.ndarray) -> int:
         """Take up what is new in vectors (F, k, num_parameters).
@@ -262,18 +264,19 @@ class _Directions:
         for block in blocks(num_rows):
             scores[is_new, block] = new[is_new] @ self.matrix[block].T
         for table, of_fold, rows in zip(self._tables, scores, self.rows):
-            table[:, added] = of_fold[:, rows].T
+            table[added] = of_fold[:, rows]
         self.count += num_new
         return num_new
 
     def turn(self, rotation: np.ndarray) -> None:
         """Take up other directions within those there are, orthonormal columns (F, m, fewer)."""
-        vectors = rotation.transpose(0, 2, 1) @ self.vectors
-        tables = [table @ of_fold for table, of_fold in zip(self.tables, rotation)]
+        turned = rotation.transpose(0, 2, 1)
+        vectors = turned @ self.vectors
+        tables = [of_fold @ table for of_fold, table in zip(turned, self.tables)]
         _, _, self.count = rotation.shape
         self.vectors[:] = vectors
-        for table, turned in zip(self.tables, tables):
-            table[:] = turned
+        for table, scores in zip(self.tables, tables):
+            table[:] = scores
 
 
 def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -288,10 +291,8 @@ def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """
     tiny = np.finfo(candidates.dtype).tiny
     outside = candidates / np.maximum(_norms(candidates), tiny)
-    # Once more for what rounding left within.
-    for _ in range(2):
-        outside -= (outside @ vectors.transpose(0, 2, 1)) @ vectors
-        outside[_norms(outside)[..., 0] < _LEAST_LENGTH] = 0
+    outside -= (outside @ vectors.transpose(0, 2, 1)) @ vectors
+    outside[_norms(outside)[..., 0] < _LEAST_LENGTH] = 0
     squares, axes = np.linalg.eigh(outside @ outside.transpose(0, 2, 1))
     longest = np.maximum(squares[:, -1:], tiny)
     is_long = squares > _INDEPENDENT**2 * longest
@@ -407,7 +408,7 @@ class _Seats:
         for hessian, curvature, table in zip(
             self._hessian, self._measured, self._directions.tables
         ):
-            products = _products(table[:, before:], curvature, table)
+            products = _products(table[before:], curvature, table)
             after = before + num_new
             hessian[:, before:after, :after] = products
             hessian[:, :after, before:after] = products.transpose(0, 2, 1)
@@ -504,24 +505,26 @@ class _Seats:
                 continue
             measured = curvature[fold, seats]
             self._measured[fold, seats] = measured
-            _, m = table.shape
+            m, _ = table.shape
             self._hessian[fold, seats, :m, :m] = _squares(table, measured)
 
 
 def _squares(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted products of all columns of a table (n, m) with each other, (j, m, m) by weights (j, n)."""
+    """Products of all rows of a table (m, n) with each other, (j, m, m), weighted by (j, n)."""
+    _, num_rows = table.shape
     total: Any = 0
-    roots = np.sqrt(weights)
-    for rows in blocks(len(table)):
-        scaled = table[rows] * roots[:, rows, None]
-        total = total + scaled.transpose(0, 2, 1) @ scaled
+    for rows in blocks(num_rows):
+        scaled = table[:, rows] * np.sqrt(weights[:, None, rows])
+        total = total + scaled @ scaled.transpose(0, 2, 1)
     return total
 
 
 def _products(left: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Weighted products of columns of (n, q) with those of (n, m), (j, q, m) by weights (j, n)."""
+    """Products of rows of (q, n) with those of (m, n), (j, q, m), weighted by (j, n)."""
+    _, num_rows = left.shape
     total: Any = 0
-    for rows in blocks(len(left)):
-        scaled = left[rows] * weights[:, rows, None]
-        total = total + scaled.transpose(0, 2, 1) @ right[rows]
+    for rows in blocks(num_rows):
+        scaled = left[:, rows] * weights[:, None, rows]
+        products = scaled.reshape(-1, scaled.shape[-1]) @ right[:, rows].T
+        total = total + products.reshape(len(weights), len(left), len(right))
     return total
