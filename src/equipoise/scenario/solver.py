@@ -185,8 +185,8 @@ def search(
     objectives: Sequence[Objective],
     l2: np.ndarray,
     folds: np.ndarray,
-    tolerance: float = SEARCH_TOLERANCE,
     scratch_folder: Path | None = None,
+    tolerance: float = SEARCH_TOLERANCE,
 ) -> Solution:
     """Minimise the loss of the heads of a search, as `solve` does; those of a fold help each other.
 
@@ -197,8 +197,8 @@ def search(
         objectives: J objectives.
         l2: float (J,).
         folds: int (J,), which inner fold is held back from each head.
-        tolerance: Norm of the preconditioned gradient to stop at.
         scratch_folder: Where tables of many rows lie, see `rows.scratch`.
+        tolerance: Norm of the preconditioned gradient to stop at.
     """
     problem = Problem(rotated, labels, row_weights, objectives, l2)
     if problem.columns > 1:

@@ -33,7 +33,7 @@ _SEATS = 4
 _FIRST_DIRECTIONS = 16
 
 #: Directions that are kept at most. Beyond, they are condensed to where the heads stand.
-_MOST_DIRECTIONS = 120
+_MOST_DIRECTIONS = 80
 
 #: A direction whose part outside the others is shorter than this share of the longest new one is left out.
 _INDEPENDENT = 0.1
@@ -54,6 +54,9 @@ _MAX_ROUNDS = 150
 _SUFFICIENT_DECREASE = 1e-4
 
 _MAX_HALVINGS = 30
+
+#: Rows of a product that OpenBLAS takes at a time: eleven take longer than twelve.
+_ROWS_AT_A_TIME = 4
 
 #: A curvature is not taken for less, so that steps stay finite where the loss is flat.
 _LEAST_CURVATURE = 1e-10
@@ -174,13 +177,18 @@ def _loss_gradients(heads: Heads, directions: _Directions, seats: _Seats) -> np.
     """Gradients of the mean loss of the heads in taken seats, (num_taken, num_parameters)."""
     num_rows, num_parameters = heads.matrix.shape
     places = np.argwhere(seats.is_taken)
-    slopes = np.zeros((len(places), num_rows), heads.matrix.dtype)
+    slopes = np.zeros((_filled(len(places)), num_rows), heads.matrix.dtype)
     for of_head, (fold, seat) in zip(slopes, places):
         of_head[directions.rows[fold]] = seats.point.slope[fold, seat]
-    gradients = np.zeros((len(places), num_parameters), heads.matrix.dtype)
+    gradients = np.zeros((len(slopes), num_parameters), heads.matrix.dtype)
     for rows in blocks(num_rows):
         gradients += slopes[:, rows] @ heads.matrix[rows]
-    return gradients
+    return gradients[: len(places)]
+
+
+def _filled(count: int) -> int:
+    """Rows of a product with the matrix: OpenBLAS takes four at a time, and one to three take longer."""
+    return -(-count // _ROWS_AT_A_TIME) * _ROWS_AT_A_TIME
 
 
 def _record(minimum: Minimum, seats: _Seats, arrived: _Arrived, finished: np.ndarray) -> None:
@@ -223,7 +231,7 @@ class _Directions:
         self._tables = [table.reshape(_MOST_DIRECTIONS, num_used) for table in tables]
         for table, rows in zip(self._tables, self.rows):
             for block in blocks(num_used):
-                table[: self.count, block] = self.matrix[rows[block]][:, first].T
+                table[: self.count, block] = self.matrix[rows[block][:, None], first].T
 
     @property
     def vectors(self) -> np.ndarray:
@@ -255,16 +263,20 @@ class _Directions:
             How many directions came, in the fold with most.
         """
         new = _independent(candidates, self.vectors)
-        num_folds, num_new, _ = new.shape
+        _, num_new, num_parameters = new.shape
         added = slice(self.count, self.count + num_new)
         self._vectors[:, added] = new
-        is_new = new.any(axis=2)
+        fold, place = np.nonzero(new.any(axis=2))
+        vectors = np.zeros((_filled(len(fold)), num_parameters), new.dtype)
+        vectors[: len(fold)] = new[fold, place]
         num_rows = len(self.matrix)
-        scores = np.zeros((num_folds, num_new, num_rows), new.dtype)
+        scores = np.empty((len(vectors), num_rows), new.dtype)
         for block in blocks(num_rows):
-            scores[is_new, block] = new[is_new] @ self.matrix[block].T
-        for table, of_fold, rows in zip(self._tables, scores, self.rows):
-            table[added] = of_fold[:, rows]
+            scores[:, block] = vectors @ self.matrix[block].T
+        for table in self._tables:
+            table[added] = 0
+        for row, of_fold, at in zip(scores, fold, self.count + place):
+            self._tables[of_fold][at] = row[self.rows[of_fold]]
         self.count += num_new
         return num_new
 
@@ -405,13 +417,12 @@ class _Seats:
         zeros = np.zeros((num_folds, num_seats, num_new))
         coefficients = np.concatenate([self.point.coefficients, zeros], axis=2)
         self.point = self.point._replace(coefficients=coefficients)
-        for hessian, curvature, table in zip(
-            self._hessian, self._measured, self._directions.tables
-        ):
-            products = _products(table[before:], curvature, table)
-            after = before + num_new
-            hessian[:, before:after, :after] = products
-            hessian[:, :after, before:after] = products.transpose(0, 2, 1)
+        after = before + num_new
+        for fold, table in enumerate(self._directions.tables):
+            seats = np.flatnonzero(self.is_taken[fold])
+            products = _products(table[before:], self._measured[fold, seats], table)
+            self._hessian[fold, seats, before:after, :after] = products
+            self._hessian[fold, seats, :after, before:after] = products.transpose(0, 2, 1)
 
     def condensed(self) -> np.ndarray:
         """Keep the intercept and the directions in which heads stand.
@@ -470,19 +481,12 @@ class _Seats:
         """One step of Newton, halved until the objective falls enough (Armijo)."""
         self._measure()
         point = self.point
-        m = point.coefficients.shape[2]
-        penalty = np.repeat(self.l2, m, axis=2).astype(np.float64)
-        penalty[..., 0] = 0
-        gradient = self._directions.gradient(point.slope) + penalty * point.coefficients
-        hessian = self._hessian[..., :m, :m].astype(np.float64)
-        diagonal = np.arange(m)
-        hessian[..., diagonal, diagonal] += penalty + _LEAST_CURVATURE
-        step = -np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        pending = self.is_taken & np.isfinite(point.value)
+        step, promised = self._newton_step(pending)
+        pending &= promised < 0
         along = self._directions.scores(step)
-        promised = np.vecdot(step, gradient)
         resolution = np.finfo(along.dtype).eps
         highest = point.value + 10 * resolution * np.abs(point.value)
-        pending = self.is_taken & (promised < 0) & np.isfinite(point.value)
         length = np.ones((*promised.shape, 1), along.dtype)
         for _ in range(_MAX_HALVINGS):
             if not pending.any():
@@ -493,6 +497,20 @@ class _Seats:
             self.point = tried if fell.all() else self.point.replaced(tried, fell)
             pending &= ~fell
             length[pending] *= 0.5
+
+    def _newton_step(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Steps (F, k, m) of the chosen heads, bool (F, k), and slopes (F, k) along them; of others 0."""
+        coefficients = self.point.coefficients
+        _, _, m = coefficients.shape
+        penalty = np.repeat(self.l2, m, axis=2).astype(np.float64)
+        penalty[..., 0] = 0
+        gradient = self._directions.gradient(self.point.slope) + penalty * coefficients
+        hessian = self._hessian[..., :m, :m][chosen].astype(np.float64)
+        diagonal = np.arange(m)
+        hessian[:, diagonal, diagonal] += penalty[chosen] + _LEAST_CURVATURE
+        step = np.zeros_like(gradient)
+        step[chosen] = -np.linalg.solve(hessian, gradient[chosen][..., None])[..., 0]
+        return step, np.vecdot(step, gradient)
 
     def _measure(self) -> None:
         """Make Hessians anew where the curvature of the rows has changed."""

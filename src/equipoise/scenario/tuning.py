@@ -50,7 +50,7 @@ _OPTIONAL = (
     "slice_patients",
 )
 
-#: Solves a batch of heads: `solver.solve`, or what stands for it.
+#: Solves a batch of heads: `solver.search`, or what stands for it.
 Solve = Callable[..., solver.Solution]
 
 
@@ -186,7 +186,7 @@ def tune(
     fold_seed: list[int],
     store: SearchStore | None = None,
     trainer: Trainer | None = None,
-    solve: Solve = solver.solve,
+    solve: Solve = solver.search,
 ) -> Choice:
     """Search a strategy's settings and the penalty by patient-grouped cross-validation in train.
 
@@ -325,7 +325,7 @@ class Search:
     settings: Tune
     seed: int
     fold_of: np.ndarray
-    solve: Solve = solver.solve
+    solve: Solve = solver.search
 
     def __post_init__(self) -> None:
         self.published = self.strategy.published(self.matrix.views, self.fixed)
@@ -561,7 +561,8 @@ class Search:
                 except _TRIAL_ERRORS as error:
                     errors[index] = str(error)
                     # A head that nobody reads keeps the place, so that the others stay in theirs.
-                    plan = self.matrix.every_image()
+                    # It learns from those of its fold, so it must see no row that is held back.
+                    plan = Plan.of(fold.inside)
                     objective = Objective.neutral(self.matrix.num_classes)
                 plans.append(plan)
                 objectives.append(objective)
@@ -575,7 +576,8 @@ class Search:
             weighted.weights,
             objectives,
             np.repeat([candidate["l2"] for candidate in candidates], len(self.folds)),
-            solver.SEARCH_TOLERANCE,
+            np.tile(np.arange(len(self.folds)), len(candidates)),
+            self.matrix.scratch_folder,
         )
         table = shared.rotated.matrix
         return [self._outcome(solution, table, *failure) for failure in enumerate(errors)]
