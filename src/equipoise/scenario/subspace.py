@@ -47,8 +47,11 @@ _STEPS_OF_ENTRY = 2
 #: Relative change of the curvature of the rows from which on a Hessian is made anew.
 _STALE = 0.1
 
+#: Rounds after which it is made anew in any case. A few rows that changed can mislead a head for good.
+_ROUNDS_OF_A_HESSIAN = 4
+
 #: Rounds after which a head leaves its seat even if it is not solved.
-_MAX_ROUNDS = 150
+_MAX_ROUNDS = 100
 
 #: Armijo's constant: the share of the promised decrease that a step must reach.
 _SUFFICIENT_DECREASE = 1e-4
@@ -108,7 +111,7 @@ def minimise(heads: Heads, tolerance: float) -> Minimum:
     """Minimise the loss of all heads.
 
     A head ends when the norm of its preconditioned gradient is at most the tolerance, when its
-    objective is not finite, or after 150 rounds.
+    objective is not finite, or after 100 rounds.
 
     Args:
         heads: What is minimised.
@@ -129,11 +132,14 @@ def minimise(heads: Heads, tolerance: float) -> Minimum:
         arrived = _arrived(heads, directions, seats)
         finished = seats.finished(arrived.norm, tolerance)
         _record(minimum, seats, arrived, finished)
-        new = np.where(finished[..., None], 0, arrived.descent)
+        goes_on = seats.is_taken & ~finished
+        candidates = np.where(goes_on[..., None], arrived.descent, 0)
         seats.leave(finished)
-        if directions.count + len(seats.head[0]) > _MOST_DIRECTIONS:
-            directions.turn(seats.condensed())
-        seats.widen(directions.add(new))
+        for fold in np.flatnonzero(directions.is_full(candidates)):
+            seats.condense(fold)
+        before = directions.count.copy()
+        directions.add(candidates)
+        seats.widen(before)
     return minimum
 
 
@@ -148,11 +154,11 @@ def _members(heads: Heads) -> list[np.ndarray]:
 
 
 class _Arrived(NamedTuple):
-    """Where the heads in their seats stand, with the whole matrix read.
+    """Where the heads in their seats stand, with the whole matrix read; of an empty seat it says nothing.
 
     Attributes:
         parameters: (F, k, num_parameters).
-        descent: (F, k, num_parameters), the preconditioned gradient; 0 in an empty seat.
+        descent: (F, k, num_parameters), the preconditioned gradient.
         norm: (F, k), of the gradient in preconditioned coordinates.
     """
 
@@ -177,18 +183,20 @@ def _loss_gradients(heads: Heads, directions: _Directions, seats: _Seats) -> np.
     """Gradients of the mean loss of the heads in taken seats, (num_taken, num_parameters)."""
     num_rows, num_parameters = heads.matrix.shape
     places = np.argwhere(seats.is_taken)
-    slopes = np.zeros((_filled(len(places)), num_rows), heads.matrix.dtype)
+    slopes = np.zeros((len(places), num_rows), heads.matrix.dtype)
     for of_head, (fold, seat) in zip(slopes, places):
         of_head[directions.rows[fold]] = seats.point.slope[fold, seat]
+    slopes = _filled(slopes)
     gradients = np.zeros((len(slopes), num_parameters), heads.matrix.dtype)
     for rows in blocks(num_rows):
         gradients += slopes[:, rows] @ heads.matrix[rows]
     return gradients[: len(places)]
 
 
-def _filled(count: int) -> int:
-    """Rows of a product with the matrix: OpenBLAS takes four at a time, and one to three take longer."""
-    return -(-count // _ROWS_AT_A_TIME) * _ROWS_AT_A_TIME
+def _filled(rows: np.ndarray) -> np.ndarray:
+    """Rows with zeros below: OpenBLAS takes four rows at a time, and one to three take it longer."""
+    num_missing = -len(rows) % _ROWS_AT_A_TIME
+    return np.pad(rows, [(0, num_missing), (0, 0)])
 
 
 def _record(minimum: Minimum, seats: _Seats, arrived: _Arrived, finished: np.ndarray) -> None:
@@ -202,19 +210,19 @@ def _record(minimum: Minimum, seats: _Seats, arrived: _Arrived, finished: np.nda
 class _Directions:
     """Directions of F folds, and their scores on the rows that the heads of a fold use.
 
-    The first direction is the intercept. All are orthonormal. A fold that has fewer new ones than
-    another has zeros in their place.
+    The first direction is the intercept. Those of a fold are orthonormal, and followed by zeros.
 
     Attributes:
         rows: int (F, num_used), rows that a head of the fold may weigh; others, which weigh 0, fill up.
-        count: m, how many directions there are.
+        count: int (F,), how many directions there are.
         penalised: (num_parameters,), 1 for a coefficient, 0 for the intercept.
     """
 
     def __init__(self, heads: Heads, members: Sequence[np.ndarray]) -> None:
+        num_folds = len(members)
         _, num_parameters = heads.matrix.shape
         dtype = heads.matrix.dtype
-        self.matrix = heads.matrix
+        self._matrix = heads.matrix
         self.penalised = np.ones(num_parameters, dtype)
         self.penalised[-1] = 0
         is_used = np.array([heads.shares[of_fold].any(axis=0) for of_fold in members])
@@ -222,73 +230,77 @@ class _Directions:
         self.rows = np.argsort(~is_used, axis=1, kind="stable")[:, :num_used]
         columns = np.arange(num_parameters)[::-1]
         first = columns[: 1 + _FIRST_DIRECTIONS]
-        self.count = len(first)
-        self._vectors = np.zeros((len(members), _MOST_DIRECTIONS, num_parameters), dtype)
-        self._vectors[:, np.arange(self.count), first] = 1
+        places = np.arange(len(first))
+        self.count = np.full(num_folds, len(first))
+        self._vectors = np.zeros((num_folds, _MOST_DIRECTIONS, num_parameters), dtype)
+        self._vectors[:, places, first] = 1
         shape = (num_used, _MOST_DIRECTIONS)
         tables = [scratch(shape, dtype, heads.scratch_folder) for _ in members]
         # A direction is a row, so that its scores lie side by side.
         self._tables = [table.reshape(_MOST_DIRECTIONS, num_used) for table in tables]
         for table, rows in zip(self._tables, self.rows):
+            table[len(first) :] = 0
             for block in blocks(num_used):
-                table[: self.count, block] = self.matrix[rows[block][:, None], first].T
+                scores = self._matrix[rows[block][:, None], first]
+                table[: len(first), block] = scores.T
+
+    @property
+    def width(self) -> int:
+        """m, directions of the fold that has most."""
+        return int(self.count.max())
 
     @property
     def vectors(self) -> np.ndarray:
         """(F, m, num_parameters)."""
-        return self._vectors[:, : self.count]
+        return self._vectors[:, : self.width]
 
     @property
     def tables(self) -> list[np.ndarray]:
         """Scores of the directions: F times (m, num_used)."""
-        return [table[: self.count] for table in self._tables]
+        return [table[: self.width] for table in self._tables]
 
     def parameters(self, coefficients: np.ndarray) -> np.ndarray:
-        """Heads (F, k, m) in the columns of the matrix, (F, k, num_parameters)."""
-        return coefficients.astype(self._vectors.dtype) @ self.vectors
+        """Heads (F, k, at least m) in the columns of the matrix, (F, k, num_parameters)."""
+        plain = coefficients[..., : self.width].astype(self._vectors.dtype)
+        return plain @ self.vectors
 
     def scores(self, coefficients: np.ndarray) -> np.ndarray:
-        """Scores (F, k, num_used) of heads (F, k, m)."""
-        plain = coefficients.astype(self._vectors.dtype)
+        """Scores (F, k, num_used) of heads (F, k, at least m)."""
+        plain = coefficients[..., : self.width].astype(self._vectors.dtype)
         return np.stack([of_fold @ table for of_fold, table in zip(plain, self.tables)])
 
     def gradient(self, slope: np.ndarray) -> np.ndarray:
         """Gradient (F, k, m) of a loss with slopes (F, k, num_used) in the scores."""
         return np.stack([of_fold @ table.T for of_fold, table in zip(slope, self.tables)])
 
-    def add(self, candidates: np.ndarray) -> int:
-        """Take up what is new in vectors (F, k, num_parameters).
+    def is_full(self, candidates: np.ndarray) -> np.ndarray:
+        """Folds that may have no room for candidates (F, k, num_parameters), bool (F,)."""
+        _, num_candidates, _ = candidates.shape
+        return self.count + num_candidates > _MOST_DIRECTIONS
 
-        Returns:
-            How many directions came, in the fold with most.
-        """
+    def add(self, candidates: np.ndarray) -> None:
+        """Take up what is new in vectors (F, k, num_parameters)."""
         new = _independent(candidates, self.vectors)
-        _, num_new, num_parameters = new.shape
-        added = slice(self.count, self.count + num_new)
-        self._vectors[:, added] = new
-        fold, place = np.nonzero(new.any(axis=2))
-        vectors = np.zeros((_filled(len(fold)), num_parameters), new.dtype)
-        vectors[: len(fold)] = new[fold, place]
-        num_rows = len(self.matrix)
+        is_new = new.any(axis=2)
+        fold, candidate = np.nonzero(is_new)
+        place = self.count[fold] + (is_new.cumsum(axis=1) - 1)[fold, candidate]
+        vectors = _filled(new[fold, candidate])
+        num_rows = len(self._matrix)
         scores = np.empty((len(vectors), num_rows), new.dtype)
         for block in blocks(num_rows):
-            scores[:, block] = vectors @ self.matrix[block].T
-        for table in self._tables:
-            table[added] = 0
-        for row, of_fold, at in zip(scores, fold, self.count + place):
-            self._tables[of_fold][at] = row[self.rows[of_fold]]
-        self.count += num_new
-        return num_new
+            scores[:, block] = vectors @ self._matrix[block].T
+        for vector, of_vector, of_fold, at in zip(vectors, scores, fold, place):
+            self._vectors[of_fold, at] = vector
+            self._tables[of_fold][at] = of_vector[self.rows[of_fold]]
+        self.count += is_new.sum(axis=1)
 
-    def turn(self, rotation: np.ndarray) -> None:
-        """Take up other directions within those there are, orthonormal columns (F, m, fewer)."""
-        turned = rotation.transpose(0, 2, 1)
-        vectors = turned @ self.vectors
-        tables = [of_fold @ table for of_fold, table in zip(turned, self.tables)]
-        _, _, self.count = rotation.shape
-        self.vectors[:] = vectors
-        for table, scores in zip(self.tables, tables):
-            table[:] = scores
+    def turn(self, fold: int, rotation: np.ndarray) -> None:
+        """Put fewer directions in place of all those of a fold, their combinations (m of the fold, fewer)."""
+        before, after = rotation.shape
+        for everything in (self._vectors[fold], self._tables[fold]):
+            everything[:after] = rotation.T @ everything[:before]
+            everything[after:] = 0
+        self.count[fold] = after
 
 
 def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -299,7 +311,7 @@ def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         vectors: (F, m, num_parameters), orthonormal.
 
     Returns:
-        (F, at most k, num_parameters), the longest last; 0 where a fold has fewer.
+        (F, k, num_parameters); 0 where there are fewer.
     """
     tiny = np.finfo(candidates.dtype).tiny
     outside = candidates / np.maximum(_norms(candidates), tiny)
@@ -308,10 +320,9 @@ def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     squares, axes = np.linalg.eigh(outside @ outside.transpose(0, 2, 1))
     longest = np.maximum(squares[:, -1:], tiny)
     is_long = squares > _INDEPENDENT**2 * longest
-    most = is_long.sum(axis=1).max()
     lengths = np.sqrt(np.maximum(squares, tiny))
     chosen = axes * (is_long / lengths)[:, None]
-    return chosen[..., len(axes[0]) - most :].transpose(0, 2, 1).astype(outside.dtype) @ outside
+    return chosen.transpose(0, 2, 1).astype(outside.dtype) @ outside
 
 
 def _norms(vectors: np.ndarray) -> np.ndarray:
@@ -323,7 +334,7 @@ class _Point(NamedTuple):
     """Where the heads of all seats stand on their rows.
 
     Attributes:
-        coefficients: float64 (F, k, m), along the directions.
+        coefficients: float64 (F, k, most directions), along the directions; 0 beyond those there are.
         scores: (F, k, num_used).
         value: float64 (F, k), the objective.
         slope: (F, k, num_used), weighted slope of the loss of a row in its score.
@@ -335,17 +346,6 @@ class _Point(NamedTuple):
     value: np.ndarray
     slope: np.ndarray
     curvature: np.ndarray
-
-    def replaced(self, other: _Point, chosen: np.ndarray) -> _Point:
-        """The chosen heads, bool (F, k), as they stand at another point."""
-        each = chosen[..., None]
-        return _Point(
-            coefficients=np.where(each, other.coefficients, self.coefficients),
-            scores=np.where(each, other.scores, self.scores),
-            value=np.where(chosen, other.value, self.value),
-            slope=np.where(each, other.slope, self.slope),
-            curvature=np.where(each, other.curvature, self.curvature),
-        )
 
 
 class _Seats:
@@ -381,19 +381,20 @@ class _Seats:
         self.l2 = np.ones((*shape, 1), dtype)
         for place in np.ndindex(shape):
             self._take(place)
-        nowhere = np.zeros((*shape, directions.count))
+        nowhere = np.zeros((*shape, _MOST_DIRECTIONS))
         self.point = self._at(nowhere, directions.scores(nowhere))
 
     @property
     def is_taken(self) -> np.ndarray:
-        """bool (F, k)."""
+        """Seats that hold a head, bool (F, k)."""
         return self.head >= 0
 
     def move(self) -> None:
-        """Newton's step of every head within the directions; two where a head has just sat down."""
+        """Newton's step of every head within the directions; two in folds where a head has just sat down."""
         is_new = self.is_taken & (self._rounds == 0)
-        for _ in range(_STEPS_OF_ENTRY if is_new.any() else 1):
-            self._step()
+        self._step(self.is_taken)
+        for _ in range(1, _STEPS_OF_ENTRY):
+            self._step(self.is_taken & is_new.any(axis=1, keepdims=True))
         self._rounds += 1
 
     def finished(self, norm: np.ndarray, tolerance: float) -> np.ndarray:
@@ -411,37 +412,33 @@ class _Seats:
             self._take(place)
         self.point = self._at(self.point.coefficients, self.point.scores)
 
-    def widen(self, num_new: int) -> None:
-        """Give every head as many further coefficients of 0, for new directions."""
-        num_folds, num_seats, before = self.point.coefficients.shape
-        zeros = np.zeros((num_folds, num_seats, num_new))
-        coefficients = np.concatenate([self.point.coefficients, zeros], axis=2)
-        self.point = self.point._replace(coefficients=coefficients)
-        after = before + num_new
+    def widen(self, before: np.ndarray) -> None:
+        """Add what is new to the Hessians, where folds had int (F,) directions before."""
         for fold, table in enumerate(self._directions.tables):
+            after = self._directions.count[fold]
+            new = slice(before[fold], after)
             seats = np.flatnonzero(self.is_taken[fold])
-            products = _products(table[before:], self._measured[fold, seats], table)
-            self._hessian[fold, seats, before:after, :after] = products
-            self._hessian[fold, seats, :after, before:after] = products.transpose(0, 2, 1)
+            products = _products(table[new], self._measured[fold, seats], table[:after])
+            self._hessian[fold, seats, new, :after] = products
+            self._hessian[fold, seats, :after, new] = products.transpose(0, 2, 1)
 
-    def condensed(self) -> np.ndarray:
-        """Keep the intercept and the directions in which heads stand.
-
-        Returns:
-            Them among the directions until now, orthonormal columns (F, m, 1 + k).
-        """
-        coefficients = self.point.coefficients
-        intercept = np.zeros_like(coefficients[:, :1])
-        intercept[..., 0] = 1
-        standing = np.concatenate([intercept, coefficients], axis=1)
-        rotation, _ = np.linalg.qr(standing.transpose(0, 2, 1))
+    def condense(self, fold: int) -> None:
+        """Keep of the directions of a fold the intercept and those in which its heads stand."""
+        count = self._directions.count[fold]
+        coefficients = self.point.coefficients[fold]
+        standing = coefficients[:, :count].copy()
+        intercept = np.zeros((1, count))
+        intercept[0, 0] = 1
+        rotation, _ = np.linalg.qr(np.vstack([intercept, standing]).T)
         rotation = rotation.astype(self._weights.dtype)
-        _, before, count = rotation.shape
-        self.point = self.point._replace(coefficients=coefficients @ rotation)
-        each = rotation[:, None]
-        whole = self._hessian[..., :before, :before]
-        self._hessian[..., :count, :count] = each.transpose(0, 1, 3, 2) @ whole @ each
-        return rotation
+        self._directions.turn(fold, rotation)
+        _, after = rotation.shape
+        coefficients[:] = 0
+        coefficients[:, :after] = standing @ rotation
+        hessian = self._hessian[fold]
+        turned = rotation.T @ hessian[:, :count, :count] @ rotation
+        hessian[:] = 0
+        hessian[:, :after, :after] = turned
 
     def _take(self, place: tuple[int, int]) -> None:
         """Seat the next head of a fold, or leave the seat empty."""
@@ -461,62 +458,74 @@ class _Seats:
 
     def _at(self, coefficients: np.ndarray, scores: np.ndarray) -> _Point:
         """Everything that is known of a point from its coefficients and its scores."""
-        margins = scores + self._offset
-        margins *= self._sign
-        losses = margin_losses(margins, self._focusing)
-        # In float64: the noise of a float32 sum made line searches fail close to the solution.
-        loss = np.einsum("fkn,fkn->fk", self._weights, losses.loss, dtype=np.float64)
+        loss = np.zeros(self.head.shape)
+        slope = np.empty_like(scores)
+        curvature = np.empty_like(scores)
+        for rows in blocks(scores.shape[-1]):
+            weights = self._weights[..., rows]
+            sign = self._sign[..., rows]
+            margins = sign * (scores[..., rows] + self._offset)
+            losses = margin_losses(margins, self._focusing)
+            # In float64: the noise of a float32 sum made line searches fail close to the solution.
+            loss += np.einsum("fkn,fkn->fk", weights, losses.loss, dtype=np.float64)
+            slope[..., rows] = weights * losses.slope * sign
+            curvature[..., rows] = weights * losses.curvature
         penalised = coefficients[..., 1:]
         value = loss + 0.5 * self.l2[..., 0] * np.vecdot(penalised, penalised)
-        slope = self._weights * losses.slope
-        slope *= self._sign
-        curvature = self._weights * losses.curvature
         # A head that diverged must touch no other one of its fold.
         diverged = ~np.isfinite(value)
         slope[diverged] = 0
         curvature[diverged] = 0
         return _Point(coefficients, scores, value, slope, curvature)
 
-    def _step(self) -> None:
-        """One step of Newton, halved until the objective falls enough (Armijo)."""
+    def _step(self, chosen: np.ndarray) -> None:
+        """One step of Newton of the chosen heads, halved until the objective falls enough (Armijo)."""
+        if not chosen.any():
+            return
         self._measure()
         point = self.point
-        pending = self.is_taken & np.isfinite(point.value)
-        step, promised = self._newton_step(pending)
-        pending &= promised < 0
+        moves = chosen & np.isfinite(point.value)
+        step, promised = self._newton_step(moves)
+        moves &= promised < 0
+        step[~moves] = 0
         along = self._directions.scores(step)
         resolution = np.finfo(along.dtype).eps
         highest = point.value + 10 * resolution * np.abs(point.value)
-        length = np.ones((*promised.shape, 1), along.dtype)
+        length = np.ones((*moves.shape, 1), along.dtype)
         for _ in range(_MAX_HALVINGS):
-            if not pending.any():
-                break
-            tried = self._at(point.coefficients + length * step, point.scores + length * along)
+            # What fell already is evaluated at the same place again.
+            self.point = self._at(point.coefficients + length * step, point.scores + length * along)
             decrease = _SUFFICIENT_DECREASE * length[..., 0] * promised
-            fell = pending & (tried.value <= highest + decrease)
-            self.point = tried if fell.all() else self.point.replaced(tried, fell)
-            pending &= ~fell
-            length[pending] *= 0.5
+            fell = self.point.value <= highest + decrease
+            too_long = moves & ~fell
+            if not too_long.any():
+                return
+            length[too_long] *= 0.5
+        length[too_long] = 0
+        self.point = self._at(point.coefficients + length * step, point.scores + length * along)
 
     def _newton_step(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Steps (F, k, m) of the chosen heads, bool (F, k), and slopes (F, k) along them; of others 0."""
-        coefficients = self.point.coefficients
-        _, _, m = coefficients.shape
+        m = self._directions.width
+        coefficients = self.point.coefficients[..., :m]
         penalty = np.repeat(self.l2, m, axis=2).astype(np.float64)
         penalty[..., 0] = 0
         gradient = self._directions.gradient(self.point.slope) + penalty * coefficients
         hessian = self._hessian[..., :m, :m][chosen].astype(np.float64)
         diagonal = np.arange(m)
         hessian[:, diagonal, diagonal] += penalty[chosen] + _LEAST_CURVATURE
-        step = np.zeros_like(gradient)
-        step[chosen] = -np.linalg.solve(hessian, gradient[chosen][..., None])[..., 0]
-        return step, np.vecdot(step, gradient)
+        step = np.zeros_like(self.point.coefficients)
+        step[chosen, :m] = -np.linalg.solve(hessian, gradient[chosen][..., None])[..., 0]
+        return step, np.vecdot(step[..., :m], gradient)
 
     def _measure(self) -> None:
         """Make Hessians anew where the curvature of the rows has changed."""
         curvature = self.point.curvature
         change = np.abs(curvature - self._measured).sum(axis=2)
         is_stale = change > _STALE * self._measured.sum(axis=2)
+        is_stale |= self.is_taken & (
+            self._rounds % _ROUNDS_OF_A_HESSIAN == _ROUNDS_OF_A_HESSIAN - 1
+        )
         for fold, table in enumerate(self._directions.tables):
             seats = np.flatnonzero(is_stale[fold])
             if not len(seats):
