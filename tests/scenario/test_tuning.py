@@ -38,7 +38,7 @@ from fabricate import made
 def search(strategy="class_weight", matrix=None, fixed=None, seed=0, store=None, **changes):
     strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
     matrix = made.train_matrix() if matrix is None else matrix
-    solve = changes.pop("solve", solver.solve)
+    solve = changes.pop("solve", solver.search)
     section = made.tune_section(**changes)
     return tuning.tune(
         matrix, strategy, fixed or {}, section, seed, [1, 4, 0, 0], store, solve=solve
@@ -71,9 +71,9 @@ class Counting:
     def __init__(self):
         self.heads = []
 
-    def __call__(self, rotated, labels, weights, objectives, l2, tolerance):
+    def __call__(self, rotated, labels, weights, objectives, l2, *others):
         self.heads.append(len(l2))
-        return solver.solve(rotated, labels, weights, objectives, l2, tolerance)
+        return solver.search(rotated, labels, weights, objectives, l2, *others)
 
 
 @pytest.fixture
@@ -644,7 +644,7 @@ from equipoise.core import config
 from equipoise.scenario import solver, stage, tuning
 
 solved, kill_at = 0, int(sys.argv[1])
-plain_tune, plain_solve = tuning.tune, solver.solve
+plain_tune, plain_solve = tuning.tune, solver.search
 
 def solve(*arguments):
     global solved
@@ -779,6 +779,7 @@ def package(tmp_path_factory):
     ("edited", "is_forgotten"),
     [
         ("scenario/solver.py", True),
+        ("scenario/subspace.py", True),
         ("scenario/searches.py", True),
         ("evaluation/intervals.py", True),
         ("split/strata.py", True),

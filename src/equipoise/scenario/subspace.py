@@ -135,7 +135,7 @@ def minimise(heads: Heads, tolerance: float) -> Minimum:
         goes_on = seats.is_taken & ~finished
         candidates = np.where(goes_on[..., None], arrived.descent, 0)
         seats.leave(finished)
-        for fold in np.flatnonzero(directions.is_full(candidates)):
+        for fold in np.flatnonzero(directions.is_full(candidates)).tolist():
             seats.condense(fold)
         before = directions.count.copy()
         directions.add(candidates)
@@ -183,20 +183,20 @@ def _loss_gradients(heads: Heads, directions: _Directions, seats: _Seats) -> np.
     """Gradients of the mean loss of the heads in taken seats, (num_taken, num_parameters)."""
     num_rows, num_parameters = heads.matrix.shape
     places = np.argwhere(seats.is_taken)
-    slopes = np.zeros((len(places), num_rows), heads.matrix.dtype)
+    slopes = _filled((len(places), num_rows), heads.matrix.dtype)
     for of_head, (fold, seat) in zip(slopes, places):
         of_head[directions.rows[fold]] = seats.point.slope[fold, seat]
-    slopes = _filled(slopes)
     gradients = np.zeros((len(slopes), num_parameters), heads.matrix.dtype)
     for rows in blocks(num_rows):
         gradients += slopes[:, rows] @ heads.matrix[rows]
     return gradients[: len(places)]
 
 
-def _filled(rows: np.ndarray) -> np.ndarray:
-    """Rows with zeros below: OpenBLAS takes four rows at a time, and one to three take it longer."""
-    num_missing = -len(rows) % _ROWS_AT_A_TIME
-    return np.pad(rows, [(0, num_missing), (0, 0)])
+def _filled(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """Zeros for rows of a product, and some more: OpenBLAS takes four at a time, and three take longer."""
+    num_rows, width = shape
+    num_missing = -num_rows % _ROWS_AT_A_TIME
+    return np.zeros((num_rows + num_missing, width), dtype)
 
 
 def _record(minimum: Minimum, seats: _Seats, arrived: _Arrived, finished: np.ndarray) -> None:
@@ -284,7 +284,8 @@ class _Directions:
         is_new = new.any(axis=2)
         fold, candidate = np.nonzero(is_new)
         place = self.count[fold] + (is_new.cumsum(axis=1) - 1)[fold, candidate]
-        vectors = _filled(new[fold, candidate])
+        vectors = _filled((len(fold), new.shape[-1]), new.dtype)
+        vectors[: len(fold)] = new[fold, candidate]
         num_rows = len(self._matrix)
         scores = np.empty((len(vectors), num_rows), new.dtype)
         for block in blocks(num_rows):
