@@ -350,6 +350,23 @@ def test_a_loss_that_is_not_a_number_fails_its_own_trial_only():
     )
 
 
+def test_no_head_of_a_fold_weighs_what_is_held_back_from_it_not_even_of_a_trial_that_fails():
+    matrix = made.train_matrix()
+    seen = []
+
+    def solve(rotated, labels, weights, objectives, l2, folds, *others):
+        seen.append([weights[:, folds == fold].any(axis=1) for fold in np.unique(folds)])
+        return solver.search(rotated, labels, weights, objectives, l2, folds, *others)
+
+    choice = search(Fragile, matrix, trials=8, batch_trials=8, solve=solve)
+    assert choice.summary.failed_trials > 0
+    (used,) = seen
+    images = pd.DataFrame({"patient": matrix.patients, "label": matrix.image_labels})
+    fold_of = strata.assign_folds(images, len(used), [1, 4, 0, 0])
+    for fold, of_fold in enumerate(used):
+        assert np.array_equal(of_fold, fold_of != fold)
+
+
 def test_when_every_trial_fails_the_last_cause_is_told():
     with pytest.raises(
         TrialFailed, match=r"All 5 trials failed. The last one: knob 0\.\d\d is too high"

@@ -2,9 +2,10 @@
 
 All heads of a search share one feature matrix $X$. A head is a column of row weights (rows that are
 left out weigh 0) with its own focusing, offsets and $l_2$. $X$ is rotated once into the eigenbasis of
-its Gram matrix, where the curvature is nearly diagonal. A batched L-BFGS then moves all heads
-together, with one matrix product each way per step. Rows are walked in blocks, so memory holds one
-block, the numbers per row and head, and the Gram matrix.
+its Gram matrix, where the curvature is nearly diagonal. In it `subspace` solves the heads of a search,
+which help each other within their fold; heads of more than two classes, and a head alone, are moved
+by a batched L-BFGS. Rows are walked in blocks, so memory holds one block, the numbers per row and
+head, and the Gram matrix.
 """
 
 from __future__ import annotations
