@@ -17,29 +17,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from equipoise.scenario import directions
+from equipoise.scenario.directions import MOST_DIRECTIONS, Directions
 from equipoise.scenario.loss import margin_losses
-from equipoise.scenario.rows import blocks, scratch
+from equipoise.scenario.rows import blocks
 
 #: Heads of a fold that are moved at the same time. Fewer leave the products of the matrix narrow, with
 #: more a direction comes from heads that others would have helped on.
 _SEATS = 4
-
-#: Directions that are there from the start, those of the largest eigenvalues: their scores are columns
-#: of the matrix.
-_FIRST_DIRECTIONS = 16
-
-#: Directions that are kept at most. Beyond, they are condensed to where the heads stand.
-_MOST_DIRECTIONS = 80
-
-#: A direction whose part outside the others is shorter than this share of the longest new one is left out.
-_INDEPENDENT = 0.1
-
-#: A gradient of unit length whose part outside the directions is shorter than this lies within them.
-_LEAST_LENGTH = 1e-3
 
 #: Newton's steps in the round in which a head takes its seat; in all others there is one.
 _STEPS_OF_ENTRY = 2
@@ -57,9 +46,6 @@ _MAX_ROUNDS = 100
 _SUFFICIENT_DECREASE = 1e-4
 
 _MAX_HALVINGS = 30
-
-#: Rows of a product that OpenBLAS takes at a time: eleven take longer than twelve.
-_ROWS_AT_A_TIME = 4
 
 #: A curvature is not taken for less, so that steps stay finite where the loss is flat.
 _LEAST_CURVATURE = 1e-10
@@ -91,6 +77,12 @@ class Heads:
     fold: np.ndarray
     scratch_folder: Path | None = None
 
+    @property
+    def num_parameters(self) -> int:
+        """Of a head, the intercept included."""
+        _, num_parameters = self.matrix.shape
+        return num_parameters
+
 
 @dataclass(frozen=True)
 class Minimum:
@@ -117,29 +109,21 @@ def minimise(heads: Heads, tolerance: float) -> Minimum:
         heads: What is minimised.
         tolerance: Norm of the preconditioned gradient to stop at.
     """
-    num_heads, _ = heads.shares.shape
-    _, num_parameters = heads.matrix.shape
+    num_heads = len(heads.l2)
     minimum = Minimum(
-        parameters=np.zeros((num_heads, num_parameters), heads.matrix.dtype),
+        parameters=np.zeros((num_heads, heads.num_parameters), heads.matrix.dtype),
         value=np.zeros(num_heads),
         gradient_norm=np.zeros(num_heads),
     )
-    members = _members(heads)
-    directions = _Directions(heads, members)
-    seats = _Seats(heads, members, directions)
+    seats = _Seats(heads, _members(heads))
     while seats.is_taken.any():
         seats.move()
-        arrived = _arrived(heads, directions, seats)
-        finished = seats.finished(arrived.norm, tolerance)
+        arrived = seats.arrived()
+        finished = seats.finished(arrived, tolerance)
         _record(minimum, seats, arrived, finished)
         goes_on = seats.is_taken & ~finished
-        candidates = np.where(goes_on[..., None], arrived.descent, 0)
         seats.leave(finished)
-        for fold in np.flatnonzero(directions.is_full(candidates)).tolist():
-            seats.condense(fold)
-        before = directions.count.copy()
-        directions.add(candidates)
-        seats.widen(before)
+        seats.learn(np.where(goes_on[..., None], arrived.descent, 0))
     return minimum
 
 
@@ -153,189 +137,19 @@ def _members(heads: Heads) -> list[np.ndarray]:
     return members
 
 
-class _Arrived(NamedTuple):
-    """Where the heads in their seats stand, with the whole matrix read; of an empty seat it says nothing.
-
-    Attributes:
-        parameters: (F, k, num_parameters).
-        descent: (F, k, num_parameters), the preconditioned gradient.
-        norm: (F, k), of the gradient in preconditioned coordinates.
-    """
-
-    parameters: np.ndarray
-    descent: np.ndarray
-    norm: np.ndarray
-
-
-def _arrived(heads: Heads, directions: _Directions, seats: _Seats) -> _Arrived:
-    parameters = directions.parameters(seats.point.coefficients)
-    gradient = np.zeros_like(parameters)
-    gradient[seats.is_taken] = _loss_gradients(heads, directions, seats)
-    penalty = directions.penalised * seats.l2
-    gradient += penalty * parameters
-    spectrum = np.append(heads.spectrum, 1).astype(gradient.dtype)
-    curvature = seats.point.curvature.sum(axis=2, keepdims=True) * spectrum + penalty
-    descent = gradient / np.maximum(curvature, _LEAST_CURVATURE)
-    return _Arrived(parameters, descent, norm=np.sqrt(np.vecdot(gradient, descent)))
-
-
-def _loss_gradients(heads: Heads, directions: _Directions, seats: _Seats) -> np.ndarray:
-    """Gradients of the mean loss of the heads in taken seats, (num_taken, num_parameters)."""
-    num_rows, num_parameters = heads.matrix.shape
-    places = np.argwhere(seats.is_taken)
-    slopes = _filled((len(places), num_rows), heads.matrix.dtype)
-    for of_head, (fold, seat) in zip(slopes, places):
-        of_head[directions.rows[fold]] = seats.point.slope[fold, seat]
-    gradients = np.zeros((len(slopes), num_parameters), heads.matrix.dtype)
-    for rows in blocks(num_rows):
-        gradients += slopes[:, rows] @ heads.matrix[rows]
-    return gradients[: len(places)]
-
-
-def _filled(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """Zeros for rows of a product, and some more: OpenBLAS takes four at a time, and three take longer."""
-    num_rows, width = shape
-    num_missing = -num_rows % _ROWS_AT_A_TIME
-    return np.zeros((num_rows + num_missing, width), dtype)
-
-
 def _record(minimum: Minimum, seats: _Seats, arrived: _Arrived, finished: np.ndarray) -> None:
-    """Write the finished heads into the result."""
+    """Write the finished heads, bool (F, k), into the result."""
     number = seats.head[finished]
     minimum.parameters[number] = arrived.parameters[finished]
     minimum.value[number] = seats.point.value[finished]
     minimum.gradient_norm[number] = arrived.norm[finished]
 
 
-class _Directions:
-    """Directions of F folds, and their scores on the rows that the heads of a fold use.
-
-    The first direction is the intercept. Those of a fold are orthonormal, and followed by zeros.
-
-    Attributes:
-        rows: int (F, num_used), rows that a head of the fold may weigh; others, which weigh 0, fill up.
-        count: int (F,), how many directions there are.
-        penalised: (num_parameters,), 1 for a coefficient, 0 for the intercept.
-    """
-
-    def __init__(self, heads: Heads, members: Sequence[np.ndarray]) -> None:
-        num_folds = len(members)
-        _, num_parameters = heads.matrix.shape
-        dtype = heads.matrix.dtype
-        self._matrix = heads.matrix
-        self.penalised = np.ones(num_parameters, dtype)
-        self.penalised[-1] = 0
-        is_used = np.array([heads.shares[of_fold].any(axis=0) for of_fold in members])
-        num_used = is_used.sum(axis=1).max()
-        self.rows = np.argsort(~is_used, axis=1, kind="stable")[:, :num_used]
-        columns = np.arange(num_parameters)[::-1]
-        first = columns[: 1 + _FIRST_DIRECTIONS]
-        places = np.arange(len(first))
-        self.count = np.full(num_folds, len(first))
-        self._vectors = np.zeros((num_folds, _MOST_DIRECTIONS, num_parameters), dtype)
-        self._vectors[:, places, first] = 1
-        shape = (num_used, _MOST_DIRECTIONS)
-        tables = [scratch(shape, dtype, heads.scratch_folder) for _ in members]
-        # A direction is a row, so that its scores lie side by side.
-        self._tables = [table.reshape(_MOST_DIRECTIONS, num_used) for table in tables]
-        for table, rows in zip(self._tables, self.rows):
-            table[len(first) :] = 0
-            for block in blocks(num_used):
-                scores = self._matrix[rows[block][:, None], first]
-                table[: len(first), block] = scores.T
-
-    @property
-    def width(self) -> int:
-        """m, directions of the fold that has most."""
-        return int(self.count.max())
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """(F, m, num_parameters)."""
-        return self._vectors[:, : self.width]
-
-    @property
-    def tables(self) -> list[np.ndarray]:
-        """Scores of the directions: F times (m, num_used)."""
-        return [table[: self.width] for table in self._tables]
-
-    def parameters(self, coefficients: np.ndarray) -> np.ndarray:
-        """Heads (F, k, at least m) in the columns of the matrix, (F, k, num_parameters)."""
-        plain = coefficients[..., : self.width].astype(self._vectors.dtype)
-        return plain @ self.vectors
-
-    def scores(self, coefficients: np.ndarray) -> np.ndarray:
-        """Scores (F, k, num_used) of heads (F, k, at least m)."""
-        plain = coefficients[..., : self.width].astype(self._vectors.dtype)
-        return np.stack([of_fold @ table for of_fold, table in zip(plain, self.tables)])
-
-    def gradient(self, slope: np.ndarray) -> np.ndarray:
-        """Gradient (F, k, m) of a loss with slopes (F, k, num_used) in the scores."""
-        return np.stack([of_fold @ table.T for of_fold, table in zip(slope, self.tables)])
-
-    def is_full(self, candidates: np.ndarray) -> np.ndarray:
-        """Folds that may have no room for candidates (F, k, num_parameters), bool (F,)."""
-        _, num_candidates, _ = candidates.shape
-        return self.count + num_candidates > _MOST_DIRECTIONS
-
-    def add(self, candidates: np.ndarray) -> None:
-        """Take up what is new in vectors (F, k, num_parameters)."""
-        new = _independent(candidates, self.vectors)
-        is_new = new.any(axis=2)
-        fold, candidate = np.nonzero(is_new)
-        place = self.count[fold] + (is_new.cumsum(axis=1) - 1)[fold, candidate]
-        vectors = _filled((len(fold), new.shape[-1]), new.dtype)
-        vectors[: len(fold)] = new[fold, candidate]
-        num_rows = len(self._matrix)
-        scores = np.empty((len(vectors), num_rows), new.dtype)
-        for block in blocks(num_rows):
-            scores[:, block] = vectors @ self._matrix[block].T
-        for vector, of_vector, of_fold, at in zip(vectors, scores, fold, place):
-            self._vectors[of_fold, at] = vector
-            self._tables[of_fold][at] = of_vector[self.rows[of_fold]]
-        self.count += is_new.sum(axis=1)
-
-    def turn(self, fold: int, rotation: np.ndarray) -> None:
-        """Put fewer directions in place of all those of a fold, their combinations (m of the fold, fewer)."""
-        before, after = rotation.shape
-        for everything in (self._vectors[fold], self._tables[fold]):
-            everything[:after] = rotation.T @ everything[:before]
-            everything[after:] = 0
-        self.count[fold] = after
-
-
-def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Orthonormal directions of candidates outside the vectors.
-
-    Args:
-        candidates: (F, k, num_parameters); 0 where there is none.
-        vectors: (F, m, num_parameters), orthonormal.
-
-    Returns:
-        (F, k, num_parameters); 0 where there are fewer.
-    """
-    tiny = np.finfo(candidates.dtype).tiny
-    outside = candidates / np.maximum(_norms(candidates), tiny)
-    outside -= (outside @ vectors.transpose(0, 2, 1)) @ vectors
-    outside[_norms(outside)[..., 0] < _LEAST_LENGTH] = 0
-    squares, axes = np.linalg.eigh(outside @ outside.transpose(0, 2, 1))
-    longest = np.maximum(squares[:, -1:], tiny)
-    is_long = squares > _INDEPENDENT**2 * longest
-    lengths = np.sqrt(np.maximum(squares, tiny))
-    chosen = axes * (is_long / lengths)[:, None]
-    return chosen.transpose(0, 2, 1).astype(outside.dtype) @ outside
-
-
-def _norms(vectors: np.ndarray) -> np.ndarray:
-    """(F, k, 1) of (F, k, num_parameters)."""
-    return np.sqrt(np.vecdot(vectors, vectors))[..., None]
-
-
 class _Point(NamedTuple):
     """Where the heads of all seats stand on their rows.
 
     Attributes:
-        coefficients: float64 (F, k, most directions), along the directions; 0 beyond those there are.
+        coefficients: float64 (F, k, MOST_DIRECTIONS), along the directions; 0 beyond those there are.
         scores: (F, k, num_used).
         value: float64 (F, k), the objective.
         slope: (F, k, num_used), weighted slope of the loss of a row in its score.
@@ -349,6 +163,20 @@ class _Point(NamedTuple):
     curvature: np.ndarray
 
 
+class _Arrived(NamedTuple):
+    """Where the heads stand once all features are read; of an empty seat it says nothing.
+
+    Attributes:
+        parameters: (F, k, num_parameters).
+        descent: (F, k, num_parameters), the preconditioned gradient.
+        norm: (F, k), of the gradient in preconditioned coordinates.
+    """
+
+    parameters: np.ndarray
+    descent: np.ndarray
+    norm: np.ndarray
+
+
 class _Seats:
     """The heads that are moved at present: k of each of F folds.
 
@@ -357,33 +185,33 @@ class _Seats:
     Attributes:
         head: int (F, k), which of the J heads; -1 in a seat that stays empty.
         point: Where they stand.
-        l2: (F, k, 1).
     """
 
-    def __init__(
-        self, heads: Heads, members: Sequence[np.ndarray], directions: _Directions
-    ) -> None:
-        num_folds, num_used = directions.rows.shape
-        num_seats = min(_SEATS, max(len(of_fold) for of_fold in members))
+    def __init__(self, heads: Heads, members: Sequence[np.ndarray]) -> None:
+        """Seat the first heads of each fold, at 0."""
+        is_used = [heads.shares[of_fold].any(axis=0) for of_fold in members]
+        self._heads = heads
+        self._directions = Directions(heads.matrix, np.array(is_used), heads.scratch_folder)
+        self._waiting = [of_fold.tolist() for of_fold in members]
+        rows = self._directions.rows
+        self._sign = heads.sign[rows][:, None]
+        num_folds, num_used = rows.shape
+        num_seats = min(_SEATS, max(map(len, members)))
         shape = (num_folds, num_seats)
         dtype = heads.matrix.dtype
-        self._heads = heads
-        self._directions = directions
-        self._waiting = [list(of_fold) for of_fold in members]
-        self._sign = heads.sign[directions.rows][:, None]
-        self._weights = np.zeros((*shape, num_used), dtype)
+        self.head = np.full(shape, -1)
+        self._rounds = np.zeros(shape, dtype=int)
+        self._l2 = np.ones((*shape, 1), dtype)
         self._offset = np.zeros((*shape, 1), dtype)
         self._focusing = np.zeros((*shape, 1), dtype)
-        self._hessian = np.zeros((*shape, _MOST_DIRECTIONS, _MOST_DIRECTIONS), dtype)
-        # The curvature of the rows that a Hessian was made with.
+        self._weights = np.zeros((*shape, num_used), dtype)
+        # Hessians of the loss along the directions, and the curvature of the rows behind them.
+        self._hessian = np.zeros((*shape, MOST_DIRECTIONS, MOST_DIRECTIONS), dtype)
         self._measured = np.zeros((*shape, num_used), dtype)
-        self._rounds = np.zeros(shape, dtype=int)
-        self.head = np.full(shape, -1)
-        self.l2 = np.ones((*shape, 1), dtype)
         for place in np.ndindex(shape):
             self._take(place)
-        nowhere = np.zeros((*shape, _MOST_DIRECTIONS))
-        self.point = self._at(nowhere, directions.scores(nowhere))
+        nowhere = np.zeros((*shape, MOST_DIRECTIONS))
+        self.point = self._at(nowhere, self._directions.scores(nowhere))
 
     @property
     def is_taken(self) -> np.ndarray:
@@ -393,14 +221,31 @@ class _Seats:
     def move(self) -> None:
         """Newton's step of every head within the directions; two in folds where a head has just sat down."""
         is_new = self.is_taken & (self._rounds == 0)
+        has_new = is_new.any(axis=1, keepdims=True)
         self._step(self.is_taken)
         for _ in range(1, _STEPS_OF_ENTRY):
-            self._step(self.is_taken & is_new.any(axis=1, keepdims=True))
+            self._step(self.is_taken & has_new)
         self._rounds += 1
 
-    def finished(self, norm: np.ndarray, tolerance: float) -> np.ndarray:
-        """Heads that move no further, bool (F, k), given the norms of their gradients."""
-        solved = norm <= tolerance
+    def arrived(self) -> _Arrived:
+        """Read all features: where the heads stand, and where each would go."""
+        point = self.point
+        parameters = self._directions.parameters(point.coefficients)
+        gradient = self._directions.whole_gradient(point.slope, self.is_taken)
+        penalty = np.repeat(self._l2, self._heads.num_parameters, axis=2)
+        penalty[..., -1] = 0
+        gradient += penalty * parameters
+        # The eigenbasis makes this nearly the diagonal of the Hessian; the intercept's column is ones.
+        mean_curvature = point.curvature.sum(axis=2, keepdims=True)
+        squares = np.append(self._heads.spectrum, 1)
+        curvature = mean_curvature * squares.astype(gradient.dtype) + penalty
+        descent = gradient / np.maximum(curvature, _LEAST_CURVATURE)
+        squared_norm = np.vecdot(gradient, descent)
+        return _Arrived(parameters, descent, np.sqrt(squared_norm))
+
+    def finished(self, arrived: _Arrived, tolerance: float) -> np.ndarray:
+        """Heads that move no further, bool (F, k)."""
+        solved = arrived.norm <= tolerance
         diverged = ~np.isfinite(self.point.value)
         given_up = self._rounds >= _MAX_ROUNDS
         return self.is_taken & (solved | diverged | given_up)
@@ -411,29 +256,37 @@ class _Seats:
             return
         for place in zip(*np.nonzero(finished)):
             self._take(place)
-        self.point = self._at(self.point.coefficients, self.point.scores)
+        point = self.point
+        self.point = self._at(point.coefficients, point.scores)
 
-    def widen(self, before: np.ndarray) -> None:
-        """Add what is new to the Hessians, where folds had int (F,) directions before."""
+    def learn(self, candidates: np.ndarray) -> None:
+        """Take up new directions from candidates (F, k, num_parameters), and extend the Hessians."""
+        _, num_candidates, _ = candidates.shape
+        is_full = self._directions.is_full(num_candidates)
+        for fold in np.flatnonzero(is_full).tolist():
+            self._condense(fold)
+        before = self._directions.count.copy()
+        self._directions.add(candidates)
         for fold, table in enumerate(self._directions.tables):
             after = self._directions.count[fold]
             new = slice(before[fold], after)
             seats = np.flatnonzero(self.is_taken[fold])
-            products = _products(table[new], self._measured[fold, seats], table[:after])
+            measured = self._measured[fold, seats]
+            products = directions.products(table[new], measured, table[:after])
             self._hessian[fold, seats, new, :after] = products
-            self._hessian[fold, seats, :after, new] = products.transpose(0, 2, 1)
+            self._hessian[fold, seats, :after, new] = products.mT
 
-    def condense(self, fold: int) -> None:
+    def _condense(self, fold: int) -> None:
         """Keep of the directions of a fold the intercept and those in which its heads stand."""
         count = self._directions.count[fold]
         coefficients = self.point.coefficients[fold]
         standing = coefficients[:, :count].copy()
-        intercept = np.zeros((1, count))
-        intercept[0, 0] = 1
-        rotation, _ = np.linalg.qr(np.vstack([intercept, standing]).T)
-        rotation = rotation.astype(self._weights.dtype)
+        intercept = np.eye(1, count)
+        kept = np.vstack([intercept, standing])
+        rotation, _ = np.linalg.qr(kept.T)
+        rotation = rotation.astype(self._heads.matrix.dtype)
         self._directions.turn(fold, rotation)
-        _, after = rotation.shape
+        after = self._directions.count[fold]
         coefficients[:] = 0
         coefficients[:, :after] = standing @ rotation
         hessian = self._hessian[fold]
@@ -441,7 +294,7 @@ class _Seats:
         hessian[:] = 0
         hessian[:, :after, :after] = turned
 
-    def _take(self, place: tuple[int, int]) -> None:
+    def _take(self, place: tuple[int, ...]) -> None:
         """Seat the next head of a fold, or leave the seat empty."""
         fold, _ = place
         self._measured[place] = 0
@@ -450,19 +303,22 @@ class _Seats:
             self.head[place] = -1
             self._weights[place] = 0
             return
+        heads = self._heads
         head = self._waiting[fold].pop(0)
+        rows = self._directions.rows[fold]
         self.head[place] = head
-        self._weights[place] = self._heads.shares[head, self._directions.rows[fold]]
-        self._offset[place] = self._heads.offset[head]
-        self._focusing[place] = self._heads.focusing[head]
-        self.l2[place] = self._heads.l2[head]
+        self._weights[place] = heads.shares[head, rows]
+        self._offset[place] = heads.offset[head]
+        self._focusing[place] = heads.focusing[head]
+        self._l2[place] = heads.l2[head]
 
     def _at(self, coefficients: np.ndarray, scores: np.ndarray) -> _Point:
-        """Everything that is known of a point from its coefficients and its scores."""
+        """Everything that is known of a point, from its coefficients and its scores."""
+        *_, num_used = scores.shape
         loss = np.zeros(self.head.shape)
         slope = np.empty_like(scores)
         curvature = np.empty_like(scores)
-        for rows in blocks(scores.shape[-1]):
+        for rows in blocks(num_used):
             weights = self._weights[..., rows]
             sign = self._sign[..., rows]
             margins = sign * (scores[..., rows] + self._offset)
@@ -472,7 +328,8 @@ class _Seats:
             slope[..., rows] = weights * losses.slope * sign
             curvature[..., rows] = weights * losses.curvature
         penalised = coefficients[..., 1:]
-        value = loss + 0.5 * self.l2[..., 0] * np.vecdot(penalised, penalised)
+        squared = np.vecdot(penalised, penalised)
+        value = loss + 0.5 * self._l2[..., 0] * squared
         # A head that diverged must touch no other one of its fold.
         diverged = ~np.isfinite(value)
         slope[diverged] = 0
@@ -484,75 +341,66 @@ class _Seats:
         if not chosen.any():
             return
         self._measure()
-        point = self.point
-        moves = chosen & np.isfinite(point.value)
+        start = self.point
+        moves = chosen & np.isfinite(start.value)
         step, promised = self._newton_step(moves)
         moves &= promised < 0
         step[~moves] = 0
         along = self._directions.scores(step)
         resolution = np.finfo(along.dtype).eps
-        highest = point.value + 10 * resolution * np.abs(point.value)
-        length = np.ones((*moves.shape, 1), along.dtype)
+        highest = start.value + 10 * resolution * np.abs(start.value)
+        length = np.ones_like(promised)
         for _ in range(_MAX_HALVINGS):
             # What fell already is evaluated at the same place again.
-            self.point = self._at(point.coefficients + length * step, point.scores + length * along)
-            decrease = _SUFFICIENT_DECREASE * length[..., 0] * promised
+            self.point = self._beyond(start, step, along, length)
+            decrease = _SUFFICIENT_DECREASE * length * promised
             fell = self.point.value <= highest + decrease
             too_long = moves & ~fell
             if not too_long.any():
                 return
             length[too_long] *= 0.5
         length[too_long] = 0
-        self.point = self._at(point.coefficients + length * step, point.scores + length * along)
+        self.point = self._beyond(start, step, along, length)
+
+    def _beyond(
+        self, start: _Point, step: np.ndarray, along: np.ndarray, length: np.ndarray
+    ) -> _Point:
+        """A step of some length (F, k) from a point on; `along` are the scores of the step."""
+        each = length[..., None]
+        scaled = along * each.astype(along.dtype)
+        return self._at(start.coefficients + each * step, start.scores + scaled)
 
     def _newton_step(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Steps (F, k, m) of the chosen heads, bool (F, k), and slopes (F, k) along them; of others 0."""
         m = self._directions.width
         coefficients = self.point.coefficients[..., :m]
-        penalty = np.repeat(self.l2, m, axis=2).astype(np.float64)
+        l2 = self._l2.astype(np.float64)
+        penalty = np.repeat(l2, m, axis=2)
         penalty[..., 0] = 0
         gradient = self._directions.gradient(self.point.slope) + penalty * coefficients
-        hessian = self._hessian[..., :m, :m][chosen].astype(np.float64)
+        of_loss = self._hessian[..., :m, :m]
+        hessian = of_loss[chosen].astype(np.float64)
         diagonal = np.arange(m)
         hessian[:, diagonal, diagonal] += penalty[chosen] + _LEAST_CURVATURE
+        downhill = -gradient[chosen][..., None]
+        solved = np.linalg.solve(hessian, downhill)
         step = np.zeros_like(self.point.coefficients)
-        step[chosen, :m] = -np.linalg.solve(hessian, gradient[chosen][..., None])[..., 0]
-        return step, np.vecdot(step[..., :m], gradient)
+        step[chosen, :m] = solved[..., 0]
+        promised = np.vecdot(step[..., :m], gradient)
+        return step, promised
 
     def _measure(self) -> None:
-        """Make Hessians anew where the curvature of the rows has changed."""
+        """Make Hessians anew where the curvature of the rows has changed, or for long were not made."""
         curvature = self.point.curvature
-        change = np.abs(curvature - self._measured).sum(axis=2)
-        is_stale = change > _STALE * self._measured.sum(axis=2)
-        is_stale |= self.is_taken & (
-            self._rounds % _ROUNDS_OF_A_HESSIAN == _ROUNDS_OF_A_HESSIAN - 1
-        )
+        change = np.abs(curvature - self._measured)
+        is_stale = change.sum(axis=2) > _STALE * self._measured.sum(axis=2)
+        is_old = self._rounds % _ROUNDS_OF_A_HESSIAN == _ROUNDS_OF_A_HESSIAN - 1
+        is_made = is_stale | (is_old & self.is_taken)
         for fold, table in enumerate(self._directions.tables):
-            seats = np.flatnonzero(is_stale[fold])
+            seats = np.flatnonzero(is_made[fold])
             if not len(seats):
                 continue
             measured = curvature[fold, seats]
             self._measured[fold, seats] = measured
-            m, _ = table.shape
-            self._hessian[fold, seats, :m, :m] = _squares(table, measured)
-
-
-def _squares(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Products of all rows of a table (m, n) with each other, (j, m, m), weighted by (j, n)."""
-    _, num_rows = table.shape
-    total: Any = 0
-    for rows in blocks(num_rows):
-        scaled = table[:, rows] * np.sqrt(weights[:, None, rows])
-        total = total + scaled @ scaled.transpose(0, 2, 1)
-    return total
-
-
-def _products(left: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Products of rows of (q, n) with those of (m, n), (j, q, m), weighted by (j, n)."""
-    _, num_rows = left.shape
-    total: Any = 0
-    for rows in blocks(num_rows):
-        scaled = left[:, rows] * weights[:, None, rows]
-        products = scaled.reshape(-1, scaled.shape[-1]) @ right[:, rows].T
-        total = total + products.reshape(len(weights), len(left), len(right))
-    return total
+            m = len(table)
+            self._hessian[fold, seats, :m, :m] = directions.squares(table, measured)
