@@ -55,7 +55,11 @@ class Directions:
         _, num_parameters = matrix.shape
         self._matrix = matrix
         num_used = is_used.sum(axis=1).max()
-        used_first = np.argsort(~is_used, axis=1, kind="stable")
+        used_first = np.argsort(
+            ~is_used,
+            axis=1,
+            kind="stable",
+        )
         self.rows = used_first[:, :num_used]
         num_first = min(1 + _FIRST_DIRECTIONS, num_parameters)
         self.count = np.full(num_folds, num_first)
@@ -79,7 +83,8 @@ class Directions:
         rows = self.rows[fold]
         for block in blocks(len(rows)):
             of_block = rows[block, None]
-            table[:num_first, block] = self._matrix[of_block, first].T
+            scores = self._matrix[of_block, first]
+            table[:num_first, block] = scores.T
 
     @property
     def width(self) -> int:
@@ -102,13 +107,15 @@ class Directions:
 
     def scores(self, coefficients: np.ndarray) -> np.ndarray:
         """Scores (F, k, num_used) of heads (F, k, at least m)."""
-        pairs = zip(self._rounded(coefficients), self.tables)
-        return np.stack([of_fold @ table for of_fold, table in pairs])
+        rounded = self._rounded(coefficients)
+        scores = map(np.matmul, rounded, self.tables)
+        return np.stack(list(scores))
 
     def gradient(self, slope: np.ndarray) -> np.ndarray:
         """Gradient along the directions, (F, k, m), of slopes in the scores, (F, k, num_used)."""
-        pairs = zip(slope, self.tables)
-        return np.stack([of_fold @ table.T for of_fold, table in pairs])
+        turned = [table.T for table in self.tables]
+        gradient = map(np.matmul, slope, turned)
+        return np.stack(list(gradient))
 
     def whole_gradient(self, slope: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Gradient in the columns of the matrix, (F, k, num_parameters); 0 of what is not chosen.
@@ -125,8 +132,10 @@ class Directions:
             of_head[rows] = slope[fold, place]
         total = np.zeros((len(slopes), num_parameters), slope.dtype)
         for block in blocks(num_rows):
-            total += slopes[:, block] @ self._matrix[block]
-        gradient = np.zeros((*chosen.shape, num_parameters), slope.dtype)
+            part = self._matrix[block]
+            total += slopes[:, block] @ part
+        shape = (*chosen.shape, num_parameters)
+        gradient = np.zeros(shape, slope.dtype)
         gradient[chosen] = total[: len(folds)]
         return gradient
 
@@ -144,7 +153,8 @@ class Directions:
         vectors[: len(folds)] = new[folds, places]
         scores = np.empty((len(vectors), num_rows), new.dtype)
         for block in blocks(num_rows):
-            scores[:, block] = vectors @ self._matrix[block].T
+            part = self._matrix[block]
+            scores[:, block] = vectors @ part.T
         for fold, vector, of_vector in zip(folds, vectors, scores):
             at = self.count[fold]
             rows = self.rows[fold]
@@ -155,7 +165,8 @@ class Directions:
     def turn(self, fold: int, rotation: np.ndarray) -> None:
         """Put combinations of the directions of a fold in place of them, orthonormal (m of the fold, fewer)."""
         before, after = rotation.shape
-        vectors, table = self._vectors[fold], self._tables[fold]
+        vectors = self._vectors[fold]
+        table = self._tables[fold]
         for of_directions in (vectors, table):
             turned = rotation.T @ of_directions[:before]
             of_directions[:after] = turned
@@ -171,7 +182,8 @@ class Directions:
 def _filled(num_rows: int, width: int, dtype: np.dtype) -> np.ndarray:
     """Zeros for the rows of a product, and for up to three more: OpenBLAS takes four at a time."""
     num_missing = -num_rows % _ROWS_AT_A_TIME
-    return np.zeros((num_rows + num_missing, width), dtype)
+    num_filled = num_rows + num_missing
+    return np.zeros((num_filled, width), dtype)
 
 
 def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -185,15 +197,18 @@ def _independent(candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         (F, k, num_parameters); 0 where there are fewer.
     """
     tiny = np.finfo(candidates.dtype).tiny
-    unit = candidates / np.maximum(_norms(candidates), tiny)
-    outside = unit - (unit @ vectors.mT) @ vectors
+    lengths = np.maximum(_norms(candidates), tiny)
+    unit = candidates / lengths
+    overlap = unit @ vectors.mT
+    outside = unit - overlap @ vectors
     is_within = _norms(outside) < _LEAST_LENGTH
     outside = np.where(is_within, 0, outside)
-    squares, axes = np.linalg.eigh(outside @ outside.mT)
-    longest = np.maximum(squares[:, -1:], tiny)
+    gram = outside @ outside.mT
+    squares, axes = np.linalg.eigh(gram)
+    positive = np.maximum(squares, tiny)
+    longest = positive[:, -1:]
     is_long = squares > _INDEPENDENT**2 * longest
-    lengths = np.sqrt(np.maximum(squares, tiny))
-    chosen = is_long / lengths
+    chosen = is_long / np.sqrt(positive)
     turn = axes * chosen[:, None]
     return turn.mT.astype(outside.dtype) @ outside
 
@@ -219,10 +234,14 @@ def products(left: np.ndarray, weights: np.ndarray, right: np.ndarray) -> np.nda
     """Products of rows of (q, n) with those of (m, n), (j, q, m), weighted by (j, n)."""
     num_left, num_rows = left.shape
     num_heads = len(weights)
-    total = np.zeros((num_heads * num_left, len(right)), left.dtype)
+    num_products = num_heads * num_left
+    total = np.zeros((num_products, len(right)), left.dtype)
     for block in blocks(num_rows):
+        part = right[:, block]
         scaled = left[:, block] * weights[:, None, block]
+        *_, size = scaled.shape
         # One product for all heads.
-        _, _, size = scaled.shape
-        total += scaled.reshape(-1, size) @ right[:, block].T
-    return total.reshape(num_heads, num_left, len(right))
+        of_all = scaled.reshape(-1, size)
+        total += of_all @ part.T
+    shape = (num_heads, num_left, len(right))
+    return total.reshape(shape)

@@ -191,7 +191,11 @@ class _Seats:
         """Seat the first heads of each fold, at 0."""
         is_used = [heads.shares[of_fold].any(axis=0) for of_fold in members]
         self._heads = heads
-        self._directions = Directions(heads.matrix, np.array(is_used), heads.scratch_folder)
+        self._directions = Directions(
+            heads.matrix,
+            np.array(is_used),
+            heads.scratch_folder,
+        )
         self._waiting = [of_fold.tolist() for of_fold in members]
         rows = self._directions.rows
         self._sign = heads.sign[rows][:, None]
@@ -325,7 +329,8 @@ class _Seats:
             losses = margin_losses(margins, self._focusing)
             # In float64: the noise of a float32 sum made line searches fail close to the solution.
             loss += np.einsum("fkn,fkn->fk", weights, losses.loss, dtype=np.float64)
-            slope[..., rows] = weights * losses.slope * sign
+            signed = weights * sign
+            slope[..., rows] = signed * losses.slope
             curvature[..., rows] = weights * losses.curvature
         penalised = coefficients[..., 1:]
         squared = np.vecdot(penalised, penalised)
@@ -377,7 +382,8 @@ class _Seats:
         l2 = self._l2.astype(np.float64)
         penalty = np.repeat(l2, m, axis=2)
         penalty[..., 0] = 0
-        gradient = self._directions.gradient(self.point.slope) + penalty * coefficients
+        gradient = self._directions.gradient(self.point.slope)
+        gradient = gradient + penalty * coefficients
         of_loss = self._hessian[..., :m, :m]
         hessian = of_loss[chosen].astype(np.float64)
         diagonal = np.arange(m)
@@ -403,4 +409,5 @@ class _Seats:
             measured = curvature[fold, seats]
             self._measured[fold, seats] = measured
             m = len(table)
-            self._hessian[fold, seats, :m, :m] = directions.squares(table, measured)
+            squares = directions.squares(table, measured)
+            self._hessian[fold, seats, :m, :m] = squares
