@@ -151,7 +151,11 @@ def test_focal_optimum_is_stationary_and_zero_focusing_is_cross_entropy(focusing
     assert np.array_equal(mine.logits(features), plain.logits(features)) == (focusing == 0)
 
 
-def test_a_float32_search_ends_at_its_tolerance_and_not_in_a_failing_line_search():
+@pytest.mark.parametrize("fewest_sharing", [0, 512])
+def test_a_float32_search_ends_at_its_tolerance_and_not_in_a_failing_line_search(
+    fewest_sharing, monkeypatch
+):
+    monkeypatch.setattr(solver, "FEWEST_SHARING", fewest_sharing)
     rng, place = np.random.default_rng(0), np.arange(1, 101)
     hidden = rng.normal(size=(8000, 100))
     score = hidden @ (rng.normal(size=100) / np.sqrt(place))
@@ -322,8 +326,11 @@ def test_blocks_of_rows_give_the_fit_of_all_rows_at_once(classes, focusing, requ
         )
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_blocks_of_rows_give_the_search_of_all_rows_at_once(request, classes):
+@pytest.mark.parametrize(("classes", "fewest_sharing"), [(2, 0), (2, 512), (3, 0)])
+def test_blocks_of_rows_give_the_search_of_all_rows_at_once(
+    request, monkeypatch, classes, fewest_sharing
+):
+    monkeypatch.setattr(solver, "FEWEST_SHARING", fewest_sharing)
     features, labels = rows(500, 30, classes)
     weights = np.random.default_rng(1).integers(0, 2, size=(500, 12)).astype(float)
     l2, folds = np.geomspace(1e-3, 1, 12), np.arange(12) % 2

@@ -14,8 +14,9 @@ FOLDS = 3
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """As the stage searches; products this small lose time by waiting for each other."""
+def sharing(monkeypatch):
+    """Heads share directions however few features there are, on one thread as in the stage."""
+    monkeypatch.setattr(solver, "FEWEST_SHARING", 0)
     with threadpool_limits(1, user_api="blas"):
         yield
 
@@ -136,3 +137,13 @@ def test_folds_may_have_different_numbers_of_heads():
     )
     assert solution.objective == pytest.approx(alone.objective, rel=1e-6)
     assert sorted(np.bincount(folds[chosen])) == [1, 3, 4]
+
+
+def test_few_features_are_left_to_lbfgs(monkeypatch):
+    monkeypatch.setattr(solver, "FEWEST_SHARING", 31)
+    standardised, labels = rows(90, 30)
+    weights, l2, folds, _ = batch(labels, 6)
+    rotated, solution = searched(standardised, labels, weights, l2, folds)
+    neutral = [Objective.neutral(2)] * 6
+    plain = solver.solve(rotated, labels, weights, neutral, l2, solver.SEARCH_TOLERANCE)
+    assert np.array_equal(solution.parameters, plain.parameters)

@@ -279,7 +279,11 @@ def test_a_trained_choice_keeps_the_scores_of_the_slice():
     assert np.array_equal(logits, expected)
 
 
-def test_out_of_fold_scores_are_those_of_models_that_never_saw_the_patient():
+@pytest.mark.parametrize("fewest_sharing", [0, 512])
+def test_out_of_fold_scores_are_those_of_models_that_never_saw_the_patient(
+    fewest_sharing, monkeypatch
+):
+    monkeypatch.setattr(solver, "FEWEST_SHARING", fewest_sharing)
     # Features that name the patient and nothing else: whoever sees the patient in training knows the label.
     people = [f"p{index // 4}" for index in range(96)]
     labels = np.random.default_rng(8).permutation(np.repeat([0, 1], 12)).repeat(4)
