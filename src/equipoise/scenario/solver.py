@@ -4,8 +4,8 @@ All heads of a search share one feature matrix $X$. A head is a column of row we
 left out weigh 0) with its own focusing, offsets and $l_2$. $X$ is rotated once into the eigenbasis of
 its Gram matrix, where the curvature is nearly diagonal. In it `subspace` solves the heads of a search,
 which help each other within their fold; heads of more than two classes or on few features, and a head
-alone, are moved by a batched L-BFGS. Rows are walked in blocks, so memory holds one block, the numbers per row and
-head, and the Gram matrix.
+alone, are moved by a batched L-BFGS. Rows are walked in blocks, so memory holds one block, the numbers
+per row and head, and the Gram matrix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from equipoise.strategies.base import Objective
 #: the optimum (focal loss: 1.1e-4), where trials are 1.5e-4 apart; no best trial is another one.
 SEARCH_TOLERANCE = 3e-4
 
-#: Features from which on heads of a search share directions. Narrower products are so cheap that
+#: Directions of a rotation from which on heads of a search share some. Narrower products are so cheap that
 #: Newton's steps cost more than they spare: on 1,285 rows of 256 features 1.4 to 1.7 times as much
 #: as L-BFGS, on 512 0.8 to 1.1, on 1,024 0.5 to 0.7.
 FEWEST_SHARING = 512
