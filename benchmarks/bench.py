@@ -405,12 +405,12 @@ _FIRST_TRIAL = """
 import os, sys, time
 from equipoise import cli
 from equipoise.scenario import solver
-solve = solver.solve
+solve = solver.search
 def first(*arguments):
     solve(*arguments)
     print(time.time() - float(sys.argv[1]), "tensorflow" in sys.modules, flush=True)
     os._exit(0)
-solver.solve = first
+solver.search = first
 cli.main(["scenario", "--study", "demo", "--backbone", "mobilenetv2", "--scenario", "oversample"])
 """
 

@@ -139,16 +139,12 @@ class Batch(NamedTuple):
     weights: np.ndarray
     objectives: Sequence[Objective]
     l2: np.ndarray
+    folds: np.ndarray
 
     def solved(self) -> solver.Solution:
         """As a search solves them."""
-        return solver.solve(
-            self.rotated,
-            self.labels,
-            self.weights,
-            self.objectives,
-            self.l2,
-            solver.SEARCH_TOLERANCE,
+        return solver.search(
+            self.rotated, self.labels, self.weights, self.objectives, self.l2, self.folds
         )
 
 
@@ -161,8 +157,8 @@ def first_batches(study: config.Study, scenario: str) -> list[Batch]:
     batches = []
 
     def solve(*arguments: Any) -> solver.Solution:
-        rotated, labels, weights, objectives, l2, _ = arguments
-        batches.append(Batch(matrix, rotated, labels, weights, objectives, l2))
+        *of_batch, _ = arguments
+        batches.append(Batch(matrix, *of_batch))
         return batches[-1].solved()
 
     tuning.tune(
@@ -308,7 +304,8 @@ def drawn() -> list[Line]:
     rotated = solver.Rotated.of(standardised)
     objectives = [Objective.neutral(2)] * 32
     l2 = 10 ** rng.uniform(-3, 1, 32)
-    batch = Batch(None, rotated, labels, weights, objectives, l2)  # type: ignore[arg-type]
+    folds = np.arange(32) % 5
+    batch = Batch(None, rotated, labels, weights, objectives, l2, folds)  # type: ignore[arg-type]
     found = compare_heads(batch, standardised)
     return _lines("a head of 32, 5,000 x 1,920 drawn", found, 1 / 60, 1 / 20)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from equipoise.core.errors import TrialFailed
 from equipoise.evaluation import metrics
@@ -150,7 +151,11 @@ def test_focal_optimum_is_stationary_and_zero_focusing_is_cross_entropy(focusing
     assert np.array_equal(mine.logits(features), plain.logits(features)) == (focusing == 0)
 
 
-def test_a_float32_search_ends_at_its_tolerance_and_not_in_a_failing_line_search():
+@pytest.mark.parametrize("fewest_sharing", [0, 512])
+def test_a_float32_search_ends_at_its_tolerance_and_not_in_a_failing_line_search(
+    fewest_sharing, monkeypatch
+):
+    monkeypatch.setattr(solver, "FEWEST_SHARING", fewest_sharing)
     rng, place = np.random.default_rng(0), np.arange(1, 101)
     hidden = rng.normal(size=(8000, 100))
     score = hidden @ (rng.normal(size=100) / np.sqrt(place))
@@ -158,16 +163,11 @@ def test_a_float32_search_ends_at_its_tolerance_and_not_in_a_failing_line_search
     features = (hidden * np.sqrt(place**-1.25)) @ np.linalg.qr(rng.normal(size=(100, 100)))[0]
     rotated = Rotated.of(Standardiser.fit(features).apply(features, np.float32))
     weights = rng.integers(0, 2, size=(8000, 24)) * np.where(labels == 0, 1, 4)[:, None]
-    solution = solver.solve(
-        *(
-            rotated,
-            labels,
-            weights,
-            [Objective.neutral(2)] * 24,
-            np.geomspace(1e-3, 1, 24),
-            solver.SEARCH_TOLERANCE,
-        )
-    )
+    objectives = [Objective.neutral(2)] * 24
+    l2 = np.geomspace(1e-3, 1, 24)
+    # As the stage searches; products this small lose time by waiting for each other.
+    with threadpool_limits(1, user_api="blas"):
+        solution = solver.search(rotated, labels, weights, objectives, l2, np.arange(24) % 4)
     assert solution.gradient_norm.max() <= solver.SEARCH_TOLERANCE
 
 
@@ -326,12 +326,14 @@ def test_blocks_of_rows_give_the_fit_of_all_rows_at_once(classes, focusing, requ
         )
 
 
-def test_blocks_of_rows_give_the_search_of_all_rows_at_once(request):
-    features, labels = rows(500, 30)
-    weights, l2 = (
-        np.random.default_rng(1).integers(0, 2, size=(500, 12)).astype(float),
-        np.geomspace(1e-3, 1, 12),
-    )
+@pytest.mark.parametrize(("classes", "fewest_sharing"), [(2, 0), (2, 512), (3, 0)])
+def test_blocks_of_rows_give_the_search_of_all_rows_at_once(
+    request, monkeypatch, classes, fewest_sharing
+):
+    monkeypatch.setattr(solver, "FEWEST_SHARING", fewest_sharing)
+    features, labels = rows(500, 30, classes)
+    weights = np.random.default_rng(1).integers(0, 2, size=(500, 12)).astype(float)
+    l2, folds = np.geomspace(1e-3, 1, 12), np.arange(12) % 2
     solutions, scratch_folder = [], None
     for fixture in (None, "small_blocks"):
         if fixture:
@@ -339,8 +341,8 @@ def test_blocks_of_rows_give_the_search_of_all_rows_at_once(request):
         standardiser = Standardiser.fit(features)
         standardised = rows_.Rows(features, np.arange(500), np.float32, standardiser)
         rotated = Rotated.of(standardised, scratch_folder)
-        objectives = [Objective.neutral(2)] * 12
-        solution = solver.solve(rotated, labels, weights, objectives, l2, solver.SEARCH_TOLERANCE)
+        objectives = [Objective.neutral(classes)] * 12
+        solution = solver.search(rotated, labels, weights, objectives, l2, folds, scratch_folder)
         solutions.append(solution)
         assert isinstance(rotated.matrix.base, np.memmap) == bool(fixture)
     assert solutions[1].objective == pytest.approx(solutions[0].objective, rel=1e-6)

@@ -35,7 +35,8 @@ def test_rows_that_weigh_nothing_for_any_head_are_left_out():
     assert np.array_equal(used.features, matrix.features[drawn])
     assert np.array_equal(used.labels, rows.labels[drawn])
     assert np.array_equal(used.weights, rows.weights[drawn])
-    every = matrix.weighted([matrix.every_image()], [Objective.neutral(2)], matrix.features)
+    every_image = Plan.of(np.arange(images))
+    every = matrix.weighted([every_image], [Objective.neutral(2)], matrix.features)
     plain = every._replace(
         features=every.features[:images],
         labels=every.labels[:images],
@@ -57,7 +58,8 @@ def test_mixed_rows_weigh_as_their_class_too():
 
 def test_every_row_is_drawn_once():
     matrix = made.train_matrix()
-    assert (matrix.draws(matrix.every_image()) == (matrix.view == 0)).all()
+    every_image = Plan.of(np.arange(len(matrix.image_labels)))
+    assert (matrix.draws(every_image) == (matrix.view == 0)).all()
 
 
 def test_a_view_that_is_not_there_is_refused():

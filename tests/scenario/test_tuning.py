@@ -38,7 +38,7 @@ from fabricate import made
 def search(strategy="class_weight", matrix=None, fixed=None, seed=0, store=None, **changes):
     strategy = strategies.load_strategy(strategy) if isinstance(strategy, str) else strategy
     matrix = made.train_matrix() if matrix is None else matrix
-    solve = changes.pop("solve", solver.solve)
+    solve = changes.pop("solve", solver.search)
     section = made.tune_section(**changes)
     return tuning.tune(
         matrix, strategy, fixed or {}, section, seed, [1, 4, 0, 0], store, solve=solve
@@ -71,9 +71,9 @@ class Counting:
     def __init__(self):
         self.heads = []
 
-    def __call__(self, rotated, labels, weights, objectives, l2, tolerance):
+    def __call__(self, rotated, labels, weights, objectives, l2, *others):
         self.heads.append(len(l2))
-        return solver.solve(rotated, labels, weights, objectives, l2, tolerance)
+        return solver.search(rotated, labels, weights, objectives, l2, *others)
 
 
 @pytest.fixture
@@ -279,7 +279,11 @@ def test_a_trained_choice_keeps_the_scores_of_the_slice():
     assert np.array_equal(logits, expected)
 
 
-def test_out_of_fold_scores_are_those_of_models_that_never_saw_the_patient():
+@pytest.mark.parametrize("fewest_sharing", [0, 512])
+def test_out_of_fold_scores_are_those_of_models_that_never_saw_the_patient(
+    fewest_sharing, monkeypatch
+):
+    monkeypatch.setattr(solver, "FEWEST_SHARING", fewest_sharing)
     # Features that name the patient and nothing else: whoever sees the patient in training knows the label.
     people = [f"p{index // 4}" for index in range(96)]
     labels = np.random.default_rng(8).permutation(np.repeat([0, 1], 12)).repeat(4)
@@ -348,6 +352,23 @@ def test_a_loss_that_is_not_a_number_fails_its_own_trial_only():
     assert choice.trials["score"][:3].tolist() == pytest.approx(
         calm.trials["score"].tolist(), abs=0.02
     )
+
+
+def test_no_head_of_a_fold_weighs_what_is_held_back_from_it_not_even_of_a_trial_that_fails():
+    matrix = made.train_matrix()
+    seen = []
+
+    def solve(rotated, labels, weights, objectives, l2, folds, *others):
+        seen.append([weights[:, folds == fold].any(axis=1) for fold in np.unique(folds)])
+        return solver.search(rotated, labels, weights, objectives, l2, folds, *others)
+
+    choice = search(Fragile, matrix, trials=8, batch_trials=8, solve=solve)
+    assert choice.summary.failed_trials > 0
+    (used,) = seen
+    images = pd.DataFrame({"patient": matrix.patients, "label": matrix.image_labels})
+    fold_of = strata.assign_folds(images, len(used), [1, 4, 0, 0])
+    for fold, of_fold in enumerate(used):
+        assert np.array_equal(of_fold, fold_of != fold)
 
 
 def test_when_every_trial_fails_the_last_cause_is_told():
@@ -644,7 +665,7 @@ from equipoise.core import config
 from equipoise.scenario import solver, stage, tuning
 
 solved, kill_at = 0, int(sys.argv[1])
-plain_tune, plain_solve = tuning.tune, solver.solve
+plain_tune, plain_solve = tuning.tune, solver.search
 
 def solve(*arguments):
     global solved
@@ -779,6 +800,7 @@ def package(tmp_path_factory):
     ("edited", "is_forgotten"),
     [
         ("scenario/solver.py", True),
+        ("scenario/subspace.py", True),
         ("scenario/searches.py", True),
         ("evaluation/intervals.py", True),
         ("split/strata.py", True),

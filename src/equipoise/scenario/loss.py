@@ -50,29 +50,19 @@ def focal(
 
 
 class MarginLosses(NamedTuple):
-    """The loss of rows of two classes, and its slope in the margin; each has the margins' shape."""
+    """The loss of rows of two classes, its slope and its curvature in the margin; each has the margins' shape."""
 
     loss: np.ndarray
     slope: np.ndarray
+    curvature: np.ndarray
 
 
 def margin_losses(margin: np.ndarray, focusing: np.ndarray | float) -> MarginLosses:
     r"""The loss of two classes by the margin, the logit of the true class against the other.
 
-    Args:
-        margin: Any shape.
-        focusing: $\gamma \ge 0$, a number or one per column.
-    """
-    log_prob, prob, wrong = _of_margin(margin)
-    loss, slope = focal(log_prob, prob, wrong, focusing)
-    return MarginLosses(loss, wrong * slope)
-
-
-def margin_curvature(margin: np.ndarray, focusing: np.ndarray | float) -> np.ndarray:
-    r"""Second derivative of the loss of two classes in the margin, nowhere taken for less than 0.
-
-    $q^\gamma p (\gamma (q - \gamma p) \log p + (2 \gamma + 1) q)$ with $q = 1 - p$; for $\gamma = 0$ it is $p q$.
-    Of a row that focal loss gives up, far on the wrong side, it is a little below 0.
+    The curvature is $q^\gamma p (\gamma (q - \gamma p) \log p + (2 \gamma + 1) q)$ with $q = 1 - p$, and nowhere
+    taken for less than 0; for $\gamma = 0$ it is $p q$. Of a row that focal loss gives up, far on the wrong
+    side, it is a little below 0.
 
     Args:
         margin: Any shape.
@@ -80,9 +70,16 @@ def margin_curvature(margin: np.ndarray, focusing: np.ndarray | float) -> np.nda
     """
     log_prob, prob, wrong = _of_margin(margin)
     if not np.any(focusing):
-        return prob * wrong
+        return MarginLosses(-log_prob, slope=-wrong, curvature=prob * wrong)
+    loss, slope = focal(log_prob, prob, wrong, focusing)
     bend = focusing * (wrong - focusing * prob) * log_prob + (2 * focusing + 1) * wrong
-    return np.maximum(wrong**focusing * prob * bend, 0)
+    curvature = wrong**focusing * prob * bend
+    return MarginLosses(loss, wrong * slope, np.maximum(curvature, 0))
+
+
+def margin_curvature(margin: np.ndarray, focusing: np.ndarray | float) -> np.ndarray:
+    """Curvature alone, see `margin_losses`."""
+    return margin_losses(margin, focusing).curvature
 
 
 def _of_margin(margin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -119,10 +119,6 @@ class TrainMatrix:
             make_features=lambda: self.standardiser.apply(self.features[inside], np.float32),
         )
 
-    def every_image(self) -> Plan:
-        """A plan that draws each plain image once."""
-        return Plan.of(np.arange(len(self.image_labels)))
-
     def without_views(self) -> TrainMatrix:
         """The plain images alone; where they stand and how they are standardised stays the same."""
         plain = np.arange(len(self.image_labels))

@@ -45,7 +45,7 @@ _STANDARD_ERRORS = 2.0
 #: Rotated rows are kept up to so many for each feature: those of 26 rounds and 1,920 features are 1 GB.
 _MOST_ROWS_FRACTION = 2.5
 
-#: Solves a batch of heads: `solver.solve`, or what stands for it.
+#: Solves a batch of heads: `solver.search`, or what stands for it.
 Solve = Callable[..., solver.Solution]
 
 
@@ -128,7 +128,7 @@ def tune(
     fold_seed: list[int],
     store: SearchStore | None = None,
     trainer: Trainer | None = None,
-    solve: Solve = solver.solve,
+    solve: Solve = solver.search,
 ) -> Choice:
     """Search a strategy's settings and the penalty by patient-grouped cross-validation in train.
 
@@ -297,7 +297,7 @@ class Search:
     settings: Tune
     seed: int
     fold_of: np.ndarray
-    solve: Solve = solver.solve
+    solve: Solve = solver.search
 
     def __post_init__(self) -> None:
         self.published = self.strategy.published(self.matrix.views, self.fixed)
@@ -533,7 +533,8 @@ class Search:
                 except _TRIAL_ERRORS as error:
                     errors[index] = str(error)
                     # A head that nobody reads keeps the place, so that the others stay in theirs.
-                    plan = self.matrix.every_image()
+                    # It learns from those of its fold, so it must see no row that is held back.
+                    plan = Plan.of(fold.inside)
                     objective = Objective.neutral(self.matrix.num_classes)
                 plans.append(plan)
                 objectives.append(objective)
@@ -547,7 +548,8 @@ class Search:
             weighted.weights,
             objectives,
             np.repeat([candidate["l2"] for candidate in candidates], len(self.folds)),
-            solver.SEARCH_TOLERANCE,
+            np.tile(np.arange(len(self.folds)), len(candidates)),
+            self.matrix.scratch_folder,
         )
         return self._outcomes(solution, shared.rotated.matrix, errors)
 

@@ -1,0 +1,413 @@
+"""Heads of two classes, solved in a few directions that the heads of a fold share.
+
+Heads of one inner fold differ in penalty, weights and draws, yet bend along nearly the same
+directions. So they collect directions together: the preconditioned gradients of a few of them at a
+time. Within the directions collected so far a head is moved by Newton's steps, which read one number
+per row and direction. All features are read twice a round, for the gradients and for the scores of
+the new directions, and a head needs fewer rounds than it would alone.
+
+Nothing passes from fold to fold: a head of another fold knows the labels of rows that are held back.
+
+Reference: Narkiss & Zibulevsky 2005, Sequential Subspace Optimization Method for Large-Scale
+Unconstrained Problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from equipoise.scenario import directions
+from equipoise.scenario.directions import MOST_DIRECTIONS, Directions
+from equipoise.scenario.loss import margin_losses
+from equipoise.scenario.rows import blocks
+
+#: Heads of a fold that are moved at the same time. Fewer leave the products of the matrix narrow, with
+#: more a direction comes from heads that others would have helped on.
+_SEATS = 4
+
+#: Newton's steps in the round in which a head takes its seat; in all others there is one.
+_STEPS_OF_ENTRY = 2
+
+#: Relative change of the curvature of the rows from which on a Hessian is made anew.
+_STALE = 0.1
+
+#: Rounds after which it is made anew in any case. A few rows that changed can mislead a head for good.
+_ROUNDS_OF_A_HESSIAN = 4
+
+#: Rounds after which a head leaves its seat even if it is not solved.
+_MAX_ROUNDS = 100
+
+#: Armijo's constant: the share of the promised decrease that a step must reach.
+_SUFFICIENT_DECREASE = 1e-4
+
+_MAX_HALVINGS = 30
+
+#: A curvature is not taken for less, so that steps stay finite where the loss is flat.
+_LEAST_CURVATURE = 1e-10
+
+
+@dataclass(frozen=True)
+class Heads:
+    """J heads of two classes over one rotated matrix.
+
+    Attributes:
+        matrix: (num_rows, rank + 1), the last column is ones for the intercept.
+        spectrum: (rank,), ascending mean squares of the other columns.
+        sign: (num_rows,), 1 for class 1 and -1 for class 0.
+        shares: (J, num_rows), row weights that sum to 1; rows that are left out have 0.
+        l2: (J,), penalties.
+        focusing: (J,).
+        offset: (J,), of the logit of class 1.
+        fold: int (J,), heads of one fold may learn from each other.
+        scratch_folder: Where tables of many rows lie, see `rows.scratch`.
+    """
+
+    matrix: np.ndarray
+    spectrum: np.ndarray
+    sign: np.ndarray
+    shares: np.ndarray
+    l2: np.ndarray
+    focusing: np.ndarray
+    offset: np.ndarray
+    fold: np.ndarray
+    scratch_folder: Path | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """Of a head, the intercept included."""
+        _, num_parameters = self.matrix.shape
+        return num_parameters
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where J heads stopped.
+
+    Attributes:
+        parameters: (J, rank + 1).
+        value: float64 (J,).
+        gradient_norm: float64 (J,), of the preconditioned gradient.
+    """
+
+    parameters: np.ndarray
+    value: np.ndarray
+    gradient_norm: np.ndarray
+
+
+def minimise(heads: Heads, tolerance: float) -> Minimum:
+    """Minimise the loss of all heads.
+
+    A head ends when the norm of its preconditioned gradient is at most the tolerance, when its
+    objective is not finite, or after 100 rounds.
+
+    Args:
+        heads: What is minimised.
+        tolerance: Norm of the preconditioned gradient to stop at.
+    """
+    num_heads = len(heads.l2)
+    minimum = Minimum(
+        parameters=np.zeros((num_heads, heads.num_parameters), heads.matrix.dtype),
+        value=np.zeros(num_heads),
+        gradient_norm=np.zeros(num_heads),
+    )
+    seats = _Seats(heads, _members(heads))
+    while seats.is_taken.any():
+        seats.move()
+        arrived = seats.arrived()
+        finished = seats.finished(arrived, tolerance)
+        _record(minimum, seats, arrived, finished)
+        goes_on = seats.is_taken & ~finished
+        seats.leave(finished)
+        seats.learn(np.where(goes_on[..., None], arrived.descent, 0))
+    return minimum
+
+
+def _members(heads: Heads) -> list[np.ndarray]:
+    """Heads of each fold, the strongest penalty first: it is solved soon, and others begin there."""
+    members = []
+    for fold in np.unique(heads.fold):
+        of_fold = np.flatnonzero(heads.fold == fold)
+        order = np.argsort(-heads.l2[of_fold], kind="stable")
+        members.append(of_fold[order])
+    return members
+
+
+def _record(minimum: Minimum, seats: _Seats, arrived: _Arrived, finished: np.ndarray) -> None:
+    """Write the finished heads, bool (F, k), into the result."""
+    number = seats.head[finished]
+    minimum.parameters[number] = arrived.parameters[finished]
+    minimum.value[number] = seats.point.value[finished]
+    minimum.gradient_norm[number] = arrived.norm[finished]
+
+
+class _Point(NamedTuple):
+    """Where the heads of all seats stand on their rows.
+
+    Attributes:
+        coefficients: float64 (F, k, MOST_DIRECTIONS), along the directions; 0 beyond those there are.
+        scores: (F, k, num_used).
+        value: float64 (F, k), the objective.
+        slope: (F, k, num_used), weighted slope of the loss of a row in its score.
+        curvature: (F, k, num_used), the same of the curvature.
+    """
+
+    coefficients: np.ndarray
+    scores: np.ndarray
+    value: np.ndarray
+    slope: np.ndarray
+    curvature: np.ndarray
+
+
+class _Arrived(NamedTuple):
+    """Where the heads stand once all features are read; of an empty seat it says nothing.
+
+    Attributes:
+        parameters: (F, k, num_parameters).
+        descent: (F, k, num_parameters), the preconditioned gradient.
+        norm: (F, k), of the gradient in preconditioned coordinates.
+    """
+
+    parameters: np.ndarray
+    descent: np.ndarray
+    norm: np.ndarray
+
+
+class _Seats:
+    """The heads that are moved at present: k of each of F folds.
+
+    A head that is solved leaves its seat to the next one of its fold, which begins where it ended.
+
+    Attributes:
+        head: int (F, k), which of the J heads; -1 in a seat that stays empty.
+        point: Where they stand.
+    """
+
+    def __init__(self, heads: Heads, members: Sequence[np.ndarray]) -> None:
+        """Seat the first heads of each fold, at 0."""
+        is_used = [heads.shares[of_fold].any(axis=0) for of_fold in members]
+        self._heads = heads
+        self._directions = Directions(
+            heads.matrix,
+            np.array(is_used),
+            heads.scratch_folder,
+        )
+        self._waiting = [of_fold.tolist() for of_fold in members]
+        rows = self._directions.rows
+        self._sign = heads.sign[rows][:, None]
+        num_folds, num_used = rows.shape
+        num_seats = min(_SEATS, max(map(len, members)))
+        shape = (num_folds, num_seats)
+        dtype = heads.matrix.dtype
+        self.head = np.full(shape, -1)
+        self._rounds = np.zeros(shape, dtype=int)
+        self._l2 = np.ones((*shape, 1), dtype)
+        self._offset = np.zeros((*shape, 1), dtype)
+        self._focusing = np.zeros((*shape, 1), dtype)
+        self._weights = np.zeros((*shape, num_used), dtype)
+        # Hessians of the loss along the directions, and the curvature of the rows behind them.
+        self._hessian = np.zeros((*shape, MOST_DIRECTIONS, MOST_DIRECTIONS), dtype)
+        self._measured = np.zeros((*shape, num_used), dtype)
+        for place in np.ndindex(shape):
+            self._take(place)
+        nowhere = np.zeros((*shape, MOST_DIRECTIONS))
+        self.point = self._at(nowhere, self._directions.scores(nowhere))
+
+    @property
+    def is_taken(self) -> np.ndarray:
+        """Seats that hold a head, bool (F, k)."""
+        return self.head >= 0
+
+    def move(self) -> None:
+        """Newton's step of every head within the directions; two in folds where a head has just sat down."""
+        is_new = self.is_taken & (self._rounds == 0)
+        has_new = is_new.any(axis=1, keepdims=True)
+        self._step(self.is_taken)
+        for _ in range(1, _STEPS_OF_ENTRY):
+            self._step(self.is_taken & has_new)
+        self._rounds += 1
+
+    def arrived(self) -> _Arrived:
+        """Read all features: where the heads stand, and where each would go."""
+        point = self.point
+        parameters = self._directions.parameters(point.coefficients)
+        gradient = self._directions.whole_gradient(point.slope, self.is_taken)
+        penalty = np.repeat(self._l2, self._heads.num_parameters, axis=2)
+        penalty[..., -1] = 0
+        gradient += penalty * parameters
+        # The eigenbasis makes this nearly the diagonal of the Hessian; the intercept's column is ones.
+        mean_curvature = point.curvature.sum(axis=2, keepdims=True)
+        squares = np.append(self._heads.spectrum, 1)
+        curvature = mean_curvature * squares.astype(gradient.dtype) + penalty
+        descent = gradient / np.maximum(curvature, _LEAST_CURVATURE)
+        squared_norm = np.vecdot(gradient, descent)
+        return _Arrived(parameters, descent, np.sqrt(squared_norm))
+
+    def finished(self, arrived: _Arrived, tolerance: float) -> np.ndarray:
+        """Heads that move no further, bool (F, k)."""
+        solved = arrived.norm <= tolerance
+        diverged = ~np.isfinite(self.point.value)
+        given_up = self._rounds >= _MAX_ROUNDS
+        return self.is_taken & (solved | diverged | given_up)
+
+    def leave(self, finished: np.ndarray) -> None:
+        """Give the seats of finished heads, bool (F, k), to those that wait."""
+        if not finished.any():
+            return
+        for place in zip(*np.nonzero(finished)):
+            self._take(place)
+        point = self.point
+        self.point = self._at(point.coefficients, point.scores)
+
+    def learn(self, candidates: np.ndarray) -> None:
+        """Take up new directions from candidates (F, k, num_parameters), and extend the Hessians."""
+        _, num_candidates, _ = candidates.shape
+        is_full = self._directions.is_full(num_candidates)
+        for fold in np.flatnonzero(is_full).tolist():
+            self._condense(fold)
+        before = self._directions.count.copy()
+        self._directions.add(candidates)
+        for fold, table in enumerate(self._directions.tables):
+            after = self._directions.count[fold]
+            new = slice(before[fold], after)
+            seats = np.flatnonzero(self.is_taken[fold])
+            measured = self._measured[fold, seats]
+            products = directions.products(table[new], measured, table[:after])
+            self._hessian[fold, seats, new, :after] = products
+            self._hessian[fold, seats, :after, new] = products.mT
+
+    def _condense(self, fold: int) -> None:
+        """Keep of the directions of a fold the intercept and those in which its heads stand."""
+        count = self._directions.count[fold]
+        coefficients = self.point.coefficients[fold]
+        standing = coefficients[:, :count].copy()
+        intercept = np.eye(1, count)
+        kept = np.vstack([intercept, standing])
+        rotation, _ = np.linalg.qr(kept.T)
+        rotation = rotation.astype(self._heads.matrix.dtype)
+        self._directions.turn(fold, rotation)
+        after = self._directions.count[fold]
+        coefficients[:] = 0
+        coefficients[:, :after] = standing @ rotation
+        hessian = self._hessian[fold]
+        turned = rotation.T @ hessian[:, :count, :count] @ rotation
+        hessian[:] = 0
+        hessian[:, :after, :after] = turned
+
+    def _take(self, place: tuple[int, ...]) -> None:
+        """Seat the next head of a fold, or leave the seat empty."""
+        fold, _ = place
+        self._measured[place] = 0
+        self._rounds[place] = 0
+        if not self._waiting[fold]:
+            self.head[place] = -1
+            self._weights[place] = 0
+            return
+        heads = self._heads
+        head = self._waiting[fold].pop(0)
+        rows = self._directions.rows[fold]
+        self.head[place] = head
+        self._weights[place] = heads.shares[head, rows]
+        self._offset[place] = heads.offset[head]
+        self._focusing[place] = heads.focusing[head]
+        self._l2[place] = heads.l2[head]
+
+    def _at(self, coefficients: np.ndarray, scores: np.ndarray) -> _Point:
+        """Everything that is known of a point, from its coefficients and its scores."""
+        *_, num_used = scores.shape
+        loss = np.zeros(self.head.shape)
+        slope = np.empty_like(scores)
+        curvature = np.empty_like(scores)
+        for rows in blocks(num_used):
+            weights = self._weights[..., rows]
+            sign = self._sign[..., rows]
+            margins = sign * (scores[..., rows] + self._offset)
+            losses = margin_losses(margins, self._focusing)
+            # In float64: the noise of a float32 sum made line searches fail close to the solution.
+            loss += np.einsum("fkn,fkn->fk", weights, losses.loss, dtype=np.float64)
+            signed = weights * sign
+            slope[..., rows] = signed * losses.slope
+            curvature[..., rows] = weights * losses.curvature
+        penalised = coefficients[..., 1:]
+        squared = np.vecdot(penalised, penalised)
+        value = loss + 0.5 * self._l2[..., 0] * squared
+        # A head that diverged must touch no other one of its fold.
+        diverged = ~np.isfinite(value)
+        slope[diverged] = 0
+        curvature[diverged] = 0
+        return _Point(coefficients, scores, value, slope, curvature)
+
+    def _step(self, chosen: np.ndarray) -> None:
+        """One step of Newton of the chosen heads, halved until the objective falls enough (Armijo)."""
+        if not chosen.any():
+            return
+        self._measure()
+        start = self.point
+        moves = chosen & np.isfinite(start.value)
+        step, promised = self._newton_step(moves)
+        moves &= promised < 0
+        step[~moves] = 0
+        along = self._directions.scores(step)
+        resolution = np.finfo(along.dtype).eps
+        highest = start.value + 10 * resolution * np.abs(start.value)
+        length = np.ones_like(promised)
+        for _ in range(_MAX_HALVINGS):
+            # What fell already is evaluated at the same place again.
+            self.point = self._beyond(start, step, along, length)
+            decrease = _SUFFICIENT_DECREASE * length * promised
+            fell = self.point.value <= highest + decrease
+            too_long = moves & ~fell
+            if not too_long.any():
+                return
+            length[too_long] *= 0.5
+        length[too_long] = 0
+        self.point = self._beyond(start, step, along, length)
+
+    def _beyond(
+        self, start: _Point, step: np.ndarray, along: np.ndarray, length: np.ndarray
+    ) -> _Point:
+        """A step of some length (F, k) from a point on; `along` are the scores of the step."""
+        each = length[..., None]
+        scaled = along * each.astype(along.dtype)
+        return self._at(start.coefficients + each * step, start.scores + scaled)
+
+    def _newton_step(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Steps (F, k, m) of the chosen heads, bool (F, k), and slopes (F, k) along them; of others 0."""
+        m = self._directions.width
+        coefficients = self.point.coefficients[..., :m]
+        l2 = self._l2.astype(np.float64)
+        penalty = np.repeat(l2, m, axis=2)
+        penalty[..., 0] = 0
+        gradient = self._directions.gradient(self.point.slope)
+        gradient = gradient + penalty * coefficients
+        of_loss = self._hessian[..., :m, :m]
+        hessian = of_loss[chosen].astype(np.float64)
+        diagonal = np.arange(m)
+        hessian[:, diagonal, diagonal] += penalty[chosen] + _LEAST_CURVATURE
+        downhill = -gradient[chosen][..., None]
+        solved = np.linalg.solve(hessian, downhill)
+        step = np.zeros_like(self.point.coefficients)
+        step[chosen, :m] = solved[..., 0]
+        promised = np.vecdot(step[..., :m], gradient)
+        return step, promised
+
+    def _measure(self) -> None:
+        """Make Hessians anew where the curvature of the rows has changed, or for long were not made."""
+        curvature = self.point.curvature
+        change = np.abs(curvature - self._measured)
+        is_stale = change.sum(axis=2) > _STALE * self._measured.sum(axis=2)
+        is_old = self._rounds % _ROUNDS_OF_A_HESSIAN == _ROUNDS_OF_A_HESSIAN - 1
+        is_made = is_stale | (is_old & self.is_taken)
+        for fold, table in enumerate(self._directions.tables):
+            seats = np.flatnonzero(is_made[fold])
+            if not len(seats):
+                continue
+            measured = curvature[fold, seats]
+            self._measured[fold, seats] = measured
+            m = len(table)
+            squares = directions.squares(table, measured)
+            self._hessian[fold, seats, :m, :m] = squares
