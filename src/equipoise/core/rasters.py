@@ -29,6 +29,7 @@ _SIZE_MARKER = b"\xff\x4f\xff\x51"
 CHANNELS = "channels"
 
 _JPEG = b"\xff\xd8"
+_END_OF_JPEG = b"\xff\xd9"
 #: Markers of a JPEG behind which its size stands; of lossless ones too.
 _FRAMES_OF_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WHITE_IS_ZERO = 0
@@ -226,6 +227,8 @@ def open_unusual_jpeg(content: bytes) -> Picture | None:
         return None
     bits, height_px, width_px = struct.unpack_from(">BHH", content, frame)
     limits.require_safe_size(width_px, height_px)
+    if content.find(_END_OF_JPEG, frame) < 0:  # the decoder would fill up what is missing
+        raise ValueError("the file is cut short")
     import imagecodecs
 
     try:
