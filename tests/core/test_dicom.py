@@ -159,6 +159,27 @@ def test_values_that_end_at_the_highest_bit_are_read_as_others(unused_bits):
     np.testing.assert_array_equal(images.decode(content), _grey(GREY_8))
 
 
+@pytest.mark.parametrize("bits", [1, 4])
+def test_fewer_than_8_bits_are_stretched_as_others(bits):
+    values = GREY >> (12 - bits)
+    content = dicom_bytes(values, BitsStored=bits, HighBit=bits - 1)
+    expected = np.rint(values * (255 / (2**bits - 1)))
+    np.testing.assert_array_equal(images.decode(content), _grey(expected))
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_above_the_picture_is_black_and_no_grey_level(photometric):
+    padded = np.pad(GREY, 4, constant_values=63536)
+    fields = {"BitsStored": 16, "HighBit": 15, "PhotometricInterpretation": photometric}
+    picture = images.open_picture(dicom_bytes(padded, PixelPaddingValue=63536, **fields))
+    assert picture.depth.highest == WHITE
+    shown = picture.as_rgb(GreyScale(WHITE))
+    alone = images.open_picture(dicom_bytes(GREY, **fields)).as_rgb(GreyScale(WHITE))
+    np.testing.assert_array_equal(shown[4:-4, 4:-4], alone)
+    assert shown[:4].max() == alone.min()
+    assert images.open_picture(dicom_bytes(padded, **fields)).depth.highest == 63536
+
+
 def test_what_may_name_a_person_is_flagged():
     assert images.open_picture(dicom_bytes(GREY)).notes == ()
     burned = dicom_bytes(GREY, BurnedInAnnotation="YES")
