@@ -154,6 +154,9 @@ def test_a_link_that_leads_nowhere_is_counted(raw):
         ("/sick/*", "sick/1.png", True),
         ("1.png", "sick/11.png", False),
         ("[ab]?.png", "sick/a1.png", True),
+        ("scan [1].png", "sick/scan [1].png", True),
+        ("sick\\old\\*", "sick/old/1.png", True),
+        ("e\u0301.png", "sick/\u00e9.png", True),
     ],
 )
 def test_patterns(pattern, path, fits):

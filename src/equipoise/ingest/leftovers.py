@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -221,12 +222,13 @@ def fits(path: str, pattern: str) -> bool:
     >>> fits("benign/masks/1.png", "benign/masks"), fits("benign/1.png", "malignant/*")
     (True, False)
     """
-    parts = path.split("/")
-    wanted = pattern.removeprefix("./").rstrip("/")
-    of_folders = pattern.endswith("/")
+    parts = unicodedata.normalize("NFC", path).split("/")
+    plain = unicodedata.normalize("NFC", pattern).replace("\\", "/")
+    wanted = plain.removeprefix("./").rstrip("/")
+    of_folders = plain.endswith("/")
     if "/" not in wanted:
         names = parts[:-1] if of_folders else parts
-        return any(fnmatchcase(name, wanted) for name in names)
+        return wanted in names or any(fnmatchcase(name, wanted) for name in names)
     longest = len(parts) - of_folders
     heads = ("/".join(parts[:length]) for length in range(1, longest + 1))
     return any(fnmatchcase(head, wanted.removeprefix("/")) for head in heads)
