@@ -382,6 +382,16 @@ def test_a_class_of_which_no_row_has_a_file_is_refused(tmp_path):
         ingest.run(study)
 
 
+def test_a_selection_keeps_a_value_in_any_spelling(tmp_path):
+    text = "image,2,sex,age\na/1.png,x,M,50\na/2.png,y,m ,50.0\nb/1.png,x,F,50\nb/2.png,y,M,60\n"
+    columns = {"file": "table.csv", "label": 2}
+    settings = {"columns": ["sex", "age"], "only": {"sex": "m", "age": 50}}
+    study = _study(tmp_path, FILES[:4], text, table=columns, positive_class="x", **settings)
+    done = ingest.run(study)
+    assert list(done.manifest.table["image_id"]) == ["a/1.png", "a/2.png"]
+    assert done.summary.not_selected == 2
+
+
 def test_labels_that_folders_contradict_are_said(tmp_path):
     files = ["x/1.png", "x/2.png", "y/3.png", "y/4.png"]
     text = "image,dx\n1.png,x\n2.png,y\n3.png,y\n4.png,x\n"
