@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from equipoise.core import images
+from equipoise.core import dicom, images
 from equipoise.core.greylevels import GreyScale, Range
 from fabricate.dicom import JPEG_2000, JPEG_LOSSLESS, PLAIN, WHITE, dicom_bytes, with_private_tag
 
@@ -118,6 +118,68 @@ def test_the_first_of_several_frames_is_read_and_flagged():
         np.testing.assert_array_equal(picture.as_rgb(None), _grey(GREY_8))
 
 
+def _sequence(**fields):
+    item = Dataset()
+    for name, value in fields.items():
+        setattr(item, name, value)
+    return [item]
+
+
+@pytest.mark.parametrize(
+    "place", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+)
+def test_transforms_of_enhanced_files_are_those_of_others(place, tmp_path):
+    window = {"WindowCenter": 40, "WindowWidth": 400}
+    groups = {
+        "PixelValueTransformationSequence": _sequence(**HOUNSFIELD),
+        "FrameVOILUTSequence": _sequence(**window),
+        "FrameAnatomySequence": _sequence(FrameLaterality="L"),
+    }
+    others = _sequence(
+        PixelValueTransformationSequence=_sequence(RescaleIntercept=7, RescaleSlope=3)
+    )
+    frames = _sequence(**groups) + others if place.startswith("PerFrame") else _sequence(**groups)
+    enhanced = dicom_bytes([GREY, GREY], **{place: frames})
+    plain = dicom_bytes(GREY, **HOUNSFIELD, **window)
+    np.testing.assert_array_equal(images.decode(enhanced), images.decode(plain))
+    scale = GreyScale(white=None, window=Range(-1000, 400))
+    shown = images.open_picture(enhanced, has_window=True).as_rgb(scale)
+    units = apply_modality_lut(GREY, pydicom.dcmread(io.BytesIO(plain)))
+    np.testing.assert_allclose(
+        shown, _grey(np.clip((units + 1000) / 1400 * 255, 0, 255)), atol=0.5001
+    )
+    (tmp_path / "1.dcm").write_bytes(enhanced)
+    assert dicom.read_fields(tmp_path / "1.dcm", ["FrameLaterality"]) == {"FrameLaterality": "L"}
+
+
+@pytest.mark.parametrize("unused_bits", [0, 2, 4])
+def test_values_that_end_at_the_highest_bit_are_read_as_others(unused_bits):
+    values = (GREY << unused_bits).astype(np.uint16)
+    content = dicom_bytes(values, HighBit=11 + unused_bits)
+    np.testing.assert_array_equal(images.decode(content), _grey(GREY_8))
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_fewer_than_8_bits_are_stretched_as_others(bits):
+    values = GREY >> (12 - bits)
+    content = dicom_bytes(values, BitsStored=bits, HighBit=bits - 1)
+    expected = np.rint(values * (255 / (2**bits - 1)))
+    np.testing.assert_array_equal(images.decode(content), _grey(expected))
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_above_the_picture_is_black_and_no_grey_level(photometric):
+    padded = np.pad(GREY, 4, constant_values=63536)
+    fields = {"BitsStored": 16, "HighBit": 15, "PhotometricInterpretation": photometric}
+    picture = images.open_picture(dicom_bytes(padded, PixelPaddingValue=63536, **fields))
+    assert picture.depth.highest == WHITE
+    shown = picture.as_rgb(GreyScale(WHITE))
+    alone = images.open_picture(dicom_bytes(GREY, **fields)).as_rgb(GreyScale(WHITE))
+    np.testing.assert_array_equal(shown[4:-4, 4:-4], alone)
+    assert shown[:4].max() == alone.min()
+    assert images.open_picture(dicom_bytes(padded, **fields)).depth.highest == 63536
+
+
 def test_what_may_name_a_person_is_flagged():
     assert images.open_picture(dicom_bytes(GREY)).notes == ()
     burned = dicom_bytes(GREY, BurnedInAnnotation="YES")
@@ -155,6 +217,8 @@ def test_a_file_without_preamble_is_recognised():
     header.save_as(buffer, implicit_vr=True, little_endian=True)
     assert b"DICM" not in buffer.getvalue()[:200]
     np.testing.assert_array_equal(images.decode(buffer.getvalue()), _grey(GREY_8))
+    without_preamble_only = dicom_bytes(GREY)[132:]
+    np.testing.assert_array_equal(images.decode(without_preamble_only), _grey(GREY_8))
 
 
 @pytest.mark.parametrize("syntax", [PLAIN, JPEG_2000, JPEG_LOSSLESS])

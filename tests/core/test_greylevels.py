@@ -123,6 +123,37 @@ def test_packed_12_bits():
     np.testing.assert_array_equal(images.decode(content), _grey(GREY_8))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        imagecodecs.ljpeg_encode(GREY, bitspersample=12),
+        imagecodecs.jpeg_encode(GREY, bitspersample=12, level=100, lossless=False),
+    ],
+    ids=["lossless", "12 bits"],
+)
+def test_jpegs_that_pillow_does_not_know_are_read(content):
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(content))
+    np.testing.assert_allclose(images.decode(content), _grey(GREY_8), atol=1)
+    for share in (0.02, 0.4, 0.9):
+        with pytest.raises(ValueError, match=r".+"):
+            images.decode(content[: int(share * len(content))])
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_channels_that_are_not_read_are_flagged(planar):
+    channels = [GREY, GREY[::-1], GREY // 2]
+    stack = np.dstack(channels) if planar == "contig" else np.stack(channels)
+    content = _tiff(stack, photometric="minisblack", planarconfig=planar)
+    picture = images.open_picture(content)
+    assert picture.notes == ("channels",)
+    np.testing.assert_array_equal(picture.as_rgb(TWELVE_BITS), _grey(GREY_8))
+    alpha = np.dstack([GREY, np.full_like(GREY, 65535)])
+    content = _tiff(alpha, photometric="minisblack", planarconfig="contig", extrasamples=[2])
+    assert images.open_picture(content).notes == ()
+    assert images.open_picture(_tiff(COLOUR, photometric="rgb")).notes == ()
+
+
 def test_the_greatest_value_of_a_picture_is_no_declaration():
     content = _tiff(GREY, extratags=[(341, 3, 1, 4094, True)])
     with pytest.raises(ValueError, match="nothing says which value is white"):
@@ -158,6 +189,14 @@ def test_deep_pictures_are_turned_upright_as_pillow_turns_others(orientation, ki
     shallow.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(shallow))
     np.testing.assert_array_equal(images.decode(content, scale=TWELVE_BITS), _grey(expected))
+
+
+def test_shares_of_white_are_said_as_such():
+    depths = [greylevels.Depth("float", 0, 1), greylevels.Depth("unsigned", 0, 4095)]
+    assert greylevels.scale_text(GreyScale(4095), depths) == [
+        "1 file of more than 8 bits with shares of white: 0 becomes black and 1 white",
+        "4,096 grey levels in 1 file of more than 8 bits: scaled by 4,095",
+    ]
 
 
 def test_floats_within_0_and_1_are_shares_of_white():

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -236,6 +238,29 @@ def test_draft_leaves_other_formats_as_they_are_and_keeps_the_orientation():
         16,
         3,
     )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "MPO", "GIF", "WEBP", "TIFF"])
+def test_pages_are_counted_by_what_a_file_holds(kind):
+    rng = np.random.default_rng(1)
+    pages = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(3)]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, kind, save_all=True, append_images=pages[1:])
+    assert images.count_pages(buffer.getvalue()) == 3
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "JPEG" if kind == "MPO" else kind)
+    assert images.count_pages(buffer.getvalue()) == 1
+
+
+def test_odd_palettes_are_read_without_a_warning():
+    palette = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("P")
+    buffer = io.BytesIO()
+    palette.save(buffer, "png", transparency=bytes(range(256)))
+    script = "import sys; from equipoise.core import images; images.decode(sys.stdin.buffer.read())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=buffer.getvalue(), capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_page_without_a_size_is_no_traceback():

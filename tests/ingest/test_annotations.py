@@ -363,6 +363,59 @@ def test_a_column_that_holds_no_classes_is_refused(tmp_path, table, text):
         ingest.run(study)
 
 
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [("1.00", "0.00"), ('"1,0"', '"0,0"'), ("TRUE", "FALSE"), ("WAHR", "FALSCH"), ("oui", "non")],
+)
+def test_flags_of_other_programs_and_languages(tmp_path, yes, no):
+    text = f"image,mel,nv\na/1.png,{yes},{no}\na/2.png,{no},{yes}\n"
+    columns = {"file": "table.csv", "label": ["mel", "nv"]}
+    done = ingest.run(_study(tmp_path, FILES[:2], text, table=columns, positive_class="mel"))
+    assert list(_column(done, "class_name").values()) == ["mel", "nv"]
+
+
+def test_a_class_of_which_no_row_has_a_file_is_refused(tmp_path):
+    text = "image,dx\na/1.png,x\na/2.png,y\nTotal,2\n"
+    columns = {"file": "table.csv", "label": "dx"}
+    study = _study(tmp_path, FILES[:2], text, table=columns, positive_class="x")
+    with pytest.raises(DataError, match=r"names the class 2 in 1 row, .* the first: 'Total'"):
+        ingest.run(study)
+
+
+def test_a_selection_keeps_a_value_in_any_spelling(tmp_path):
+    text = "image,2,sex,age\na/1.png,x,M,50\na/2.png,y,m ,50.0\nb/1.png,x,F,50\nb/2.png,y,M,60\n"
+    columns = {"file": "table.csv", "label": 2}
+    settings = {"columns": ["sex", "age"], "only": {"sex": "m", "age": 50}}
+    study = _study(tmp_path, FILES[:4], text, table=columns, positive_class="x", **settings)
+    done = ingest.run(study)
+    assert list(done.manifest.table["image_id"]) == ["a/1.png", "a/2.png"]
+    assert done.summary.not_selected == 2
+
+
+def test_labels_that_folders_contradict_are_said(tmp_path):
+    files = ["x/1.png", "x/2.png", "y/3.png", "y/4.png"]
+    text = "image,dx\n1.png,x\n2.png,y\n3.png,y\n4.png,x\n"
+    columns = {"file": "table.csv", "label": "dx"}
+    done = ingest.run(_study(tmp_path, files, text, table=columns, positive_class="x"))
+    assert list(_column(done, "class_name").values()) == ["x", "y", "y", "x"]
+    assert any(
+        "2 files in a folder called like another class than table.csv gives" in remark
+        and "the first: x/2.png (y), y/4.png (x)" in remark
+        for remark in done.remarks
+    )
+
+
+def test_an_error_tells_by_which_encoding_the_table_was_read(tmp_path):
+    text = "image,dx\na/1.png,рак\na/2.png,норма\n"
+    columns = {"file": "table.csv", "label": "dx"}
+    study = _study(tmp_path, FILES[:2], text, table=columns, positive_class="рак")
+    (study.raw / "table.csv").write_bytes(text.encode("cp1251"))
+    with pytest.raises(
+        ConfigError, match=r"There is no class 'рак'.*read as Windows-1252.*save it as UTF-8"
+    ):
+        ingest.run(study)
+
+
 def test_class_names_in_several_spellings_are_one_class_and_said(tmp_path):
     table = "image,patient_id,dx\na/1.png,p1,Mel\na/2.png,p2,mel\nb/1.png,p3, mel \nb/2.png,p4,nv\n"
     columns = {"file": "table.csv", "label": "dx"}

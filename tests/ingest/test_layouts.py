@@ -46,6 +46,15 @@ def _read(paths, positive_class):
         ("val", "test"),
         ("dev", "eval"),
         ("valid", "Holdout"),
+        ("1_train", "3_test"),
+        ("train_80", "test_20"),
+        ("train2019", "test2020"),
+        ("trainval", "test"),
+        ("train_val", "test"),
+        ("Trainingsdaten", "Testdaten"),
+        ("entrainement", "test"),
+        ("entrenamiento", "prueba"),
+        ("训练集", "测试集"),
     ],
 )
 @pytest.mark.parametrize(
@@ -76,6 +85,15 @@ def test_evaluation_beside_test_is_validation():
         "eval": "train",
         "test": "test",
     }
+
+
+def test_numbers_of_folds_are_no_numbers_of_parts():
+    assert layouts.sides_of(["train1", "train2", "test"]) == {
+        "train1": "train",
+        "train2": "train",
+        "test": "test",
+    }
+    assert layouts.sides_of(["train1", "test1", "train2", "test2"]) == {}
 
 
 @pytest.mark.parametrize("names", [["healthy", "sick"], ["train", "masks"], ["testis", "lung"]])
@@ -133,6 +151,8 @@ def test_folders_that_all_hold_the_same_ones_are_asked_about():
         ("NORMAL", "NORMAL "),
         (unicodedata.normalize("NFC", "Mélanome"), unicodedata.normalize("NFD", "Mélanome")),
         ("Große Zelle", "GROSSE ZELLE"),
+        ("Viral Pneumonia", "viral_pneumonia"),
+        ("grade 1", "grade  1\u200b"),
     ],
 )
 def test_names_that_differ_in_case_blanks_or_accents_are_one_class(one, other):
@@ -145,6 +165,32 @@ def test_names_that_differ_in_case_blanks_or_accents_are_one_class(one, other):
         assert classes.positive == layouts.spelled(one), "the spelling of most images is shown"
         assert any("counted as one class" in remark for remark in classes.remarks)
     assert {classes.of((name,)) for name in (one, other)} == {classes.positive}
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["a/1.png", "b/1.png", "a/2.png", "b/2.png", "old/a/1.png", "old/b/1.png"],
+        ["a/1.png", "b/1.png", "test/a/1.png", "test/b/1.png"],
+        ["train/images/a/1.png", "train/images/b/1.png", "test/a/1.png", "test/b/1.png"],
+    ],
+)
+def test_classes_on_several_levels_are_refused(paths):
+    with pytest.raises(DataError, match=r"\(2 images\)\. (Leave out|Bring all of them)"):
+        _layout(paths, "b")
+
+
+@pytest.mark.parametrize("of_test", [["images"], ["unknown"], ["as", "bs"]])
+def test_sides_without_a_common_class_are_refused(of_test):
+    paths = ["train/a/1.png", "train/b/1.png", *(f"test/{name}/1.png" for name in of_test)]
+    folders = [layouts.folders_of(path) for path in paths]
+    with pytest.raises(
+        DataError, match="No class is on both published sides: the train side holds a and b"
+    ):
+        layouts.refuse_unlike_sides(folders, *_layout(paths, "b"))
+    shared = ["test/a/2.png", *paths]
+    folders = [layouts.folders_of(path) for path in shared]
+    layouts.refuse_unlike_sides(folders, *_layout(shared, "b"))
 
 
 def test_a_class_is_found_whatever_the_form_of_its_accents():
@@ -168,6 +214,13 @@ def test_a_folder_inside_one_of_its_own_name_adds_no_class(nested):
     ]
     read = _read(paths, "sick")
     assert [name for name, _ in read.values()] == ["sick", "well"]
+
+
+def test_a_name_of_patients_in_several_folders_is_asked_about():
+    folders = [(f"P{p}", f"visit{v}", name) for p in (1, 2) for v in (1, 2) for name in "ab"]
+    remarks = layouts.remarks_on_shared_names(folders, 2, "above")
+    assert remarks[0].startswith("2 names of patients in several folders, as visit1 in P1 and P2")
+    assert layouts.remarks_on_shared_names([(p, c) for p in "12" for c in "ab"], 1, "above") == []
 
 
 @pytest.mark.parametrize(
@@ -200,6 +253,22 @@ def _own(tmp_path, files, **overrides):
 
 def _counts(done):
     return {name: count.images for name, count in done.summary.by_class.items()}
+
+
+def test_too_few_classes_say_what_else_lies_there(tmp_path):
+    study = _own(tmp_path, ["well/1.png", "masks/1.png"])
+    (study.raw / "scan.nii.gz").write_bytes(b"")
+    with pytest.raises(
+        DataError,
+        match=r"found: well \(1 image and 2 other files: .*1 in folders of masks.*1 \.nii\.gz.*ingest\.keep",
+    ):
+        ingest.run(study)
+
+
+def test_a_test_side_without_labels_is_no_class(tmp_path):
+    names = ["train/well/1.png", "train/sick/1.png", "test/images/1.png"]
+    with pytest.raises(DataError, match=r"ingest\.skip: \[test/\]"):
+        ingest.run(_own(tmp_path, names))
 
 
 def test_folders_without_an_image_are_no_classes_and_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """What is no image of a study is left out by its name or by what it shows, counted, and can be had back."""
 
 import io
+import os
 import unicodedata
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def _empty(raw, *names):
         ("Ground_Truth/1.png", leftovers.MASK_FOLDERS),
         ("sick/Annotations/1.png", leftovers.MASK_FOLDERS),
         ("leftMask/1.png", leftovers.MASK_FOLDERS),
+        ("sick_masks/1.png", leftovers.MASK_FOLDERS),
+        ("sick/GT/1.png", leftovers.MASK_FOLDERS),
+        ("sick/Máscaras/1.png", leftovers.MASK_FOLDERS),
+        ("sick/sick (1)_label.png", leftovers.MASK_NAMES),
+        ("sick/sick (1)_overlay.png", leftovers.MASK_NAMES),
+        ("sick/sick (1)_maske.png", leftovers.MASK_NAMES),
+        ("sick/thumbs/a.jpg", leftovers.THUMBNAILS),
         ("sick/sick (0)_thumb.png", leftovers.THUMBNAILS),
         ("sick/thumbnails/a.jpg", leftovers.THUMBNAILS),
         ("@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg", leftovers.SYSTEM),
@@ -85,7 +93,9 @@ def _empty(raw, *names):
         ("__MACOSX/sick/1.png", leftovers.SYSTEM),
         ("sick/.ipynb_checkpoints/1-checkpoint.png", leftovers.HIDDEN),
         ("sick/._sick (0).png", leftovers.HIDDEN),
+        (".malignant/1.png", leftovers.HIDDEN_FOLDERS),
         ("sick/notes.TXT", ".txt"),
+        ("sick/scan.1.nii.gz", ".nii.gz"),
         ("README", leftovers.WITHOUT_ENDING),
     ],
 )
@@ -104,6 +114,8 @@ def test_what_is_no_image_is_counted_by_kind(raw, name, kind):
         "sick/masked.png",
         "sick/thumb_0.png",
         "mask wearers/1.png",
+        "with_mask/1.png",
+        "sick/first_label.png",
         "sick/segment/1.png",
     ],
 )
@@ -112,6 +124,15 @@ def test_a_word_alone_makes_no_mask(raw, name):
     listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
     assert name in listing.paths
     assert not listing.left_out
+
+
+def test_what_is_no_file_is_counted_and_never_opened(raw):
+    os.mkfifo(raw / "sick/pipe")  # whoever opens it waits for ever
+    os.mkfifo(raw / "sick/pipe.png")
+    (raw / "sick/itself.png").symlink_to("itself.png")
+    listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
+    assert listing.left_out == {leftovers.NO_FILES: 2, leftovers.BROKEN_LINKS: 1}
+    assert len(listing.paths) == 6
 
 
 def test_a_link_that_leads_nowhere_is_counted(raw):
@@ -133,6 +154,9 @@ def test_a_link_that_leads_nowhere_is_counted(raw):
         ("/sick/*", "sick/1.png", True),
         ("1.png", "sick/11.png", False),
         ("[ab]?.png", "sick/a1.png", True),
+        ("scan [1].png", "sick/scan [1].png", True),
+        ("sick\\old\\*", "sick/old/1.png", True),
+        ("e\u0301.png", "sick/\u00e9.png", True),
     ],
 )
 def test_patterns(pattern, path, fits):

@@ -48,6 +48,12 @@ def test_a_file_that_a_path_names_is_no_other_rows():
     assert (found.path_of, found.absent) == ({"1.png": "1.png"}, ["b/1.png"])
 
 
+def test_a_name_as_in_an_address_means_its_file():
+    files = ["set/scan 1 ä.png", "set/100%.png"]
+    names = ["set/scan%201%20%C3%A4.png", "100%"]
+    assert match(names, files).path_of == dict(zip(names, files))
+
+
 def test_names_are_compared_with_slashes_and_in_one_normal_form():
     assert plain_path(" .\\scans//a.png ") == "scans/a.png"
     file = "M\u00e9lanome/1.png"

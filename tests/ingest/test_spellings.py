@@ -23,7 +23,13 @@ def _words_of_pandas():
     return text.splitlines()[1:]
 
 
-@pytest.mark.parametrize("word", [*_words_of_pandas(), "", "-", "?", "unknown", "Unknown", " n/a "])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *[*_words_of_pandas(), "", "-", "?", "unknown", "Unknown", " n/a ", "(blank)", r"\N"],
+        *["unbekannt", "k.A.", "keine Angabe", "inconnu", "desconocido", "неизвестно", "未知"],
+    ],
+)
 def test_words_for_missing_are_missing(word):
     assert spellings.is_missing(word)
     assert _ids(["p1", word, "p2"]) == ["p1", "", "p2"]
@@ -44,6 +50,13 @@ def test_ids_are_not_missing(word):
         ("P 12", "P12"),
         ("site2-007", "site2-7"),
         ("\uff11\uff12", "12"),  # digits of full width
+        ("P-12", "P_12"),
+        ("P-12", "p12"),
+        ("14-022", "14_22"),
+        ("#12", "12"),
+        ("'0012", "12"),
+        ("12.", "12"),
+        ("P\u200b12", "P12"),  # a blank without a width
     ],
 )
 def test_two_spellings_of_one_id_are_refused_until_they_are_decided(one, other):
@@ -69,6 +82,12 @@ def test_numbers_fold_together_exactly_when_they_are_equal(number, zeros):
     written = f"{'0' * zeros}{number}"
     assert spellings.folded(written) == spellings.folded(f"{number}.0") == str(number)
     assert spellings.folded(written) != spellings.folded(str(number + 1))
+
+
+@pytest.mark.parametrize("word", ["ANONYMOUS", "Anonymized", "removed", "N.N.", "xxx", "*"])
+def test_what_stands_for_an_id_that_was_taken_out_is_nobody(word):
+    assert _ids(["p1", word]) == ["p1", ""]
+    assert spellings.class_names(pd.Series([word])).tolist() == [word], "a class may be called so"
 
 
 def test_the_error_shows_the_first_few_and_counts_the_others():
@@ -101,6 +120,37 @@ def test_aliases_that_cannot_be_meant_are_refused():
 def test_ids_that_a_spreadsheet_has_rounded_are_refused(rounded):
     with pytest.raises(DataError, match="1 id that a spreadsheet has rounded"):
         _ids([rounded, "p1"])
+
+
+@pytest.mark.parametrize("dated", ["1-Mar", "12-Okt", "3. Mai 2021", "2024-03-01 00:00:00"])
+def test_ids_that_a_spreadsheet_has_turned_into_dates_are_refused(dated):
+    with pytest.raises(DataError, match="1 id that a spreadsheet has turned into dates"):
+        _ids([dated, "14-22549"])
+    assert _ids([dated, "p1"], {dated: dated}) == [dated, "p1"], "it is meant so"
+    assert _ids(["MAR-01", "2024-03-01"]) == ["MAR-01", "2024-03-01"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Viral Pneumonia", "viral_pneumonia"),
+        ("non-tumor", "non tumor"),
+        ("melanoma", "melanoma\u200b"),
+        ("\u0130Y\u0130", "iyi"),
+        ("1", "01"),
+        ("1", "1.0"),
+    ],
+)
+def test_names_of_one_class_have_one_key(one, other):
+    assert spellings.class_key(one) == spellings.class_key(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1-2", "12"), ("-1", "1"), ("HER2+", "HER2-"), ("tumor", "tumors"), ("T1", "T10")],
+)
+def test_names_of_two_classes_have_two(one, other):
+    assert spellings.class_key(one) != spellings.class_key(other)
 
 
 def test_class_names_that_are_one_become_the_commonest():

@@ -70,6 +70,13 @@ def test_what_is_special_is_said():
     ]
 
 
+def test_names_with_line_breaks_stay_on_their_line():
+    text = summary_text(
+        summary(), [Quarantined("a\nb\x1b[31m.png", "unreadable: the file is empty")]
+    )
+    assert text.split("\n")[-1] == r"    a\nb\x1b[31m.png: unreadable: the file is empty"
+
+
 def test_ten_quarantined_files_are_named_and_the_others_counted():
     quarantined = [Quarantined(f"{number}.png", "unreadable") for number in range(12)]
     ten = summary_text(summary(), quarantined[:10]).split("\n")[4:]

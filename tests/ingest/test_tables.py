@@ -105,6 +105,17 @@ def test_a_column_of_paths_alone_needs_no_delimiter(tmp_path):
     assert table.column("path").tolist() == paths
 
 
+def test_a_formula_that_keeps_zeros_is_its_text(tmp_path):
+    table = read_table(_written(tmp_path, 'image,id\na.png,"=""0012"""\nb.png,=x\n'))
+    assert table.column("id").tolist() == ["0012", "=x"]
+
+
+def test_a_header_that_is_repeated_is_no_row(tmp_path):
+    table = read_table(_written(tmp_path, "image,id\na.png,1\nimage,id\nb.png,2\n"))
+    assert table.column("id").tolist() == ["1", "2"]
+    assert table.remarks == ("patients.csv repeats its header on line 3: left out, as 1 such row",)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -134,6 +145,14 @@ def _excel():
 def test_what_is_no_table_is_refused_with_what_to_do(tmp_path, content, text):
     with pytest.raises(DataError, match=rf"(?s)patients\.csv.*{text}"):
         read_table(_written(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "text", ["image id\na.png 1\n", '"image,id"\n"a.png,1"\n', '[{"image": 1}]']
+)
+def test_a_header_of_one_cell_says_how_cells_are_divided(tmp_path, text):
+    with pytest.raises(DataError, match="cells are divided by comma, semicolon, tab or bar"):
+        read_table(_written(tmp_path, text)).column("id")
 
 
 def test_a_spreadsheet_is_refused_by_its_name_too(tmp_path):

@@ -283,6 +283,17 @@ def test_a_file_that_was_added_to_an_export_is_not_lost(study):
     assert (folder / "notes.txt").read_text() == "years of work"
 
 
+def test_a_place_that_is_no_folder_is_refused(study):
+    (study.root / "note").write_text("years of work")
+    (study.root / "link").symlink_to("nowhere")
+    for place in ("note", "link"):
+        with pytest.raises(DataError, match="is there and is no export"):
+            export.export_study(study, "folders", to=study.root / place)
+        with pytest.raises(DataError, match=f"{place} is no folder. Name another folder with --to"):
+            export.export_study(study, "folders", to=study.root / place / "tree")
+    assert (study.root / "note").read_text() == "years of work"
+
+
 def test_a_folder_that_is_no_export_is_left_alone(study):
     folder = study.root / "mine"
     folder.mkdir()

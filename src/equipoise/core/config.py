@@ -152,7 +152,7 @@ def _named_columns(value: Any) -> Any:
 def _in_a_list(value: Any) -> Any:
     if value is None:
         return []
-    return [value] if isinstance(value, str) else value
+    return value if isinstance(value, list | dict) else [value]
 
 
 class ImageTable(Section):

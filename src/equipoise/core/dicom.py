@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from equipoise.core import extras, limits
-from equipoise.core.greylevels import Picture, Range, depth_of
+from equipoise.core.greylevels import WHITE_8_BIT, Picture, Range, depth_of
 from equipoise.core.text import first_line
 
-SUFFIXES = frozenset({".dcm", ".dicom", ".dic"})
+SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 EXTRA = "equipoise[dicom]"
 INSTALL = extras.install("dicom")
 #: What unpacks compressed pixels; pydicom finds them by itself.
@@ -274,6 +274,7 @@ def _coloured(values: np.ndarray, bits: int, notes: tuple[str, ...]) -> Picture:
 
 def _grey(header: Any, stored: np.ndarray, has_window: bool, notes: tuple[str, ...]) -> Picture:
     is_inverted = header.PhotometricInterpretation == "MONOCHROME1"
+    stored = _without_padding(header, stored, is_inverted)
     values = _with_modality(header, stored)
     declared = None
     if values is stored and stored.dtype.kind == "u":
@@ -282,10 +283,25 @@ def _grey(header: Any, stored: np.ndarray, has_window: bool, notes: tuple[str, .
         if values.min() < 0:
             notes = (*notes, OWN_WINDOW)
         values, declared = _as_displayed(header, values)
-    if declared == (0, 255):
-        levels = np.rint(values).astype(np.uint8)
+    if declared is not None and declared.low == 0 and declared.high <= WHITE_8_BIT:
+        levels = np.rint(values * (WHITE_8_BIT / declared.high)).astype(np.uint8)
         return Picture(levels, is_inverted=is_inverted, notes=notes)
     return Picture(values, depth_of(values, declared), is_inverted, notes)
+
+
+def _without_padding(header: Any, stored: np.ndarray, is_inverted: bool) -> np.ndarray:
+    """Make the frame around a picture black where its value is above all of the picture.
+
+    It is no grey level (PixelPaddingValue): it would be the brightest of all, and tell of bits that nothing uses.
+    """
+    padding = header.get("PixelPaddingValue", None)
+    if padding is None or stored.max() != padding:
+        return stored
+    is_picture = stored != padding
+    if not is_picture.any():
+        return stored
+    picture = stored[is_picture]
+    return np.where(is_picture, stored, picture.max() if is_inverted else picture.min())
 
 
 def _with_modality(header: Any, stored: np.ndarray) -> np.ndarray:
@@ -305,7 +321,7 @@ def _declared_white(header: Any, stored: np.ndarray) -> Range | None:
     bits = int(header.BitsStored)
     if bits in _CONTAINERS or stored.max() >= 2**bits:
         return None
-    return Range(0, 2 ** max(bits, 8) - 1)
+    return Range(0, 2**bits - 1)
 
 
 def _has_display_transform(header: Any) -> bool:

@@ -29,8 +29,10 @@ _SIZE_MARKER = b"\xff\x4f\xff\x51"
 CHANNELS = "channels"
 
 _JPEG = b"\xff\xd8"
+_END_OF_JPEG = b"\xff\xd9"
 #: Markers of a JPEG behind which its size stands; of lossless ones too.
 _FRAMES_OF_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_LOSSLESS_JPEG = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 _WHITE_IS_ZERO = 0
 _RGB = 2
 #: Kinds of extra channels of a TIFF that are transparency.
@@ -224,8 +226,12 @@ def open_unusual_jpeg(content: bytes) -> Picture | None:
     frame = _frame_of_jpeg(content)
     if frame is None:
         return None
-    bits, height_px, width_px = struct.unpack_from(">BHH", content, frame)
+    marker, _, bits, height_px, width_px = struct.unpack_from(">BHBHH", content, frame)
+    if bits <= 8 and marker not in _LOSSLESS_JPEG:
+        return None  # it is damaged
     limits.require_safe_size(width_px, height_px)
+    if content.find(_END_OF_JPEG, frame) < 0:  # the decoder would fill up what is missing
+        raise ValueError("the file is cut short")
     import imagecodecs
 
     try:
@@ -239,14 +245,14 @@ def open_unusual_jpeg(content: bytes) -> Picture | None:
 
 
 def _frame_of_jpeg(content: bytes) -> int | None:
-    """Where the bits of a sample, height and width of a JPEG stand; None where there is no such place."""
+    """Where the marker stands behind which come length, bits of a sample, height and width; None without one."""
     if not content.startswith(_JPEG):
         return None
     start = len(_JPEG)
     while start + 9 <= len(content) and content[start] == 0xFF:
         marker, length = struct.unpack_from(">BH", content, start + 1)
         if marker in _FRAMES_OF_JPEG:
-            return start + 4
+            return start + 1
         start += 2 + length
     return None
 

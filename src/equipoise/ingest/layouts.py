@@ -37,7 +37,7 @@ _VAL = _words(
     "val valid validation dev development validierung validierungs validacion validación validação "
     "validazione validatie 验证 验证集"
 )
-_TEST = _words("test testing tst holdout prueba pruebas teste testes 测试 测试集")
+_TEST = _words("test testing tst holdout prueba pruebas teste 测试 测试集")
 #: Means test where there is no other test folder, else what val means.
 _EVAL = _words("eval evaluation")
 _SIDE_WORDS = _TRAIN | _VAL | _TEST | _EVAL

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,7 +152,8 @@ def list_images(
     """
     files = sorted(images.files_below(raw))
     readable = frozenset(path for path in files if images.holds_images(raw, path, suffixes))
-    rules = _Rules(skip, keep, frozenset(map(_stem, readable)), _folders_with_images(readable))
+    mask_folders = _folders_of_masks(_folders_with_images(readable))
+    rules = _Rules(skip, keep, frozenset(map(_stem, readable)), mask_folders)
     paths: list[str] = []
     kinds: Counter[str] = Counter()
     for path in files:
@@ -223,12 +225,13 @@ def fits(path: str, pattern: str) -> bool:
     >>> fits("benign/masks/1.png", "benign/masks"), fits("benign/1.png", "malignant/*")
     (True, False)
     """
-    parts = path.split("/")
-    wanted = pattern.removeprefix("./").rstrip("/")
-    of_folders = pattern.endswith("/")
+    parts = unicodedata.normalize("NFC", path).split("/")
+    plain = unicodedata.normalize("NFC", pattern).replace("\\", "/")
+    wanted = plain.removeprefix("./").rstrip("/")
+    of_folders = plain.endswith("/")
     if "/" not in wanted:
         names = parts[:-1] if of_folders else parts
-        return any(fnmatchcase(name, wanted) for name in names)
+        return wanted in names or any(fnmatchcase(name, wanted) for name in names)
     longest = len(parts) - of_folders
     heads = ("/".join(parts[:length]) for length in range(1, longest + 1))
     return any(fnmatchcase(head, wanted.removeprefix("/")) for head in heads)
@@ -257,13 +260,13 @@ class _Rules:
         skip: Patterns of `ingest.skip`.
         keep: Patterns of `ingest.keep`.
         stems: Names of all files that may hold images, without ending.
-        folders: Relative paths of all folders with such files.
+        mask_folders: Relative paths of folders that are called as the masks of a folder beside them.
     """
 
     skip: Sequence[str]
     keep: Sequence[str]
     stems: frozenset[str]
-    folders: Collection[str]
+    mask_folders: Collection[str]
 
     def kind_of_image(self, path: str) -> str:
         """Why a file is left out; nothing when it stays."""
@@ -277,22 +280,13 @@ class _Rules:
             return kind
         if images.hidden(name):
             return HIDDEN
-        if self._is_beside_its_pictures(folder):
+        if folder in self.mask_folders:
             return MASK_FOLDERS
         if self._belongs_to_another(path, _THUMBNAIL_OF):
             return THUMBNAILS
         if any(self._belongs_to_another(path, naming) for naming in (_MASK_OF, _MASK_BEFORE)):
             return MASK_NAMES
         return ""
-
-    def _is_beside_its_pictures(self, folder: str) -> bool:
-        """Whether a folder, or one above it, is called as the masks of a folder beside it: `benign_masks`."""
-        parts = folder.split("/")
-        for position, name in enumerate(parts):
-            match = _MASK_FOLDER_OF.fullmatch(name)
-            if match and "/".join([*parts[:position], match["pictures"]]) in self.folders:
-                return True
-        return False
 
     def _belongs_to_another(self, path: str, naming: re.Pattern[str]) -> bool:
         """Whether a name is made of the name of another picture, as NAME_mask is of NAME."""
@@ -309,6 +303,18 @@ def _folders_with_images(paths: Iterable[str]) -> set[str]:
         parts = folder.split("/")
         holding.update("/".join(parts[:length]) for length in range(1, len(parts) + 1))
     return holding
+
+
+def _folders_of_masks(folders: Collection[str]) -> set[str]:
+    """Of folders those that are called as the masks of a folder beside them, and all inside of them."""
+    of_masks: set[str] = set()
+    for folder in sorted(folders):  # a folder comes before those inside of it
+        above, _, name = folder.rpartition("/")
+        match = _MASK_FOLDER_OF.fullmatch(name)
+        beside = f"{above}/{match['pictures']}".removeprefix("/") if match else ""
+        if above in of_masks or (beside and beside in folders):
+            of_masks.add(folder)
+    return of_masks
 
 
 @functools.lru_cache(maxsize=1024)

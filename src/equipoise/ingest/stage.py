@@ -26,6 +26,7 @@ from equipoise.ingest.leftovers import Listing
 from equipoise.ingest.pseudonyms import Pseudonyms
 from equipoise.ingest.quarantine import Quarantined
 from equipoise.ingest.reading import INTERNAL_COLUMNS, Reader, ReadFiles
+from equipoise.ingest.spellings import class_key
 
 #: Values of a column that an error names.
 _VALUES_NAMED = 10
@@ -161,14 +162,14 @@ def _leave_out_masks(files: ReadFiles, keep: Sequence[str]) -> ReadFiles:
 
 
 def _select(files: ReadFiles, only: Mapping[str, str], dataset: str) -> ReadFiles:
-    """Keep the images that have the values of `ingest.only`."""
+    """Keep the images that have the values of `ingest.only`, in any spelling of them (`M` and `m`)."""
     rows = files.rows
     is_kept = np.ones(len(rows), dtype=bool)
     for column, value in only.items():
         if column not in rows:
             known = set(rows.columns) - set(INTERNAL_COLUMNS)
             raise unknown_name("column", column, known, f" of dataset '{dataset}'")
-        has_value = rows[column].astype(str) == value
+        has_value = rows[column].astype(str).map(class_key) == class_key(value)
         if not has_value.any():
             values = sorted(map(str, rows[column].unique()))
             raise ConfigError(
