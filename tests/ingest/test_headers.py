@@ -189,7 +189,9 @@ def test_fields_of_the_headers_become_columns_by_their_names(root):
 )
 def test_a_field_that_names_a_person_or_is_none_is_no_column(root, name, why):
     _put_patients(root)
-    with pytest.raises(ConfigError, match=f"ingest.columns.*{name} is .*{why}.*Set ingest.table"):
+    with pytest.raises(
+        ConfigError, match=f"ingest.columns names '{name}', which is .*{why}.*Leave it out"
+    ):
         ingest.run(_study(root, columns=[name]))
 
 
@@ -197,7 +199,7 @@ def test_a_field_where_no_file_is_dicom_is_no_column(root):
     for number in range(4):
         name = f"{'well' if number % 2 else 'sick'}/{number}.png"
         _put(root, name, imagecodecs.png_encode(_grey(number)))
-    with pytest.raises(ConfigError, match=r"PatientSex is a field .* no file is DICOM"):
+    with pytest.raises(ConfigError, match=r"PatientSex', which is a field .* no file is DICOM"):
         ingest.run(_study(root, columns=["PatientSex"]))
 
 
