@@ -190,7 +190,7 @@ def test_fields_of_the_headers_become_columns_by_their_names(root):
 def test_a_field_that_names_a_person_or_is_none_is_no_column(root, name, why):
     _put_patients(root)
     with pytest.raises(
-        ConfigError, match=f"ingest.columns names '{name}', which is .*{why}.*Leave it out"
+        ConfigError, match=f"ingest.columns names '{name}', which is .*{why}.*or leave it out"
     ):
         ingest.run(_study(root, columns=[name]))
 
