@@ -182,6 +182,7 @@ def test_fields_of_the_headers_become_columns_by_their_names(root):
         ("PatientName", "may name a person"),
         ("PatientBirthDate", "may name a person"),
         ("StudyInstanceUID", "may name a person"),
+        ("AdditionalPatientHistory", "may name a person"),
         ("PixelData", "neither a text nor a number"),
         ("ReferencedImageSequence", "neither a text nor a number"),
         ("Patientsex", "no field of DICOM headers"),
