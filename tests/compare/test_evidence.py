@@ -86,6 +86,18 @@ def test_of_three_classes_each_is_tested_on_its_own_patients():
     ]
 
 
+def test_where_every_patient_shows_every_class_no_patient_is_left_to_be_tested():
+    """Of more than two classes a patient who shows several has no one class."""
+    labels = np.arange(30) % 3
+    people = np.array([f"p{index // 3}" for index in range(30)])
+    images = made.predictions(3 * np.eye(3)[labels], labels, people, classes=("a", "b", "c"))
+    nobody = patients.by_patient(images, "mean", SETTINGS.threshold, 0.9)
+    assert not patients.of_every_class(nobody)
+    assert nobody.meta["left_out"] == 10
+    found = evidence.mcnemar(nobody, nobody, "patients")
+    assert [counts_of(test) for test in found["locked"].values()] == [[0, 0, 0, 0]] * 3
+
+
 def test_per_thousand_counts_what_changed_between_the_decisions():
     labels = np.array([1] * 20 + [0] * 80)
     before, after = (labels == 1).astype(float), (labels == 1).astype(float)

@@ -182,6 +182,7 @@ def test_fields_of_the_headers_become_columns_by_their_names(root):
         ("PatientName", "may name a person"),
         ("PatientBirthDate", "may name a person"),
         ("StudyInstanceUID", "may name a person"),
+        ("AdditionalPatientHistory", "may name a person"),
         ("PixelData", "neither a text nor a number"),
         ("ReferencedImageSequence", "neither a text nor a number"),
         ("Patientsex", "no field of DICOM headers"),
@@ -189,7 +190,9 @@ def test_fields_of_the_headers_become_columns_by_their_names(root):
 )
 def test_a_field_that_names_a_person_or_is_none_is_no_column(root, name, why):
     _put_patients(root)
-    with pytest.raises(ConfigError, match=f"ingest.columns.*{name} is .*{why}.*Set ingest.table"):
+    with pytest.raises(
+        ConfigError, match=f"ingest.columns names '{name}', which is .*{why}.*or leave it out"
+    ):
         ingest.run(_study(root, columns=[name]))
 
 
@@ -197,7 +200,7 @@ def test_a_field_where_no_file_is_dicom_is_no_column(root):
     for number in range(4):
         name = f"{'well' if number % 2 else 'sick'}/{number}.png"
         _put(root, name, imagecodecs.png_encode(_grey(number)))
-    with pytest.raises(ConfigError, match=r"PatientSex is a field .* no file is DICOM"):
+    with pytest.raises(ConfigError, match=r"PatientSex', which is a field .* no file is DICOM"):
         ingest.run(_study(root, columns=["PatientSex"]))
 
 

@@ -201,7 +201,8 @@ def _refuse_settings_without_table(settings: Ingest, raw: Path, paths: Sequence[
         if not _is_field(name, raw, paths):
             why = headers.why_missing(name)
             raise ConfigError(
-                f"ingest.columns speaks of ingest.table, which is null: {name} is {why}. Set ingest.table."
+                f"ingest.columns names {name!r}, which is {why}, and ingest.table is null. Set ingest.table, or "
+                f"leave it out."
             )
     if settings.aliases and not _others_name_patients(settings, raw, paths):
         raise ConfigError(

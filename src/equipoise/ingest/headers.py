@@ -26,8 +26,8 @@ READING = "patient"
 
 #: Types of fields that are no words or numbers to compare images by: pixels, other bytes, lists of fields.
 _NO_TEXT = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN", "OB or OW", "US or OW"})
-#: Types of fields that lead to a person: names, and numbers that stand for one study or picture.
-_NAMING_TYPES = frozenset({"PN", "UI"})
+#: Types of fields that lead to a person: names, free text, and numbers that stand for one study or picture.
+_NAMING_TYPES = frozenset({"PN", "LT", "ST", "UT", "UI"})
 _NAMING = frozenset(
     {
         "AccessionNumber",
