@@ -18,13 +18,16 @@ def wanted_rows(manifest: Manifest, views: int, views_of: str) -> pd.DataFrame:
     Returns:
         Columns sha256, view, and image_id of one image with this content.
     """
-    plain = manifest.table.drop_duplicates("sha256")[["sha256", "image_id", "label"]]
+    distinct = manifest.table.drop_duplicates("sha256")
+    plain = distinct[["sha256", "image_id", "label"]]
     viewed = plain
     if views_of != "all":
         minority = minority_labels(manifest.counts())
-        viewed = plain[plain["label"].isin(minority)]
+        is_viewed = plain["label"].isin(minority)
+        viewed = plain[is_viewed]
     frames = [plain.assign(view=0)]
     for view in range(1, views + 1):
-        frames.append(viewed.assign(view=view))
+        of_view = viewed.assign(view=view)
+        frames.append(of_view)
     rows = pd.concat(frames, ignore_index=True)
     return rows[["sha256", "view", "image_id"]]

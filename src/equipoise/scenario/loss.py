@@ -45,7 +45,8 @@ def focal(
     power = safe_wrong**focusing
     loss = -power * log_prob
     power_slope = focusing * power / safe_wrong
-    slope = power_slope * prob * log_prob - power
+    by_surprise = power_slope * prob * log_prob
+    slope = by_surprise - power
     return loss, slope
 
 
@@ -72,9 +73,11 @@ def margin_losses(margin: np.ndarray, focusing: np.ndarray | float) -> MarginLos
     if not np.any(focusing):
         return MarginLosses(-log_prob, slope=-wrong, curvature=prob * wrong)
     loss, slope = focal(log_prob, prob, wrong, focusing)
-    bend = focusing * (wrong - focusing * prob) * log_prob + (2 * focusing + 1) * wrong
+    by_surprise = focusing * (wrong - focusing * prob) * log_prob
+    bend = by_surprise + (2 * focusing + 1) * wrong
     curvature = wrong**focusing * prob * bend
-    return MarginLosses(loss, wrong * slope, np.maximum(curvature, 0))
+    convex = np.maximum(curvature, 0)
+    return MarginLosses(loss, wrong * slope, convex)
 
 
 def margin_curvature(margin: np.ndarray, focusing: np.ndarray | float) -> np.ndarray:
@@ -104,8 +107,10 @@ def focal_curvature(
     if not focusing:
         return np.zeros_like(log_prob)
     safe_wrong = np.maximum(wrong, _LEAST_WRONG)
-    bend = (wrong - (focusing - 1) * prob) * log_prob + 2 * wrong
-    return focusing * prob * safe_wrong ** (focusing - 2) * bend
+    by_surprise = (wrong - (focusing - 1) * prob) * log_prob
+    bend = by_surprise + 2 * wrong
+    power = safe_wrong ** (focusing - 2)
+    return focusing * prob * power * bend
 
 
 def row_losses(logits: np.ndarray, labels: np.ndarray, objective: Objective) -> np.ndarray:

@@ -176,7 +176,8 @@ class TrainMatrix:
         table, labels, weights = self.with_mixed(features, draws, mixed_draws)
         class_weights = np.stack([objective.weights for objective in objectives], axis=1)
         for block in blocks(len(labels)):
-            weights[block] *= class_weights[labels[block]]
+            of_class = labels[block]
+            weights[block] *= class_weights[of_class]
         return WeightedRows(table, labels, weights)
 
     def with_mixed(
@@ -241,7 +242,8 @@ def _appended(
         first = features[row[block]]
         second = features[partner[block]]
         mix = points[block, 2:].astype(features.dtype)
-        appended[block] = first + mix * (second - first)
+        way = second - first
+        appended[block] = first + mix * way
     return table
 
 
