@@ -847,7 +847,7 @@ def test_on_top_stand_dataset_patients_and_digests_of_code_and_settings(real, tm
     assert "Dataset " in text
     assert f"Patients {comparison.test_patients} tested: " in text
     said = report.code_of(results)
-    assert re.fullmatch(r"code [0-9a-f]{12}, settings [0-9a-f]{12}", said)
+    assert re.fullmatch(r"[0-9a-f]{12}, [0-9a-f]{12}", said)
     assert f"Code and settings {said}" in text
 
     def with_other_code_in(*modules):

@@ -151,7 +151,7 @@ def _split_words(comparison: Comparison) -> str:
 
 
 def code_of(results: Sequence[Result], package: Path = PACKAGE) -> str:
-    """Which code and which settings are behind a page, by their digests.
+    """Which code and which settings are behind a page: their digests, in this order.
 
     Args:
         results: That the page shows.
@@ -159,7 +159,7 @@ def code_of(results: Sequence[Result], package: Path = PACKAGE) -> str:
     """
     code = code_digest(*CODE, package=package)
     settings = digest_of([result.summary.settings for result in results])
-    return f"code {code[:_DIGITS]}, settings {settings[:_DIGITS]}"
+    return f"{code[:_DIGITS]}, {settings[:_DIGITS]}"
 
 
 # --- the tables -----------------------------------------------------------------------------------
