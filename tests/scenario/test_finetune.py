@@ -411,12 +411,19 @@ def test_where_no_step_is_better_the_probe_of_all_train_patients_is_served(drawn
     task = task_of(inputs)
     result = finetune.fine_tune(inputs, task, test)
     assert result.kept_step == 0
-    scaler = StandardScaler().fit(inputs.features(task.train))
-    labels = inputs.labels(task.train)
-    oracle = LogisticRegression(C=1 / (0.1 * len(labels)), tol=1e-10, max_iter=10_000)
-    oracle.fit(scaler.transform(inputs.features(task.train)), labels)
-    expected = oracle.decision_function(scaler.transform(inputs.features(test)))
-    assert result.logits[:, 1] - result.logits[:, 0] == pytest.approx(expected, abs=1e-3)
+    served = result.logits[:, 1] - result.logits[:, 0]
+
+    def probe_of(images):
+        scaler = StandardScaler().fit(inputs.features(images))
+        labels = inputs.labels(images)
+        oracle = LogisticRegression(C=1 / (0.1 * len(labels)), tol=1e-10, max_iter=10_000)
+        oracle.fit(scaler.transform(inputs.features(images)), labels)
+        return oracle.decision_function(scaler.transform(inputs.features(test)))
+
+    # The network computes in float32, whose rounding differs from processor to processor.
+    assert served == pytest.approx(probe_of(task.train), abs=5e-3)
+    without_slice = np.delete(task.train, task.held)
+    assert np.abs(served - probe_of(without_slice)).max() > 0.05
 
 
 @pytest.mark.parametrize("every", [1, 4])
