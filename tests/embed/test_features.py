@@ -84,18 +84,23 @@ def test_a_picture_of_the_right_size_is_what_resizing_would_make_of_it():
 
 def test_the_system_takes_less_than_a_tenth_of_a_pass():
     # Without oneDNN TensorFlow's own allocator gives memory back after every operation, and the
-    # system takes half of the time.
+    # system takes 0.4 to 0.5 of every pass. What others do on the machine adds to some passes only:
+    # of eight the least counts.
     code = (
-        "import os, numpy as np\n"
+        "import resource, numpy as np\n"
         "from equipoise.embed import backbones, embedder\n"
         "network = embedder.Embedder(backbones.build('mobilenetv2', 'random', 192), 192)\n"
         "batch = np.full((32, 192, 192, 3), 90, np.float32)\n"
         "network.features(batch)\n"
-        "before = os.times()\n"
-        "for _ in range(4): network.features(batch)\n"
-        "after = os.times()\n"
-        "system = after.system - before.system\n"
-        "print(system / (system + after.user - before.user))\n"
+        "shares = []\n"
+        "for _ in range(8):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    network.features(batch)\n"
+        "    after = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    system = after.ru_stime - before.ru_stime\n"
+        "    user = after.ru_utime - before.ru_utime\n"
+        "    shares.append(system / (system + user))\n"
+        "print(min(shares))\n"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     environment = kept | {"PYTHONPATH": str(REPO / "src"), "TF_ENABLE_ONEDNN_OPTS": "0"}
