@@ -31,7 +31,7 @@ from equipoise.core.documents import FeatureSummary, ScenarioSummary
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest, Splits
-from equipoise.embed import applications, backbones, encoders, formats, imported, shards
+from equipoise.embed import applications, backbones, encoders, formats, imported, journal
 from equipoise.embed import stage as embed_stage
 from equipoise.embed.wanted import wanted_rows
 from equipoise.ingest import fingerprint, leftovers, originals
@@ -600,14 +600,11 @@ class Rate:
 
 def passes_per_second(cache: Path, backbone: str, size_px: int) -> Rate:
     """The rate of this machine's last long pass, else the published one scaled by the pixels."""
-    journal = shards.passes_journal(cache)
-    lines = journal.read_text("utf-8").splitlines() if journal.is_file() else []
-    for line in reversed(lines):
-        entry = json.loads(line)
-        if entry.get("backbone") != backbone or entry.get("image_size_px") != size_px:
+    for record in reversed(journal.read(cache)):
+        if (record.backbone, record.image_size_px) != (backbone, size_px):
             continue
-        if entry["passes_now"] >= _LONG_PASS and entry.get("seconds"):
-            return Rate(entry["passes_now"] / entry["seconds"], "measured here")
+        if record.passes_now >= _LONG_PASS and record.seconds:
+            return Rate(record.passes_now / record.seconds, "measured here")
     published = applications.seen(backbone).images_per_second
     return Rate(published * (224 / size_px) ** 2, "published for 2 cores")
 

@@ -9,14 +9,16 @@ import sys
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from conftest import REPO
 from equipoise.core import config, files, images
+from equipoise.core.documents import FeatureSummary
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
-from equipoise.embed import applications, backbones, embedder, shards
+from equipoise.embed import applications, backbones, embedder, journal, shards
 from equipoise.embed import stage as features
 from equipoise.embed import store as store_
 from equipoise.ingest import download
@@ -65,8 +67,7 @@ def test_each_picture_and_view_once_then_nothing(study):
     assert passes(study) == 0
     # DVC keeps this file: a run that found everything done must leave the same bytes.
     assert (study.features_path("vgg16") / "meta.json").read_bytes() == meta
-    journal = shards.passes_journal(study.cache_path).read_text().splitlines()
-    assert [json.loads(line)["passes_now"] for line in journal] == [expected, 0]
+    assert [record.passes_now for record in journal.read(study.cache_path)] == [expected, 0]
     store = store_.FeatureStore.open(study.features_path("vgg16"))
     assert store.matrix.shape == (expected, 512)
     assert not store.matrix.flags.writeable
@@ -375,6 +376,32 @@ def test_changed_file_is_noticed(study):
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(DataError, match="is not the file that ingest read"):
         passes(study)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY", "half"])
+def test_features_that_are_gone_or_cut_are_a_sentence(tmp_path, content):
+    matrix = np.zeros((3, 2), dtype=np.float32)
+    path = tmp_path / "features.npy"
+    np.save(path, matrix)
+    wanted = pd.DataFrame({"sha256": ["a", "b", "c"], "view": 0})
+    summary = FeatureSummary(
+        backbone="vgg16",
+        weights_digest="",
+        image_size_px=32,
+        pipeline="",
+        weights="random",
+        manifest="",
+        settings={},
+        digest=store_.write_index(tmp_path, wanted, files.file_digest(path)),
+    )
+    summary.write(tmp_path / "meta.json")
+    assert len(store_.FeatureStore.open(tmp_path).matrix) == 3
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-4] if content == "half" else content)
+    with pytest.raises(DataError, match=r"is damaged: .+ Run `equipoise embed`"):
+        store_.FeatureStore.open(tmp_path)
 
 
 def test_missing_view_says_which_setting(study):

@@ -18,7 +18,7 @@ from equipoise import cli, doctor, pipeline
 from equipoise.core import config
 from equipoise.core.config import Engine
 from equipoise.core.errors import ConfigError
-from equipoise.embed import applications, embedder, shards
+from equipoise.embed import applications, embedder, journal
 from equipoise.embed import stage as features
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
@@ -319,14 +319,20 @@ def test_a_rate_measured_here_goes_before_the_published_one(tmp_path):
     assert rate == pipeline.Rate(published, "published for 2 cores")
     smaller = pipeline.passes_per_second(tmp_path, "vgg16", 112)
     assert smaller.images_per_second == 4 * published
-    journal = shards.passes_journal(tmp_path)
-    journal.parent.mkdir(parents=True)
-    rows = [
-        {"backbone": "vgg16", "image_size_px": 224, "passes_now": 1000, "seconds": 50.0},
-        {"backbone": "vgg16", "image_size_px": 224, "passes_now": 10, "seconds": 9.0},
-        {"backbone": "vgg16", "passes_now": 1000},
-    ]
-    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = journal.path_of(tmp_path)
+    path.parent.mkdir(parents=True)
+    long = journal.PassRecord(
+        study="made",
+        backbone="vgg16",
+        image_size_px=224,
+        passes=1000,
+        passes_now=1000,
+        seconds=50.0,
+    )
+    journal.note(tmp_path, long)
+    journal.note(tmp_path, long.model_copy(update={"passes_now": 10, "seconds": 9.0}))
+    with open(path, "a") as file:  # of before, and as a kill leaves it
+        file.write('{"backbone": "vgg16", "passes_now": 1000}\n{"study": "made", "backb')
     rate = pipeline.passes_per_second(tmp_path, "vgg16", 224)
     assert rate == pipeline.Rate(20.0, "measured here")
 

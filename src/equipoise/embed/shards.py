@@ -75,11 +75,6 @@ def shards_path(cache: Path) -> Path:
     return cache / "features"
 
 
-def passes_journal(cache: Path) -> Path:
-    """The journal of passes: a line of JSON for each `embed`, with its passes and seconds."""
-    return shards_path(cache) / "passes.jsonl"
-
-
 def network_path(cache: Path, key: NetworkKey) -> Path:
     """Where a network lies for workers."""
     return shards_path(cache) / f"{digest_of(asdict(key))[:_NAME_DIGITS]}.keras"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,16 +14,11 @@ from equipoise.core.config import Engine, Study
 from equipoise.core.documents import FeatureSummary
 from equipoise.core.errors import DataError
 from equipoise.core.records import Manifest
-from equipoise.embed import backbones, encoders, imported
+from equipoise.embed import backbones, encoders, imported, journal
 from equipoise.embed.embedder import Embedder, pipeline_of
+from equipoise.embed.journal import PassRecord
 from equipoise.embed.passes import SHARD_ROWS, Row, ShardMaker, make_shards
-from equipoise.embed.shards import (
-    NetworkKey,
-    ShardPart,
-    assemble,
-    find_finished,
-    passes_journal,
-)
+from equipoise.embed.shards import NetworkKey, ShardPart, assemble, find_finished
 from equipoise.embed.store import write_index
 from equipoise.embed.wanted import wanted_rows
 from equipoise.ingest import originals
@@ -115,7 +109,15 @@ def run(
         passes_now += made.passes
     seconds = round(time.monotonic() - start, 3)
     summary = _write_features(study, plan, parts, folder)
-    _note_passes(study, summary, passes_now, seconds)
+    record = PassRecord(
+        study=study.name,
+        backbone=backbone,
+        image_size_px=summary.image_size_px,
+        passes=summary.passes,
+        passes_now=passes_now,
+        seconds=seconds,
+    )
+    journal.note(study.cache_path, record)
     return EmbedResult(summary, folder, passes_now)
 
 
@@ -232,17 +234,3 @@ def _origin(study: Study, backbone: str) -> str:
     if weights in ("imagenet", "random") or is_published:
         return weights
     return "file"
-
-
-def _note_passes(study: Study, summary: FeatureSummary, passes_now: int, seconds: float) -> None:
-    """Add a line to the journal of passes."""
-    line = {
-        "study": study.name,
-        "backbone": summary.backbone,
-        "image_size_px": summary.image_size_px,
-        "passes": summary.passes,
-        "passes_now": passes_now,
-        "seconds": seconds,
-    }
-    with open(passes_journal(study.cache_path), "a", encoding="utf-8") as journal:
-        journal.write(json.dumps(line) + "\n")

@@ -13,6 +13,7 @@ import pandas as pd
 from equipoise.core.documents import FeatureSummary
 from equipoise.core.errors import DataError
 from equipoise.core.files import digest_of, file_digest, read_table, write_table
+from equipoise.core.text import first_line
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ class FeatureStore:
         """
         summary = FeatureSummary.read(folder / "meta.json")
         index, _ = read_table(folder / "index.parquet")
-        matrix = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        try:
+            matrix = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+            keys = list(zip(index["sha256"], index["view"]))
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise DataError(
+                f"{folder} is damaged: {first_line(error)}. Run `equipoise embed`."
+            ) from error
         if len(matrix) != len(index):
             raise DataError(
                 f"{folder} is damaged: {len(matrix)} features for {len(index)} rows. Run `equipoise embed`."
             )
-        keys = zip(index["sha256"], index["view"])
         row_of = {key: row for row, key in enumerate(keys)}
         return cls(matrix, row_of, summary)
 

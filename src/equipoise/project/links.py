@@ -12,6 +12,7 @@ from pathlib import Path
 
 from equipoise.core.environment import PACKAGE, code_digest
 from equipoise.core.errors import DataError
+from equipoise.core.files import atomic_path
 
 #: Name of the link to the program; dvc.yaml of a project names files behind it.
 PROGRAM = "program"
@@ -84,7 +85,8 @@ def _ignore(link: Path) -> None:
         return
     if ignored and not ignored.endswith("\n"):
         ignored += "\n"
-    path.write_text(f"{ignored}{line}\n", "utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{ignored}{line}\n", "utf-8")
 
 
 def _link(link: Path, target: Path) -> None:
