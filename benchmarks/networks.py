@@ -43,7 +43,7 @@ def built(name: str) -> tuple[Any, applications.Answers]:
 
 def seen(network: Any, answers: applications.Answers, rate: float) -> applications.Seen:
     """What is known of a network; its rate is handed in."""
-    trained = set(blocks.last_block(network).trained)
+    trained = set(blocks.last_block(network))
     inside = sum(layer.count_params() for layer in network.layers if layer.name in trained)
     return applications.Seen(
         file=answers.file,

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from equipoise.embed import blocks
+from equipoise.embed import blocks, cut
 
 #: A network of each family, at a small size it accepts, a layer its block begins with, one just below.
 FAMILIES = {
@@ -39,25 +39,26 @@ def last_convolution(model):
 def test_the_block_is_computed_from_the_tensors_that_cross_into_it(name):
     size_px, first, below = FAMILIES[name]
     model = built(name, size_px)
-    cut = blocks.last_block(model)
-    assert first in cut.trained
-    assert below not in cut.operations
-    assert last_convolution(model) in cut.trained
-    trained = {id(weight) for layer in cut.trained for weight in model.get_layer(layer).weights}
+    block = blocks.last_block(model)
+    assert first in block
+    assert last_convolution(model) in block
+    trained = {id(weight) for layer in block for weight in model.get_layer(layer).weights}
     assert 0 < len(trained) < len(model.weights)
-    lower = keras.Model(model.input, list(cut.tensors))
-    upper = keras.Model(list(cut.tensors), model.output)
+    crossing = cut.tensors(model, cut.boundary(model, block))
+    lower = keras.Model(model.input, crossing)
+    upper = keras.Model(crossing, model.output)
+    assert below not in {layer.name for layer in upper.layers}
     assert {id(weight) for weight in upper.weights} == trained
     images = np.random.default_rng(0).uniform(0, 255, (2, size_px, size_px, 3)).astype("float32")
     np.testing.assert_array_equal(upper(lower(images)), model(images))
     # Building models of parts changes nothing for who asks next.
-    assert blocks.last_block(model) == cut
+    assert blocks.last_block(model) == block
 
 
 def test_the_block_does_not_depend_on_the_size():
     # At 32 px the coarsest map is one place, as is what squeeze-and-excitation averages.
     small, large = (blocks.last_block(built("MobileNetV3Small", size_px)) for size_px in (32, 224))
-    assert small.trained == large.trained
+    assert small == large
 
 
 def test_without_strides_it_is_the_last_layer_with_a_matrix():
@@ -67,9 +68,10 @@ def test_without_strides_it_is_the_last_layer_with_a_matrix():
     normal = keras.layers.LayerNormalization(name="norm")(mixed)
     pooled = keras.layers.GlobalAveragePooling1D(name="pool")(normal)
     model = keras.Model(tokens, pooled)
-    cut = blocks.last_block(model)
-    assert cut.trained == ("last", "norm")
-    assert [tensor.shape for tensor in cut.tensors] == [(None, 9, 8)]
+    block = blocks.last_block(model)
+    assert block == ("last", "norm")
+    crossing = cut.tensors(model, cut.boundary(model, block))
+    assert [tensor.shape for tensor in crossing] == [(None, 9, 8)]
 
 
 def test_a_layer_that_hides_its_convolutions_is_known_by_its_shape():
@@ -86,4 +88,4 @@ def test_a_layer_that_hides_its_convolutions_is_known_by_its_shape():
     first = Stage(name="first")(pixels)
     last = Stage(name="last")(first)
     pooled = keras.layers.GlobalAveragePooling2D()(last)
-    assert blocks.last_block(keras.Model(pixels, pooled)).trained == ("last",)
+    assert blocks.last_block(keras.Model(pixels, pooled)) == ("last",)

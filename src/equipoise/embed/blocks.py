@@ -1,26 +1,9 @@
-"""The last block of a network, read off its graph: what fine-tuning trains, and where the frozen part ends."""
+"""The last block of a network, read off its graph: what fine-tuning trains; `cut.py` says what it reads from below."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-
-@dataclass(frozen=True)
-class BlockCut:
-    """Where the last block of a flat network begins.
-
-    Attributes:
-        trained: Names of the layers of the block that have weights, in the order of the graph.
-        tensors: Keras tensors that cross into the block, each once: outputs of what lies below, from
-            which the whole block can be computed.
-        operations: Names of all layers and operations of the block, with and without weights.
-    """
-
-    trained: tuple[str, ...]
-    tensors: tuple[Any, ...]
-    operations: tuple[str, ...]
 
 
 class _Step(NamedTuple):
@@ -30,7 +13,7 @@ class _Step(NamedTuple):
     before: list[int]
 
 
-def last_block(model: Any) -> BlockCut:
+def last_block(model: Any) -> tuple[str, ...]:
     """Find the last block: what has weights at the coarsest scale, and all that follows from it.
 
     The scale of a layer is the product of the strides on the longest way to it, so it does not depend
@@ -44,26 +27,28 @@ def last_block(model: Any) -> BlockCut:
     Args:
         model: A flat keras.Model, pixels -> features: no layer of it is a model.
 
+    Returns:
+        Names of the layers of the block that have weights, in the order of the graph.
+
     >>> import keras
     >>> pixels = keras.Input((32, 32, 3))
     >>> coarse = keras.layers.Conv2D(4, 3, strides=2, name="down")(pixels)
     >>> mapped = keras.layers.Conv2D(4, 3, strides=2, name="last")(coarse)
     >>> pooled = keras.layers.GlobalAveragePooling2D(name="pool")(mapped)
-    >>> cut = last_block(keras.Model(pixels, pooled))
-    >>> cut.trained, cut.operations, cut.tensors == (coarse,)
-    (('last',), ('last', 'pool'), True)
+    >>> last_block(keras.Model(pixels, pooled))
+    ('last',)
     """
     steps = _steps(model)
     scales = _scales(steps)
     matrices = [number for number, step in enumerate(steps) if _has_matrix(step.operation)]
     coarsest = max(scales[number] for number in matrices)
     if all(scales[number] == coarsest for number in matrices):
-        return _cut(steps, starts=set(matrices[-1:]))
+        return _with_weights_from(steps, starts=set(matrices[-1:]))
     starts = set()
     for number, step in enumerate(steps):
         if scales[number] == coarsest and _weights(step.operation):
             starts.add(number)
-    return _cut(steps, starts)
+    return _with_weights_from(steps, starts)
 
 
 def _steps(model: Any) -> list[_Step]:
@@ -104,24 +89,17 @@ def _stride(operation: Any) -> int:
     return max(1, round(side_before / side))
 
 
-def _cut(steps: list[_Step], starts: set[int]) -> BlockCut:
-    """Cut below some steps and everything that follows from them."""
+def _with_weights_from(steps: list[_Step], starts: set[int]) -> tuple[str, ...]:
+    """Names of the layers with weights among some steps and everything that follows from them."""
     above: set[int] = set()
+    names = []
     for number, step in enumerate(steps):
-        if number in starts or above.intersection(step.before):
-            above.add(number)
-    inside = [steps[number].operation for number in sorted(above)]
-    made_inside = {id(tensor) for operation in inside for tensor in _listed(operation.output)}
-    crossing = {}
-    for operation in inside:
-        for tensor in _listed(operation.input):
-            if id(tensor) not in made_inside:
-                crossing[id(tensor)] = tensor
-    return BlockCut(
-        trained=tuple(operation.name for operation in inside if _weights(operation)),
-        tensors=tuple(crossing.values()),
-        operations=tuple(operation.name for operation in inside),
-    )
+        if number not in starts and not above.intersection(step.before):
+            continue
+        above.add(number)
+        if _weights(step.operation):
+            names.append(step.operation.name)
+    return tuple(names)
 
 
 def _weights(operation: Any) -> list[Any]:

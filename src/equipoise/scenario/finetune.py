@@ -615,4 +615,4 @@ def _trained_layers(backbone: Any, options: Finetune) -> set[str]:
     """Names of the layers that are trained; batch normalisation among them may stay frozen."""
     if options.unfreeze == "all":
         return {layer.name for layer in backbone.layers}
-    return set(last_block(backbone).trained)
+    return set(last_block(backbone))

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from equipoise.embed import applications, blocks
+from equipoise.embed import applications, blocks, cut
 
 sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 import networks
@@ -22,11 +22,12 @@ def test_what_is_listed_is_what_keras_says_and_the_last_block_is_a_part_with_the
     model, answers = networks.built(name)
     assert networks.seen(model, answers, listed.images_per_second) == listed
     assert answers.address.endswith(f"/{answers.file}")
-    cut = blocks.last_block(model)
-    trained = {id(weight) for layer in cut.trained for weight in model.get_layer(layer).weights}
+    block = blocks.last_block(model)
+    trained = {id(weight) for layer in block for weight in model.get_layer(layer).weights}
     assert 0 < len(trained) < len(model.weights)
     convolutions = [layer for layer in model.layers if "Conv" in type(layer).__name__]
-    assert convolutions[-1].name in cut.trained
-    upper = keras.Model(list(cut.tensors), model.output)
+    assert convolutions[-1].name in block
+    crossing = cut.tensors(model, cut.boundary(model, block))
+    upper = keras.Model(crossing, model.output)
     assert {id(weight) for weight in upper.weights} == trained
     keras.backend.clear_session()
