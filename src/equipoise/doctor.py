@@ -116,8 +116,8 @@ def extra_finding(extra: str, purpose: str) -> Finding:
     if extras.lacking(extra):
         advice = f"run `{extras.install(extra)}` for it"
         return Finding("warning", what, f"not installed ({purpose}); {advice}")
-    packages = [module for module, its in extras.EXTRA_OF.items() if its == extra]
-    installed = environment.versions_of(*(name.replace("_", "-") for name in packages))
+    packages = [module.replace("_", "-") for module in extras.modules_of(extra)]
+    installed = environment.versions_of(*packages)
     told = [f"{name} {version}" for name, version in installed.items()]
     return Finding("ok", what, ", ".join(told))
 
@@ -433,8 +433,8 @@ def _weights(study: config.Study, backbone: str) -> Finding:
             "error", what, f"no backbone runs without TensorFlow; run `{extras.install('keras')}`"
         )
     weights = study.settings.embed.weights_for(backbone)
-    if encoders.is_preset(weights) and importlib.util.find_spec("keras_hub") is None:
-        advice = "run `pip install 'equipoise[hub]'`"
+    if encoders.is_preset(weights) and extras.lacking("hub"):
+        advice = f"run `{extras.install('hub')}`"
         return Finding("error", what, f"{weights}: KerasHub is not installed; {advice}")
     if backbones.weights_there(backbone, weights, study.root):
         advice = imported.advice_to_move(study, backbone)

@@ -119,7 +119,7 @@ def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
     previous = audit.by_alias(store, NAME, "previous-champion")
     sentences = audit.verify(store, NAME)
     assert (
-        audit.pointed_at(store, NAME),
+        pointed_at(store, NAME),
         previous and str(previous.version),
         len(sentences),
     ) == left
@@ -131,7 +131,7 @@ def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
     assert [
         word for line in lines for word in ("completed", "undone", "closed") if word in line
     ] == said
-    assert done.champion == audit.pointed_at(store, NAME) == "2"
+    assert done.champion == pointed_at(store, NAME) == "2"
     assert str(audit.by_alias(store, NAME, "previous-champion").version) == "1"
     assert audit.verify(store, NAME) == []
     assert len(audit.read(store, NAME)) == decisions
@@ -149,7 +149,7 @@ def test_of_two_machines_the_later_one_notices(opened, monkeypatch):
 
     with pytest.raises(PromotionRefused, match="of ci@elsewhere is under way"):
         promotion.promote(study, "2", step=decide_elsewhere)
-    assert audit.pointed_at(store, NAME) == "1"
+    assert pointed_at(store, NAME) == "1"
     assert [entry.state for entry in audit.read(store, NAME)] == ["done", "overtaken", "unfinished"]
     with pytest.raises(PromotionRefused, match="being carried out since"):
         promotion.promote(study, "2")
@@ -157,7 +157,7 @@ def test_of_two_machines_the_later_one_notices(opened, monkeypatch):
     lines = []
     promotion.promote(study, "2", say=lambda said: lines.append(str(said)))
     assert "undone" in lines[0]
-    assert audit.pointed_at(store, NAME) == "2"
+    assert pointed_at(store, NAME) == "2"
     assert audit.verify(store, NAME) == []
 
 
@@ -170,7 +170,7 @@ def test_decision_taken_on_another_champion_moves_nothing(opened, monkeypatch):
     )
     with pytest.raises(PromotionRefused, match="the alias moved meanwhile"):
         promotion.promote(study, "2")
-    assert audit.pointed_at(store, NAME) == "3"
+    assert pointed_at(store, NAME) == "3"
 
 
 def test_verify_finds_edits_gaps_and_moved_aliases(opened):
@@ -258,7 +258,7 @@ def test_a_number_that_holds_another_result_is_not_the_champion(opened, part_wit
     assert register_anew(store, "b" * 64) == "1"
     if alias == "set by hand":
         store.set_registered_model_alias(NAME, "champion", "1")
-    before = audit.pointed_at(store, NAME)
+    before = pointed_at(store, NAME)
 
     told = " ".join(audit.verify(store, NAME))
     assert "its number now holds result bbbbbbbb" in told
@@ -266,11 +266,11 @@ def test_a_number_that_holds_another_result_is_not_the_champion(opened, part_wit
     assert "rollback" not in told
     with pytest.raises(PromotionRefused, match="no previous champion to return to"):
         promotion.rollback(study, "as verify once advised")
-    assert audit.pointed_at(store, NAME) == before
+    assert pointed_at(store, NAME) == before
 
     assert "promote --study demo --force --reason" in told
     promotion.promote(study, "1", force=True, reason="as verify advises")
-    assert audit.pointed_at(store, NAME) == "1"
+    assert pointed_at(store, NAME) == "1"
     assert audit.verify(store, NAME) == []
 
 
@@ -342,7 +342,7 @@ def test_denied_alias_is_undone_and_said(opened, monkeypatch):
     with pytest.raises(RestException, match="Permission denied"):
         promotion.promote(study, "2")
     last = audit.read(store, NAME)[-1]
-    assert (last.state, audit.pointed_at(store, NAME)) == ("undone", "1")
+    assert (last.state, pointed_at(store, NAME)) == ("undone", "1")
     assert "Permission denied" in last.outcome.note
     assert audit.verify(store, NAME) == []
 

@@ -17,7 +17,7 @@ from conftest import copy_workspace, run, state_of
 from equipoise import cli
 from equipoise.core import config, files
 from equipoise.core.errors import ConfigError
-from equipoise.registry import audit, evidence
+from equipoise.registry import audit, evidence, models
 from equipoise.registry import register as registry
 
 NAME = "equipoise-demo"
@@ -446,14 +446,14 @@ def test_a_version_is_run_by_the_code_that_it_was_saved_with(
     assert equipoise(shop, "predict", str(image), "--model", model, "--out", str(out))[0] == 0
     assert pd.read_csv(out)["prob_opacity"].tolist() == [0.25]
 
-    loaded = evidence.load(model, shop)
+    loaded = models.load(model, shop)
     explained = loaded.explain(image.read_bytes(), "opacity")
     assert "calibrated probability of opacity: 0.250" in explained.text
     assert explained.heat.shape == explained.pixels.shape[:2] == (48, 48)
     with pytest.raises(ConfigError, match="Did you mean 'opacity'"):
         loaded.explain(image.read_bytes(), "opacit")
 
-    monkeypatch.setattr(evidence, "load", lambda uri, root: loaded)
+    monkeypatch.setattr(models, "load", lambda uri, root: loaded)
     code, _, errors = equipoise(shop, "promote", "--study", "demo", "--version", of_other_code)
     assert code == 3
     assert "EQ-G7 loads and reproduces its own predictions is" in errors
@@ -465,7 +465,7 @@ def test_a_process_that_serves_is_gone_when_it_fails(shop, tmp_path):
     shutil.copytree(first.source.removeprefix("file://"), broken)
     (broken / "code/equipoise/service/predictor.py").write_text("import no_such_module")
     with pytest.raises(ConfigError, match=r"cannot be loaded: .*no_such_module"):
-        evidence.load(str(broken), shop)
+        models.load(str(broken), shop)
 
 
 @pytest.fixture(scope="module")

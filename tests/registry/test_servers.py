@@ -19,6 +19,7 @@ from conftest import REPO
 from equipoise import cli
 from equipoise.registry import audit, gates, promotion, tracking
 from fabricate import registered
+from fabricate.aliases import pointed_at
 from fabricate.servers import free_port, tracking_server  # noqa: F401  (a fixture)
 
 NAME = registered.NAME
@@ -88,7 +89,7 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
     store.create_registered_model(NAME)
 
     def champion():
-        return audit.pointed_at(store, NAME)
+        return pointed_at(store, NAME)
 
     def verified():
         return equipoise(admin, "audit", "verify")[:2] == (0, f"{NAME}: the log is whole\n")
@@ -117,7 +118,7 @@ def test_story_of_a_champion(tracking_server, folder, equipoise, monkeypatch):  
     assert equipoise(admin, "promote", "--version", worse, "--force")[0] == 2
     force = ("promote", "--version", worse, "--force", "--reason", "a drill")
     code, out, _ = equipoise(admin, *force)
-    assert (code, champion(), audit.pointed_at(store, NAME, "previous-champion")) == (
+    assert (code, champion(), pointed_at(store, NAME, "previous-champion")) == (
         0,
         worse,
         good,
@@ -236,7 +237,7 @@ def right_that_the_page_names(server, equipoise, admin, store, version):
     rights.grant_user_permission("editor", "registered_model", NAME, "EDIT")
     equipoise(editor, "audit")
     store.set_registered_model_alias(NAME, "tried-by-editor", version)
-    assert audit.pointed_at(store, NAME, "tried-by-editor") == version
+    assert pointed_at(store, NAME, "tried-by-editor") == version
 
 
 def test_winner_goes_through_the_server(tracking_server, workspace, equipoise, tmp_path):  # noqa: F811

@@ -21,7 +21,7 @@ from equipoise.core.files import read_table
 from equipoise.core.records import Manifest
 from equipoise.embed import stage as features
 from equipoise.embed.store import FeatureStore
-from equipoise.registry import evidence, register
+from equipoise.registry import evidence, models, register
 from equipoise.scenario import stage as scenarios
 from equipoise.service import packaged, vectors
 from fabricate import made
@@ -160,7 +160,7 @@ def test_gates_ask_it_about_the_vectors_of_the_study(shop, monkeypatch):
     address = f"sqlite:///{shop.root}/mlflow.db"
     store = MlflowClient(tracking_uri=address, registry_uri=address)
     carried = evidence.read(store, version)
-    model = evidence.load("models:/equipoise-made@challenger", shop.root)
+    model = models.load("models:/equipoise-made@challenger", shop.root)
     difference = evidence.differences(shop, model, carried)
     assert difference.largest <= evidence.TOLERANCE
     assert difference.measured_on == "16 images"

@@ -202,7 +202,7 @@ def test_without_the_packages_it_says_what_to_install(workspace, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else there(name)
     )
     study = load_study("demo", root=workspace)
-    with pytest.raises(ConfigError, match="pip install tf2onnx"):
+    with pytest.raises(ConfigError, match=r"lacks tf2onnx. Run `pip install 'equipoise\[onnx\]'`"):
         model_export.export_result(study, "vgg16", "baseline", "onnx")
 
 

@@ -40,8 +40,6 @@ from equipoise.evaluation.metrics import Endpoint
 from equipoise.ingest.datasets import base as datasets
 
 FILE_NAME = "MODEL_CARD.md"
-#: Probabilities stay this far from 0 and 1, so that their logit is a number.
-_EPSILON = 1e-12
 _ABSENT = "not measured"
 
 
@@ -307,13 +305,13 @@ def wrongly_decided(predictions: Predictions) -> WrongDecisions:
 
 
 def _logit(prob: np.ndarray) -> np.ndarray:
-    of_class = np.clip(prob, _EPSILON, 1)
-    of_others = np.clip(1 - prob, _EPSILON, 1)
+    of_class = np.clip(prob, metrics.EPSILON, 1)
+    of_others = np.clip(1 - prob, metrics.EPSILON, 1)
     return np.log(of_class) - np.log(of_others)
 
 
 def _threshold_logit(threshold: np.ndarray) -> np.ndarray:
-    inside = np.clip(threshold, _EPSILON, 1 - _EPSILON)
+    inside = np.clip(threshold, metrics.EPSILON, 1 - metrics.EPSILON)
     return np.log(inside / (1 - inside))
 
 

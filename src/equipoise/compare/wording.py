@@ -19,21 +19,12 @@ from equipoise.core.documents import (
     ScenarioRow,
 )
 from equipoise.core.text import in_words
-from equipoise.evaluation.metrics import BELOW_FLOOR, Endpoint
+from equipoise.evaluation.metrics import BELOW_FLOOR, REGISTRY, Endpoint
 
 #: The mode of a comparison of predictions, of which nobody knows what made them.
 PREDICTIONS = "predictions"
 
 # --- labels ---------------------------------------------------------------------------------------
-
-_METRIC_NAMES = {
-    "auroc": "AUROC",
-    "f1": "F1",
-    "brier": "Brier score",
-    "mcc": "MCC",
-    "ece": "ECE",
-    "g_mean": "G-mean",
-}
 
 #: Metrics that are read where another one reaches the floor: what is measured, and what is fixed.
 _AT_A_FIXED_VALUE = {
@@ -76,7 +67,7 @@ def metric_label(endpoint: Endpoint, floor: float, binary: bool = True) -> str:
         return f"mean specificity at {100 * lowest:g} to 100 % sensitivity"
     if endpoint.metric == "net_benefit":
         return "net benefit" + _PROBABILITIES[endpoint.point]
-    name = _METRIC_NAMES.get(endpoint.metric, endpoint.metric.replace("_", " "))
+    name = REGISTRY[endpoint.metric].title
     decided = _AT_THRESHOLD if binary else _BY_LARGEST
     return name + decided[endpoint.point]
 

@@ -152,9 +152,7 @@ def _converter(keras_hub: Any, preset: str) -> Any:
     """The image converter of a preset; None where it has none: then the backbone takes 0..255."""
     try:
         return keras_hub.layers.ImageConverter.from_preset(preset)
-    except (
-        Exception
-    ):  # of a preset without one, KerasHub raises what the missing file makes it raise
+    except Exception:  # KerasHub raises whatever the missing file makes it raise
         return None
 
 

@@ -14,16 +14,13 @@ from scipy.optimize import minimize
 
 from equipoise.core.config import Threshold
 from equipoise.core.records import Predictions
-from equipoise.evaluation.metrics import roc_steps, softmax
+from equipoise.evaluation.metrics import ROUNDING, roc_steps, softmax
 
 #: The slope of logits of unit spread is searched between exp(-7) and exp(7).
 _LOG_SLOPE_BOUND = 7.0
 
 #: Logits whose spread is this small beside their size are constant but for rounding.
 _NO_SPREAD = 1e-9
-
-#: A sensitivity this far below the floor still counts as reaching it: sums of floats are not exact.
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ def lock_threshold(
         false_alarm_rate = false / max(false[-1], 1)
         chosen = np.argmax(sensitivity - false_alarm_rate)
     else:
-        reached = sensitivity >= sensitivity_floor - _ROUNDING
+        reached = sensitivity >= sensitivity_floor - ROUNDING
         chosen = np.argmax(reached)
     with_zero = np.append(scores, 0.0)
     neighbours = with_zero[chosen] + with_zero[chosen + 1]

@@ -24,10 +24,10 @@ BLOCK = 128
 _BINS = 10
 
 #: Probabilities are kept this far from 0 and 1 where a logarithm is taken.
-_EPSILON = 1e-12
+EPSILON = 1e-12
 
 #: A rate this far short of the floor still counts as reaching it: sums of floats are not exact.
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 
 #: The mean specificity near the floor begins this far below it.
 BELOW_FLOOR = 0.05
@@ -387,7 +387,7 @@ def mean_specificity_near_floor(steps: RocSteps, floor: float) -> np.ndarray:
 def _on_the_curve(steps: RocSteps, detected: np.ndarray) -> np.ndarray:
     """False alarms (B,) where the ROC curve has detected so many positives, float (B,)."""
     true, false = steps
-    reached = true >= (detected - _ROUNDING * steps.positives)[:, None]
+    reached = true >= (detected - ROUNDING * steps.positives)[:, None]
     step = reached.argmax(axis=1)
     every = np.arange(len(reached))
     is_first = step == 0
@@ -659,7 +659,7 @@ def log_loss(sample: Sample) -> np.ndarray:
     """
     every = np.arange(len(sample.labels))
     prob_of_truth = sample.probabilities[every, sample.labels]
-    above_zero = np.clip(prob_of_truth, _EPSILON, 1)
+    above_zero = np.clip(prob_of_truth, EPSILON, 1)
     return sample.mean(-np.log(above_zero))
 
 
@@ -714,7 +714,7 @@ def calibration_intercept(sample: Sample) -> np.ndarray:
 def _logits_and_truth(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Logits float (n,) of the positive class, and whether a row is of it, bool (n,)."""
     prob = sample.probabilities[:, sample.positive]
-    prob = np.clip(prob, _EPSILON, 1 - _EPSILON)
+    prob = np.clip(prob, EPSILON, 1 - EPSILON)
     logit = np.log(prob / (1 - prob))
     return logit, sample.labels == sample.positive
 

@@ -6,18 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from equipoise.core.config import Compare, Threshold
 from equipoise.core.documents import PatientLevel
 from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_columns
 from equipoise.evaluation import calibration
 from equipoise.evaluation.intervals import Evaluation, evaluate
-from equipoise.evaluation.metrics import Endpoint, decide
+from equipoise.evaluation.metrics import EPSILON, Endpoint, decide, softmax
 
 #: How the images of a patient become one score: mean logit, highest probability, share of images decided positive.
 RULES = ("mean", "max", "vote")
-_EPSILON = 1e-12
 _ROUND = ["repeat", "fold", "seed"]
 
 #: What is shown of patients. Probabilities were calibrated for images, so that only the order of patients and the
@@ -104,9 +102,9 @@ def _scores(
     num_classes = len(predictions.classes)
     positive = predictions.positive_label
     if rule == "mean":
-        logits = np.log(np.clip(prob, _EPSILON, 1))
+        logits = np.log(np.clip(prob, EPSILON, 1))
         mean_logits = _grouped(logits, patient_of_image, "mean")
-        return softmax(mean_logits, axis=1)
+        return softmax(mean_logits)
     if rule == "vote":
         decided = decide(prob, positive, threshold)
         votes = np.eye(num_classes)[decided]

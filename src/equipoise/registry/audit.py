@@ -248,12 +248,6 @@ def version_of(store: MlflowClient, name: str, version: str | None) -> ModelVers
     return _look_up(store.get_model_version, name, version) if version else None
 
 
-def pointed_at(store: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:
-    """Number of the version an alias points to, or None."""
-    version = by_alias(store, name, alias)
-    return str(version.version) if version else None
-
-
 def _look_up(ask: Callable[..., Any], *words: str) -> Any:
     """The answer of the registry, or None for what is not there."""
     try:

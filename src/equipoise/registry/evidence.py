@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
@@ -20,13 +17,12 @@ from pydantic import ValidationError
 
 from equipoise.core.config import Study
 from equipoise.core.documents import Part
-from equipoise.core.errors import ConfigError, DataError, EquipoiseError, StoreError
+from equipoise.core.errors import DataError, EquipoiseError
 from equipoise.core.files import read_table, write_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.core.text import first_line
 from equipoise.ingest import originals
-from equipoise.registry import tracking
-from equipoise.service import packaged, vectors
+from equipoise.service import vectors
 from equipoise.service.answers import ANSWERED_CALIBRATED
 
 #: Served probabilities may differ from the stored ones by this much: rounding, never another model.
@@ -75,68 +71,6 @@ class Evidence:
     predictions: Predictions
     images: pd.DataFrame
     origin: Origin
-
-
-def load(uri: str, root: Path) -> Any:
-    """Load a registered model, to be run by the code that it was saved with.
-
-    Where that is this checkout's, file by file, it is loaded here; else in a process of its own.
-
-    Args:
-        uri: Its address, for example models:/equipoise-demo@champion.
-        root: Folder that holds params.yaml.
-
-    Returns:
-        MLflow's model, or a `Packaged` one: both have predict, input_example and metadata.
-
-    Raises:
-        ConfigError: When there is no such model, or it does not load.
-        StoreError: When the server cannot be reached or does not let this user.
-    """
-    with _refused_by_name(uri):
-        folder = _downloaded(uri, root)
-        if packaged.has_own_code(folder) and not packaged.is_of_this_code(folder):
-            return packaged.Packaged(folder)
-        return mlflow.pyfunc.load_model(str(folder))
-
-
-def download(uri: str, root: Path) -> Path:
-    """The folder of a registered model on this machine; the arguments and errors are those of `load`."""
-    with _refused_by_name(uri):
-        return _downloaded(uri, root)
-
-
-def _downloaded(uri: str, root: Path) -> Path:
-    address = _source(tracking.client(root), uri)
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=address))
-
-
-@contextmanager
-def _refused_by_name(uri: str) -> Iterator[None]:
-    """Say of which model it is that it cannot be had."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:  # a model is code, and its address may be of any store
-        lost = tracking.store_error(error)
-        if lost:
-            raise lost from error
-        raise ConfigError(f"{uri} cannot be loaded: {first_line(error)}") from error
-
-
-def _source(store: MlflowClient, uri: str) -> str:
-    """Where the files of a registered version lie; any other address is that already.
-
-    Asked for `models:/...`, MLflow writes a file beside them, which another user may not.
-    """
-    registered = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
-    if registered is None:
-        return uri
-    name, alias, number = registered.groups()
-    if alias:
-        number = store.get_model_version_by_alias(name, alias).version
-    return store.get_model_version_download_uri(name, number)
 
 
 # --- collect, write, read -------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Effect
 from equipoise.evaluation.metrics import Endpoint
 from equipoise.evaluation.patients import by_patient, of_every_class
-from equipoise.registry import audit
+from equipoise.registry import audit, models
 from equipoise.registry import evidence as evidence_
 from equipoise.registry.audit import GateRecord
 from equipoise.registry.evidence import TOLERANCE, Evidence
@@ -573,7 +573,7 @@ def _case(
         pairing=pairing,
         misplaced=audit.misplaced(store, name, audit.read(store, name)),
         uncommitted=uncommitted(study.root),
-        load=lambda: evidence_.load(f"models:/{name}/{version.version}", study.root),
+        load=lambda: models.load(f"models:/{name}/{version.version}", study.root),
         differences=lambda model, evidence: evidence_.differences(study, model, evidence),
     )
 
@@ -594,7 +594,7 @@ def _against_champion(
     champion = evidence_.read(store, current)
 
     def rescore(rows: pd.DataFrame) -> pd.DataFrame:
-        model = evidence_.load(f"models:/{name}/{current.version}", study.root)
+        model = models.load(f"models:/{name}/{current.version}", study.root)
         return evidence_.rescore(study, model, rows)
 
     return pair(study.settings, challenger, champion, rescore)

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from equipoise.core.config import Study
 from equipoise.core.documents import Document
 from equipoise.core.errors import ConfigError, PromotionRefused
-from equipoise.registry import audit, evidence, gates, tracking
+from equipoise.registry import audit, gates, models, tracking
 from equipoise.registry.audit import CHALLENGER, CHAMPION, Content, Decision, model_name
 
 #: Tags of a version that a decision repeats, without their first word.
@@ -217,7 +217,7 @@ def rollback(
             kind="rollback", reason=reason, forced=False, **_from_to(current, target)
         )
         try:
-            evidence.load(f"models:/{name}/{number}", study.root)
+            models.load(f"models:/{name}/{number}", study.root)
         except Exception as error:
             refusal = decision.model_copy(update={"kind": "refuse"})
             audit.write(store, name, refusal, study.root, "refused")

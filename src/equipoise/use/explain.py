@@ -7,7 +7,7 @@ from pathlib import Path
 from equipoise.compare import gradcam
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
-from equipoise.registry import evidence
+from equipoise.registry import models
 from equipoise.service import vectors
 from equipoise.service.packaged import Packaged
 from equipoise.service.predictor import Explained
@@ -49,7 +49,7 @@ def explain_image(
 
 def _explain(model_uri: str, content: bytes, class_name: str | None, root: Path) -> Explained:
     """Ask a registered model, by whichever code it is run."""
-    model = evidence.load(model_uri, root)
+    model = models.load(model_uri, root)
     made_by = vectors.made_by(model)
     if made_by is not None:
         raise ConfigError(f"{model_uri} takes vectors of {made_by}: there is no picture to map.")

@@ -161,7 +161,7 @@ def export_registered(
             that this takes; for a model outside the registry without `to`.
         DataError: When the folder is there already, or the network cannot be written like this.
     """
-    from equipoise.registry import evidence
+    from equipoise.registry import models
     from equipoise.use import predict
 
     named = predict.resolve(uri, root)
@@ -172,7 +172,7 @@ def export_registered(
     target = to or root / "exports" / named.name / f"{layout}-version{named.version}"
     _require_free(target)
     _require_packages(layout)
-    folder = _parts_of(evidence.download(named.address, root), uri)
+    folder = _parts_of(models.download(named.address, root), uri)
     return _export(folder, named.address, layout, target)
 
 
@@ -190,7 +190,7 @@ def _require_packages(layout: ModelLayout) -> None:
     if layout == "onnx" and missing:
         raise ConfigError(
             f"--layout onnx takes {in_words(needed)}, and this machine lacks {in_words(missing)}. Run "
-            f"`pip install {' '.join(missing)}`, or use --layout saved_model."
+            f"`{extras.install('onnx')}`, or use --layout saved_model."
         )
 
 

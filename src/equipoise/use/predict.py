@@ -6,7 +6,6 @@ It works in batches: memory never holds all images or all rows.
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from equipoise.core import images, parallel
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.files import atomic_path
 from equipoise.core.greylevels import GreyScale
 from equipoise.ingest import tables
-from equipoise.registry import audit, evidence, tracking
+from equipoise.registry import models, tracking
 from equipoise.service import vectors
 
 SUFFIXES = (".csv", ".parquet")
@@ -122,7 +119,7 @@ def load(named: NamedModel, root: Path, say: Callable[[str], None]) -> Any:
     """Load a model that was looked up, and say which."""
     version = f" version {named.version}" if named.version else ""
     say(f"loading {named.name}{version}")
-    return evidence.load(named.address, root)
+    return models.load(named.address, root)
 
 
 def write_predictions(model: Any, named: NamedModel, paths: Sequence[str], out: Path) -> Tally:
@@ -213,26 +210,17 @@ def resolve(uri: str, root: Path) -> NamedModel:
     Raises:
         ConfigError: When the registry has no such version.
     """
-    registered = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    registered = models.registered(uri)
     if registered is None:
         return NamedModel(uri, uri, "", grey=False)
-    name, alias, number = registered.groups()
-    version = _version_of(tracking.client(root), name, alias, number)
+    version = registered.version(tracking.client(root))
     if version is None:
         raise ConfigError(
             f"There is no {uri} at {tracking.address(root)}. `equipoise register` makes versions."
         )
     number = str(version.version)
     grey = version.tags.get("equipoise.grey") == "True"
-    return NamedModel(f"models:/{name}/{number}", name, number, grey)
-
-
-def _version_of(
-    store: MlflowClient, name: str, alias: str | None, number: str
-) -> ModelVersion | None:
-    if alias:
-        return audit.by_alias(store, name, alias)
-    return audit.version_of(store, name, number)
+    return NamedModel(f"models:/{registered.name}/{number}", registered.name, number, grey)
 
 
 # --- rows -----------------------------------------------------------------------------------------

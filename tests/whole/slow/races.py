@@ -178,6 +178,7 @@ def run(options: argparse.Namespace, folder: Path) -> Tally:
 
     from equipoise.registry import audit
     from fabricate import registered, servers
+    from fabricate.aliases import pointed_at
 
     (folder / "study").mkdir()
     os.chdir(folder / "study")
@@ -209,7 +210,7 @@ def run(options: argparse.Namespace, folder: Path) -> Tally:
         assert first["code"] == 0, first
         for number in range(1, options.rounds + 1):
             seen = len(audit.read(store, registered.NAME))
-            champion = audit.pointed_at(store, registered.NAME)
+            champion = pointed_at(store, registered.NAME)
             others = [version for version in versions if version != champion]
             rng.shuffle(others)
             at = time.monotonic() + 0.3
@@ -225,7 +226,7 @@ def run(options: argparse.Namespace, folder: Path) -> Tally:
         for before, after in itertools.pairwise(moves):
             if after.from_version != before.to_version:
                 tally.faults.append(f"{after} does not start where {before} ended")
-        if audit.pointed_at(store, registered.NAME) != moves[-1].to_version:
+        if pointed_at(store, registered.NAME) != moves[-1].to_version:
             tally.faults.append("the champion is not the version of the last decision")
     return tally
 
