@@ -48,6 +48,7 @@ from equipoise.embed import backbones
 from equipoise.embed import embedder as embedder_
 from equipoise.embed import stage as features
 from equipoise.evaluation import intervals, metrics
+from equipoise.evaluation.resamples import patient_resamples
 from equipoise.ingest import stage as ingest
 from equipoise.scenario import rows as rows_
 from equipoise.scenario import stage as scenario
@@ -607,8 +608,8 @@ def bootstrap() -> list[Row]:
         for _ in SCENARIOS
     ]
     ids = results[0].table["patient_id"].to_numpy()
-    patients, drawn = intervals.patient_resamples(ids, labels, resamples, settings.seed)
-    at_large = intervals.patient_resamples(ids, labels, resamples, settings.seed, at_large=True)
+    patients, drawn = patient_resamples(ids, labels, resamples, settings.seed)
+    at_large = patient_resamples(ids, labels, resamples, settings.seed, at_large=True)
     column = np.searchsorted(patients, ids)
 
     def one(scores: np.ndarray, resample: int) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from scipy import special
 from equipoise.core.config import Compare, Study
 from equipoise.core.records import Manifest, Predictions
 from equipoise.evaluation import intervals, metrics
+from equipoise.evaluation.sample import Sample, decide
 
 FLOOR = 0.95
 ALPHA = 0.05
@@ -155,10 +156,10 @@ def truth(apart: float) -> dict[metrics.Endpoint, float]:
     labels = np.repeat([0, 1], len(half))
     prob = special.expit(apart * np.concatenate([half - apart / 2, half + apart / 2]))
     probabilities = np.stack([1 - prob, prob], axis=1)
-    sample = metrics.Sample(
+    sample = Sample(
         labels,
         probabilities,
-        metrics.decide(probabilities, 1),
+        decide(probabilities, 1),
         1,
         np.ones((1, len(prob))),
         FLOOR,

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from equipoise.core.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from equipoise.api.folds import split
     from equipoise.api.heads import fit_heads
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from equipoise.api.studies import load
     from equipoise.api.verdicts import compare
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "compare", "fit_heads", "load", "plan", "split"]
 
 #: Function -> the module that holds it.
@@ -42,7 +43,7 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 class _Room(ModuleType):
-    """A room that can be called: `equipoise.compare(...)` is its function, `equipoise.compare.judge` its file."""
+    """A room that can be called: `equipoise.compare(...)` is its function, `equipoise.compare.judging` a file of it."""
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
         return self.__wrapped__(*arguments, **settings)

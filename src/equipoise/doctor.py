@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from threadpoolctl import threadpool_info
 
-from equipoise import pipeline
+from equipoise import costs, pipeline
 from equipoise.core import config, environment, extras, parallel, text
 from equipoise.core.errors import EquipoiseError
 from equipoise.embed import applications, backbones, encoders, formats, imported
@@ -469,12 +469,12 @@ def _vectors(study: config.Study, backbone: str) -> Finding:
 def _costs(study: config.Study) -> Iterator[Finding]:
     """Memory and disk against the estimate: an error where the study cannot end."""
     try:
-        steps = pipeline.steps(study)
+        steps = costs.steps(study)
     except EquipoiseError as error:
         yield Finding("error", f"{study.name}: estimate", str(error))
         return
-    yield Finding("ok", f"{study.name}: estimate", pipeline.total(steps))
-    needs = pipeline.Needs.of(steps)
+    yield Finding("ok", f"{study.name}: estimate", costs.total(steps))
+    needs = costs.Needs.of(steps)
     yield disk_finding(study.name, needs.disk_bytes, shutil.disk_usage(study.root).free)
     yield memory_finding(study.name, needs.memory_bytes, memory_bytes())
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 import equipoise
 from conftest import REPO
+from equipoise import cli
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError, TrialFailed
 from equipoise.core.records import Manifest
 from equipoise.embed.store import FeatureStore
@@ -82,6 +84,15 @@ def test_compare_takes_them_in_every_form(heads, tmp_path):
     table.to_csv(tmp_path / "long.csv", index=False)
     read = equipoise.compare(tmp_path / "long.csv", resamples=200, positive="opacity")
     pd.testing.assert_frame_equal(read.table, verdicts.table)
+
+
+def test_the_page_of_a_notebook_is_that_of_the_verb(heads, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    heads.table.to_csv("long.csv", index=False)
+    equipoise.compare("long.csv", resamples=200, positive="opacity").write_page("out/notebook.html")
+    options = ["--resamples", "200", "--positive", "opacity", "--page", "out/verb.html"]
+    assert cli.main(["judge", "long.csv", *options]) == 0
+    assert Path("out/notebook.html").read_bytes() == Path("out/verb.html").read_bytes()
 
 
 def test_workers_change_no_number(arrays):
@@ -206,7 +217,7 @@ labels = np.arange(60) % 3 == 0
 features = np.random.default_rng(0).normal(size=(60, 4)) + labels[:, None]
 heads = equipoise.fit_heads(features, labels, None, ["baseline", "oversample"], folds=2, repeats=1, trials=3)
 equipoise.compare(heads, resamples=200)._repr_html_()
-assert callable(equipoise.compare) and callable(equipoise.split) and equipoise.compare.judge
+assert callable(equipoise.compare) and callable(equipoise.split) and equipoise.compare.judging
 assert set(equipoise.__all__) <= set(dir(equipoise))
 heavy = {"tensorflow", "keras", "mlflow", "dvc"} & set(sys.modules)
 assert not heavy, heavy

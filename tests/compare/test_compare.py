@@ -21,6 +21,7 @@ from equipoise.core.documents import Comparison
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.evaluation import intervals
 from equipoise.evaluation.metrics import Endpoint
+from equipoise.evaluation.resamples import patient_resamples
 from equipoise.split import stage as splits
 from fabricate import made
 
@@ -259,7 +260,7 @@ def test_deltas_are_differences_of_estimates_over_the_same_resamples(folder):
     assert auroc.value == pytest.approx(scores[0] - scores[1])
     # By hand: the same drawn patients for both models.
     table = test[0].table
-    names, drawn = intervals.patient_resamples(
+    names, drawn = patient_resamples(
         table["patient_id"].to_numpy(), table["label"].to_numpy(), 200, 11
     )
     weights = drawn[:, np.searchsorted(names, table["patient_id"])]

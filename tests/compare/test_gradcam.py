@@ -21,7 +21,7 @@ from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 from equipoise.embed import backbones
 from equipoise.embed.embedder import PIPELINE, Embedder
 from equipoise.ingest.datasets import phantom
-from equipoise.registry import evidence
+from equipoise.registry import models
 from equipoise.scenario import artifact, head, network, rows
 from equipoise.service import predictor as model
 from equipoise.strategies import base
@@ -203,7 +203,7 @@ def served(predictor, monkeypatch, tmp_path):
 
     loaded = Loaded()
     loaded.predictor = predictor
-    monkeypatch.setattr(evidence, "load", lambda uri, root: loaded)
+    monkeypatch.setattr(models, "load", lambda uri, root: loaded)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("{}")
     Image.fromarray(noise(64)[0].astype(np.uint8)).resize((90, 50)).save("film.png")

@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_s
 from equipoise.compare import card, evidence, wording
 from equipoise.compare import results as results_
 from equipoise.compare import stage as compare
-from equipoise.compare.report import curves, figures, template
+from equipoise.compare.report import curves, figures, ranking, template
 from equipoise.compare.report import page as report
 from equipoise.compare.report.mistakes import Mistake
 from equipoise.core import config, documents, environment, files
@@ -499,9 +499,9 @@ def test_curves_are_those_of_scikit_learn(folder):
 def test_where_a_curve_rises_on_the_spot_its_upper_end_is_read():
     x = np.append(0, curves.GRID)  # a ROC curve stands at 0 twice
     band = curves.Band(x, estimate=np.linspace(0, 1, 102), low=np.arange(102) / 200, high=x)
-    assert figures.sensitivity_at(band, 0.0) == 1 / 200
-    assert figures.sensitivity_at(band, 0.02) == 3 / 200
-    assert figures.sensitivity_at(band, 1.0) == 101 / 200
+    assert ranking.sensitivity_at(band, 0.0) == 1 / 200
+    assert ranking.sensitivity_at(band, 0.02) == 3 / 200
+    assert ranking.sensitivity_at(band, 1.0) == 101 / 200
 
 
 def test_the_curves_lie_beside_the_page_for_dvc(real):

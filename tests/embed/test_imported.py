@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from equipoise import pipeline
+from equipoise import costs, pipeline
 from equipoise.compare import stage as compare
 from equipoise.core import config, documents
 from equipoise.core.errors import ConfigError, DataError
@@ -422,7 +422,7 @@ def test_a_name_of_no_network_and_a_changed_file(study, plain):
     given = config.load_study("made", contents, root=study.root)
     pipeline.check_names(given)
     features.run(given, "uni")
-    steps = {step.what: step for step in pipeline.steps(given)}
+    steps = {step.what: step for step in costs.steps(given)}
     assert steps["embed uni"].passes == 0
     first = imported.content_digest(given, "uni")
     assert imported.content_digest(given, "uni") == first

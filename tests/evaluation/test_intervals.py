@@ -13,6 +13,7 @@ from test_metrics import specificity_on_curve
 from equipoise.core.errors import DataError
 from equipoise.evaluation import intervals
 from equipoise.evaluation.metrics import Endpoint
+from equipoise.evaluation.resamples import patient_resamples
 from fabricate import made
 
 
@@ -37,7 +38,7 @@ LABELS = np.array([0, 0, 1, 1, 1, 0, 1, 0])  # a shows both classes, and joins t
 
 
 def test_patient_resamples_keep_the_number_drawn_of_every_stratum():
-    names, drawn = intervals.patient_resamples(PATIENTS, LABELS, 300, seed=4)
+    names, drawn = patient_resamples(PATIENTS, LABELS, 300, seed=4)
     assert names.tolist() == ["a", "b", "c", "d", "e", "f"]
     assert drawn.shape == (301, 6)
     assert (drawn[0] == 1).all()
@@ -54,10 +55,10 @@ def test_nobody_is_in_every_resample_but_who_is_alone_in_a_class():
     ):
         people = [name for name, labels in labels_of.items() for _ in labels]
         labels = [label for labels in labels_of.values() for label in labels]
-        _, drawn = intervals.patient_resamples(np.array(people), np.array(labels), 200, seed=1)
+        _, drawn = patient_resamples(np.array(people), np.array(labels), 200, seed=1)
         assert (drawn[1:].min(axis=0) == 0).all(), labels_of
         assert (drawn.sum(axis=1) == len(labels_of)).all()
-    _, drawn = intervals.patient_resamples(np.array(list("abc")), np.array([0, 0, 1]), 200, seed=1)
+    _, drawn = patient_resamples(np.array(list("abc")), np.array([0, 0, 1]), 200, seed=1)
     assert (drawn[:, 2] == 1).all()
     assert drawn[1:, 0].min() == 0
 
@@ -65,26 +66,26 @@ def test_nobody_is_in_every_resample_but_who_is_alone_in_a_class():
 def test_patients_at_large_are_drawn_whatever_their_class():
     people = np.array([f"p{index:02d}" for index in range(60)])
     labels = np.repeat([0, 1], [45, 15])
-    _, drawn = intervals.patient_resamples(people, labels, 4000, seed=2, at_large=True)
+    _, drawn = patient_resamples(people, labels, 4000, seed=2, at_large=True)
     assert (drawn[0] == 1).all()
     assert (drawn.sum(axis=1) == 60).all()
     # Of 60 draws those of the rarer class are binomial: mean 15, variance 60 / 4 * 3 / 4.
     rarer = drawn[1:, labels == 1].sum(axis=1)
     assert rarer.mean() == pytest.approx(15, abs=0.25)
     assert rarer.var() == pytest.approx(11.25, rel=0.1)
-    within = intervals.patient_resamples(people, labels, 4000, seed=2).drawn
+    within = patient_resamples(people, labels, 4000, seed=2).drawn
     assert (within[:, labels == 1].sum(axis=1) == 15).all()
-    again = intervals.patient_resamples(people, 1 - labels, 4000, seed=2, at_large=True)
+    again = patient_resamples(people, 1 - labels, 4000, seed=2, at_large=True)
     assert np.array_equal(drawn, again.drawn)
 
 
 def test_patient_resamples_depend_on_the_seed_and_not_on_the_order_of_rows():
-    names, drawn = intervals.patient_resamples(PATIENTS, LABELS, 50, seed=4)
+    names, drawn = patient_resamples(PATIENTS, LABELS, 50, seed=4)
     order = np.random.default_rng(0).permutation(len(PATIENTS))
-    again = intervals.patient_resamples(PATIENTS[order], LABELS[order], 50, seed=4)
+    again = patient_resamples(PATIENTS[order], LABELS[order], 50, seed=4)
     assert np.array_equal(names, again[0])
     assert np.array_equal(drawn, again[1])
-    assert not np.array_equal(drawn, intervals.patient_resamples(PATIENTS, LABELS, 50, seed=5)[1])
+    assert not np.array_equal(drawn, patient_resamples(PATIENTS, LABELS, 50, seed=5)[1])
 
 
 def noisy(count=80, seed=0, patients=30):
@@ -103,8 +104,8 @@ def test_evaluate_weights_rows_by_how_often_their_patient_is_drawn():
     made_up = made.predictions(logits, labels, people, threshold=0.3)
     settings = made.settings(compare={"resamples": 100}).compare
     evaluation = intervals.evaluate(made_up, settings, 0.8)
-    names, drawn = intervals.patient_resamples(people, labels, 100, settings.seed)
-    at_large = intervals.patient_resamples(people, labels, 100, settings.seed, at_large=True).drawn
+    names, drawn = patient_resamples(people, labels, 100, settings.seed)
+    at_large = patient_resamples(people, labels, 100, settings.seed, at_large=True).drawn
     scores = made_up.probabilities("prob")[:, 1]
     for row in (0, 1, 57, 100):
         weight = drawn[row, np.searchsorted(names, people)].astype(float)
@@ -330,9 +331,7 @@ def test_resamples_in_which_a_metric_does_not_exist_are_counted():
     fold = np.array([0, 0, 0, 1, 1, 1])
     made_up = made.predictions(np.array([1, 0, 2, 1, 0, -1.0]), labels, fold=fold)
     settings = made.settings().compare
-    _, drawn = intervals.patient_resamples(
-        made_up.table["patient_id"].to_numpy(), labels, 200, settings.seed
-    )
+    _, drawn = patient_resamples(made_up.table["patient_id"].to_numpy(), labels, 200, settings.seed)
     lacking = (drawn[1:, [0, 3]] == 0).any(axis=1) | (drawn[1:, 1:3].sum(axis=1) == 0)
     lacking |= drawn[1:, 4:].sum(axis=1) == 0
     interval = intervals.evaluate(made_up, settings, 0.9).interval(Endpoint("free", "auroc"))
@@ -362,7 +361,7 @@ def test_images_of_a_patient_share_one_vote_in_the_patient_recognition_rate():
         right.mean(), abs=1e-6
     )
     assert right.mean() != pytest.approx(evaluation.draws[Endpoint("raw", "accuracy")][0], abs=1e-4)
-    names, drawn = intervals.patient_resamples(
+    names, drawn = patient_resamples(
         people, labels, 200, made.settings().compare.seed, at_large=True
     )
     expected = np.average(right.loc[names], weights=drawn[9])

@@ -15,7 +15,8 @@ from sklearn import metrics as sk
 
 from equipoise.core.errors import ConfigError
 from equipoise.evaluation import metrics
-from equipoise.evaluation.metrics import REGISTRY, Sample
+from equipoise.evaluation.metrics import REGISTRY
+from equipoise.evaluation.sample import BLOCK, Sample, decide
 
 
 def draw(seed, classes=2, rows=60, resamples=25, levels=12):
@@ -28,7 +29,7 @@ def draw(seed, classes=2, rows=60, resamples=25, levels=12):
     weights[:, :classes] += 1  # every class is drawn, scikit-learn has no answer otherwise
     weights[0] = 1
     positive = classes - 1
-    decisions = metrics.decide(probabilities, positive, 0.5)
+    decisions = decide(probabilities, positive, 0.5)
     return Sample(labels, probabilities, decisions, positive, weights, 0.9, shares=shares_of(rows))
 
 
@@ -297,7 +298,7 @@ def test_19_and_20_positive_images_are_held_to_the_same_sensitivity():
 
 
 def test_more_resamples_than_one_block_agree_with_one_at_a_time():
-    sample = draw(3, resamples=2 * metrics.BLOCK + 3)
+    sample = draw(3, resamples=2 * BLOCK + 3)
     alone = [metrics.auroc(replace(sample, weights=weight[None]))[0] for weight in sample.weights]
     assert np.array_equal(metrics.auroc(sample), alone)
 
@@ -365,7 +366,7 @@ def test_unknown_metric_names_the_nearest():
 
 def test_decide_takes_one_threshold_or_one_per_row_and_argmax_for_three_classes():
     probabilities = np.array([[0.5, 0.5], [0.51, 0.49], [0.2, 0.8]])
-    assert metrics.decide(probabilities, 1).tolist() == [1, 0, 1]
-    assert metrics.decide(probabilities, 0).tolist() == [0, 0, 1]
-    assert metrics.decide(probabilities, 1, np.array([0.6, 0.4, 0.9])).tolist() == [0, 1, 0]
-    assert metrics.decide(np.array([[0.4, 0.3, 0.3]]), 2, 0.1).tolist() == [0]
+    assert decide(probabilities, 1).tolist() == [1, 0, 1]
+    assert decide(probabilities, 0).tolist() == [0, 0, 1]
+    assert decide(probabilities, 1, np.array([0.6, 0.4, 0.9])).tolist() == [0, 1, 0]
+    assert decide(np.array([[0.4, 0.3, 0.3]]), 2, 0.1).tolist() == [0]

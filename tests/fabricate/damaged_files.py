@@ -410,8 +410,8 @@ def spoil_table(table: pd.DataFrame, rng: np.random.Generator) -> tuple[str, pd.
 
 def spoilt_predictions(count: int, rng: np.random.Generator) -> Iterator[tuple[str, Door]]:
     """Files of predictions through `judge`: CSV and Parquet, alone and together."""
-    from equipoise.compare import judge
     from equipoise.core import config
+    from equipoise.judge.verdicts import judge_files
 
     settings = config.judging_settings(None, {"compare.resamples": 100})
     good = predictions_table(rng)
@@ -427,7 +427,7 @@ def spoilt_predictions(count: int, rng: np.random.Generator) -> Iterator[tuple[s
             paths[0].write_bytes(content)
 
         def door(paths: list[Path] = paths) -> None:
-            found = judge.judge_files(paths, settings, None, None)
+            found = judge_files(paths, settings, None, None)
             json.loads(found.document().text())
 
         yield f"{suffix} {way}", door

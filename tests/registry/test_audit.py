@@ -15,8 +15,18 @@ from conftest import REPO
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError, PromotionRefused
 from equipoise.core.files import digest_of
-from equipoise.registry import audit, evidence, gates, promotion, runs, tracking
-from equipoise.registry.audit import Decision
+from equipoise.registry import (
+    audit,
+    gates,
+    history,
+    models,
+    promotion,
+    runs,
+    tracking,
+    verification,
+)
+from equipoise.registry.decisions import Decision, Entry
+from fabricate.aliases import pointed_at
 
 NAME = "equipoise-demo"
 STEPS = ("start", "intended", "champion", "previous", "closed")
@@ -82,7 +92,7 @@ def stores(tmp_path_factory):
 def opened(stores, tmp_path, monkeypatch):
     """Open a copy of one of the stores; every gate is open."""
     monkeypatch.setattr(gates, "judge", lambda *arguments: [])
-    monkeypatch.setattr(evidence, "load", lambda uri, root: None)
+    monkeypatch.setattr(models, "load", lambda uri, root: None)
 
     def call(name):
         path = shutil.copy(stores / f"{name}.db", tmp_path / "store.db")
@@ -92,7 +102,7 @@ def opened(stores, tmp_path, monkeypatch):
     return call
 
 
-def edit(store, entry: audit.Entry, reseal: bool = False, **changes) -> None:
+def edit(store, entry: Entry, reseal: bool = False, **changes) -> None:
     """What someone with the rights to write could do to a decision."""
     decision = entry.decision.as_dict() | changes
     store.set_tag(entry.run_id, "equipoise.decision", json.dumps(decision))
@@ -117,7 +127,7 @@ def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
 ):
     store, study = opened(step)
     previous = audit.by_alias(store, NAME, "previous-champion")
-    sentences = audit.verify(store, NAME)
+    sentences = verification.verify(store, NAME)
     assert (
         pointed_at(store, NAME),
         previous and str(previous.version),
@@ -133,7 +143,7 @@ def test_kill_leaves_the_old_or_the_new_champion_and_is_settled(
     ] == said
     assert done.champion == pointed_at(store, NAME) == "2"
     assert str(audit.by_alias(store, NAME, "previous-champion").version) == "1"
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
     assert len(audit.read(store, NAME)) == decisions
 
 
@@ -158,7 +168,7 @@ def test_of_two_machines_the_later_one_notices(opened, monkeypatch):
     promotion.promote(study, "2", say=lambda said: lines.append(str(said)))
     assert "undone" in lines[0]
     assert pointed_at(store, NAME) == "2"
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
 
 
 def test_decision_taken_on_another_champion_moves_nothing(opened, monkeypatch):
@@ -178,36 +188,40 @@ def test_verify_finds_edits_gaps_and_moved_aliases(opened):
     promotion.promote(study, "2", reason="a reason")
     promotion.rollback(study, "too many alarms")
     _, second, third = audit.read(store, NAME)
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
 
     edit(store, second, reason="another reason")
-    assert [text for text in audit.verify(store, NAME) if "content does not give its seal" in text]
+    assert [
+        text
+        for text in verification.verify(store, NAME)
+        if "content does not give its seal" in text
+    ]
     edit(store, second, reseal=True, reason="another reason")
-    (sentence,) = audit.verify(store, NAME)
+    (sentence,) = verification.verify(store, NAME)
     assert "edited after decision 3" in sentence
     edit(store, second, reseal=True)
     edit(store, third, reseal=True, reason="no reason")
-    (sentence,) = audit.verify(store, NAME)
+    (sentence,) = verification.verify(store, NAME)
     assert "edited after it had been closed" in sentence
     edit(store, third, reseal=True)
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
 
     store.delete_run(second.run_id)
-    (sentence,) = audit.verify(store, NAME)
+    (sentence,) = verification.verify(store, NAME)
     assert f"gap: `mlflow runs restore --run-id {second.run_id}`" in sentence
     store.restore_run(second.run_id)
     store.set_registered_model_alias(NAME, "champion", "3")
-    (sentence,) = audit.verify(store, NAME)
+    (sentence,) = verification.verify(store, NAME)
     assert "points at version 3, the log left it at version 1" in sentence
     store.delete_registered_model_alias(NAME, "champion")
-    (sentence,) = audit.verify(store, NAME)
+    (sentence,) = verification.verify(store, NAME)
     assert "is gone, the log left it at version 1" in sentence
     assert promotion.rollback(study, "the alias was lost").champion == "1"
     store.delete_model_version(NAME, "1")
-    (sentence,) = audit.verify(store, NAME)
+    (sentence,) = verification.verify(store, NAME)
     assert "is gone, the log left it at version 1, which is deleted" in sentence
     assert promotion.rollback(study, "its version was deleted").champion == "2"
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
 
 
 @pytest.mark.parametrize(("which", "count"), [(0, 1), (1, 1)])
@@ -218,7 +232,9 @@ def test_verify_misses_a_run_that_was_removed_for_good(opened, tmp_path, which, 
     with sqlite3.connect(tmp_path / "store.db") as database:
         for table in ("tags", "runs"):
             database.execute(f"delete from {table} where run_uuid = ?", [run_id])
-    sentences = [text for text in audit.verify(store, NAME) if "which is missing: a gap" in text]
+    sentences = [
+        text for text in verification.verify(store, NAME) if "which is missing: a gap" in text
+    ]
     assert len(sentences) == count
     assert run_id[:8] in sentences[0]
     if which == 1:  # with the tag edited too, the alias tells
@@ -226,7 +242,7 @@ def test_verify_misses_a_run_that_was_removed_for_good(opened, tmp_path, which, 
         store.set_registered_model_tag(
             NAME, "equipoise.last_decision", f"{first.run_id} {first.seal}"
         )
-        (sentence,) = audit.verify(store, NAME)
+        (sentence,) = verification.verify(store, NAME)
         assert "points at version 2, the log left it at version 1" in sentence
 
 
@@ -234,7 +250,7 @@ def test_alias_moved_behind_the_log_is_returned_by_rollback(opened):
     store, study = opened("whole")
     store.set_registered_model_alias(NAME, "champion", "4")
     assert promotion.rollback(study, "moved by hand").champion == "1"
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
 
 
 def register_anew(store, digest: str) -> str:
@@ -260,7 +276,7 @@ def test_a_number_that_holds_another_result_is_not_the_champion(opened, part_wit
         store.set_registered_model_alias(NAME, "champion", "1")
     before = pointed_at(store, NAME)
 
-    told = " ".join(audit.verify(store, NAME))
+    told = " ".join(verification.verify(store, NAME))
     assert "its number now holds result bbbbbbbb" in told
     assert "deleted and registered anew" in told
     assert "rollback" not in told
@@ -271,7 +287,7 @@ def test_a_number_that_holds_another_result_is_not_the_champion(opened, part_wit
     assert "promote --study demo --force --reason" in told
     promotion.promote(study, "1", force=True, reason="as verify advises")
     assert pointed_at(store, NAME) == "1"
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
 
 
 def test_rollback_goes_to_a_result_that_a_decision_made_champion(opened):
@@ -295,23 +311,27 @@ def test_a_decision_of_an_older_log_knows_its_version_by_the_digest(opened):
     store.set_tag(last.run_id, "equipoise.decision", json.dumps(decision))
     outcome = last.outcome.as_dict()
     store.set_tag(last.run_id, "equipoise.seal", digest_of([decision, outcome]))
-    assert not [text for text in audit.verify(store, NAME) if "alias" in text]
+    assert not [text for text in verification.verify(store, NAME) if "alias" in text]
     store.set_model_version_tag(NAME, number, runs.DIGEST, "d" * 64)
-    assert [text for text in audit.verify(store, NAME) if "its number now holds" in text]
+    assert [text for text in verification.verify(store, NAME) if "its number now holds" in text]
 
 
 def test_edited_decision_is_not_settled_away(opened):
     store, study = opened("intended")
     edit(store, audit.read(store, NAME)[-1], to="3")
     promotion.promote(study, "2")
-    assert [text for text in audit.verify(store, NAME) if "content does not give its seal" in text]
+    assert [
+        text
+        for text in verification.verify(store, NAME)
+        if "content does not give its seal" in text
+    ]
 
 
 def test_keys_of_a_later_version_stay_under_the_seal_when_settled(opened):
     store, study = opened("intended")
     edit(store, audit.read(store, NAME)[-1], reseal=True, later={"key": 1})
     promotion.promote(study, "2")
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
 
 
 @pytest.mark.parametrize("gates", [5, ["text"], [{"code": "EQ-G1"}]])
@@ -319,7 +339,7 @@ def test_decision_with_gates_of_another_shape_is_read_and_found_edited(opened, g
     store, study = opened("whole")
     promotion.promote(study, "2")
     edit(store, audit.read(store, NAME)[-1], gates=gates)
-    (sentence,) = audit.verify(store, NAME)
+    (sentence,) = verification.verify(store, NAME)
     assert "content does not give its seal" in sentence
 
 
@@ -344,7 +364,7 @@ def test_denied_alias_is_undone_and_said(opened, monkeypatch):
     last = audit.read(store, NAME)[-1]
     assert (last.state, pointed_at(store, NAME)) == ("undone", "1")
     assert "Permission denied" in last.outcome.note
-    assert audit.verify(store, NAME) == []
+    assert verification.verify(store, NAME) == []
 
 
 def test_decision_names_who_when_and_what_it_follows(opened):
@@ -360,7 +380,7 @@ def test_decision_names_who_when_and_what_it_follows(opened):
         [store.get_experiment_by_name(audit.EXPERIMENT).experiment_id], "", ViewType.ALL
     )
     assert {run.info.status for run in runs} == {"FINISHED"}
-    text = audit.history_text(audit.log_of(store, NAME, verifies=False))
+    text = history.history_text(history.log_of(store, NAME, verifies=False))
     assert "1 -> 2" in text
     assert "reason: it is better" in text
 

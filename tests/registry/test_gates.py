@@ -15,8 +15,10 @@ from equipoise.core.errors import DataError
 from equipoise.core.files import read_json
 from equipoise.core.records import Manifest, Predictions, Splits
 from equipoise.evaluation import intervals
+from equipoise.evaluation.resamples import patient_resamples
+from equipoise.registry import checkout, gates
 from equipoise.registry import evidence as evidence_
-from equipoise.registry import gates
+from equipoise.registry.pairing import Unpaired, pair
 from fabricate import made
 
 
@@ -53,7 +55,7 @@ def case(study, **changes) -> gates.Case:
         settings=study.settings,
         tags=tags | {"equipoise.uncommitted": "", "equipoise.git_commit": "abc"},
         evidence=evidence(study),
-        pairing=gates.Unpaired("not applicable", "there is no champion"),
+        pairing=Unpaired("not applicable", "there is no champion"),
         misplaced=[],
         uncommitted=[],
         load=lambda: None,
@@ -68,7 +70,7 @@ def judged(case: gates.Case) -> dict[str, gates.Verdict]:
 
 def paired(study, challenger, champion, rescore) -> dict[str, gates.Verdict]:
     """What EQ-G2 and EQ-G3 say of a pair."""
-    pairing = gates.pair(study.settings, challenger, champion, rescore)
+    pairing = pair(study.settings, challenger, champion, rescore)
     asked = case(study, pairing=pairing)
     return {gate.code: gate.judge(asked) for gate in (gates.comparable, gates.not_inferior)}
 
@@ -84,7 +86,7 @@ def test_same_rows_are_paired_as_scikit_learn_would(study):
     scores = [item.predictions.table["prob_opacity"].to_numpy() for item in (weak, strong)]
     settings = study.settings.compare
     people = weak.predictions.table["patient_id"].to_numpy()
-    patients, drawn = intervals.patient_resamples(people, labels, settings.resamples, settings.seed)
+    patients, drawn = patient_resamples(people, labels, settings.resamples, settings.seed)
     weights = drawn[:, pd.Series(np.arange(len(patients)), index=patients).loc[people].to_numpy()]
     differences = [
         roc_auc_score(labels, scores[0], sample_weight=row)
@@ -159,8 +161,8 @@ def test_picture_that_the_champion_knows_under_another_name_is_left_out(study, t
         raise DataError("far enough")
 
     renamed_champion = replace(champion, images=renamed)
-    pairing = gates.pair(other.settings, challenger, renamed_champion, rescore)
-    assert pairing == gates.Unpaired("failed", "far enough")
+    pairing = pair(other.settings, challenger, renamed_champion, rescore)
+    assert pairing == Unpaired("failed", "far enough")
     known = set(champion.images.loc[champion.images["fitted"], "picture"])
     assert not known & set(challenger.images.set_index("image_id").loc[asked, "picture"])
 
@@ -195,8 +197,8 @@ def test_folds_are_comparable_by_their_split_and_served_by_a_refit(study, tmp_pa
     folded = resplit(study, tmp_path, scheme="kfold")
     first, second = evidence(folded), evidence(folded, "oversample", 1.9, "2")
     assert first.images["fitted"].all()
-    assert gates.pair(folded.settings, first, second, never).how == "the same split"
-    pairing = gates.pair(folded.settings, first, second, never)
+    assert pair(folded.settings, first, second, never).how == "the same split"
+    pairing = pair(folded.settings, first, second, never)
     compare, floor = folded.settings.compare, folded.settings.tune.sensitivity_floor
     evaluations = [intervals.evaluate(one.predictions, compare, floor) for one in (first, second)]
     auroc = intervals.Endpoint("free", "auroc")
@@ -209,7 +211,7 @@ def test_folds_are_comparable_by_their_split_and_served_by_a_refit(study, tmp_pa
     assert pairing.low == pytest.approx(draws[0] - half_width, abs=1e-4)
     assert pairing.high == pytest.approx(draws[0] + half_width, abs=1e-4)
     moved = change_origin(second, digests=second.origin.digests | {"splits": "0" * 64})
-    assert gates.pair(folded.settings, first, moved, never).word == "failed"
+    assert pair(folded.settings, first, moved, never).word == "failed"
 
 
 def test_evidence_is_of_the_served_model_alone(study):
@@ -392,18 +394,18 @@ def commit(tmp_path, monkeypatch):
 
 
 def test_changes_of_code_and_params_are_uncommitted_and_others_are_not(commit):
-    assert gates.uncommitted(commit) == []
+    assert checkout.uncommitted(commit) == []
     (commit / "dvc.lock").write_text("results are no code\n")
-    assert gates.uncommitted(commit) == []
+    assert checkout.uncommitted(commit) == []
     (commit / "src").mkdir()
     (commit / "src/new.py").write_text("")
     (commit / "params.yaml").write_text("run: {studies: []}\n")
-    assert gates.uncommitted(commit) == ["params.yaml", "src/"]
+    assert checkout.uncommitted(commit) == ["params.yaml", "src/"]
 
 
 def test_without_git_nothing_is_known_of_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert gates.uncommitted(tmp_path) is None
+    assert checkout.uncommitted(tmp_path) is None
 
 
 RENEWED = "`equipoise register --study made`"

@@ -25,7 +25,9 @@ from sklearn.preprocessing import StandardScaler
 from conftest import REPO
 from equipoise.core import environment, files
 from equipoise.core.errors import ConfigError, DataError, TrialFailed
-from equipoise.evaluation import intervals, metrics
+from equipoise.evaluation import metrics
+from equipoise.evaluation.resamples import patient_resamples
+from equipoise.evaluation.sample import Sample
 from equipoise.scenario import searches, solver, tuning
 from equipoise.scenario import stage as scenario
 from equipoise.scenario.searches import Outcome, Report, SearchStore
@@ -474,13 +476,13 @@ def test_the_gain_is_paired_over_patients():
     ]
     gain, error = judge.gain(*trials)
     assert gain == pytest.approx(0.2)
-    names, drawn = intervals.patient_resamples(matrix.patients, matrix.image_labels, 40, 0)
+    names, drawn = patient_resamples(matrix.patients, matrix.image_labels, 40, 0)
     column = {name: index for index, name in enumerate(names)}
     weights = drawn[1:][:, [column[name] for name in matrix.patients]]
     values = [
         [
             metrics.auroc(
-                metrics.Sample(matrix.image_labels, prob, matrix.image_labels, 1, weight[None], 0.9)
+                Sample(matrix.image_labels, prob, matrix.image_labels, 1, weight[None], 0.9)
             )[0]
             for weight in weights
         ]
@@ -498,7 +500,7 @@ def test_the_standard_error_of_a_gain_is_measured_within_inner_folds():
     rng = np.random.default_rng(0)
     probs = [rng.dirichlet([1, 1], len(fold_of)) for _ in range(2)]
     trials = [Trial(0, {}, 0.5, probabilities=prob) for prob in probs]
-    names, drawn = intervals.patient_resamples(matrix.patients, matrix.image_labels, 60, 0)
+    names, drawn = patient_resamples(matrix.patients, matrix.image_labels, 60, 0)
     weights = drawn[1:][:, np.searchsorted(names, matrix.patients)]
     differences, undefined = [], 0
     for weight in weights:
@@ -1095,7 +1097,7 @@ def test_a_trained_search_measures_its_gain_on_the_patients_of_the_slice():
         *_, (_, logits) = trainer.evaluations(settings)
         prob.append(logits[:, 1])
     people = matrix.patients[trainer.held]
-    names, drawn = intervals.patient_resamples(people, trainer.labels, 30, 3)
+    names, drawn = patient_resamples(people, trainer.labels, 30, 3)
     values = [
         [
             roc_auc_score(trainer.labels, one, sample_weight=row[np.searchsorted(names, people)])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from equipoise.core import images
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.registry import evidence
+from equipoise.registry import models
 from equipoise.use import predict
 
 
@@ -167,7 +167,7 @@ def test_a_model_outside_the_registry_is_loaded_and_named_by_its_address(
     model, folder, tmp_path, monkeypatch
 ):
     loaded = []
-    monkeypatch.setattr(evidence, "load", lambda uri, root: loaded.append((uri, root)) or model)
+    monkeypatch.setattr(models, "load", lambda uri, root: loaded.append((uri, root)) or model)
     lines = []
     out = tmp_path / "p.csv"
     predict.predict_images("some/folder", [str(folder / "a.png")], out, tmp_path, lines.append)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from conftest import REPO, change_params, git
-from equipoise import cli, doctor, pipeline
+from equipoise import cli, costs, doctor, pipeline
 from equipoise.core import config
 from equipoise.core.config import Engine
 from equipoise.core.errors import ConfigError
@@ -230,7 +230,7 @@ def test_disk_and_memory_are_held_against_the_estimate(study, tmp_path):
 def test_the_estimate_of_disk_grows_with_the_views(study, tmp_path):
     def written(views: int) -> int:
         more = config.load_study("made", made.params(embed={"views": views}), root=tmp_path)
-        return pipeline.Needs.of(pipeline.steps(more)).disk_bytes
+        return costs.Needs.of(costs.steps(more)).disk_bytes
 
     assert written(views=4) > written(views=3) > 0
 
@@ -257,8 +257,8 @@ def test_workers_that_see_another_params_are_an_error(study, tmp_path):
     assert said(tmp_path, "made: dask") == ("ok", "1 workers will be started here")
 
 
-def steps(study: config.Study, **options) -> dict[str, pipeline.Step]:
-    return {step.what: step for step in pipeline.steps(study, **options)}
+def steps(study: config.Study, **options) -> dict[str, costs.Step]:
+    return {step.what: step for step in costs.steps(study, **options)}
 
 
 def test_what_is_cached_and_what_will_run(study):
@@ -275,7 +275,7 @@ def test_what_is_cached_and_what_will_run(study):
     viewed = config.load_study("made", made.params(embed={"views": 3}), root=study.root)
     assert not steps(viewed)[f"embed {made.BACKBONE}"].cached
     assert not steps(viewed)[f"scenario oversample, {made.BACKBONE}"].cached
-    assert "0 of 5" not in pipeline.total(list(before.values()))
+    assert "0 of 5" not in costs.total(list(before.values()))
 
 
 def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
     }
     params["studies"]["demo"]["embed"] |= {"image_size_px": 32, "views": 1, "batch_size": 8}
     study = config.load_study("demo", params, root=tmp_path)
-    assert "at most" in pipeline.total(list(steps(study).values()))
+    assert "at most" in costs.total(list(steps(study).values()))
     phantom.draw(study.raw, study.settings.phantom)
     drawn = steps(study)["ingest"]
     ingest.run(study)
@@ -315,9 +315,9 @@ def test_passes_are_those_that_embed_makes(tmp_path, monkeypatch):
 
 def test_a_rate_measured_here_goes_before_the_published_one(tmp_path):
     published = applications.seen("vgg16").images_per_second
-    rate = pipeline.passes_per_second(tmp_path, "vgg16", 224)
-    assert rate == pipeline.Rate(published, "published for 2 cores")
-    smaller = pipeline.passes_per_second(tmp_path, "vgg16", 112)
+    rate = costs.passes_per_second(tmp_path, "vgg16", 224)
+    assert rate == costs.Rate(published, "published for 2 cores")
+    smaller = costs.passes_per_second(tmp_path, "vgg16", 112)
     assert smaller.images_per_second == 4 * published
     path = journal.path_of(tmp_path)
     path.parent.mkdir(parents=True)
@@ -333,8 +333,8 @@ def test_a_rate_measured_here_goes_before_the_published_one(tmp_path):
     journal.note(tmp_path, long.model_copy(update={"passes_now": 10, "seconds": 9.0}))
     with open(path, "a") as file:  # of before, and as a kill leaves it
         file.write('{"backbone": "vgg16", "passes_now": 1000}\n{"study": "made", "backb')
-    rate = pipeline.passes_per_second(tmp_path, "vgg16", 224)
-    assert rate == pipeline.Rate(20.0, "measured here")
+    rate = costs.passes_per_second(tmp_path, "vgg16", 224)
+    assert rate == costs.Rate(20.0, "measured here")
 
 
 def test_the_estimate_counts_the_images_that_ingest_will_take(tmp_path):

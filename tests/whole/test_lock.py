@@ -7,7 +7,10 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+from equipoise import __version__
 
 REPO = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("lock", REPO / ".ci/lock.py")
@@ -33,6 +36,11 @@ def test_lock_satisfies_every_dependency(line):
     for pin in pinned:
         (version,) = [part.version for part in pin.specifier]
         assert wanted.specifier.contains(version), f"{pin} does not satisfy {line}; run `make lock`"
+
+
+def test_the_version_of_the_program_is_one_wherever_it_stands():
+    citation = yaml.safe_load((REPO / "CITATION.cff").read_text())
+    assert __version__ == PROJECT["version"] == citation["version"]
 
 
 def test_lock_has_hashes_and_no_index_address():

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from equipoise.compare.classes import UNNAMED, YES, YES_NO
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.files import digest_of
 from equipoise.core.records import Manifest
 from equipoise.core.text import counted, first_of, in_words
+from equipoise.judge.classes import UNNAMED, YES, YES_NO
 
 #: What rows come from where there is no dataset.
 NOWHERE = "arrays"

@@ -14,13 +14,14 @@ import pandas as pd
 from equipoise.api import pictures
 from equipoise.api.heads import FittedHeads
 from equipoise.api.pictures import Picture
-from equipoise.compare import foreign, judge, screen, sheets, wording
-from equipoise.compare.judge import JudgedMethods
-from equipoise.compare.sheets import Sheet
+from equipoise.compare import screen, wording
 from equipoise.core import config
 from equipoise.core.documents import Comparison, Difference, JudgedPredictions, ScenarioRow
 from equipoise.core.errors import DataError
 from equipoise.core.records import Predictions
+from equipoise.judge import foreign, sheets
+from equipoise.judge.sheets import Sheet
+from equipoise.judge.verdicts import JudgedMethods, judge_methods
 
 #: Predictions of one method.
 One: TypeAlias = pd.DataFrame | Predictions | str | Path
@@ -92,7 +93,7 @@ def compare(
     overrides = {key: value for key, value in given.items() if value is not None}
     settings = config.judging_settings(None if root is None else Path(root), overrides)
     methods = foreign.methods_of(_sheets(predictions), positive)
-    return Verdicts(judge.judge_methods(methods, settings, baseline))
+    return Verdicts(judge_methods(methods, settings, baseline))
 
 
 def _sheets(predictions: Several) -> list[Sheet]:
@@ -191,9 +192,9 @@ class Verdicts(Compared):
 
     def write_page(self, path: str | Path) -> None:
         """Write the page of `judge --page`, one file that asks for nothing else."""
-        from equipoise.compare.report import judged
+        from equipoise.judge import page
 
-        judged.write(Path(path), self.judged)
+        page.write(Path(path), self.judged)
 
 
 # --- a comparison as a table ----------------------------------------------------------------------

@@ -166,11 +166,11 @@ def say_costs(
     studies: list[config.Study], backbone: str | None = None, scenarios: list[str] | None = None
 ) -> None:
     """What would run and what it would cost; with a backbone the passes are counted exactly."""
-    from equipoise import pipeline
+    from equipoise import costs
 
     backbones = None if backbone is None else [backbone]
     for study in studies:
-        steps = pipeline.steps(study, backbones, scenarios, exact=backbone is not None)
+        steps = costs.steps(study, backbones, scenarios, exact=backbone is not None)
         for step in steps:
             say(f"{study.name}: {step}")
-        say(f"{study.name}: {pipeline.total(steps)}")
+        say(f"{study.name}: {costs.total(steps)}")

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from equipoise import __version__
 from equipoise.cli.common import ArgumentParser, Group, Verb
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, EquipoiseError, unknown_name
+from equipoise.core.version import VERSION
 
 _SHELLS = ("bash", "zsh", "tcsh")
 #: Beside our own version: what numbers, runs and files come from.
@@ -247,7 +247,7 @@ class _ShowVersions(_Show):
         super().__init__(nargs=0, **words)
 
     def text(self, parser: ArgumentParser, value: Any) -> str:
-        versions = {"equipoise": __version__, "python": platform.python_version()}
+        versions = {"equipoise": VERSION, "python": platform.python_version()}
         for name in _VERSIONS:
             versions[name] = _version(name)
         return "\n".join(f"{name} {version}" for name, version in versions.items())

@@ -130,17 +130,17 @@ def _audit_options(parser: ArgumentParser) -> None:
 
 
 def _audit(options: Options) -> None:
-    from equipoise.registry import audit, tracking
+    from equipoise.registry import audit, history, tracking
 
     store = tracking.client(options.root)
     names = [audit.model_name(study.name) for study in load_studies(options)]
     verifies = options.action == "verify"
-    logs = [audit.log_of(store, name, verifies) for name in names]
+    logs = [history.log_of(store, name, verifies) for name in names]
     if options.json:
-        say_json(audit.AuditReport(models=logs).text())
+        say_json(history.AuditReport(models=logs).text())
     else:
         for log in logs:
-            say(audit.whole_text(log) if verifies else audit.history_text(log))
+            say(history.whole_text(log) if verifies else history.history_text(log))
     findings = sum(len(log.findings) for log in logs)
     if findings:
         raise AuditFinding(

@@ -149,11 +149,12 @@ def _judge_options(parser: ArgumentParser) -> None:
 
 
 def _judge(options: Options) -> None:
-    from equipoise.compare import judge, screen
+    from equipoise.compare import screen
+    from equipoise.judge.verdicts import judge_files
 
     settings = config.judging_settings(options.root, _judging_overrides(options))
     paths = [Path(name) for name in options.files]
-    judged = judge.judge_files(paths, settings, options.baseline, options.positive)
+    judged = judge_files(paths, settings, options.baseline, options.positive)
     document = judged.document()
     if options.json == "-":
         say_json(document.text())
@@ -162,7 +163,7 @@ def _judge(options: Options) -> None:
         if options.json:
             document.write(Path(options.json))
     if options.page:
-        from equipoise.compare.report import judged as page
+        from equipoise.judge import page
 
         page.write(Path(options.page), judged)
         if options.json != "-":

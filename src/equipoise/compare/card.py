@@ -37,6 +37,7 @@ from equipoise.core.records import CALIBRATED, Predictions
 from equipoise.evaluation import metrics
 from equipoise.evaluation.intervals import POINTS
 from equipoise.evaluation.metrics import Endpoint
+from equipoise.evaluation.sample import decide
 from equipoise.ingest.datasets import base as datasets
 
 FILE_NAME = "MODEL_CARD.md"
@@ -285,7 +286,7 @@ def wrongly_decided(predictions: Predictions) -> WrongDecisions:
     truth = test.table["label"].to_numpy()
     threshold = test.table["threshold"].to_numpy(dtype=np.float64)
     positive = test.positive_label
-    decided = metrics.decide(probs, positive, threshold)
+    decided = decide(probs, positive, threshold)
     every = np.arange(len(truth))
     logits = _logit(probs)
     if probs.shape[1] == 2:

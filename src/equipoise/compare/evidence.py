@@ -22,8 +22,9 @@ from equipoise.core.records import CALIBRATED, RAW, Predictions
 from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.measured import Conditions
-from equipoise.evaluation.metrics import Endpoint, decide
+from equipoise.evaluation.metrics import Endpoint
 from equipoise.evaluation.patients import RULES, PatientPredictions, by_patient
+from equipoise.evaluation.sample import decide
 
 #: Operating points, in the words of a sentence.
 _POINTS = {"raw": "at 0.5", "locked": "at the locked threshold"}

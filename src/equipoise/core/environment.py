@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import equipoise
 from equipoise.core.errors import ConfigError
+from equipoise.core.version import VERSION
 
+#: Folder of Equipoise's own code.
+PACKAGE = Path(__file__).parents[1]
 #: Packages that numbers come from.
 PACKAGES = (
     "tensorflow",
@@ -155,7 +157,7 @@ def requirement(*extras: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         origin = None
     if not origin:
-        return f"{wanted}=={equipoise.__version__}"
+        return f"{wanted}=={VERSION}"
     told = json.loads(origin)
     address = told["url"]
     versioned = told.get("vcs_info")
@@ -165,10 +167,6 @@ def requirement(*extras: str) -> str:
     if sha256:  # MLflow keys environments by this text: another file is another environment
         address = f"{address}#sha256={sha256}"
     return f"{wanted} @ {masked(address)}"
-
-
-#: Folder of Equipoise's own code.
-PACKAGE = Path(equipoise.__file__).parent
 
 
 def versions_of(*packages: str) -> dict[str, str]:

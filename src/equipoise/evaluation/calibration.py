@@ -14,7 +14,8 @@ from scipy.optimize import minimize
 
 from equipoise.core.config import Threshold
 from equipoise.core.records import Predictions
-from equipoise.evaluation.metrics import ROUNDING, roc_steps, softmax
+from equipoise.evaluation.metrics import softmax
+from equipoise.evaluation.sample import ROUNDING, roc_steps
 
 #: The slope of logits of unit spread is searched between exp(-7) and exp(7).
 _LOG_SLOPE_BOUND = 7.0

@@ -12,7 +12,8 @@ from equipoise.core.documents import PatientLevel
 from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_columns
 from equipoise.evaluation import calibration
 from equipoise.evaluation.intervals import Evaluation, evaluate
-from equipoise.evaluation.metrics import EPSILON, Endpoint, decide, softmax
+from equipoise.evaluation.metrics import EPSILON, Endpoint, softmax
+from equipoise.evaluation.sample import decide
 
 #: How the images of a patient become one score: mean logit, highest probability, share of images decided positive.
 RULES = ("mean", "max", "vote")

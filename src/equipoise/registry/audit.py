@@ -10,14 +10,13 @@ does not stop someone who may write everything.
 from __future__ import annotations
 
 import json
-import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 from filelock import Timeout
@@ -25,14 +24,18 @@ from mlflow.entities import RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import ConfigDict, Field
 
-from equipoise.core.documents import Document, Part
 from equipoise.core.errors import DataError, PromotionRefused
-from equipoise.core.files import digest_of
-from equipoise.core.shown import Table
 from equipoise.core.text import first_line
 from equipoise.registry import runs, tracking
+from equipoise.registry.decisions import (
+    Content,
+    Decision,
+    Entry,
+    GateRecord,
+    Outcome,
+    seal_of,
+)
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
@@ -54,180 +57,11 @@ _NOTE_CHARACTERS = 500
 _RUNS_PER_PAGE = 500
 #: What MLflow answers when something is not there; the second is for a model without this alias.
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-#: Kinds of decisions that move the champion.
-_MOVES = ("promote", "rollback")
 
 
 def model_name(study: str) -> str:
     """Name of a study's registered model."""
     return f"equipoise-{study}"
-
-
-# --- what a decision is ---------------------------------------------------------------------------
-
-
-class GateRecord(Part):
-    """The verdict of one gate, as a decision keeps it; see `gates.Verdict`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    code: str
-    verdict: str
-    number: int | float | None
-    bound: str
-    detail: str
-    forceable: bool
-    name: str
-
-
-class Content(Part):
-    """What a version holds: a number alone is given again after a model was deleted or restored.
-
-    Attributes:
-        result_digest: Of the result; empty for a version that does not say.
-        run_id: Of the run that the version was made from.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    result_digest: str = ""
-    run_id: str = ""
-
-    @classmethod
-    def of(cls, version: ModelVersion) -> Content:
-        """What the registry says that a version holds."""
-        digest = version.tags.get(runs.DIGEST, "")
-        return cls(result_digest=digest, run_id=version.run_id or "")
-
-    def __str__(self) -> str:
-        digest = self.result_digest[:8] or "without a digest"
-        return f"result {digest} of run {self.run_id[:8] or 'unknown'}"
-
-
-class Decision(Part):
-    """What was decided: the fields are the keys of the JSON, in their order.
-
-    Attributes:
-        number: Counts the decisions about a model, from 1.
-        model: Name of the registered model.
-        kind: promote, rollback or refuse.
-        from_version: Number of the champion before; None where there was none. Its key is "from".
-        to_version: Number of the version that was decided about. Its key is "to".
-        from_content: What the champion before held; None where there was none.
-        to_content: What the version held; None in decisions from before it was kept.
-        reason: As the user gave it.
-        forced: Whether gates had failed.
-        gates: The verdicts; a rollback asks no gate.
-        digests: Of the result, its test rows and split, and the git commit.
-        bounds: The section `promote` of the settings.
-        who: user@host.
-        at: Time in UTC.
-        follows: Run id and seal of every decision that stood at the end of the log.
-    """
-
-    # Keys of a later version stay, because the seal is of all of them.
-    model_config = ConfigDict(extra="allow", populate_by_name=True)
-
-    number: int = 0
-    model: str = ""
-    kind: str = "unknown"
-    from_version: str | None = Field(
-        default=None, validation_alias="from", serialization_alias="from"
-    )
-    to_version: str | None = Field(default=None, validation_alias="to", serialization_alias="to")
-    from_content: Content | None = None
-    to_content: Content | None = None
-    reason: str | None = None
-    forced: bool = False
-    gates: list[GateRecord] = Field(default_factory=list)
-    digests: dict[str, str] = Field(default_factory=dict)
-    bounds: dict[str, Any] = Field(default_factory=dict)
-    who: str = ""
-    at: str = ""
-    follows: list[list[str]] = Field(default_factory=list)
-
-
-class Outcome(Part):
-    """What came of a decision: done, refused, undone or overtaken; by whom, when, and a note."""
-
-    state: str = "unknown"
-    by: str = ""
-    at: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One decision as the log holds it.
-
-    Attributes:
-        run_id: Of its run.
-        status: Of its run, in MLflow's words; DELETED when it can still be restored.
-        decision: What was decided. Somebody may have edited it, so its types are not certain.
-        outcome: What came of it; None while it is unfinished.
-        seal: As written in the run.
-        computed_seal: The seal that the content of the run gives now; another one than `seal` after
-            an edit.
-        open_seal: The seal that the decision had before it was closed.
-    """
-
-    run_id: str
-    status: str
-    decision: Decision
-    outcome: Outcome | None
-    seal: str
-    computed_seal: str
-    open_seal: str
-
-    @property
-    def state(self) -> str:
-        """What came of it."""
-        return self.outcome.state if self.outcome else "unfinished"
-
-    @property
-    def edited(self) -> bool:
-        """Whether its content no longer gives its seal."""
-        return self.seal != self.computed_seal
-
-    @property
-    def deleted(self) -> bool:
-        """Whether its run is deleted; MLflow can still restore it."""
-        return self.status == "DELETED"
-
-    @property
-    def open(self) -> bool:
-        """Whether a killed call left something of it undone.
-
-        An edited or deleted decision is left as it is.
-        """
-        unfinished = self.outcome is None or self.status == "RUNNING"
-        return unfinished and not self.deleted and not self.edited
-
-    @property
-    def moved(self) -> bool:
-        """Whether it moved the champion."""
-        return self.decision.kind in _MOVES and self.state == "done"
-
-    def is_about(self, version: ModelVersion | None) -> bool:
-        """Whether a version is the one that was decided about: its number and what it holds.
-
-        A decision from before contents were kept names the digest of the result only.
-        """
-        decision = self.decision
-        if version is None or str(version.version) != decision.to_version:
-            return False
-        holds = Content.of(version)
-        if isinstance(decision.to_content, Content):
-            return holds == decision.to_content
-        return holds.result_digest == decision.digests.get("result_digest", "")
-
-    def __str__(self) -> str:
-        name = f"decision {self.decision.number} ({self.decision.kind}, run {self.run_id[:8]})"
-        return f"{name}, deleted" if self.deleted else name
-
-
-def _seal_of(decision: Any, outcome: Any) -> str:
-    return digest_of([decision, outcome])
 
 
 # --- aliases and versions -------------------------------------------------------------------------
@@ -325,8 +159,8 @@ def _entry(run: Any) -> Entry:
         decision=_as_decision(decision),
         outcome=Outcome.model_construct(**outcome) if outcome else None,
         seal=tags.get(_SEAL, ""),
-        computed_seal=_seal_of(decision, outcome),
-        open_seal=_seal_of(decision, None),
+        computed_seal=seal_of(decision, outcome),
+        open_seal=seal_of(decision, None),
     )
 
 
@@ -350,6 +184,22 @@ def _as_decision(content: dict[str, Any]) -> Decision:
         if isinstance(values.get(name), dict):
             values[name] = Content.model_construct(**values[name])
     return Decision.model_construct(**values)
+
+
+class Repeated(NamedTuple):
+    """Run and seal of the newest closed decision, as the registered model repeats them; empty where it names none."""
+
+    run_id: str
+    seal: str
+
+
+def repeated_by_model(store: MlflowClient, name: str) -> Repeated | None:
+    """What a registered model says of its log; None where there is no such model."""
+    model = _look_up(store.get_registered_model, name)
+    if model is None:
+        return None
+    run_id, _, seal = model.tags.get(_NEWEST, "").partition(" ")
+    return Repeated(run_id, seal)
 
 
 def newest_move(entries: Sequence[Entry]) -> Entry | None:
@@ -401,7 +251,7 @@ def write(
             f"The decision takes {len(text)} characters, a tag holds 8,000. Give a shorter reason."
         )
     outcome = _outcome(state) if state else None
-    seal = _seal_of(filled.as_dict(), outcome.as_dict() if outcome else None)
+    seal = seal_of(filled.as_dict(), outcome.as_dict() if outcome else None)
     tags = {_MODEL: name, _DECISION: text, _SEAL: seal}
     if outcome:
         tags[_OUTCOME] = json.dumps(outcome.as_dict())
@@ -415,7 +265,7 @@ def write(
         outcome=outcome,
         seal=seal,
         computed_seal=seal,
-        open_seal=_seal_of(filled.as_dict(), None),
+        open_seal=seal_of(filled.as_dict(), None),
     )
     if outcome:
         _end(store, entry)
@@ -447,7 +297,7 @@ def close(
 ) -> Entry:
     """Write what came of a decision; `step` is called after the outcome is written."""
     outcome = _outcome(state, note)
-    seal = _seal_of(entry.decision.as_dict(), outcome.as_dict())
+    seal = seal_of(entry.decision.as_dict(), outcome.as_dict())
     written = RunTag(_OUTCOME, json.dumps(outcome.as_dict()))
     store.log_batch(entry.run_id, tags=[written, RunTag(_SEAL, seal)])
     closed = replace(entry, outcome=outcome, seal=seal, computed_seal=seal)
@@ -574,216 +424,3 @@ def _settle(store: MlflowClient, name: str, entry: Entry, why: str) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-# --- checking -------------------------------------------------------------------------------------
-
-
-def verify(store: MlflowClient, name: str) -> list[str]:
-    """What is wrong with the log, or between the log and the alias; nothing is changed.
-
-    Returns:
-        A sentence per finding: gaps, edits, decisions left unfinished, an alias moved or lost
-        behind the log's back.
-    """
-    entries = read(store, name)
-    known = {entry.run_id: entry for entry in entries}
-    sentences: list[str] = []
-    for entry in entries:
-        sentences += _problems_of(entry)
-        sentences += _broken_links(entry, known)
-    sentences += _wrong_end(store, name, known)
-    return sentences + misplaced(store, name, entries)
-
-
-def _problems_of(entry: Entry) -> Iterator[str]:
-    """What one decision says of itself."""
-    if entry.edited:
-        yield f"{entry} was edited: its content does not give its seal."
-    if entry.deleted:
-        yield f"{entry} leaves a gap: `mlflow runs restore --run-id {entry.run_id}`."
-    if entry.open or entry.outcome is None:
-        yield f"{entry} is unfinished; the next promote or rollback settles it."
-
-
-def _broken_links(entry: Entry, known: dict[str, Entry]) -> Iterator[str]:
-    """Decisions that one follows and that are gone, or have another seal than they had then."""
-    for run_id, seal in entry.decision.follows:
-        before = known.get(run_id)
-        if before is None:
-            yield f"{entry} follows run {run_id[:8]}, which is missing: a gap."
-        elif seal not in (before.seal, before.open_seal):
-            yield f"{before} was edited after {entry} had followed it."
-
-
-def _wrong_end(store: MlflowClient, name: str, known: dict[str, Entry]) -> Iterator[str]:
-    """Whether the registered model names another newest decision than the log holds."""
-    model = _look_up(store.get_registered_model, name)
-    if model is None:
-        return
-    run_id, _, seal = model.tags.get(_NEWEST, "").partition(" ")
-    if not run_id:
-        closed = [entry for entry in known.values() if entry.outcome]
-        if closed:
-            yield (
-                f"The model names no newest decision, and the log holds {len(closed)}: it was deleted and registered "
-                f"anew, or its tag was removed. The next decision names itself."
-            )
-    elif run_id not in known:
-        yield f"The model names run {run_id[:8]} as its newest decision, which is missing: a gap."
-    elif known[run_id].seal != seal:
-        yield f"{known[run_id]} was edited after it had been closed."
-
-
-def misplaced(store: MlflowClient, name: str, entries: Sequence[Entry]) -> list[str]:
-    """A sentence when the alias does not stand where the log left it; nothing when it does."""
-    current = by_alias(store, name, CHAMPION)
-    newest = newest_move(entries)
-    if current is None and newest is None:
-        return []
-    under_way = [entry for entry in entries if entry.state == "unfinished"]
-    for entry in [newest, *under_way]:
-        if entry is not None and entry.is_about(current):
-            return []
-    return [
-        f"The alias {CHAMPION} of {name} {_place(current)}, {_place_left(store, name, newest)}: it was moved or lost "
-        f"behind the log's back. Next: {_way_back(store, name, entries)}."
-    ]
-
-
-def _place(version: ModelVersion | None) -> str:
-    """Where an alias stands, in words."""
-    if version is None:
-        return "is gone"
-    return f"points at version {version.version}"
-
-
-def _place_left(store: MlflowClient, name: str, newest: Entry | None) -> str:
-    """Where the log left the alias, in words, and what has become of that version."""
-    if newest is None:
-        return "the log knows of no champion"
-    number = newest.decision.to_version
-    left = f"the log left it at version {number}"
-    version = version_of(store, name, number)
-    if version is None:
-        return f"{left}, which is deleted"
-    if newest.is_about(version):
-        return left
-    made = newest.decision.to_content or "another result"
-    return (
-        f"{left}, which held {made} and is deleted: its number now holds {Content.of(version)} (the model was deleted "
-        f"and registered anew, or this is another store)"
-    )
-
-
-def _way_back(store: MlflowClient, name: str, entries: Sequence[Entry]) -> str:
-    """The command that can be given next."""
-    study = name.removeprefix("equipoise-")
-    target = previous(store, name, entries)
-    if target is not None:
-        return (
-            f"`equipoise rollback --study {study} --reason TEXT` returns to version {target.version}, the newest "
-            f"champion of the log that still exists"
-        )
-    return (
-        f"no champion of the log exists any more; `equipoise promote --study {study} --force --reason TEXT` makes the "
-        f"challenger champion, once you have read its other gates"
-    )
-
-
-# --- showing --------------------------------------------------------------------------------------
-
-
-class LoggedDecision(Part):
-    """A decision with what came of it and whether its run still holds what was sealed."""
-
-    run_id: str
-    state: str
-    edited: bool
-    deleted: bool
-    decision: Decision
-    outcome: Outcome | None
-
-
-class ModelLog(Part):
-    """The log of one registered model.
-
-    Attributes:
-        decisions: Oldest first.
-        verified: Whether findings were looked for.
-        findings: What `verify` says of it.
-    """
-
-    model: str
-    verified: bool
-    findings: list[str]
-    decisions: list[LoggedDecision]
-
-
-class AuditReport(Document):
-    """What `audit --json` prints."""
-
-    models: list[ModelLog]
-
-
-def log_of(store: MlflowClient, name: str, verifies: bool) -> ModelLog:
-    """The log of a registered model, with what is wrong with it where that is asked for."""
-    decisions = [
-        LoggedDecision(
-            run_id=entry.run_id,
-            state=entry.state,
-            edited=entry.edited,
-            deleted=entry.deleted,
-            decision=entry.decision,
-            outcome=entry.outcome,
-        )
-        for entry in read(store, name)
-    ]
-    findings = verify(store, name) if verifies else []
-    return ModelLog(model=name, verified=verifies, findings=findings, decisions=decisions)
-
-
-def whole_text(log: ModelLog) -> str:
-    """What was found in a log, or that nothing was."""
-    told = "\n  ".join(log.findings) or "the log is whole"
-    return f"{log.model}: {told}"
-
-
-def history_text(log: ModelLog) -> str:
-    """The decisions as lines of text, oldest first; below each one its failed gates and reason."""
-    entries = log.decisions
-    lines = [f"{log.model}: {len(entries)} decisions in the experiment {EXPERIMENT}"]
-    table = Table([_columns(entry) for entry in entries], right=[0])
-    for entry, line in zip(entries, str(table).splitlines()):
-        lines.append(line)
-        lines += [f"        {remark}" for remark in _remarks(entry)]
-    return "\n".join(lines)
-
-
-def _columns(entry: LoggedDecision) -> list[str]:
-    decision = entry.decision
-    forced = " (forced)" if decision.forced else ""
-    return [
-        f"  {decision.number or '?'}",
-        _to_the_second(str(decision.at)),
-        str(decision.kind),
-        f"{decision.from_version or '-'} -> {decision.to_version}",
-        f"{entry.state}{forced}",
-        str(decision.who),
-        f"run {entry.run_id[:8]}",
-    ]
-
-
-def _to_the_second(time: str) -> str:
-    """A time without its thousandths, which tell a reader nothing."""
-    return re.sub(r"\.\d+Z$", "Z", time)
-
-
-def _remarks(entry: LoggedDecision) -> Iterator[str]:
-    for gate in entry.decision.gates:
-        if gate.verdict == "failed":
-            yield f"{gate.code} {gate.name}: {gate.detail or gate.number}"
-    if entry.decision.reason:
-        yield f"reason: {entry.decision.reason}"
-    if entry.outcome and entry.outcome.note:
-        yield f"{entry.outcome.note} ({entry.outcome.by})"

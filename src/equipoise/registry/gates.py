@@ -10,9 +10,8 @@ To add a gate, write a function with `@gate` that answers for a `Case`, and name
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,76 +19,34 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from equipoise.compare.simultaneous import paired_differences
-from equipoise.core import environment
 from equipoise.core.config import Settings, Study
 from equipoise.core.documents import MeasuredMetric
-from equipoise.core.errors import DataError, EquipoiseError
-from equipoise.core.files import digest_of, file_digest
-from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_columns
+from equipoise.core.errors import DataError
 from equipoise.core.shown import Shown, Table
 from equipoise.core.text import first_line
 from equipoise.evaluation import intervals
 from equipoise.evaluation.intervals import Effect
 from equipoise.evaluation.metrics import Endpoint
 from equipoise.evaluation.patients import by_patient, of_every_class
-from equipoise.registry import audit, models
+from equipoise.registry import audit, checkout, models, verification
 from equipoise.registry import evidence as evidence_
-from equipoise.registry.audit import GateRecord
+from equipoise.registry.decisions import GateRecord
 from equipoise.registry.evidence import TOLERANCE, Evidence
-from equipoise.service.answers import ANSWERED_CALIBRATED, ANSWERED_RAW
+from equipoise.registry.pairing import Paired, Unpaired, pair
 
 #: Tag of a version: what each check answered, as "EQ001 none, EQ002 none".
 CHECKS = "equipoise.checks"
 #: Checks whose finding means that test was not independent of train.
 LEAK_CHECKS = ("EQ001", "EQ002", "EQ004", "EQ008", "EQ-OFFICIAL")
-#: What the numbers depend on, beside the data.
-_CODE = ("src", "params.yaml", "dvc.yaml", "requirements.lock", "conda.yaml", "pyproject.toml")
-_AUROC = Endpoint("free", "auroc")
 _SENSITIVITY = Endpoint("locked", "sensitivity")
 _SLOPE = Endpoint("locked", "calibration_slope")
 #: The details of all gates must fit into one tag.
 _DETAIL_CHARACTERS = 200
 
 Word = Literal["passed", "failed", "not applicable"]
-#: Gives the champion's answers by `image_id`, for rows of image_id and sha256.
-Rescore = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 # --- what is asked, and what is answered ----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Challenger and champion on rows that neither was fitted on.
-
-    Attributes:
-        champion: Number of the champion's version.
-        patients: Test patients on whose images both were compared.
-        how: Which rows these are, in words.
-        challenger_auroc: On these rows.
-        champion_auroc: On these rows.
-        difference: The challenger's AUROC less the champion's.
-        low: Low end of its interval.
-        high: High end of its interval.
-    """
-
-    champion: str
-    patients: int
-    how: str
-    challenger_auroc: float
-    champion_auroc: float
-    difference: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Unpaired:
-    """Why challenger and champion are not compared, and whether that fails the version."""
-
-    word: Word
-    why: str
 
 
 @dataclass(frozen=True)
@@ -571,8 +528,8 @@ def _case(
         tags=version.tags,
         evidence=challenger,
         pairing=pairing,
-        misplaced=audit.misplaced(store, name, audit.read(store, name)),
-        uncommitted=uncommitted(study.root),
+        misplaced=verification.misplaced(store, name, audit.read(store, name)),
+        uncommitted=checkout.uncommitted(study.root),
         load=lambda: models.load(f"models:/{name}/{version.version}", study.root),
         differences=lambda model, evidence: evidence_.differences(study, model, evidence),
     )
@@ -598,157 +555,6 @@ def _against_champion(
         return evidence_.rescore(study, model, rows)
 
     return pair(study.settings, challenger, champion, rescore)
-
-
-def uncommitted(root: Path) -> list[str] | None:
-    """Files of code and params that differ from the commit; None where there is no git."""
-    changes = environment.git("status", "--porcelain", "--", *_CODE, folder=root)
-    if changes is None:
-        return None
-    # Two letters and a space stand before each path.
-    return [line[3:] for line in changes.splitlines()]
-
-
-def code_digest(root: Path) -> str | None:
-    """Digest of the code and params as they lie in a checkout, committed or not; None where there is no git."""
-    words = ("ls-files", "--cached", "--others", "--exclude-standard", "--", *_CODE)
-    listed = environment.git(*words, folder=root)
-    if listed is None:
-        return None
-    paths = sorted(set(listed.splitlines()))
-    digests = {path: file_digest(root / path) for path in paths if (root / path).is_file()}
-    return digest_of(digests)
-
-
-# --- challenger against champion ------------------------------------------------------------------
-
-
-def pair(
-    settings: Settings, challenger: Evidence, champion: Evidence, rescore: Rescore
-) -> Paired | Unpaired:
-    """The paired difference in AUROC on rows that neither model was fitted on.
-
-    Its interval is that of every verdict, for a single comparison.
-
-    Args:
-        settings: For bounds and resamples.
-        challenger: Whose test rows are taken.
-        champion: Who is it now.
-        rescore: Lets the champion answer for rows that it has not tested.
-    """
-    try:
-        shared = shared_rows(settings.promote.min_patients, challenger, champion, rescore)
-        floor = settings.tune.sensitivity_floor
-        first = intervals.evaluate(shared.challenger, settings.compare, floor, [_AUROC])
-        second = intervals.evaluate(shared.champion, settings.compare, floor, [_AUROC])
-    except EquipoiseError as error:
-        return Unpaired("failed", str(error))
-    first_draws = first.draws[_AUROC]
-    second_draws = second.draws[_AUROC]
-    only_column = (first_draws - second_draws)[:, np.newaxis]
-    folds = shared.challenger.table["fold"].nunique()
-    (paired,) = paired_differences(only_column, first.effective_patients, folds, first.alpha)
-    if not np.isfinite([paired.value, paired.low, paired.high]).all():
-        return Unpaired("failed", "the difference in AUROC cannot be computed on these rows")
-    return Paired(
-        champion=champion.version,
-        patients=shared.challenger.table["patient_id"].nunique(),
-        how=shared.how,
-        challenger_auroc=float(first_draws[0]),
-        champion_auroc=float(second_draws[0]),
-        difference=paired.value,
-        low=paired.low,
-        high=paired.high,
-    )
-
-
-class SharedRows(NamedTuple):
-    """Predictions of both models for the same test rows, and which rows these are, in words."""
-
-    challenger: Predictions
-    champion: Predictions
-    how: str
-
-
-def shared_rows(
-    min_patients: int, challenger: Evidence, champion: Evidence, rescore: Rescore
-) -> SharedRows:
-    """Test rows that neither model was fitted on, with the predictions of both.
-
-    Raises:
-        DataError: When the two cannot be compared, or too few patients per class are left.
-    """
-    _refuse_unlike(challenger, champion)
-    if _same_rows(challenger, champion):
-        how = "the same split" if challenger.origin.several else "the same test rows"
-        return SharedRows(challenger.predictions, champion.predictions, how)
-    unseen = _never_shown(challenger, champion)
-    classes = challenger.predictions.classes
-    patients = [
-        unseen.loc[unseen["label"] == label, "patient_id"].nunique()
-        for label in range(len(classes))
-    ]
-    if min(patients) < min_patients:
-        counts = ", ".join(f"{name} {count}" for name, count in zip(classes, patients))
-        raise DataError(
-            f"other test rows, and too few of them were never shown to version {champion.version}: patients {counts}, "
-            f"{min_patients} per class are needed"
-        )
-    images = unseen[["image_id", "sha256"]].drop_duplicates()
-    answers = rescore(images).loc[unseen["image_id"]]
-    return SharedRows(
-        replace(challenger.predictions, table=unseen),
-        replace(challenger.predictions, table=_as_stored(unseen, answers, classes)),
-        f"test rows that version {champion.version} was never fitted on, scored again by it",
-    )
-
-
-def _refuse_unlike(challenger: Evidence, champion: Evidence) -> None:
-    """Refuse models that answer another question, or whose patients cannot be told apart alike."""
-    first = _question(challenger)
-    second = _question(champion)
-    for what, answer in first.items():
-        if answer != second[what]:
-            raise DataError(
-                f"they differ in {what}: {answer}, and {second[what]} of version {champion.version}"
-            )
-
-
-def _question(evidence: Evidence) -> dict[str, Any]:
-    return {
-        "classes": evidence.predictions.meta["classes"],
-        "positive_class": evidence.predictions.meta["positive_class"],
-        "group_by": evidence.origin.group_by,
-        "pseudonym_key": evidence.origin.pseudonym_key,
-    }
-
-
-def _same_rows(challenger: Evidence, champion: Evidence) -> bool:
-    """Whether both were tested on the same rows; with several folds, by the same whole split."""
-    first = challenger.origin
-    second = champion.origin
-    parent = "splits" if first.several else "test"
-    return first.several == second.several and first.digests[parent] == second.digests[parent]
-
-
-def _never_shown(challenger: Evidence, champion: Evidence) -> pd.DataFrame:
-    """Test rows of the challenger with images, patients and pictures new to the champion."""
-    keys = challenger.images[["image_id", "sha256", "picture"]]
-    rows = challenger.predictions.table.merge(keys, on="image_id")
-    fitted = champion.images[champion.images["fitted"]]
-    shown = pd.Series(False, index=rows.index)
-    for column in ("image_id", "patient_id", "picture"):
-        shown |= rows[column].isin(fitted[column])
-    return rows[~shown].reset_index(drop=True)
-
-
-def _as_stored(rows: pd.DataFrame, answers: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Rows with the answers of a served model under the names that stored predictions have."""
-    stored = rows.copy()
-    for stored_as, answered_as in ((RAW, ANSWERED_RAW), (CALIBRATED, ANSWERED_CALIBRATED)):
-        values = answers[probability_columns(answered_as, classes)].to_numpy()
-        stored[probability_columns(stored_as, classes)] = values
-    return stored
 
 
 # --- showing --------------------------------------------------------------------------------------

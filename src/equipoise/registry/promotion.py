@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 from equipoise.core.config import Study
 from equipoise.core.documents import Document
 from equipoise.core.errors import ConfigError, PromotionRefused
-from equipoise.registry import audit, gates, models, tracking
-from equipoise.registry.audit import CHALLENGER, CHAMPION, Content, Decision, model_name
+from equipoise.registry import audit, gates, models, tracking, verification
+from equipoise.registry.audit import CHALLENGER, CHAMPION, model_name
+from equipoise.registry.decisions import Content, Decision, Entry, GateRecord
 
 #: Tags of a version that a decision repeats, without their first word.
 _DIGESTS = ("result_digest", "git_commit", "digest.splits", "digest.test")
@@ -74,7 +75,7 @@ class PromotionReport(Document):
     forced: bool
     decision: int | None
     refused: str
-    gates: list[audit.GateRecord]
+    gates: list[GateRecord]
 
 
 def report(
@@ -135,7 +136,7 @@ def promote(
         current = audit.by_alias(store, name, CHAMPION)
         number = str(target.version)
         is_champion = current is not None and str(current.version) == number
-        if is_champion and not audit.misplaced(store, name, audit.read(store, name)):
+        if is_champion and not verification.misplaced(store, name, audit.read(store, name)):
             return Championship(name, number)
         verdicts = gates.judge(study, store, name, target, current)
         say(gates.Judged(verdicts))
@@ -245,7 +246,7 @@ def _digests(version: ModelVersion) -> dict[str, str]:
     return {name: digest for name, digest in digests.items() if digest is not None}
 
 
-def _moved(entry: audit.Entry) -> Championship:
+def _moved(entry: Entry) -> Championship:
     decision = entry.decision
     return Championship(
         model=decision.model,

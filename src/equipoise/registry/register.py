@@ -29,7 +29,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
-import equipoise
 from equipoise.core import parallel
 from equipoise.core.config import Study
 from equipoise.core.documents import (
@@ -39,13 +38,14 @@ from equipoise.core.documents import (
     ScenarioSummary,
 )
 from equipoise.core.documents import ServedModel as ModelDescription
-from equipoise.core.environment import git
+from equipoise.core.environment import PACKAGE
 from equipoise.core.errors import DataError, PromotionRefused
 from equipoise.core.files import digest_of, file_digest, read_table
 from equipoise.core.records import CALIBRATED, Manifest, Predictions, Splits, probability_columns
 from equipoise.embed import imported
-from equipoise.registry import runs, tracking
+from equipoise.registry import checkout, runs, tracking
 from equipoise.registry.audit import CHALLENGER, model_name
+from equipoise.registry.checkout import Code
 from equipoise.split import checks
 
 if TYPE_CHECKING:
@@ -92,10 +92,6 @@ _VECTOR_REQUIREMENTS = (
 )
 #: MLflow keeps so many of a description.
 _DESCRIPTION_CHARACTERS = 5000
-#: MLflow cuts a tag at 8,000 characters.
-_UNCOMMITTED_CHARACTERS = 5000
-#: Tag of a version: digest of code and params at its registration.
-_CODE_DIGEST = "equipoise.digest.code"
 #: Tag of a run: the logged model that a registration has begun and not finished.
 _UNFINISHED = "equipoise.unfinished_model"
 #: Grey images are expected where at most one in so many images of a study has colours.
@@ -141,37 +137,6 @@ class Winner:
     def row(self) -> ScenarioRow:
         """The winner's row in the comparison."""
         return self.comparison.rows[self.backbone][self.scenario]
-
-
-@dataclass(frozen=True)
-class Code:
-    """The code at the time of registration.
-
-    Attributes:
-        commit: The git commit; `none` where there is no git.
-        uncommitted: Files of code and params that differ from it; None where there is no git.
-        digest: Of the files as they lie there; None where there is no git.
-    """
-
-    commit: str
-    uncommitted: list[str] | None
-    digest: str | None
-
-    @classmethod
-    def of(cls, root: Path) -> Code:
-        """The code of a checkout now."""
-        from equipoise.registry import gates
-
-        commit = git("rev-parse", "HEAD", folder=root) or "none"
-        return cls(commit, gates.uncommitted(root), gates.code_digest(root))
-
-    def tags(self) -> dict[str, str]:
-        """What a version says of its code."""
-        return {
-            "equipoise.git_commit": self.commit,
-            "equipoise.uncommitted": _uncommitted_text(self),
-            _CODE_DIGEST: self.digest or "no git",
-        }
 
 
 def register(study: Study) -> list[Registered]:
@@ -251,7 +216,7 @@ def _kept(store: MlflowClient, winner: Winner, present: ModelVersion) -> Registe
     code = Code.of(winner.study.root)
     if code.uncommitted != []:
         return kept
-    if present.tags.get(_CODE_DIGEST) != code.digest:
+    if present.tags.get(checkout.DIGEST_TAG) != code.digest:
         return None
     for key, value in code.tags().items():
         store.set_model_version_tag(winner.model, number, key, value)
@@ -505,12 +470,6 @@ def _lock_digest(root: Path) -> str:
     return file_digest(lock) if lock.is_file() else "none"
 
 
-def _uncommitted_text(code: Code) -> str:
-    if code.uncommitted is None:
-        return "no git"
-    return ", ".join(code.uncommitted)[:_UNCOMMITTED_CHARACTERS]
-
-
 # --- the saved model ------------------------------------------------------------------------------
 
 
@@ -532,11 +491,10 @@ def package_model(
     description = ModelDescription.read(network / "model.json")
     program = _program_of(description)
     # All of it goes along: the server has no checkout.
-    package = Path(equipoise.__file__).parent
     mlflow.pyfunc.save_model(
         scratch / "model",
-        python_model=str(package / "service" / program.file),
-        code_paths=[str(package)],
+        python_model=str(PACKAGE / "service" / program.file),
+        code_paths=[str(PACKAGE)],
         artifacts={"model": str(network)},
         mlflow_model=Model(
             artifact_path=model.artifact_location,

@@ -247,14 +247,14 @@ def _images(study: Study, summary: ScenarioSummary) -> DatasetInput:
 def _write_figures(store: MlflowClient, run_id: str, result: Result) -> None:
     # What figures need takes seconds to import: that is paid for what is written only.
     from equipoise.compare import results
-    from equipoise.compare.report import figures
+    from equipoise.compare.report import figures, ranking
 
     classes = result.summary.classes
     rows = results.distribution([result])
     store.log_dict(run_id, {"distribution": rows}, "distribution.json")
     drawing = figures.distribution(rows, classes, result.backbone)
     store.log_text(run_id, drawing.svg, "figures/distribution.svg")
-    drawings = [figures.roc, figures.precision_recall, figures.reliability]
+    drawings = [ranking.roc, ranking.precision_recall, figures.reliability]
     if len(classes) == 2:  # net benefit is of a decision between two
         drawings.append(figures.decision)
     for draw in drawings:

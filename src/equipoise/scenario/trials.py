@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from equipoise.core.config import Tune
-from equipoise.evaluation import intervals, metrics
+from equipoise.evaluation import metrics
+from equipoise.evaluation.resamples import Resamples, patient_resamples
+from equipoise.evaluation.sample import Sample, decide
 from equipoise.scenario.searches import Outcome
 
 #: Resamples times images that are scored at a time.
@@ -164,9 +166,9 @@ class Scorer:
         return constraint.at_least - self._measured(metric, probabilities)
 
     @cached_property
-    def _resamples(self) -> intervals.Resamples:
+    def _resamples(self) -> Resamples:
         """The patients that score, drawn again: the same for all trials, and for all scenarios."""
-        return intervals.patient_resamples(
+        return patient_resamples(
             self.patients, self.labels, self.settings.gain_resamples, self.seed
         )
 
@@ -204,10 +206,10 @@ class Scorer:
         """A metric under several weights of the images, float (num_weights, num_images)."""
         if probabilities is None:
             raise ValueError("a failed trial has no probabilities to measure")
-        sample = metrics.Sample(
+        sample = Sample(
             self.labels,
             probabilities,
-            metrics.decide(probabilities, self.positive),
+            decide(probabilities, self.positive),
             self.positive,
             weights,
             self.settings.sensitivity_floor,

@@ -9,9 +9,9 @@ import pandas as pd
 
 from equipoise.core.documents import ServedModel
 from equipoise.core.records import probability_table
-from equipoise.evaluation import metrics
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.evaluation.metrics import softmax
+from equipoise.evaluation.sample import decide
 
 #: Beginnings of the columns of an answer.
 #: Beware: `prob_<class>` is calibrated in an answer, and raw in stored predictions.
@@ -56,7 +56,7 @@ class Answers:
         calibrated = self.calibrator.apply(logits)
         raw = softmax(logits)
         cut = 0.5 if self.threshold is None else self.threshold
-        labels = np.asarray(metrics.decide(calibrated, self.positive, cut), dtype=np.int64)
+        labels = np.asarray(decide(calibrated, self.positive, cut), dtype=np.int64)
         table = pd.concat(
             [
                 probability_table(ANSWERED_CALIBRATED, calibrated, self.classes),

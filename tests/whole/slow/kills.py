@@ -393,7 +393,7 @@ def stored(folder: Path, server: Any, scratch: Path) -> dict[str, str]:
 
 
 def _asked(folder: Path, server: Any) -> dict[str, str]:
-    from equipoise.registry import audit, tracking
+    from equipoise.registry import audit, tracking, verification
 
     store = tracking.client(folder)
     runs = {}
@@ -420,7 +420,7 @@ def _asked(folder: Path, server: Any) -> dict[str, str]:
         (entry.decision.kind, entry.decision.from_version, entry.decision.to_version, entry.state)
         for entry in decisions
     ]
-    found["verify"] = audit.verify(store, model)
+    found["verify"] = verification.verify(store, model)
     return {name: json.dumps(sorted(said, key=str), sort_keys=True) for name, said in found.items()}
 
 

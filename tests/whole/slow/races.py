@@ -176,7 +176,7 @@ def run(options: argparse.Namespace, folder: Path) -> Tally:
     """Start the server and the hosts, and let them race."""
     from mlflow.tracking import MlflowClient
 
-    from equipoise.registry import audit
+    from equipoise.registry import audit, verification
     from fabricate import registered, servers
     from fabricate.aliases import pointed_at
 
@@ -219,7 +219,7 @@ def run(options: argparse.Namespace, folder: Path) -> Tally:
             answers = [host.answer() for host in hosts]
             entries = audit.read(store, registered.NAME)
             _judge(number, champion, answers, entries[seen:], tally)
-            problems = audit.verify(store, registered.NAME)
+            problems = verification.verify(store, registered.NAME)
             tally.faults += [f"round {number}: {problem}" for problem in problems]
         tally.decisions.update(entry.state for entry in entries)
         moves = [entry.decision for entry in entries if entry.moved]

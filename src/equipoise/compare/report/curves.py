@@ -12,8 +12,9 @@ import pandas as pd
 
 from equipoise.compare.evidence import first_run
 from equipoise.core.records import CALIBRATED, RAW, Predictions
-from equipoise.evaluation.intervals import Evaluation, patient_resamples
-from equipoise.evaluation.metrics import decide, roc_steps
+from equipoise.evaluation.intervals import Evaluation
+from equipoise.evaluation.resamples import patient_resamples
+from equipoise.evaluation.sample import decide, roc_steps
 
 #: Where curves are read: false alarms or recall, 0..1.
 GRID = np.linspace(0, 1, 101)
@@ -52,6 +53,11 @@ class Tested(Protocol):
     @property
     def evaluation(self) -> Evaluation:
         """Of all test rows."""
+
+
+def is_binary(result: Tested) -> bool:
+    """Whether there are two classes: then only the positive one has curves."""
+    return len(result.predictions.classes) == 2
 
 
 class Band(NamedTuple):

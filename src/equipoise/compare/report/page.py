@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from equipoise import __version__
 from equipoise.compare import wording
 from equipoise.compare.card import card, claim, source
-from equipoise.compare.report import curves, figures
+from equipoise.compare.report import curves, figures, ranking
 from equipoise.compare.report.curves import StepCounts
-from equipoise.compare.report.figures import Drawn, Overlay
+from equipoise.compare.report.drawing import Drawn
 from equipoise.compare.report.mistakes import Mistake, mistakes
+from equipoise.compare.report.ranking import Overlay
 from equipoise.compare.report.template import columns, environment, is_binary, secondary
 from equipoise.compare.results import Result, distribution
 from equipoise.compare.wording import metric_label
@@ -26,6 +26,7 @@ from equipoise.core.documents import Comparison, IngestSummary, PerThousand, Rou
 from equipoise.core.environment import PACKAGE, code_digest
 from equipoise.core.files import atomic_path, digest_of, read_table
 from equipoise.core.text import in_words
+from equipoise.core.version import VERSION
 from equipoise.evaluation import metrics, patients
 from equipoise.evaluation.metrics import Endpoint
 
@@ -264,12 +265,12 @@ def _provenance(results: Sequence[Result], evidence: Path) -> Provenance:
         digests[f"{result.backbone}/{result.scenario}"] = result.summary.digests
     # Without its third number, which numbers do not depend on and machines differ in.
     python = ".".join(platform.python_version_tuple()[:2])
-    versions = {"equipoise": __version__, "python": python}
+    versions = {"equipoise": VERSION, "python": python}
     for name in _LIBRARIES:
         versions[name] = importlib.metadata.version(name)
     settings = results[0].summary.settings
     evidence_md5 = hashlib.md5(evidence.read_bytes(), usedforsecurity=False).hexdigest()
-    return Provenance(settings, digests, __version__, versions, evidence_md5)
+    return Provenance(settings, digests, VERSION, versions, evidence_md5)
 
 
 # --- the figures ----------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ def _drawings(study: Study, comparison: Comparison, results: Sequence[Result]) -
         drawings.forest = figures.forest(comparison)
     for backbone in comparison.rows:
         of_backbone = [result for result in results if result.backbone == backbone]
-        drawings.ranking[backbone] = figures.overlay(of_backbone, comparison.winners[backbone])
+        drawings.ranking[backbone] = ranking.overlay(of_backbone, comparison.winners[backbone])
         drawings.calibration[backbone] = figures.reliability(of_backbone)
         if is_binary(comparison):
             drawings.decisions[backbone] = figures.decision(of_backbone)

@@ -9,13 +9,16 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from equipoise.compare import wording
 from equipoise.core.documents import Comparison, Difference
 from equipoise.evaluation.metrics import Endpoint
+
+#: The package of this file, which also holds what the templates of all pages share.
+_HERE = "equipoise.compare.report"
 
 
 def is_binary(comparison: Comparison) -> bool:
@@ -26,10 +29,16 @@ def is_binary(comparison: Comparison) -> bool:
 # --- the template's filters -----------------------------------------------------------------------
 
 
-def environment(comparison: Comparison) -> Environment:
-    """Prepare the template: names are escaped, a name that does not exist is an error, no number is a dash."""
+def environment(comparison: Comparison, package: str = _HERE) -> Environment:
+    """Prepare a page: names are escaped, a name that does not exist is an error, no number is a dash.
+
+    Args:
+        comparison: What the page is about.
+        package: Where its template lies; the parts that pages share lie here.
+    """
+    folders = dict.fromkeys([package, _HERE])
     made = Environment(
-        loader=PackageLoader("equipoise.compare.report", "."),
+        loader=ChoiceLoader([PackageLoader(folder, ".") for folder in folders]),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         finalize=_or_dash,

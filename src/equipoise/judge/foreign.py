@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from equipoise.compare.classes import Classes, classes_of
-from equipoise.compare.sheets import ROWS_NAMED, Sheet, read_sheet
 from equipoise.core.errors import DataError
 from equipoise.core.records import CALIBRATED, RAW, Predictions, probability_table
 from equipoise.core.text import counted, first_of, shortened
+from equipoise.judge.classes import Classes, classes_of
+from equipoise.judge.sheets import ROWS_NAMED, Sheet, read_sheet
 
 #: A row's probabilities may miss the sum of 1 by so much: they were rounded.
 _ROUNDING = 0.01

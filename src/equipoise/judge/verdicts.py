@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.compare import wording
-from equipoise.compare.foreign import Foreign, Method, read_methods
 from equipoise.compare.judging import (
     SECONDARY,
     Family,
@@ -37,6 +36,7 @@ from equipoise.core.text import in_words
 from equipoise.evaluation import intervals, metrics
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.metrics import Endpoint
+from equipoise.judge.foreign import Foreign, Method, read_methods
 
 #: What is measured beside the primary endpoint and the differences; all metrics would take six times as long.
 _OF_TWO = (Endpoint("free", "specificity_at_sensitivity"),)

@@ -15,11 +15,11 @@ from sklearn.metrics import roc_auc_score
 
 from conftest import REPO
 from equipoise import cli
-from equipoise.compare import judge
 from equipoise.compare import stage as compare
 from equipoise.compare.evidence import RowEvidence
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, DataError
+from equipoise.judge.verdicts import judge_files
 from fabricate import made
 
 SCENARIOS = ["baseline", "oversample", "class_weight"]
@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 
 def judged(*paths, baseline=None, positive=None, **overrides):
     settings = config.judging_settings(None, {**QUICK, **overrides})
-    found = judge.judge_files([Path(path) for path in paths], settings, baseline, positive)
+    found = judge_files([Path(path) for path in paths], settings, baseline, positive)
     return json.loads(found.document().text())
 
 

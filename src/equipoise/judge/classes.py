@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from equipoise.compare.sheets import Sheet
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.records import RAW
 from equipoise.core.text import first_of, in_words
+from equipoise.judge.sheets import Sheet
 
 #: What labels may be of two classes that have no names, and what these are called then.
 YES_NO = ({"0", "1"}, {"false", "true"})

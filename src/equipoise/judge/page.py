@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from equipoise import __version__
-from equipoise.compare.judge import JudgedMethods
-from equipoise.compare.report import figures
+from equipoise.compare.report import figures, ranking
 from equipoise.compare.report.template import columns, environment, is_binary, secondary
 from equipoise.core.documents import Comparison
 from equipoise.core.files import atomic_path, json_text
+from equipoise.core.version import VERSION
+from equipoise.judge.verdicts import JudgedMethods
 
 
 def write(path: Path, judged: JudgedMethods) -> None:
@@ -17,13 +17,13 @@ def write(path: Path, judged: JudgedMethods) -> None:
 
     Args:
         path: Of the page.
-        judged: What `judge.judge_files` gave.
+        judged: What `verdicts.judge_files` gave.
     """
     # As files hold it: a number that does not exist is null there.
     comparison = Comparison.model_validate_json(json_text(judged.comparison.as_dict()))
     baseline = comparison.baseline
     page = (
-        environment(comparison)
+        environment(comparison, "equipoise.judge")
         .get_template("judged.html")
         .render(
             comparison=comparison,
@@ -33,9 +33,9 @@ def write(path: Path, judged: JudgedMethods) -> None:
             columns=columns(comparison),
             columns_beside=secondary(comparison),
             forest=figures.forest(comparison),
-            ranking=figures.overlay(judged.tested, baseline=baseline),
+            ranking=ranking.overlay(judged.tested, baseline=baseline),
             seed=judged.settings.compare.seed,
-            version=__version__,
+            version=VERSION,
         )
     )
     with atomic_path(path) as temporary:
