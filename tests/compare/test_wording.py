@@ -349,7 +349,7 @@ def test_how_the_winner_was_chosen_is_said_where_one_is():
         (Endpoint("free", "auroc"), "AUROC"),
         (Endpoint("raw", "sensitivity"), "sensitivity at 0.5"),
         (Endpoint("locked", "balanced_accuracy"), "balanced accuracy at the locked threshold"),
-        (Endpoint("locked", "brier"), "Brier score at the locked threshold"),
+        (Endpoint("locked", "brier"), "Brier score of calibrated probabilities"),
         (Endpoint("free", "sensitivity_at_specificity"), "sensitivity at 90 % specificity"),
         (Endpoint("free", "specificity_at_sensitivity"), "specificity at 90 % sensitivity"),
         (
@@ -367,4 +367,4 @@ def test_of_more_than_two_classes_no_label_names_a_threshold():
     raw = wording.metric_label(Endpoint("raw", "f1"), 0.9, binary=False)
     locked = wording.metric_label(Endpoint("locked", "ece"), 0.9, binary=False)
     assert raw == "F1 by the largest raw probability"
-    assert locked == "ECE by the largest calibrated probability"
+    assert locked == "ECE of calibrated probabilities"

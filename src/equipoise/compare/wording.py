@@ -32,7 +32,7 @@ _AT_A_FIXED_VALUE = {
     "sensitivity_at_specificity": ("sensitivity", "specificity"),
 }
 
-#: Net benefit has a threshold of its own, the same for all; what differs are the probabilities.
+#: What is read off the probabilities themselves: no threshold is behind it, or one of its own.
 _PROBABILITIES = {
     "free": "",
     "raw": " of raw probabilities",
@@ -65,11 +65,11 @@ def metric_label(endpoint: Endpoint, floor: float, binary: bool = True) -> str:
     if endpoint.metric == "mean_specificity_near_floor":
         lowest = max(floor - BELOW_FLOOR, 0)
         return f"mean specificity at {100 * lowest:g} to 100 % sensitivity"
-    if endpoint.metric == "net_benefit":
-        return "net benefit" + _PROBABILITIES[endpoint.point]
-    name = REGISTRY[endpoint.metric].title
+    metric = REGISTRY[endpoint.metric]
+    if metric.kind == "probability":
+        return metric.title + _PROBABILITIES[endpoint.point]
     decided = _AT_THRESHOLD if binary else _BY_LARGEST
-    return name + decided[endpoint.point]
+    return metric.title + decided[endpoint.point]
 
 
 def labelled(floor: float, binary: bool) -> Callable[[str], str]:

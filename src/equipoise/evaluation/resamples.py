@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from equipoise.core.config import Compare
 from equipoise.evaluation.metrics import REGISTRY
+
+#: The classes that a patient shows, in ascending order.
+Stratum: TypeAlias = tuple[int, ...]
 
 #: Beside the seed, so that patients at large are drawn apart from those within their classes.
 _AT_LARGE = 1
@@ -35,7 +38,11 @@ class Resamples(NamedTuple):
 
 
 def patient_resamples(
-    patients: np.ndarray, labels: np.ndarray, resamples: int, seed: int, at_large: bool = False
+    patients: np.ndarray,
+    labels: np.ndarray,
+    resamples: int,
+    seed: int,
+    at_large: bool = False,
 ) -> Resamples:
     """Draw whole patients with replacement, within strata of the classes that a patient shows, or at large.
 
@@ -59,7 +66,7 @@ def patient_resamples(
 
 
 def _strata(patients: np.ndarray, labels: np.ndarray) -> pd.Series:
-    """The classes that each patient shows, a tuple of int, by patient."""
+    """The stratum of each patient, by patient."""
     rows = pd.DataFrame({"patient": patients, "label": labels})
     shown = rows.drop_duplicates().sort_values(["patient", "label"])
     labels_of: dict[str, list[int]] = {}
@@ -75,7 +82,7 @@ def _joined(strata: pd.Series) -> pd.Series:
     He joins patients of a single class, of the rarest there is, or else the smallest stratum.
     """
     counts = Counter(strata)
-    joined_by: dict[tuple[int, ...], tuple[int, ...]] = {}
+    joined_by: dict[Stratum, Stratum] = {}
     lone = [stratum for stratum, count in counts.items() if count == 1]
     for stratum in sorted(lone, key=lambda shown: (-len(shown), shown)):
         # Somebody may have come meanwhile.
@@ -138,7 +145,10 @@ def resamples_of(table: pd.DataFrame, settings: Compare) -> ResamplesOfBoth:
 
 @lru_cache(maxsize=_KEPT_RESAMPLES)
 def _shared_resamples(
-    patients: tuple[str, ...], strata: tuple[tuple[int, ...], ...], resamples: int, seed: int
+    patients: tuple[str, ...],
+    strata: tuple[Stratum, ...],
+    resamples: int,
+    seed: int,
 ) -> ResamplesOfBoth:
     ids = np.array(patients, dtype=object)
     shown = pd.Series(list(strata), index=list(patients), dtype=object)

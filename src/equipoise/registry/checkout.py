@@ -12,8 +12,6 @@ from equipoise.core.files import digest_of, file_digest
 _CODE = ("src", "params.yaml", "dvc.yaml", "requirements.lock", "conda.yaml", "pyproject.toml")
 #: MLflow cuts a tag at 8,000 characters.
 _UNCOMMITTED_CHARACTERS = 5000
-
-
 #: Tag of a version: digest of code and params at its registration.
 DIGEST_TAG = "equipoise.digest.code"
 
