@@ -335,6 +335,9 @@ def test_a_rate_measured_here_goes_before_the_published_one(tmp_path):
         file.write('{"backbone": "vgg16", "passes_now": 1000}\n{"study": "made", "backb')
     rate = costs.passes_per_second(tmp_path, "vgg16", 224)
     assert rate == costs.Rate(20.0, "measured here")
+    journal.note(tmp_path, long.model_copy(update={"seconds": 25.0}))
+    rate = costs.passes_per_second(tmp_path, "vgg16", 224)
+    assert rate.images_per_second == 40.0, "the line after a cut one is a line of its own"
 
 
 def test_the_estimate_counts_the_images_that_ingest_will_take(tmp_path):

@@ -37,9 +37,12 @@ def path_of(cache: Path) -> Path:
 
 
 def note(cache: Path, record: PassRecord) -> None:
-    """Add a line."""
-    with open(path_of(cache), "a", encoding="utf-8") as journal:
-        journal.write(json.dumps(record.as_dict()) + "\n")
+    """Add a line, below one that a kill has cut."""
+    path = path_of(cache)
+    ends_in_a_line = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n")
+    start = "" if ends_in_a_line else "\n"
+    with open(path, "a", encoding="utf-8") as journal:
+        journal.write(f"{start}{json.dumps(record.as_dict())}\n")
 
 
 def read(cache: Path) -> list[PassRecord]:
