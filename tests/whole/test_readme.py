@@ -88,7 +88,7 @@ def test_the_strategy_shown_is_a_whole_file(tmp_path):
     change_params(tmp_path, lambda params: params["studies"]["demo"]["phantom"].update(patients=40))
     options = ["--study", "demo", "--backbone", "vgg16", "--scenario", "focal"]
     done = run(tmp_path, sys.executable, "src", "scenario", *options)
-    assert "focal on demo, vgg16: test auroc" in done.stdout
+    assert "focal on demo, vgg16: test AUROC" in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO).as_posix())
