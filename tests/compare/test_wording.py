@@ -83,7 +83,7 @@ UNSURE = ("inconclusive", delta(0.008, -0.004, 0.019))
             *UNSURE,
             "focal is inconclusive: AUROC of classifiers trained on data of this size differs by +0.008, from -0.004 "
             "to +0.019 (margin 0.01). With these 60 opacity and 240 clear patients a difference of 0.018 or more would "
-            "be seen (80 % power); about 200 opacity patients would settle it.",
+            "be seen (80 % power); about 200 opacity patients would settle the question.",
         ),
         (
             "inconclusive",
@@ -108,7 +108,7 @@ def test_a_sentence_says_what_was_trained():
     one = wording.terms("AUROC", 0.01, wording.trained("holdout", "finetune"), TESTED, "images")
     sentence = wording.reason("focal", *UNSURE, one)
     assert "AUROC of networks of this one training set differs" in sentence
-    assert sentence.endswith("about 200 opacity images would settle it.")
+    assert sentence.endswith("about 200 opacity images would settle the question.")
 
 
 def test_what_cannot_be_judged_says_why_and_gives_no_number():
@@ -224,7 +224,10 @@ def test_a_promise_is_broken_by_image_or_by_patient():
     )
     facts = wording.Facts(compared, {}, TUNE, broken)
     (note,) = wording.broken_thresholds(facts)
-    assert "focal on vgg16 finds 0.840 [0.740, 0.940] of images; chance may explain all of these." in note
+    assert (
+        "focal on vgg16 finds 0.840 [0.740, 0.940] of images; chance may explain all of these."
+        in note
+    )
 
 
 def test_a_miss_that_chance_does_not_explain_is_not_excused():

@@ -134,7 +134,13 @@ def test_the_table_of_the_films_is_that_of_the_results():
     shown = rows_of_films(README)
     assert shown.pop("baseline")[2] == rows_of_films(RESULTS).pop("baseline")[2]
     expected = rows_of_films(RESULTS)
-    assert list(shown) == ["oversample", "undersample", "class_weight", "augment", "weighted_augment"]
+    assert list(shown) == [
+        "oversample",
+        "undersample",
+        "class_weight",
+        "augment",
+        "weighted_augment",
+    ]
     for name, row in shown.items():
         assert row == expected[name]
 

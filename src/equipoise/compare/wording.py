@@ -281,9 +281,7 @@ def _differs(delta: Difference, verdict: str, shared: Terms) -> str:
 def _power(delta: Difference, verdict: str, shared: Terms) -> str:
     """What these patients could have shown, and how many would settle a difference of the margin."""
     detectable = number(delta.detectable)
-    shown = (
-        f"With these {shared.tested} a difference of {rounded_up(detectable):g} or more would be seen (80 % power)"
-    )
+    shown = f"With these {shared.tested} a difference of {rounded_up(detectable):g} or more would be seen (80 % power)"
     wanted = f"about {rounded_up(number(delta.patients_to_settle)):,.0f} {shared.rarer}"
     if detectable <= shared.margin:
         if verdict == "inconclusive":
@@ -291,7 +289,7 @@ def _power(delta: Difference, verdict: str, shared: Terms) -> str:
         return f"{shown}: enough for the margin."
     if verdict in ("better", "worse"):
         return f"{shown}; to see the margin would take {wanted}."
-    return f"{shown}; {wanted} would settle it."
+    return f"{shown}; {wanted} would settle the question."
 
 
 def _is_inside(delta: Difference, margin: float) -> bool:

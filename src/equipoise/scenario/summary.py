@@ -87,7 +87,7 @@ def summarise(
 #: Metrics that the last line of a scenario shows.
 _SHOWN = {
     "auroc": "AUROC",
-    "specificity_at_sensitivity": "specificity at {floor:.0%} sensitivity",
+    "specificity_at_sensitivity": "specificity at {floor:g} % sensitivity",
 }
 
 
@@ -100,7 +100,7 @@ def summary_text(summary: ScenarioSummary) -> str:
         # In a small test part a number may be hidden.
         if measured is not None and measured.value is not None and np.isfinite(measured.value):
             ends = f"{_end(measured.low)}, {_end(measured.high)}"
-            numbers.append(f"{title.format(floor=floor)} {measured.value:.3f} [{ends}]")
+            numbers.append(f"{title.format(floor=100 * floor)} {measured.value:.3f} [{ends}]")
     what = f"{summary.scenario} on {summary.study}, {summary.backbone}"
     return f"{what}: test {', '.join(numbers)}"
 
