@@ -149,7 +149,8 @@ def _split_words(study: Study, comparison: Comparison) -> str:
     scheme = comparison.scheme
     if comparison.folds > 1:
         repeats = study.settings.split.repeats
-        scheme = f"{comparison.folds} folds" + (f", {repeats} times" if repeats > 1 else "")
+        dealt = f"{comparison.folds} x {repeats}" if repeats > 1 else f"{comparison.folds}"
+        scheme = f"{dealt} folds"
     return f"{scheme}, by {comparison.group_by}"
 
 
