@@ -78,6 +78,8 @@ def test_every_block_of_readme_can_be_pasted_from_top_to_bottom(tmp_path):
     path = os.pathsep.join([str(folder / "src"), os.environ.get("PYTHONPATH", "")])
     done = run(folder, "bash", "-c", script, PYTHONPATH=path, **author, **committer)
     assert "report: " in done.stdout
+    assert "next: open it in a browser; `equipoise ui` shows the runs" in done.stdout
+    assert "next: `equipoise predict --model models:/equipoise-demo@champion" in done.stdout
     assert (tmp_path / "lungs/reports/lungs/report.html").is_file()
     assert (folder / "predictions.csv").is_file()
 
