@@ -6,7 +6,9 @@ A test says when this was forgotten.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,15 @@ K is `embed.views`.
 `optuna-dashboard data/searches.log` shows every finished search (`pip install optuna-dashboard`; it is no dependency).
 """
 
+_SAMPLERS = """\
+## Samplers of imbalanced-learn
+
+Each leaves out images of the frequent classes by its own rule. All have one parameter, `removed_fraction`: the share
+of what the rule would leave out. Published 1, searched 0 to 1, neutral 0.
+"""
+_OF_SAMPLERS = "imblearn_"
+_REMOVED = "`removed_fraction`: 1, 0 to 1, 0"
+
 _COLUMNS = (
     "scenario",
     "what it does",
@@ -54,10 +65,23 @@ class Row(NamedTuple):
 
 def page() -> str:
     """The text of docs/strategies.md."""
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
-    rows += [row(name) for name in base.names()]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
-    return f"{_HEAD}\n{table}\n"
+    own, samplers = [Row(*_COLUMNS)], [Row(*_COLUMNS)]
+    for name in base.names():
+        rows = samplers if name.startswith(_OF_SAMPLERS) else own
+        rows.append(row(name))
+    alike = {sampler.parameters for sampler in samplers[1:]}
+    if alike != {_REMOVED}:
+        raise ValueError(
+            f"the page says once for all samplers what their parameter is, not {alike}"
+        )
+    without = [(row.name, row.does, row.limits, row.source) for row in samplers]
+    return f"{_HEAD}\n{table(own)}\n{_SAMPLERS}\n{table(without)}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown, its head first."""
+    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def row(name: str) -> Row:
@@ -73,8 +97,8 @@ def row(name: str) -> Row:
         name=f"`{name}`",
         does=does,
         parameters="; ".join(parameters) or "none",
-        limits=paragraph(strategy, "Should "),
-        source=paragraph(strategy, "Reference: ").removeprefix("Reference: "),
+        limits=spelled(paragraph(strategy, "Should ")),
+        source=linked(spelled(paragraph(strategy, "Reference: ").removeprefix("Reference: "))),
     )
 
 
@@ -88,6 +112,24 @@ def paragraph(strategy: type[base.Strategy], start: str) -> str:
         if text.startswith(start):
             return " ".join(text.split())
     raise ValueError(f"{strategy.name()}: no paragraph of its docstring begins with '{start}'")
+
+
+def spelled(text: str) -> str:
+    r"""Formulas in letters, which every reader of Markdown shows.
+
+    >>> spelled(r"a $\beta$ up to 0.99")
+    'a β up to 0.99'
+    """
+    return re.sub(r"\$([^$]+)\$", lambda formula: formula[1].replace("\\beta", "β"), text)
+
+
+def linked(source: str) -> str:
+    """The first address behind the names before it.
+
+    >>> linked("Lin et al. 2017, https://arxiv.org/abs/1708.02002")
+    '[Lin et al. 2017](https://arxiv.org/abs/1708.02002)'
+    """
+    return re.sub(r"^(.+?), (https://[^\s;]+)", r"[\1](\2)", source)
 
 
 def _described(name: str, parameter: base.Parameter) -> str:

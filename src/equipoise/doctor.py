@@ -29,7 +29,11 @@ Level = Literal["ok", "warning", "error"]
 ANSWER_SECONDS = 20.0
 #: Free bytes that should be left when a study is through.
 _SPARE_BYTES = 5e9
-_PROGRAMS = {"git": "versions", "uv": "mlflow run --env-manager uv", "conda": "mlflow run"}
+_PROGRAMS = {
+    "git": "versions",
+    "uv": "mlflow run --env-manager uv",
+    "conda": "mlflow run without --env-manager",
+}
 #: Large packages that the stages import; whether they lie there compiled tells of the others.
 _COMPILED = ("numpy", "pandas", "tensorflow")
 #: Kernels of OpenBLAS that leave AVX-512 unused.

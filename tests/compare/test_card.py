@@ -173,7 +173,7 @@ def test_a_rule_without_a_floor_promises_nothing(study):
 def test_doing_nothing_claims_nothing():
     alone = comparisons.comparison()
     assert card.said(alone, made.BACKBONE, "baseline", "youden") == [
-        "The winner on vgg16 is doing nothing, which claims nothing."
+        "The winner on vgg16 is doing nothing: no gain is claimed."
     ]
 
 

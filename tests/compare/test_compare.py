@@ -128,7 +128,7 @@ def test_of_one_test_part_the_inner_score_chooses_and_test_only_reports(folder):
     assert rows["oversample"].delta[PRIMARY].low < rows["class_weight"].delta[PRIMARY].low
     assert comparison.winners[made.BACKBONE] == "oversample"
     assert any("Test chose nothing" in note for note in comparison.notes)
-    assert "of heads of this one training set" in rows["oversample"].reason
+    assert "of classifiers of this one training set" in rows["oversample"].reason
     # Whatever test says: a result that equals the baseline there wins by its inner score.
     comparison, _ = run(write(made_up, oversample=(1.0, 0.9), class_weight=(6.0, 0.4)))
     assert comparison.rows[made.BACKBONE]["class_weight"].verdict == "better"
@@ -200,7 +200,7 @@ def test_in_folds_the_highest_low_end_wins_whatever_the_inner_score(folder):
     assert rows["oversample"].verdict == rows["class_weight"].verdict == "better"
     assert rows["oversample"].delta[PRIMARY].low < rows["class_weight"].delta[PRIMARY].low
     assert comparison.winners[made.BACKBONE] == "class_weight"
-    assert "of heads trained on data of this size" in rows["oversample"].reason
+    assert "of classifiers trained on data of this size" in rows["oversample"].reason
 
 
 def test_ten_perfect_rivals_against_a_coin_toss_are_all_better(folder):

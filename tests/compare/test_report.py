@@ -314,7 +314,7 @@ def test_the_forest_tells_verdicts_by_word_marker_and_colour():
             row[:3] for row in drawn.rows
         ]
     assert "margin of 0.01" in drawn.caption
-    assert "the 4 intervals hold together" in drawn.caption
+    assert "all 4 intervals cover the truth together" in drawn.caption
     looks = figures.VERDICTS.values()
     assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == 4
     assert "\u2190 worse" in drawn.svg
@@ -393,7 +393,7 @@ def test_the_table_has_verdicts_first_and_says_what_was_switched_off_and_missed(
     table = "document.querySelector('#scenarios-1 table.cards')"
     heads = browser.run(f"[...{table}.querySelectorAll('thead th')].map(one => one.innerText)")
     assert heads[:2] == ["scenario", "verdict"]
-    assert heads[3].split("\n") == ["shows from", "patients to settle"]
+    assert heads[3].split("\n") == ["detectable", "patients to settle"]
     rows_shown = f"[...{table}.querySelectorAll('tbody tr')]"
     cells = browser.run(f"{rows_shown}.map(row => [...row.cells].map(one => one.innerText))")
     names_shown = browser.run(f"{rows_shown}.map(row => row.cells[0].firstChild.data)")

@@ -62,41 +62,41 @@ UNSURE = ("inconclusive", delta(0.008, -0.004, 0.019))
     [
         (
             *BETTER,
-            "focal is better than doing nothing: AUROC of heads trained on data of this size differs by +0.021, from "
-            "+0.012 to +0.030 (margin 0.01). These 60 opacity and 240 clear patients show differences from 0.018 on "
-            "(80 % power); one of 0.01 would take about 200 opacity patients.",
+            "focal is better than doing nothing: AUROC of classifiers trained on data of this size differs by "
+            "+0.021, from +0.012 to +0.030 (margin 0.01). With these 60 opacity and 240 clear patients a difference of "
+            "0.018 or more would be seen (80 % power); to see the margin would take about 200 opacity patients.",
         ),
         (
             "worse",
             delta(-0.0031, -0.0059, -0.0003, detectable=0.0037, wanted=8),
-            "focal is worse than doing nothing, but by less than the margin: AUROC of heads trained on data of this "
-            "size differs by -0.0031, from -0.0059 to -0.0003 (margin 0.01). These 60 opacity and 240 clear patients "
-            "show differences from 0.0037 on (80 % power): enough for 0.01.",
+            "focal is worse than doing nothing, but by less than the margin: AUROC of classifiers trained on data of "
+            "this size differs by -0.0031, from -0.0059 to -0.0003 (margin 0.01). With these 60 opacity and 240 clear "
+            "patients a difference of 0.0037 or more would be seen (80 % power): enough for the margin.",
         ),
         (
             *SAME,
-            "focal is equivalent to doing nothing: AUROC of heads trained on data of this size differs by -0.0004, at "
-            "most from -0.0009 to +0.0002 (margin 0.01). These 60 opacity and 240 clear patients show differences from "
-            "0.0008 on (80 % power): enough for 0.01.",
+            "focal is equivalent to doing nothing: AUROC of classifiers trained on data of this size differs by "
+            "-0.0004, at most from -0.0009 to +0.0002 (margin 0.01). With these 60 opacity and 240 clear patients a "
+            "difference of 0.0008 or more would be seen (80 % power): enough for the margin.",
         ),
         (
             *UNSURE,
-            "focal is inconclusive: AUROC of heads trained on data of this size differs by +0.008, from -0.004 to "
-            "+0.019 (margin 0.01). These 60 opacity and 240 clear patients show differences from 0.018 on (80 % "
-            "power); about 200 opacity patients would settle 0.01.",
+            "focal is inconclusive: AUROC of classifiers trained on data of this size differs by +0.008, from -0.004 "
+            "to +0.019 (margin 0.01). With these 60 opacity and 240 clear patients a difference of 0.018 or more would "
+            "be seen (80 % power); about 200 opacity patients would settle the question.",
         ),
         (
             "inconclusive",
             delta(0.006, -0.001, 0.013, detectable=0.0095, wanted=54),
-            "focal is inconclusive: AUROC of heads trained on data of this size differs by +0.006, from -0.001 to "
-            "+0.013 (margin 0.01). These 60 opacity and 240 clear patients show differences from 0.0095 on (80 % "
-            "power); this one may be none or beyond the margin.",
+            "focal is inconclusive: AUROC of classifiers trained on data of this size differs by +0.006, from -0.001 "
+            "to +0.013 (margin 0.01). With these 60 opacity and 240 clear patients a difference of 0.0095 or more "
+            "would be seen (80 % power); this one may be none or beyond the margin.",
         ),
         (
             "equivalent",
             Difference(value=0.0, low=0.0, high=0.0, standard_error=0.0, detectable=0.0),
-            "focal is equivalent to doing nothing: AUROC of heads trained on data of this size does not differ at all "
-            "(margin 0.01).",
+            "focal is equivalent to doing nothing: AUROC of classifiers trained on data of this size does not differ "
+            "at all (margin 0.01).",
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_sentence_says_what_was_trained():
     one = wording.terms("AUROC", 0.01, wording.trained("holdout", "finetune"), TESTED, "images")
     sentence = wording.reason("focal", *UNSURE, one)
     assert "AUROC of networks of this one training set differs" in sentence
-    assert sentence.endswith("about 200 opacity images would settle 0.01.")
+    assert sentence.endswith("about 200 opacity images would settle the question.")
 
 
 def test_what_cannot_be_judged_says_why_and_gives_no_number():
@@ -144,13 +144,23 @@ def test_the_headline_counts_the_verdicts_and_names_the_better():
     )
 
 
+def test_the_headline_says_where_what_differs_does_not_matter():
+    small = ("worse", delta(-0.002, -0.003, -0.001, detectable=0.001, wanted=2))
+    assert headline(a=small, b=SAME).endswith(
+        "of 2 comparisons: 1 worse (by less than the margin of 0.01) and 1 equivalent."
+    )
+    assert headline(a=small, b=WORSE).endswith(
+        "of 2 comparisons: 2 worse (1 of them by less than the margin of 0.01)."
+    )
+
+
 WIDE = ("inconclusive", delta(0.01, -0.05, 0.07, detectable=0.083, wanted=4000))
 
 
 def test_data_that_are_too_few_are_said_to_be_first():
     sentence = (
-        "These data are too few to compare remedies: 60 opacity and 240 clear patients show only differences of 0.083 "
-        "and more (80 % power)."
+        "These data are too few to compare remedies: with 60 opacity and 240 clear patients only a difference of "
+        "0.083 or more would be seen (80 % power)."
     )
     assert headline(a=WIDE).startswith(sentence)
     assert headline(a=WIDE, b=WIDE, c=SAME).startswith(sentence)
@@ -210,11 +220,22 @@ def test_a_promise_is_broken_by_image_or_by_patient():
     assert wording.broken_promises(compared, "youden") == []
     assert wording.headline(compared, broken).endswith(
         "The locked threshold misses the 90 % sensitivity it was chosen for on test: baseline on vgg16 finds 0.860 "
-        "[0.760, 0.960] of patients."
+        "[0.760, 0.960] of patients; chance may explain it."
     )
     facts = wording.Facts(compared, {}, TUNE, broken)
     (note,) = wording.broken_thresholds(facts)
-    assert "focal on vgg16 finds 0.840 [0.740, 0.940] of images." in note
+    assert (
+        "focal on vgg16 finds 0.840 [0.740, 0.940] of images; chance may explain all of these."
+        in note
+    )
+
+
+def test_a_miss_that_chance_does_not_explain_is_not_excused():
+    rows = {"baseline": of_sensitivity(0.7), "focal": of_sensitivity(0.85)}
+    compared = comparisons.comparison({"vgg16": rows})
+    broken = wording.broken_promises(compared, "sensitivity_floor")
+    assert wording.broken_words(broken, 0.9).endswith("of images; chance may explain 1 of these 2.")
+    assert wording.broken_words(broken[:1], 0.9).endswith("finds 0.700 [0.600, 0.800] of images.")
 
 
 TUNE = {"mode": "probe", "inner_folds": 3, "trials": 20, "l2_first": [0.01, 0.1, 1.0]}

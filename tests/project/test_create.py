@@ -92,6 +92,13 @@ def test_inside_a_checkout_no_second_one_is_made(images, tmp_path, capsys):
     assert not (tmp_path / "mine/.git").exists()
 
 
+def test_without_patients_it_says_what_follows_and_how_to_name_them(images, capsys):
+    assert init(images, "--positive", "malignant") == 0
+    told = capsys.readouterr().out
+    assert "intervals are then too narrow" in told
+    assert "name patients by --table, or by ingest.patient_folder" in told
+
+
 def test_the_table_says_who_the_patient_is(images, tmp_path, capsys):
     write_table(images)
     assert init(images, "--positive", "malignant", "--table", "all.csv") == 0

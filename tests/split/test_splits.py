@@ -15,6 +15,7 @@ from equipoise.core import config
 from equipoise.core.documents import SplitSummary
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import PARTS, Manifest, Splits
+from equipoise.core.text import counted
 from equipoise.split import checks
 from equipoise.split import stage as splits
 from equipoise.split import strata as strata_
@@ -414,7 +415,7 @@ def test_one_test_patient_of_a_class_is_said():
             rounds=splits.counts_reached(made, manifest),
         )
         text = splits.summary_text(summary)
-        assert ("test has 1 patient of b in 1 of 1 round(s)" in text) is is_said
+        assert ("test has 1 patient of b in 1 of 1 round" in text) is is_said
 
 
 def test_official_folds_each_need_patients_on_their_train_side():
@@ -559,7 +560,8 @@ def test_summary_holds_the_counts_and_the_answers(study):
 def test_text_says_the_counts_of_the_first_round_and_every_answer(study):
     _, summary = splits.run(study)
     lines = splits.summary_text(summary).splitlines()
-    assert lines[0] == f"{summary.scheme}, 30 patients by person, {len(summary.rounds)} round(s)"
+    rounds = counted(len(summary.rounds), "round")
+    assert lines[0] == f"{summary.scheme}, 30 patients by person, {rounds}"
     assert [line.split(":")[0].strip() for line in lines[1:4]] == list(PARTS)
     test = summary.rounds[0].parts["test"]
     assert lines[3] == (

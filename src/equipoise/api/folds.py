@@ -55,10 +55,11 @@ def split(
         DataError: For missing labels or patients, and for too few patients of a class.
         ConfigError: For a column that is not there, and for a setting out of range.
 
-    >>> table = pd.DataFrame({"patient": list("aabbccdd"), "label": [0, 0, 0, 0, 1, 1, 1, 1]})
-    >>> folds = split(table, folds=2, repeats=1)
-    >>> [sorted(set(table["patient"][test])) for train, test in folds]
-    [['b', 'd'], ['a', 'c']]
+    Examples:
+        >>> table = pd.DataFrame({"patient": list("aabbccdd"), "label": [0, 0, 0, 0, 1, 1, 1, 1]})
+        >>> folds = split(table, folds=2, repeats=1)
+        >>> [sorted(set(table["patient"][test])) for train, test in folds]
+        [['b', 'd'], ['a', 'c']]
     """
     if not isinstance(table, pd.DataFrame):
         raise DataError(

@@ -46,9 +46,10 @@ def plan(
         ConfigError: For a strategy or a setting that does not exist, with the nearest name.
         DataError: For arrays that do not fit together, or that the remedy needs and did not get.
 
-    >>> planned = plan("class_weight", [0, 0, 0, 1])
-    >>> planned.classes, planned.class_weights.round(3).tolist()
-    (('negative', 'positive'), [0.667, 2.0])
+    Examples:
+        >>> planned = plan("class_weight", [0, 0, 0, 1])
+        >>> planned.classes, planned.class_weights.round(3).tolist()
+        (('negative', 'positive'), [0.667, 2.0])
     """
     loaded = base.load_strategy(strategy)
     known = Labels.of(labels, positive, must_tell=False)

@@ -51,7 +51,7 @@ def compare(
     """Say of each method whether it ranks patients better than the baseline, by how much, and how sure that is.
 
     It is what the verb `judge` does: paired differences within folds, whole patients drawn again, one
-    interval for each rival that hold together.
+    simultaneous interval for each rival.
 
     Args:
         predictions: Name -> predictions of it on test: a DataFrame, the path of a CSV or Parquet
@@ -61,26 +61,27 @@ def compare(
         baseline: What the others are compared with; the one called baseline, or else the first.
         positive: The positive class of two; needed where nothing else tells.
         primary: The metric behind the verdict.
-        margin: A difference in it that nobody would care about.
+        margin: The largest difference in it that would not matter, in units of the metric.
         alpha: All intervals together cover 1 - alpha.
-        resamples: Of the patients.
-        sensitivity_floor: Where specificity is read.
-        seed: Of the resamples.
-        root: Folder of a project whose defaults hold; those that come with the program when left
-            out.
+        resamples: How often patients are drawn again.
+        sensitivity_floor: The sensitivity at which specificity is read, 0..1.
+        seed: Of these draws.
+        root: Folder of a project. What is left out above is taken from `compare` and `tune` of its
+            defaults; without a project from those that come with the program.
 
     Raises:
         DataError: For predictions that cannot be used, or are of different test rows; it names the
             rows.
         ConfigError: For an unknown baseline, class or metric, and for a setting out of range.
 
-    >>> import pandas as pd
-    >>> truth = [0, 1] * 30
-    >>> plain = pd.DataFrame({"label": truth, "prob": [0.4, 0.6, 0.7, 0.3, 0.2, 0.8] * 10})
-    >>> sharper = plain.assign(prob=[0.1, 0.9] * 30)
-    >>> verdicts = compare({"plain": plain, "sharper": sharper}, resamples=200)
-    >>> verdicts.table.loc["sharper", "verdict"]
-    'better'
+    Examples:
+        >>> import pandas as pd
+        >>> truth = [0, 1] * 30
+        >>> plain = pd.DataFrame({"label": truth, "prob": [0.4, 0.6, 0.7, 0.3, 0.2, 0.8] * 10})
+        >>> sharper = plain.assign(prob=[0.1, 0.9] * 30)
+        >>> verdicts = compare({"plain": plain, "sharper": sharper}, resamples=200)
+        >>> verdicts.table.loc["sharper", "verdict"]
+        'better'
     """
     given = {
         "compare.primary": primary,

@@ -14,12 +14,15 @@ from typing import Any, NoReturn
 from equipoise.cli.common import ArgumentParser, Group, Verb
 from equipoise.core import config
 from equipoise.core.errors import ConfigError, EquipoiseError, unknown_name
+from equipoise.core.text import first_of
 from equipoise.core.version import VERSION
 
 _SHELLS = ("bash", "zsh", "tcsh")
 #: Beside our own version: what numbers, runs and files come from.
 _VERSIONS = ("tensorflow", "keras", "mlflow", "dvc", "optuna", "scikit-learn", "numpy", "pandas")
 #: Options whose values are names of the project, and where params.yaml has them.
+#: Names of a kind that the help of a verb shows; completion has all of them.
+_NAMED = 20
 _NAMES = {"study": "studies", "scenario": "scenarios", "backbone": "backbones"}
 #: Lines of help are no longer, however wide the terminal is.
 _WIDTH_MAX = 100
@@ -50,9 +53,10 @@ class _VerbParser(Parser):
 
     def format_help(self) -> str:
         parts = [super().format_help().rstrip(), f"example:\n  {self.verb.example}"]
-        names = [
-            f"  {key}: {', '.join(values)}" for key, values in _names_taken(self).items() if values
-        ]
+        names = []
+        for key, values in _names_taken(self).items():
+            if values:
+                names.append(f"  {key}: {first_of(values, _NAMED, ', ')}")
         if names:
             filled = [textwrap.fill(line, _width(), subsequent_indent="    ") for line in names]
             parts.append("\n".join(["names in this project:", *filled]))

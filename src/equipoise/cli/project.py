@@ -64,6 +64,10 @@ def _main(options: Options) -> None:
         comparison = Comparison.read(study.reports_path / "comparison.json")
         say_comparison(study, comparison)
         say(f"report: {study.reports_path / 'report.html'}")
+        say(
+            f"next: open it in a browser; `equipoise ui` shows the runs; "
+            f"`equipoise promote --study {study.name}` puts the challenger into service if its gates pass"
+        )
 
 
 def _rehearse(root: Path) -> None:

@@ -72,6 +72,15 @@ def register(options: Options) -> None:
             )
 
 
+def _register(options: Options) -> None:
+    register(options)
+    for study in load_studies(options):
+        say(
+            f"next: `equipoise promote --study {study.name}` makes the challenger the champion, "
+            "if its gates pass"
+        )
+
+
 def _promote_options(parser: ArgumentParser) -> None:
     one_study(parser)
     parser.add_argument("--version", help="promote this version instead of the challenger")
@@ -91,6 +100,7 @@ def _promote(options: Options) -> None:
         return
     done = promotion.promote(study, options.version, options.force, options.reason, say)
     say(promotion.moved_text(done))
+    say(f"next: `equipoise predict --model models:/{done.model}@champion IMAGES`")
 
 
 def _promote_in_json(study: Study, options: Options) -> None:
@@ -168,7 +178,7 @@ GROUP = Group(
         Verb(
             "register",
             "make each backbone's winner a version in the model registry",
-            register,
+            _register,
             some_studies,
             example="equipoise register --study demo",
         ),

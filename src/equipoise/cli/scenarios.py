@@ -139,11 +139,13 @@ def _judge_options(parser: ArgumentParser) -> None:
         "--baseline", help="compared with (default: the one called baseline, or the first)"
     )
     parser.add_argument("--positive", metavar="CLASS", help="the positive class of two")
-    parser.add_argument("--margin", type=float, help="a difference that nobody would care about")
+    parser.add_argument("--margin", type=float, help="largest difference that would not matter")
     parser.add_argument("--alpha", type=float, help="all intervals together cover 1 - ALPHA")
-    parser.add_argument("--resamples", type=int, help="of the patients")
-    parser.add_argument("--seed", type=int, help="of the resamples")
-    parser.add_argument("--sensitivity-floor", type=float, help="where specificity is read")
+    parser.add_argument("--resamples", type=int, help="how often patients are drawn again")
+    parser.add_argument("--seed", type=int, help="of these draws")
+    parser.add_argument(
+        "--sensitivity-floor", type=float, help="sensitivity at which specificity is read"
+    )
     parser.add_argument("--page", metavar="FILE.html", help="write the page there")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there; - for the screen")
 

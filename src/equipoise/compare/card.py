@@ -122,13 +122,13 @@ def claim(comparison: Comparison, backbone: str, scenario: str) -> str:
     row = comparison.rows[backbone][scenario]
     delta = row.delta.get(comparison.primary)
     if delta is None:
-        return f"The winner on {backbone} is doing nothing, which claims nothing."
+        return f"The winner on {backbone} is doing nothing: no gain is claimed."
     primary = Endpoint.parse(comparison.primary)
     lower_is_better = metrics.REGISTRY[primary.metric].better == "lower"
     end = delta.high if lower_is_better else delta.low
     if end is None:
         return (
-            f"The winner on {backbone} is {scenario}, which claims nothing: there is no interval."
+            f"The winner on {backbone} is {scenario}, and no gain is claimed: there is no interval."
         )
     level = f"{100 * (1 - comparison.alpha):g} %"
     which = "high" if lower_is_better else "low"

@@ -110,7 +110,7 @@ def _legend(comparison: Comparison) -> str:
         says.insert(0, "* the winner")
     if comparison.comparisons > 1:
         level = 100 * (1 - comparison.alpha)
-        says.append(f"all {comparison.comparisons} intervals hold together ({level:g} %)")
+        says.append(f"all {comparison.comparisons} intervals are simultaneous ({level:g} %)")
     if comparison.units == "images":
         says.append("intervals are per image: there are no patient ids")
     locked = has_locked(comparison)

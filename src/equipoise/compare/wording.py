@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -136,7 +135,7 @@ class Terms:
     """What the sentences of all rivals of a comparison share.
 
     Attributes:
-        measured: What was measured, for example "AUROC of heads trained on data of this size".
+        measured: What was measured, for example "AUROC of classifiers trained on data of this size".
         margin: The difference that nobody would care about.
         tested: Who was tested, for example "60 opacity and 240 clear patients".
         rarer: What there are fewest of, for example "opacity patients".
@@ -158,9 +157,9 @@ def trained(scheme: str, mode: str) -> str:
         mode: probe, finetune, or predictions, of which nobody knows what made them.
 
     >>> trained("kfold", "probe"), trained("official", "finetune")
-    ('heads trained on data of this size', 'networks of this one training set')
+    ('classifiers trained on data of this size', 'networks of this one training set')
     """
-    models = {"probe": "heads", "finetune": "networks"}.get(mode, "models")
+    models = {"probe": "classifiers", "finetune": "networks"}.get(mode, "models")
     if scheme == "kfold":
         return f"{models} trained on data of this size"
     return f"{models} of this one training set"
@@ -282,17 +281,15 @@ def _differs(delta: Difference, verdict: str, shared: Terms) -> str:
 def _power(delta: Difference, verdict: str, shared: Terms) -> str:
     """What these patients could have shown, and how many would settle a difference of the margin."""
     detectable = number(delta.detectable)
-    shown = (
-        f"These {shared.tested} show differences from {rounded_up(detectable):g} on (80 % power)"
-    )
+    shown = f"With these {shared.tested} a difference of {rounded_up(detectable):g} or more would be seen (80 % power)"
     wanted = f"about {rounded_up(number(delta.patients_to_settle)):,.0f} {shared.rarer}"
     if detectable <= shared.margin:
         if verdict == "inconclusive":
             return f"{shown}; this one may be none or beyond the margin."
-        return f"{shown}: enough for {shared.margin:g}."
+        return f"{shown}: enough for the margin."
     if verdict in ("better", "worse"):
-        return f"{shown}; one of {shared.margin:g} would take {wanted}."
-    return f"{shown}; {wanted} would settle {shared.margin:g}."
+        return f"{shown}; to see the margin would take {wanted}."
+    return f"{shown}; {wanted} would settle the question."
 
 
 def _is_inside(delta: Difference, margin: float) -> bool:
@@ -371,8 +368,8 @@ def _too_few(comparison: Comparison) -> Iterable[str]:
     typical = statistics.median(measured)
     if typical > TOO_FEW:
         yield (
-            f"These data are too few to compare {_kinds(comparison)}: {shared.tested} show only differences of "
-            f"{rounded_up(typical):g} and more (80 % power)."
+            f"These data are too few to compare {_kinds(comparison)}: with {shared.tested} "
+            f"only a difference of {rounded_up(typical):g} or more would be seen (80 % power)."
         )
 
 
@@ -385,14 +382,29 @@ def _found(comparison: Comparison) -> str:
         if rival.verdict == "better":
             where = f" on {backbone}" if backbone else ""
             better.append(f"{rival.scenario}{where}")
-    words = Counter(rival.verdict for _, rival in compared)
-    counts = [f"{words[word]} {word}" for word in _VERDICTS if words[word]]
+    counts = _counts([rival for _, rival in compared], comparison.margin)
     baseline = against(comparison.baseline)
     sentence = f"No {_kind(comparison)} is better than {baseline} in {label}"
     if better:
         sentence = f"Better than {baseline} in {label}: {in_words(better)}"
     plural = "s" if len(compared) > 1 else ""
     return f"{sentence}; of {len(compared)} comparison{plural}: {in_words(counts)}."
+
+
+def _counts(compared: Sequence[Rival], margin: float) -> list[str]:
+    """How many got each verdict, and how many of those that differ do so by less than the margin."""
+    counts = []
+    for word in _VERDICTS:
+        deltas = [rival.delta for rival in compared if rival.verdict == word]
+        if not deltas:
+            continue
+        count = f"{len(deltas)} {word}"
+        small = sum(_is_inside(delta, margin) for delta in deltas)
+        if small and word in ("better", "worse"):
+            of_them = "" if small == len(deltas) else f"{small} of them "
+            count += f" ({of_them}by less than the margin of {margin:g})"
+        counts.append(count)
+    return counts
 
 
 def _kind(comparison: Comparison) -> str:
@@ -474,8 +486,19 @@ def broken_words(broken: Sequence[Broken], floor: float) -> str:
         rows.append(f"{scenario} on {backbone} finds {in_words(numbers)}")
     return (
         f"The locked threshold misses the {100 * floor:g} % sensitivity it was chosen for on test: "
-        f"{'; '.join(rows)}."
+        f"{'; '.join(rows)}{_by_chance(broken, floor)}."
     )
+
+
+def _by_chance(broken: Sequence[Broken], floor: float) -> str:
+    """How many of the misses chance may explain: those whose interval reaches what was promised."""
+    reaching = sum(number(promise.reached.high) >= floor for promise in broken)
+    if not reaching:
+        return ""
+    which = "it" if len(broken) == 1 else "all of these"
+    if reaching < len(broken):
+        which = f"{reaching} of these {len(broken)}"
+    return f"; chance may explain {which}"
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -491,12 +514,19 @@ def fixed(value: float | None, digits: int = 3) -> str | None:
 
 
 def signed(value: float | None, digits: int = 3) -> str | None:
-    """A difference with its sign; None where it does not exist.
+    """A difference with its sign, where it shows one; None where it does not exist.
 
-    >>> signed(0.0051), signed(-0.00512, digits=4)
-    ('+0.005', '-0.0051')
+    >>> signed(0.0051), signed(-0.00512, digits=4), signed(-0.00001)
+    ('+0.005', '-0.0051', '0.000')
     """
-    return None if math.isnan(number(value)) else f"{value:+.{digits}f}"
+    if math.isnan(number(value)):
+        return None
+    return _without_sign_of_zero(f"{value:+.{digits}f}")
+
+
+def _without_sign_of_zero(text: str) -> str:
+    """A number as it is printed; what is printed as zero has no direction."""
+    return text if float(text) else text.lstrip("+-")
 
 
 def setting_text(value: Any) -> str:
@@ -516,7 +546,7 @@ def interval_text(interval: Interval, form: str = ".3f") -> str:
     """0.910 [0.874, 0.940], with a dash for a number that does not exist."""
     shown = []
     for end in (interval.value, interval.low, interval.high):
-        shown.append("-" if math.isnan(number(end)) else f"{end:{form}}")
+        shown.append("-" if math.isnan(number(end)) else _without_sign_of_zero(f"{end:{form}}"))
     value, low, high = shown
     return f"{value} [{low}, {high}]"
 
@@ -586,8 +616,8 @@ def intervals(facts: Facts) -> Iterable[str]:
     tested = comparison.test_patients if units == "patients" else comparison.test_images
     together = ""
     if comparison.comparisons > 1:
-        together = f"; those of the {comparison.comparisons} differences hold together (max-T)"
-    yield f"Intervals resample the {tested} test {units} {comparison.resamples} times{together}."
+        together = f"; those of the {comparison.comparisons} differences are simultaneous (max-T)"
+    yield f"Intervals resample the {tested:,} test {units} {comparison.resamples:,} times{together}."
 
 
 def winners_claim(facts: Facts) -> Iterable[str]:
@@ -634,7 +664,7 @@ def positive_majority(facts: Facts) -> Iterable[str]:
 _WARNINGS = {
     "EQ005": "too few patients to stratify",
     "EQ006": "one picture under two classes",
-    "EQ007": "the files' metadata tell the classes apart, and a network may use the same shortcut",
+    "EQ007": "the files' metadata tell the classes apart, so part of what a network learns may be how files were made",
     "EQ008": "labels permuted between patients are learned, so test is not independent of train",
     "EQ009": "results hang on few patients",
     "EQ-OFFICIAL": (

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from equipoise.core import dicom, rasters
 from equipoise.core.documents import ClassCount, IngestSummary
+from equipoise.core.text import counted
 from equipoise.ingest import leftovers
 from equipoise.ingest.quarantine import Quarantined
 
@@ -115,7 +116,7 @@ def _flag_text(summary: IngestSummary, flag: str) -> str:
 def _quarantine_lines(summary: IngestSummary, quarantined: Sequence[Quarantined]) -> list[str]:
     if not quarantined:
         return ["  0 files quarantined"]
-    lines = [f"  {len(quarantined)} files quarantined:"]
+    lines = [f"  {counted(len(quarantined), 'file')} quarantined:"]
     for item in quarantined[:_NAMED]:
         lines.append(f"    {item.image_id}: {item.reason}")
     further = len(quarantined) - _NAMED

@@ -203,7 +203,12 @@ def _in_braces(section: Mapping[str, Any]) -> str:
 def _sentences(wish: Wish, count: int, dataset: Dataset, task: Task) -> list[str]:
     card = dataset.card
     others = [name for name in task.classes if name != task.positive_class]
-    meaning = next(iter(card.readings.values()))
+    reading, meaning = next(iter(card.readings.items()))
+    if reading == "image":
+        meaning += (
+            ". Where a patient has several images, intervals are then too narrow, and one patient may stand on both "
+            "sides: name patients by --table, or by ingest.patient_folder in params.yaml (docs/your-images.md)"
+        )
     return [
         f"{text.counted(count, 'image')} in {wish.images}, read as {card.title}",
         f"positive is {task.positive_class}, against {text.in_words(others)}",

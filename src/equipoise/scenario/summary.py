@@ -85,19 +85,22 @@ def summarise(
 
 
 #: Metrics that the last line of a scenario shows.
-_SHOWN = ("auroc", "specificity_at_sensitivity")
+_SHOWN = {
+    "auroc": "AUROC",
+    "specificity_at_sensitivity": "specificity at {floor:g} % sensitivity",
+}
 
 
 def summary_text(summary: ScenarioSummary) -> str:
     """One line: what was run, and its main numbers on test."""
     numbers = []
-    for name in _SHOWN:
+    floor = summary.settings["tune"]["sensitivity_floor"]
+    for name, title in _SHOWN.items():
         measured = summary.metrics["free"].get(name)
         # In a small test part a number may be hidden.
         if measured is not None and measured.value is not None and np.isfinite(measured.value):
-            label = name.replace("_", " ")
             ends = f"{_end(measured.low)}, {_end(measured.high)}"
-            numbers.append(f"{label} {measured.value:.3f} [{ends}]")
+            numbers.append(f"{title.format(floor=100 * floor)} {measured.value:.3f} [{ends}]")
     what = f"{summary.scenario} on {summary.study}, {summary.backbone}"
     return f"{what}: test {', '.join(numbers)}"
 

@@ -13,6 +13,7 @@ from equipoise.core.config import Split, Study
 from equipoise.core.documents import ClassCount, RoundCounts, SplitSummary
 from equipoise.core.errors import DataError, unknown_name
 from equipoise.core.records import Manifest, Splits, class_table
+from equipoise.core.text import counted
 from equipoise.split.checks import check_split
 from equipoise.split.official import Sides, divided_rows, published_test_sides
 from equipoise.split.strata import (
@@ -127,7 +128,7 @@ def summary_text(summary: SplitSummary) -> str:
     """Say what a split reached: the counts of its first round, and the answers of its checks."""
     lines = [
         f"{summary.scheme}, {summary.patients} patients by {summary.group_by}, "
-        f"{len(summary.rounds)} round(s)"
+        f"{counted(len(summary.rounds), 'round')}"
     ]
     for part, classes in summary.rounds[0].parts.items():
         counts = [
@@ -151,7 +152,7 @@ def _lone_patients(summary: SplitSummary) -> list[str]:
         for name, count in of_round.parts["test"].items():
             rounds_of_class[name] += count.patients == 1
     return [
-        f"  test has 1 patient of {name} in {rounds} of {len(summary.rounds)} round(s): what depends on one "
+        f"  test has 1 patient of {name} in {rounds} of {counted(len(summary.rounds), 'round')}: what depends on one "
         f"patient gets no interval and no verdict; scheme kfold would test every patient"
         for name, rounds in rounds_of_class.items()
         if rounds

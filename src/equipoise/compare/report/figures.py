@@ -40,7 +40,7 @@ from equipoise.compare.report.drawing import (
     stacked_panels,
     svg_of,
 )
-from equipoise.compare.wording import BASELINE, Rival, number, primary_label, rivals
+from equipoise.compare.wording import BASELINE, Rival, number, primary_label, rivals, signed
 from equipoise.core.documents import Comparison
 from equipoise.core.records import CALIBRATED, RAW
 from equipoise.evaluation.metrics import REGISTRY, Endpoint
@@ -210,12 +210,12 @@ def _forest_caption(comparison: Comparison, label: str) -> str:
     looks = [f"{verdict}: {look.words}" for verdict, look in VERDICTS.items()]
     together = ""
     if comparison.comparisons > 1:
-        together = f"; the {comparison.comparisons} intervals hold together"
+        together = f"; all {comparison.comparisons} intervals cover the truth together"
     return (
         f"Difference to the baseline in {label}: estimate and simultaneous {level_text(comparison.alpha)} "
-        f"interval, paired over {comparison.resamples} resamples of {comparison.units}{together}. "
-        f"Shaded: the margin of "
-        f"{comparison.margin:g}, within which a difference does not matter. "
+        f"interval, paired over {comparison.resamples:,} resamples of {comparison.units}{together}. "
+        f"Shaded: the margin of {comparison.margin:g}, within which a difference is taken not to matter "
+        f"(compare.margin). "
         f"{'; '.join(looks)}."
     )
 
@@ -223,7 +223,7 @@ def _forest_caption(comparison: Comparison, label: str) -> str:
 def _difference_row(name: str, rival: Rival) -> list[str]:
     cells = [name, rival.verdict]
     for end in (rival.delta.value, rival.delta.low, rival.delta.high):
-        cells.append("\u2013" if end is None else f"{end:+.4f}")
+        cells.append(signed(end, digits=4) or "\u2013")
     return cells
 
 

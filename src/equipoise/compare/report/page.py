@@ -141,13 +141,17 @@ def _facts(
         "Dataset": source(study.dataset, comparison.group_by).title,
         "Patients": patients_tested,
         "Images": f"{ingest.images:,}",
-        "Split": _split_words(comparison),
+        "Split": _split_words(study, comparison),
         "Code and settings": code_of(results),
     }
 
 
-def _split_words(comparison: Comparison) -> str:
-    scheme = f"{comparison.folds} folds" if comparison.folds > 1 else comparison.scheme
+def _split_words(study: Study, comparison: Comparison) -> str:
+    scheme = comparison.scheme
+    if comparison.folds > 1:
+        repeats = study.settings.split.repeats
+        dealt = f"{comparison.folds} x {repeats}" if repeats > 1 else f"{comparison.folds}"
+        scheme = f"{dealt} folds"
     return f"{scheme}, by {comparison.group_by}"
 
 
