@@ -125,7 +125,12 @@ def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
     # Two networks with their optimisers need not lie in memory side by side.
     del choosing
     training = Training(inputs, task.on_all(kept_step))
-    training.finish()
+    try:
+        training.finish()
+    except TrialFailed:
+        # Nothing will go on from it: other settings are another training.
+        chosen_by.remove()
+        raise
     kept = training.best
     backbone_weights, tuned_head = network.divided(kept.weights, training.standardiser)
     logits = _served_logits(training, backbone_weights, tuned_head, wanted)
