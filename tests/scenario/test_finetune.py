@@ -32,7 +32,7 @@ from equipoise.scenario import network as networks
 from equipoise.scenario import stage as scenario
 from equipoise.scenario import steps as stepping
 from equipoise.scenario.activations import Activations
-from equipoise.scenario.checkpoint import Checkpoint
+from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, Losses, TrainingState
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.pixels import Pixels
 from equipoise.split import stage as splits
@@ -535,6 +535,29 @@ def test_a_killed_run_goes_on_to_the_same_bytes(drawn, checkpoints, monkeypatch,
     assert as_bytes(tuned(drawn, "oversample", finetune=options)) == uninterrupted
     assert steps == ([5, 6] if on_all else [5, 6, 1, 2, 3, 4, 5, 6])
     assert not list(checkpoints.glob("*"))
+
+
+def test_a_damaged_checkpoint_is_none(tmp_path):
+    logits = np.zeros((3, 2))
+    state = TrainingState(
+        evaluations=[Evaluation(0, logits)],
+        curve=[Losses(0, np.nan, 0.5)],
+        best=KeptWeights(0, 0.5, logits, [np.ones(2)]),
+        weights=[np.ones(2)],
+        optimizer=[np.zeros(2)],
+    )
+    checkpoint = Checkpoint(tmp_path / "one")
+    assert checkpoint.load() is None
+    checkpoint.save(state)
+    assert checkpoint.load().step == 0
+    whole = checkpoint.path.read_bytes()
+    changed = whole.replace(b"'descr'", b"'de\"cr'", 1)
+    assert changed != whole
+    for damaged in (b"", whole[:500], changed):
+        checkpoint.path.write_bytes(damaged)
+        assert checkpoint.load() is None
+    files.write_arrays(checkpoint.path, steps=np.zeros(1))
+    assert checkpoint.load() is None, "of another version"
 
 
 def test_another_setting_does_not_go_on_from_a_checkpoint(drawn):

@@ -1,4 +1,4 @@
-"""The same plan and objective end to end in Keras, from the solved head (LP-FT, Kumar et al., arXiv 2202.10054)."""
+"""The same plan and objective for a network, from its solved head (LP-FT, Kumar et al. 2022, arXiv 2202.10054)."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def held_out(inputs: Inputs, train: np.ndarray, patients: np.ndarray) -> np.ndar
 
 
 class Trials:
-    """Trains the trials of a search end to end: a `tuning.Trainer`.
+    """Fine-tunes the trials of a search: a `tuning.Trainer`.
 
     Each trial is trained as `fine_tune` does, from the same seed and on the same slice.
     """
