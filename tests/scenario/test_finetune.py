@@ -32,7 +32,7 @@ from equipoise.scenario import network as networks
 from equipoise.scenario import stage as scenario
 from equipoise.scenario import steps as stepping
 from equipoise.scenario.activations import Activations
-from equipoise.scenario.checkpoint import Checkpoint
+from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, Losses, TrainingState
 from equipoise.scenario.matrix import Inputs
 from equipoise.scenario.pixels import Pixels
 from equipoise.split import stage as splits
@@ -389,6 +389,23 @@ def test_what_is_evaluated_is_the_average_of_the_weights(drawn):
         np.testing.assert_array_equal(variable, values[-1], "training goes on from the last step")
 
 
+def test_an_error_while_weights_are_averaged_leaves_those_of_the_last_step(drawn, monkeypatch):
+    made = training(drawn, finetune={"average_decay": 0.6})
+    made.finish()
+    last = made.network.get_weights()
+    seen = []
+
+    def fail(images):
+        seen.extend(made.network.get_weights())
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(made.reader, "logits", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        made.evaluate(4)
+    assert not all(map(np.array_equal, seen, last)), "it failed among the averages"
+    assert all(map(np.array_equal, made.network.get_weights(), last))
+
+
 def test_the_steps_that_the_slice_chose_are_taken_on_all_of_train(drawn, monkeypatch):
     made, plain = [], finetune.Training.finish
     monkeypatch.setattr(finetune.Training, "finish", lambda self: made.append(self) or plain(self))
@@ -434,6 +451,21 @@ def test_a_diverging_run_is_a_failed_trial_and_leaves_nothing(drawn, monkeypatch
     with pytest.raises(TrialFailed, match=r"diverged at step 3: .*finetune.learning_rate"):
         list(made.evaluations())
     assert not made.checkpoint.path.exists()
+
+
+def test_a_run_that_diverges_on_all_of_train_leaves_nothing(drawn, checkpoints, monkeypatch):
+    refuse, seen = finetune._refuse_divergence, []
+
+    def refuse_later(losses, last_step):
+        seen.append(len(list(checkpoints.glob("*/state.npz"))))
+        refuse([np.nan] if len(seen) == 4 else losses, last_step)
+
+    monkeypatch.setattr(finetune, "_refuse_divergence", refuse_later)
+    monkeypatch.setattr(finetune.Training, "evaluate", with_loss(fall))
+    with pytest.raises(TrialFailed, match="diverged at step 4"):
+        tuned(drawn, save_seconds=0)
+    assert seen == [0, 1, 1, 2], "one by which the step was chosen, and one on all of train"
+    assert not list(checkpoints.glob("*"))
 
 
 def test_mixed_precision_without_a_gpu_is_refused(drawn):
@@ -503,6 +535,29 @@ def test_a_killed_run_goes_on_to_the_same_bytes(drawn, checkpoints, monkeypatch,
     assert as_bytes(tuned(drawn, "oversample", finetune=options)) == uninterrupted
     assert steps == ([5, 6] if on_all else [5, 6, 1, 2, 3, 4, 5, 6])
     assert not list(checkpoints.glob("*"))
+
+
+def test_a_damaged_checkpoint_is_none(tmp_path):
+    logits = np.zeros((3, 2))
+    state = TrainingState(
+        evaluations=[Evaluation(0, logits)],
+        curve=[Losses(0, np.nan, 0.5)],
+        best=KeptWeights(0, 0.5, logits, [np.ones(2)]),
+        weights=[np.ones(2)],
+        optimizer=[np.zeros(2)],
+    )
+    checkpoint = Checkpoint(tmp_path / "one")
+    assert checkpoint.load() is None
+    checkpoint.save(state)
+    assert checkpoint.load().step == 0
+    whole = checkpoint.path.read_bytes()
+    changed = whole.replace(b"'descr'", b"'de\"cr'", 1)
+    assert changed != whole
+    for damaged in (b"", whole[:500], changed):
+        checkpoint.path.write_bytes(damaged)
+        assert checkpoint.load() is None
+    files.write_arrays(checkpoint.path, steps=np.zeros(1))
+    assert checkpoint.load() is None, "of another version"
 
 
 def test_another_setting_does_not_go_on_from_a_checkpoint(drawn):

@@ -336,7 +336,7 @@ class Train(Section):
 
 
 class Finetune(Section):
-    """The last mile: the same plan and objective end to end, from the solved head.
+    """The last mile: the same plan and objective for the last block, or the whole network, from the solved head.
 
     Attributes:
         unfreeze: What is trained beside the head. What lies below the last block is computed once

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,31 +106,33 @@ class Checkpoint:
         try:
             with np.load(self.path, allow_pickle=False) as saved:
                 arrays = {name: saved[name] for name in saved.files}
-        except (OSError, ValueError, zipfile.BadZipFile):
+            return _state_of(arrays)
+        except Exception:  # a damaged file may raise anything, and all of it means: begin anew
             return None
-        if "curve" not in arrays:  # of before losses were kept
-            return None
-        evaluations = []
-        for step, logits in zip(arrays["steps"], arrays["logits"]):
-            evaluations.append(Evaluation(int(step), logits))
-        curve = [Losses(int(row[0]), float(row[1]), float(row[2])) for row in arrays["curve"]]
-        best = KeptWeights(
-            step=int(arrays["kept"]),
-            loss=float(arrays["loss"]),
-            logits=evaluations[-1].logits,
-            weights=_in_order("best", arrays),
-        )
-        return TrainingState(
-            evaluations=evaluations,
-            curve=curve,
-            best=best,
-            weights=_in_order("now", arrays),
-            optimizer=_in_order("optimizer", arrays),
-        )
 
     def remove(self) -> None:
         """Remove the file and its folder."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+def _state_of(arrays: Mapping[str, np.ndarray]) -> TrainingState:
+    evaluations = []
+    for step, logits in zip(arrays["steps"], arrays["logits"]):
+        evaluations.append(Evaluation(int(step), logits))
+    curve = [Losses(int(row[0]), float(row[1]), float(row[2])) for row in arrays["curve"]]
+    best = KeptWeights(
+        step=int(arrays["kept"]),
+        loss=float(arrays["loss"]),
+        logits=evaluations[-1].logits,
+        weights=_in_order("best", arrays),
+    )
+    return TrainingState(
+        evaluations=evaluations,
+        curve=curve,
+        best=best,
+        weights=_in_order("now", arrays),
+        optimizer=_in_order("optimizer", arrays),
+    )
 
 
 def _numbered(prefix: str, values: list[np.ndarray]) -> dict[str, np.ndarray]:

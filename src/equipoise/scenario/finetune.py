@@ -1,4 +1,4 @@
-"""The same plan and objective end to end in Keras, from the solved head (LP-FT, Kumar et al., arXiv 2202.10054)."""
+"""The same plan and objective for a network, from its solved head (LP-FT, Kumar et al. 2022, arXiv 2202.10054)."""
 
 from __future__ import annotations
 
@@ -125,7 +125,12 @@ def fine_tune(inputs: Inputs, task: Task, wanted: np.ndarray) -> FinetuneResult:
     # Two networks with their optimisers need not lie in memory side by side.
     del choosing
     training = Training(inputs, task.on_all(kept_step))
-    training.finish()
+    try:
+        training.finish()
+    except TrialFailed:
+        # Nothing will go on from it: other settings are another training.
+        chosen_by.remove()
+        raise
     kept = training.best
     backbone_weights, tuned_head = network.divided(kept.weights, training.standardiser)
     logits = _served_logits(training, backbone_weights, tuned_head, wanted)
@@ -179,7 +184,7 @@ def held_out(inputs: Inputs, train: np.ndarray, patients: np.ndarray) -> np.ndar
 
 
 class Trials:
-    """Trains the trials of a search end to end: a `tuning.Trainer`.
+    """Fine-tunes the trials of a search: a `tuning.Trainer`.
 
     Each trial is trained as `fine_tune` does, from the same seed and on the same slice.
     """

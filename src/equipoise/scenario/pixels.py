@@ -106,7 +106,7 @@ class Pixels:
         file = self._file(position)
         try:
             return np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # not there, or cut short by a full disk
+        except Exception:  # not there, or damaged, which may raise anything: make it again
             return self._decode(position)
 
     def _decode(self, position: int) -> np.ndarray:

@@ -92,10 +92,12 @@ def averaged(network: Any, optimizer: Any) -> Iterator[None]:
         return
     variables = network.trainable_variables
     now = [variable.numpy() for variable in variables]
-    optimizer.finalize_variable_values(variables)
-    yield
-    for variable, value in zip(variables, now):
-        variable.assign(value)
+    try:
+        optimizer.finalize_variable_values(variables)
+        yield
+    finally:
+        for variable, value in zip(variables, now):
+            variable.assign(value)
 
 
 def training_step(
