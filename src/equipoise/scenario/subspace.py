@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equipoise.scenario import directions
+from equipoise.scenario import descent, directions
+from equipoise.scenario.descent import LEAST_CURVATURE
 from equipoise.scenario.directions import MOST_DIRECTIONS, Directions
-from equipoise.scenario.loss import margin_losses
+from equipoise.scenario.loss import MarginLosses
 from equipoise.scenario.rows import blocks
 
 #: Heads of a fold that are moved at the same time. Fewer leave the products of the matrix narrow, with
@@ -41,14 +42,6 @@ _ROUNDS_OF_A_HESSIAN = 4
 
 #: Rounds after which a head leaves its seat even if it is not solved.
 _MAX_ROUNDS = 100
-
-#: Armijo's constant: the share of the promised decrease that a step must reach.
-_SUFFICIENT_DECREASE = 1e-4
-
-_MAX_HALVINGS = 30
-
-#: A curvature is not taken for less, so that steps stay finite where the loss is flat.
-_LEAST_CURVATURE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -243,7 +236,7 @@ class _Seats:
         mean_curvature = point.curvature.sum(axis=2, keepdims=True)
         squares = np.append(self._heads.spectrum, 1)
         curvature = mean_curvature * squares.astype(gradient.dtype) + penalty
-        descent = gradient / np.maximum(curvature, _LEAST_CURVATURE)
+        descent = gradient / np.maximum(curvature, LEAST_CURVATURE)
         squared_norm = np.vecdot(gradient, descent)
         return _Arrived(parameters, descent, np.sqrt(squared_norm))
 
@@ -326,7 +319,7 @@ class _Seats:
             weights = self._weights[..., rows]
             sign = self._sign[..., rows]
             margins = sign * (scores[..., rows] + self._offset)
-            losses = margin_losses(margins, self._focusing)
+            losses = MarginLosses(margins, self._focusing)
             # In float64: the noise of a float32 sum made line searches fail close to the solution.
             loss += np.einsum("fkn,fkn->fk", weights, losses.loss, dtype=np.float64)
             signed = weights * sign
@@ -352,18 +345,17 @@ class _Seats:
         moves &= promised < 0
         step[~moves] = 0
         along = self._directions.scores(step)
-        resolution = np.finfo(along.dtype).eps
-        highest = start.value + 10 * resolution * np.abs(start.value)
-        length = np.ones_like(promised)
-        for _ in range(_MAX_HALVINGS):
+        length = np.zeros_like(promised)
+        too_long = moves
+        for shorter in descent.lengths():
+            length[too_long] = shorter
             # What fell already is evaluated at the same place again.
             self.point = self._beyond(start, step, along, length)
-            decrease = _SUFFICIENT_DECREASE * length * promised
-            fell = self.point.value <= highest + decrease
+            highest = descent.highest(start.value, length * promised, along.dtype)
+            fell = self.point.value <= highest
             too_long = moves & ~fell
             if not too_long.any():
                 return
-            length[too_long] *= 0.5
         length[too_long] = 0
         self.point = self._beyond(start, step, along, length)
 
@@ -387,7 +379,7 @@ class _Seats:
         of_loss = self._hessian[..., :m, :m]
         hessian = of_loss[chosen].astype(np.float64)
         diagonal = np.arange(m)
-        hessian[:, diagonal, diagonal] += penalty[chosen] + _LEAST_CURVATURE
+        hessian[:, diagonal, diagonal] += penalty[chosen] + LEAST_CURVATURE
         downhill = -gradient[chosen][..., None]
         solved = np.linalg.solve(hessian, downhill)
         step = np.zeros_like(self.point.coefficients)
