@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from equipoise.scenario import head, newton, solver
 from equipoise.scenario import rows as rows_
-from equipoise.scenario.loss import margin_curvature, margin_losses
+from equipoise.scenario.loss import MarginLosses
 from equipoise.scenario.solver import Rotated
 from equipoise.strategies.base import Objective
 
@@ -97,10 +97,12 @@ def test_weights_that_are_no_numbers_give_no_number():
 @pytest.mark.parametrize("focusing", [0.0, 0.5, 1.0, 2.0, 5.0])
 def test_the_curvature_is_the_change_of_the_slope(focusing):
     margin = np.linspace(-6, 12, 91)
-    ends = [margin_losses(margin + step, focusing).slope for step in (1e-5, -1e-5)]
+    ends = [MarginLosses(margin + step, focusing).slope for step in (1e-5, -1e-5)]
     expected = (ends[0] - ends[1]) / 2e-5
     assert (expected < -1e-6).any() == (focusing > 0), "focal loss is not convex"
-    assert margin_curvature(margin, focusing) == pytest.approx(np.maximum(expected, 0), abs=1e-8)
+    assert MarginLosses(margin, focusing).curvature == pytest.approx(
+        np.maximum(expected, 0), abs=1e-8
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])

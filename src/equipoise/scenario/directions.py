@@ -27,8 +27,8 @@ _INDEPENDENT = 0.1
 #: A candidate of unit length whose part outside the directions is shorter than this lies within them.
 _LEAST_LENGTH = 1e-3
 
-#: Rows of a product that OpenBLAS takes at a time: eleven take longer than twelve.
-_ROWS_AT_A_TIME = 4
+#: Rows of a product that OpenBLAS takes at a time: seven take longer than eight.
+_ROWS_AT_A_TIME = 8
 
 
 class Directions:
@@ -153,8 +153,9 @@ class Directions:
         vectors[: len(folds)] = new[folds, places]
         scores = np.empty((len(vectors), num_rows), new.dtype)
         for block in blocks(num_rows):
-            part = self._matrix[block]
-            scores[:, block] = vectors @ part.T
+            # Three fifths of the time of `vectors @ part.T` with AVX-512, about as much without.
+            part = self._matrix[block] @ vectors.T
+            scores[:, block] = part.T
         for fold, vector, of_vector in zip(folds, vectors, scores):
             at = self.count[fold]
             rows = self.rows[fold]

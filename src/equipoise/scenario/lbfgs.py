@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from equipoise.scenario import descent
+
 #: Steps that are remembered.
 _MEMORY = 10
 
@@ -21,11 +23,6 @@ _MAX_ITERATIONS = 500
 #: Iterations before which curvature is measured: once when a head has left its start, and once more
 #: near the solution. On real features that is half of the iterations; a third time gains nothing.
 _MEASURED_AT = (3, 9)
-
-#: Armijo's constant: the share of the promised decrease that a step must reach.
-_SUFFICIENT_DECREASE = 1e-4
-
-_MAX_HALVINGS = 30
 
 #: Finished heads are dropped when they are more than this share: dropping copies the history.
 _DROPPED_FRACTION = 0.1
@@ -297,7 +294,7 @@ def _line_search(
     heads: _Heads,
     direction: np.ndarray,
     slope: np.ndarray,
-    length: np.ndarray,
+    longest: np.ndarray,
     finished: np.ndarray,
 ) -> _Heads:
     """Halve the step of each head until its objective falls enough (Armijo, equation 3.4).
@@ -305,17 +302,13 @@ def _line_search(
     Finished heads stay where they are. So does a head that has no such step, which then is stalled.
     """
     moved = heads.copy()
-    # Close to the solution an objective falls by less than it is rounded by.
-    resolution = np.finfo(direction.dtype).eps
-    noise = 10 * resolution * np.abs(heads.value)
     pending = np.flatnonzero(~finished)
-    for _ in range(_MAX_HALVINGS):
+    for length in descent.lengths(longest):
         step = _each(length[pending]) * direction[pending]
         point = heads.point[pending] + step
         value, gradient = problem.evaluate(point, heads.number[pending])
-        decrease = _SUFFICIENT_DECREASE * length[pending] * slope[pending]
-        highest = heads.value[pending] + decrease + noise[pending]
-        fell = value <= highest
+        change = length[pending] * slope[pending]
+        fell = value <= descent.highest(heads.value[pending], change, direction.dtype)
         accepted = pending[fell]
         moved.point[accepted] = point[fell]
         moved.value[accepted] = value[fell]
@@ -323,7 +316,6 @@ def _line_search(
         pending = pending[~fell]
         if not len(pending):
             break
-        length[pending] *= 0.5
     moved.stalled[pending] = True
     return moved
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from equipoise.scenario.loss import margin_curvature, margin_losses
+from equipoise.scenario import descent
+from equipoise.scenario.loss import MarginLosses
 from equipoise.scenario.rows import Features, blocks, read_if_one_block
 from equipoise.strategies.base import Objective
 
@@ -36,11 +37,6 @@ _GOOD_SHARE = 0.05
 #: A step of a factor is trusted when the curvature along it is its slope but for this share: of an
 #: exact step the two are equal. Else float32 was too coarse, or the factor is of too far away.
 _TRUSTED_SHARE = 0.5
-
-#: Armijo's constant: the share of the promised decrease that a step must reach.
-_SUFFICIENT_DECREASE = 1e-4
-
-_MAX_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -221,19 +217,19 @@ class _Loss:
 
     def value(self, scores: np.ndarray) -> float:
         """Weighted mean."""
-        return float(self.shares @ margin_losses(self._margins(scores), self.focusing).loss)
+        return float(self.shares @ self._losses(scores).loss)
 
     def slope(self, scores: np.ndarray) -> np.ndarray:
         """Of the weighted loss in each score, (num_rows,)."""
-        slope = margin_losses(self._margins(scores), self.focusing).slope
-        return self.shares * self.sign * slope
+        return self.shares * self.sign * self._losses(scores).slope
 
     def curvature(self, scores: np.ndarray) -> np.ndarray:
         """Of the weighted loss in each score, (num_rows,), nowhere below 0."""
-        return self.shares * margin_curvature(self._margins(scores), self.focusing)
+        return self.shares * self._losses(scores).curvature
 
-    def _margins(self, scores: np.ndarray) -> np.ndarray:
-        return self.sign * (scores + self.offset)
+    def _losses(self, scores: np.ndarray) -> MarginLosses:
+        margins = self.sign * (scores + self.offset)
+        return MarginLosses(margins, self.focusing)
 
 
 def minimise(
@@ -376,20 +372,16 @@ class _Search:
 
     def _moved(self, step: _Step, fall: float) -> bool:
         """Go along a step as far as the objective falls enough; False where it does nowhere."""
-        # Close to the solution an objective falls by less than it is rounded by.
-        noise = 10 * np.finfo(float).eps * abs(self.value)
-        length = 1.0
-        for _ in range(_MAX_HALVINGS):
+        for length in descent.lengths():
             scores = self.scores + length * step.scores
             square = self.square + 2 * length * step.cross + length**2 * step.square
             value = self.loss.value(scores) + 0.5 * self.l2 * square
-            if value <= self.value - _SUFFICIENT_DECREASE * length * fall + noise:
+            if value <= descent.highest(self.value, -length * fall):
                 self.unknowns = self.unknowns + length * step.change
                 self.scores = scores
                 self.square = square
                 self.value = value
                 return True
-            length *= 0.5
         return False
 
     def _minimum(self, decrement: float) -> Minimum:

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, helmert
 from scipy.special import log_softmax
 
+from equipoise.scenario import descent
 from equipoise.scenario.loss import focal, focal_curvature
 from equipoise.scenario.rows import Features, Rows, blocks, read_if_one_block
 from equipoise.strategies.base import Objective
@@ -57,11 +58,6 @@ _TRUSTED_SHARE = 0.5
 #: Where the objective falls by no more than its rounding, a step gains nothing that does not promise
 #: less than this share of what the last one did. Where a class weighs nothing that is 0.37.
 _STALLED_SHARE = 0.8
-
-#: Armijo's constant: the share of the promised decrease that a step must reach.
-_SUFFICIENT_DECREASE = 1e-4
-
-_MAX_HALVINGS = 30
 
 #: No step moves a score by more than this at once: where a loss is flat a step would never end.
 _LONGEST_STEP = 30.0
@@ -496,7 +492,7 @@ class _Search:
             step = self._newton_step() if np.isfinite(self.value) else None
             if step is None:
                 break
-            gains = step.fall > self._rounding or step.fall <= _STALLED_SHARE * last
+            gains = step.fall > descent.rounding(self.value) or step.fall <= _STALLED_SHARE * last
             last = step.fall
             if gains and self._moved(step):
                 continue
@@ -593,23 +589,16 @@ class _Search:
     def _moved(self, step: _Step) -> bool:
         """Go along a step as far as the objective falls enough; False where it does nowhere."""
         longest = np.abs(step.scores).max()
-        length = _LONGEST_STEP / max(longest, _LONGEST_STEP)
-        for _ in range(_MAX_HALVINGS):
+        for length in descent.lengths(_LONGEST_STEP / max(longest, _LONGEST_STEP)):
             unknowns = self.unknowns + length * step.change
             scores = self.scores + length * step.scores
             value = self._value(unknowns, scores)
-            if value <= self.value - _SUFFICIENT_DECREASE * length * step.fall + self._rounding:
+            if value <= descent.highest(self.value, -length * step.fall):
                 self.unknowns = unknowns
                 self.scores = scores
                 self.value = value
                 return True
-            length *= 0.5
         return False
-
-    @property
-    def _rounding(self) -> float:
-        """Of the objective: close to the solution it falls by less."""
-        return 10 * np.finfo(float).eps * abs(self.value)
 
     def _value(self, unknowns: np.ndarray, scores: np.ndarray) -> float:
         """The objective."""

@@ -19,9 +19,10 @@ import numpy as np
 from scipy.linalg import eigh
 
 from equipoise.scenario import lbfgs, subspace
+from equipoise.scenario.descent import LEAST_CURVATURE
 from equipoise.scenario.kept import Arrays, Kept, key_of
 from equipoise.scenario.lbfgs import Evaluated
-from equipoise.scenario.loss import focal, margin_curvature, margin_losses
+from equipoise.scenario.loss import MarginLosses, focal
 from equipoise.scenario.rows import Features, blocks, read_if_one_block, scratch
 from equipoise.strategies.base import Objective
 
@@ -38,10 +39,6 @@ FEWEST_SHARING = 512
 #: Curvature of the loss of a row at the start, p(1-p) at p = 1/2: scales the first coordinates. Any
 #: positive value gives the same optimum.
 _FIRST_CURVATURE = 0.25
-
-#: A curvature is not taken for less: where the loss is flat and nothing is penalised, coordinates
-#: would become infinite.
-_LEAST_CURVATURE = 1e-10
 
 #: With at least as many rows as features the eigenbasis is found by way of the features. In float32
 #: that is faster from this share of the features on, because the way of the rows needs float64.
@@ -355,7 +352,7 @@ class Problem:
     def _scale(self, curvature: np.ndarray, l2: np.ndarray) -> np.ndarray:
         """One over the square root of the curvature of loss and penalty, (j, K, rank + 1)."""
         whole = curvature + self.penalised * l2[:, None, None]
-        scale = 1 / np.sqrt(np.maximum(whole, _LEAST_CURVATURE))
+        scale = 1 / np.sqrt(np.maximum(whole, LEAST_CURVATURE))
         return scale.astype(self.dtype)
 
     def _curvature(self, parameters: np.ndarray, heads: np.ndarray) -> np.ndarray:
@@ -394,7 +391,7 @@ class Problem:
     def _two_class_loss(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> Evaluated:
         """Weighted loss of a block of rows, and its gradient in their scores (j, 1, num_rows)."""
         weights = self.weights[heads, rows]
-        row_losses = margin_losses(self._margins(scores, rows, heads), self.focusing[heads])
+        row_losses = MarginLosses(self._margins(scores, rows, heads), self.focusing[heads])
         gradient = weights * row_losses.slope
         gradient *= self.sign[rows]
         return Evaluated(_weighted_sums(weights, row_losses.loss), gradient[:, None])
@@ -404,7 +401,7 @@ class Problem:
     ) -> np.ndarray:
         """Weighted curvature of a block of rows in their scores, (j, 1, num_rows)."""
         margins = self._margins(scores, rows, heads)
-        curvature = margin_curvature(margins, self.focusing[heads])
+        curvature = MarginLosses(margins, self.focusing[heads]).curvature
         return (self.weights[heads, rows] * curvature)[:, None]
 
     def _margins(self, scores: np.ndarray, rows: slice, heads: np.ndarray) -> np.ndarray:

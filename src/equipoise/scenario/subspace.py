@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equipoise.scenario import directions
+from equipoise.scenario import descent, directions
+from equipoise.scenario.descent import LEAST_CURVATURE
 from equipoise.scenario.directions import MOST_DIRECTIONS, Directions
-from equipoise.scenario.loss import margin_losses
+from equipoise.scenario.loss import MarginLosses
 from equipoise.scenario.rows import blocks
 
 #: Heads of a fold that are moved at the same time. Fewer leave the products of the matrix narrow, with
@@ -41,14 +42,6 @@ _ROUNDS_OF_A_HESSIAN = 4
 
 #: Rounds after which a head leaves its seat even if it is not solved.
 _MAX_ROUNDS = 100
-
-#: Armijo's constant: the share of the promised decrease that a step must reach.
-_SUFFICIENT_DECREASE = 1e-4
-
-_MAX_HALVINGS = 30
-
-#: A curvature is not taken for less, so that steps stay finite where the loss is flat.
-_LEAST_CURVATURE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -145,6 +138,10 @@ def _record(minimum: Minimum, seats: _Seats, arrived: _Arrived, finished: np.nda
     minimum.gradient_norm[number] = arrived.norm[finished]
 
 
+#: Seats: int (j,), their folds, and int (j,), their numbers within the folds.
+_Places = tuple[np.ndarray, ...]
+
+
 class _Point(NamedTuple):
     """Where the heads of all seats stand on their rows.
 
@@ -161,6 +158,19 @@ class _Point(NamedTuple):
     value: np.ndarray
     slope: np.ndarray
     curvature: np.ndarray
+
+    def at(self, places: _Places) -> _Point:
+        """Of j seats, (j, ...)."""
+        return _Point(*(of_all[places] for of_all in self))
+
+    def put(self, places: _Places, point: _Point) -> None:
+        """Write that of j seats in its place."""
+        for of_all, of_some in zip(self, point):
+            of_all[places] = of_some
+
+    def copy(self) -> _Point:
+        """The same in arrays that can be written to."""
+        return _Point(*(of_all.copy() for of_all in self))
 
 
 class _Arrived(NamedTuple):
@@ -198,7 +208,7 @@ class _Seats:
         )
         self._waiting = [of_fold.tolist() for of_fold in members]
         rows = self._directions.rows
-        self._sign = heads.sign[rows][:, None]
+        self._sign = heads.sign[rows]
         num_folds, num_used = rows.shape
         num_seats = min(_SEATS, max(map(len, members)))
         shape = (num_folds, num_seats)
@@ -212,10 +222,14 @@ class _Seats:
         # Hessians of the loss along the directions, and the curvature of the rows behind them.
         self._hessian = np.zeros((*shape, MOST_DIRECTIONS, MOST_DIRECTIONS), dtype)
         self._measured = np.zeros((*shape, num_used), dtype)
-        for place in np.ndindex(shape):
-            self._take(place)
-        nowhere = np.zeros((*shape, MOST_DIRECTIONS))
-        self.point = self._at(nowhere, self._directions.scores(nowhere))
+        self.point = _Point(
+            coefficients=np.zeros((*shape, MOST_DIRECTIONS)),
+            scores=np.zeros((*shape, num_used), dtype),
+            value=np.zeros(shape),
+            slope=np.zeros((*shape, num_used), dtype),
+            curvature=np.zeros((*shape, num_used), dtype),
+        )
+        self.leave(np.ones(shape, dtype=bool))
 
     @property
     def is_taken(self) -> np.ndarray:
@@ -243,7 +257,7 @@ class _Seats:
         mean_curvature = point.curvature.sum(axis=2, keepdims=True)
         squares = np.append(self._heads.spectrum, 1)
         curvature = mean_curvature * squares.astype(gradient.dtype) + penalty
-        descent = gradient / np.maximum(curvature, _LEAST_CURVATURE)
+        descent = gradient / np.maximum(curvature, LEAST_CURVATURE)
         squared_norm = np.vecdot(gradient, descent)
         return _Arrived(parameters, descent, np.sqrt(squared_norm))
 
@@ -258,10 +272,11 @@ class _Seats:
         """Give the seats of finished heads, bool (F, k), to those that wait."""
         if not finished.any():
             return
-        for place in zip(*np.nonzero(finished)):
+        places = np.nonzero(finished)
+        for place in zip(*places):
             self._take(place)
-        point = self.point
-        self.point = self._at(point.coefficients, point.scores)
+        begun = self._at(places, self.point.coefficients[places], self.point.scores[places])
+        self.point.put(places, begun)
 
     def learn(self, candidates: np.ndarray) -> None:
         """Take up new directions from candidates (F, k, num_parameters), and extend the Hessians."""
@@ -316,25 +331,27 @@ class _Seats:
         self._focusing[place] = heads.focusing[head]
         self._l2[place] = heads.l2[head]
 
-    def _at(self, coefficients: np.ndarray, scores: np.ndarray) -> _Point:
-        """Everything that is known of a point, from its coefficients and its scores."""
-        *_, num_used = scores.shape
-        loss = np.zeros(self.head.shape)
+    def _at(self, places: _Places, coefficients: np.ndarray, scores: np.ndarray) -> _Point:
+        """Everything that is known of a point of j heads, from its coefficients and its scores."""
+        folds, seats = places
+        offset = self._offset[places]
+        focusing = self._focusing[places]
+        loss = np.zeros(len(folds))
         slope = np.empty_like(scores)
         curvature = np.empty_like(scores)
-        for rows in blocks(num_used):
-            weights = self._weights[..., rows]
-            sign = self._sign[..., rows]
-            margins = sign * (scores[..., rows] + self._offset)
-            losses = margin_losses(margins, self._focusing)
+        for rows in blocks(scores.shape[-1]):
+            weights = self._weights[folds, seats, rows]
+            sign = self._sign[folds, rows]
+            margins = sign * (scores[:, rows] + offset)
+            losses = MarginLosses(margins, focusing)
             # In float64: the noise of a float32 sum made line searches fail close to the solution.
-            loss += np.einsum("fkn,fkn->fk", weights, losses.loss, dtype=np.float64)
+            loss += np.einsum("jn,jn->j", weights, losses.loss, dtype=np.float64)
             signed = weights * sign
-            slope[..., rows] = signed * losses.slope
-            curvature[..., rows] = weights * losses.curvature
-        penalised = coefficients[..., 1:]
+            slope[:, rows] = signed * losses.slope
+            curvature[:, rows] = weights * losses.curvature
+        penalised = coefficients[:, 1:]
         squared = np.vecdot(penalised, penalised)
-        value = loss + 0.5 * self._l2[..., 0] * squared
+        value = loss + 0.5 * self._l2[places][:, 0] * squared
         # A head that diverged must touch no other one of its fold.
         diverged = ~np.isfinite(value)
         slope[diverged] = 0
@@ -346,34 +363,25 @@ class _Seats:
         if not chosen.any():
             return
         self._measure()
-        start = self.point
-        moves = chosen & np.isfinite(start.value)
+        moves = chosen & np.isfinite(self.point.value)
         step, promised = self._newton_step(moves)
         moves &= promised < 0
-        step[~moves] = 0
         along = self._directions.scores(step)
-        resolution = np.finfo(along.dtype).eps
-        highest = start.value + 10 * resolution * np.abs(start.value)
-        length = np.ones_like(promised)
-        for _ in range(_MAX_HALVINGS):
-            # What fell already is evaluated at the same place again.
-            self.point = self._beyond(start, step, along, length)
-            decrease = _SUFFICIENT_DECREASE * length * promised
-            fell = self.point.value <= highest + decrease
-            too_long = moves & ~fell
-            if not too_long.any():
+        start = self.point.copy()
+        for length in descent.lengths():
+            places = np.nonzero(moves)
+            tried = self._at(
+                places,
+                start.coefficients[places] + length * step[places],
+                start.scores[places] + length * along[places],
+            )
+            self.point.put(places, tried)
+            highest = descent.highest(start.value, length * promised, along.dtype)
+            moves &= ~(self.point.value <= highest)
+            if not moves.any():
                 return
-            length[too_long] *= 0.5
-        length[too_long] = 0
-        self.point = self._beyond(start, step, along, length)
-
-    def _beyond(
-        self, start: _Point, step: np.ndarray, along: np.ndarray, length: np.ndarray
-    ) -> _Point:
-        """A step of some length (F, k) from a point on; `along` are the scores of the step."""
-        each = length[..., None]
-        scaled = along * each.astype(along.dtype)
-        return self._at(start.coefficients + each * step, start.scores + scaled)
+        places = np.nonzero(moves)
+        self.point.put(places, start.at(places))
 
     def _newton_step(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Steps (F, k, m) of the chosen heads, bool (F, k), and slopes (F, k) along them; of others 0."""
@@ -387,7 +395,7 @@ class _Seats:
         of_loss = self._hessian[..., :m, :m]
         hessian = of_loss[chosen].astype(np.float64)
         diagonal = np.arange(m)
-        hessian[:, diagonal, diagonal] += penalty[chosen] + _LEAST_CURVATURE
+        hessian[:, diagonal, diagonal] += penalty[chosen] + LEAST_CURVATURE
         downhill = -gradient[chosen][..., None]
         solved = np.linalg.solve(hessian, downhill)
         step = np.zeros_like(self.point.coefficients)
