@@ -426,11 +426,11 @@ def test_the_store_of_one_project_is_not_that_of_the_next(tmp_path, monkeypatch,
         assert os.environ.get("MLFLOW_TRACKING_URI") == given
 
 
-def test_a_lock_is_of_one_subject():
-    held = tracking.machine_lock(["a test", "one"], timeout_seconds=0)
-    other = tracking.machine_lock(["a test", "another"], timeout_seconds=0)
+def test_a_lock_is_of_one_subject(tmp_path):
+    held = tracking.machine_lock([str(tmp_path), "one"], timeout_seconds=0)
+    other = tracking.machine_lock([str(tmp_path), "another"], timeout_seconds=0)
     with held, other, pytest.raises(Timeout):
-        tracking.machine_lock(["a test", "one"], timeout_seconds=0).acquire()
+        tracking.machine_lock([str(tmp_path), "one"], timeout_seconds=0).acquire()
 
 
 # --- stores that are not as they should be --------------------------------------------------------
