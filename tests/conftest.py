@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import yaml
@@ -75,6 +77,11 @@ def run(
 
 def git(folder: Path, *words: str) -> str:
     return run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words).stdout
+
+
+def path_of(uri: str) -> Path:
+    """The path that an address `file://` means, whatever letters it has."""
+    return Path(url2pathname(urlsplit(uri).path))
 
 
 def of_ci(name: str) -> ModuleType:

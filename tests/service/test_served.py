@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from conftest import REPO, run
+from conftest import REPO, path_of, run
 from equipoise.core import images
 from equipoise.service import served
 from equipoise.service.together import Together
@@ -43,7 +43,7 @@ def package(workspace) -> Path:
     """Folder of the registered MLflow model."""
     store = MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
     version = store.get_model_version_by_alias("equipoise-demo", "challenger")
-    return Path(version.source.removeprefix("file://"))
+    return path_of(version.source)
 
 
 @pytest.fixture(scope="module")
