@@ -3,20 +3,48 @@
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from equipoise.registry import homes
 
 REPO = Path(__file__).resolve().parent.parent
-# Workers of pytest-xdist have it, and tables would be broken at 80 characters.
-os.environ.pop("COLUMNS", None)
+#: What a user may have set for work of one's own: tests would write into other stores and repositories, ask a proxy for
+#: servers of this machine, or read output of another width and colour. Which kernels multiply is no such thing.
+_OF_THE_USER = re.compile(
+    r"(?i)(MLFLOW|DVC|GIT|EQUIPOISE|AWS|DASK|OPTUNA|KERAS|TF|XLA|JOBLIB|LOKY)_(?!CPP_MIN_LOG_LEVEL|ENABLE_ONEDNN_OPTS).*"
+    r"|(HTTPS?|ALL|FTP)_PROXY|COLUMNS|LINES|(NO|FORCE|CLI)_?COLOR(_FORCE)?|PYTHON(WARNINGS|OPTIMIZE|INSPECT|IOENCODING)"
+)
+for _name in list(filter(_OF_THE_USER.fullmatch, os.environ)):
+    del os.environ[_name]
+# Nobody's name, signing key or default branch, and no repository around temporary files; a GPU rounds in its own way.
+os.environ |= {
+    "GIT_CEILING_DIRECTORIES": os.path.realpath(tempfile.gettempdir()),
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "CUDA_VISIBLE_DEVICES": "-1",
+}
+# The same examples everywhere, however long a busy machine takes over one.
+settings.register_profile(
+    "everywhere",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("everywhere")
 #: What a checkout consists of; nothing that a run made.
 _CHECKOUT = (
     "src",
@@ -36,18 +64,9 @@ def run(
     folder: Path, *command: str, check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run a program as a user would, with this environment's programs first on the path and no tracking address."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MLFLOW_", "GIT_"))
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    kept |= {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "DVC_NO_ANALYTICS": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        **environment,
-    }
+    kept |= {"TF_CPP_MIN_LOG_LEVEL": "3", **environment}
     done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
     if check and done.returncode:
         raise AssertionError(
@@ -58,6 +77,11 @@ def run(
 
 def git(folder: Path, *words: str) -> str:
     return run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words).stdout
+
+
+def path_of(uri: str) -> Path:
+    """The path that an address `file://` means, whatever letters it has."""
+    return Path(url2pathname(urlsplit(uri).path))
 
 
 def of_ci(name: str) -> ModuleType:

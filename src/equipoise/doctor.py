@@ -158,7 +158,7 @@ def bytecode(sources: Sequence[Path], writes: bool = not sys.dont_write_bytecode
         "warning",
         "bytecode",
         f"{folder} is not compiled and {why}: each stage takes seconds longer to start; "
-        f"{advice}, or run `python -m compileall -q {folder}` once",
+        f'{advice}, or run `python -m compileall -q "{folder}"` once',
     )
 
 

@@ -304,9 +304,10 @@ def require_checkout(root: Path) -> None:
     """Refuse a folder that is no git checkout, as one that came in a zip.
 
     Raises:
-        ConfigError: With the commands that make it one.
+        ConfigError: With the commands that make it one, or when git or a home folder is missing.
     """
     environment.require_git()
+    environment.require_home()
     if environment.git("rev-parse", "--git-dir", folder=root) is None:
         raise ConfigError(
             f"{root} is no git checkout (did it come as a zip?), and DVC works inside one: run `git init`, "
@@ -343,7 +344,8 @@ def reproduce(root: Path, variables: Mapping[str, str] | None = None) -> None:
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
     _drop_cut_lock(root / ".dvc/tmp/rwlock")
     command = [sys.executable, "-m", "dvc", "repro"]
-    of_stages = {**os.environ, "PATH": path, **(variables or {})}
+    # DVC asks for the name of the user, and ends where there is none.
+    of_stages = {"USER": environment.user(), **os.environ, "PATH": path, **(variables or {})}
     code = subprocess.run(command, cwd=root, env=of_stages).returncode
     if code:
         raise EquipoiseError(f"`dvc repro` ended with code {code}; its last lines say why.")

@@ -5,7 +5,6 @@ import operator
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
 from equipoise.scenario import stage as scenario
 from fabricate import made
+from fabricate.servers import free_port
 
 ALONE, TWO, DASK = Engine(), Engine(workers=2), Engine(backend="dask", workers=2)
 JOBS = [(base, power) for base in range(5) for power in range(4)]
@@ -42,7 +42,7 @@ def test_in_threads_keeps_the_order_when_the_first_is_the_slowest():
 
     def work(item):
         if item == 0:
-            assert last_done.wait(10)
+            assert last_done.wait(600)
         if item == 5:
             last_done.set()
         return item
@@ -104,10 +104,7 @@ class Cluster:
     """
 
     def __init__(self, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
+        self.address = f"tcp://127.0.0.1:{free_port()}"
         self.folder = folder
         self.processes = {}
 
@@ -115,7 +112,7 @@ class Cluster:
         folders = [REPO / "src", REPO / "tests", Path(__file__).parent]
         variables = dict(os.environ)
         variables["PYTHONPATH"] = os.pathsep.join(map(str, folders))
-        variables["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"] = "60s"
+        variables["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"] = "600s"
         command = [sys.executable, "-m", "dask", *words]
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -123,16 +120,21 @@ class Cluster:
             )
 
     def engine(self) -> Engine:
-        """Start whatever is missing, and return the engine once the scheduler answers."""
+        """Start whatever is missing, and return the engine once both workers are there."""
         from distributed import Client
 
+        for name in [
+            name for name, process in self.processes.items() if process.poll() is not None
+        ]:
+            del self.processes[name]
         if "scheduler" not in self.processes:
             self.start("scheduler", "scheduler", "--host", self.address, "--no-dashboard")
         for name in {"first", "second"} - set(self.processes):
             options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--name", name)
             self.start(name, "worker", self.address, *options)
-        with Client(self.address, timeout=60, set_as_default=False):
-            return Engine(backend="dask", scheduler=self.address)
+        with Client(self.address, timeout=600, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=600)
+        return Engine(backend="dask", scheduler=self.address)
 
     def kill(self, *names: str) -> None:
         for name in names or list(self.processes):
@@ -171,7 +173,7 @@ def kill_when_busy(cluster: Cluster, name: str) -> threading.Thread:
     from distributed import Client
 
     def wait_and_kill():
-        with Client(cluster.address, set_as_default=False) as client:
+        with Client(cluster.address, timeout=600, set_as_default=False) as client:
             busy = {}
             while not busy.get(name):
                 workers = client.scheduler_info(n_workers=-1)["workers"]
@@ -195,7 +197,7 @@ def test_a_killed_worker_and_a_restarted_scheduler_change_no_byte(tmp_path, monk
     study_on_cluster = study.model_copy(update={"engine": cluster.engine()})
     thread = kill_when_busy(cluster, "second")
     scenario.run(study_on_cluster, made.BACKBONE, "baseline", joined / "baseline")
-    thread.join(30)
+    thread.join(600)
     assert list(cluster.processes) == ["scheduler", "first"]
     assert files_of(joined / "baseline") == files_of(alone / "baseline")
     cluster.kill()
@@ -252,6 +254,14 @@ def meanwhile(_: int) -> int:
 
 
 _AT_ONCE: list[int] = []
+_MEETING = threading.Barrier(2)
+
+
+def meets_another(_: int) -> bool:
+    """Whether another job runs in this process meanwhile."""
+    with contextlib.suppress(threading.BrokenBarrierError):
+        _MEETING.wait(600)
+    return not _MEETING.broken
 
 
 def test_a_worker_with_several_threads_does_one_job_at_a_time():
@@ -264,7 +274,7 @@ def test_a_worker_with_several_threads_does_one_job_at_a_time():
         here = environment.versions()
         calls = [client.submit(parallel.do_job, meanwhile, (n,), here) for n in range(8)]
         assert client.gather(calls) == [1] * 8
-        assert max(client.gather([client.submit(meanwhile, n) for n in range(8)])) > 1
+        assert client.gather([client.submit(meets_another, n) for n in range(2)]) == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def any_scores():
 
 
 @given(any_scores(), arrays.arrays(bool, 16), st.sampled_from([0.3, 0.5, 0.9, 0.95]))
-@effort(max_examples=80, deadline=None)
+@effort(max_examples=80)
 def test_the_floor_takes_the_highest_threshold_that_reaches_it(prob, truth, floor):
     truth[:2] = [True, False]
     threshold = lock_threshold(prob, truth, rule("sensitivity_floor"), floor)
@@ -182,7 +182,7 @@ def test_the_floor_takes_the_highest_threshold_that_reaches_it(prob, truth, floo
 
 
 @given(any_scores(), arrays.arrays(bool, 16))
-@effort(max_examples=80, deadline=None)
+@effort(max_examples=80)
 def test_youden_takes_the_largest_sum_of_both_rates(prob, truth):
     truth[:2] = [True, False]
     threshold = lock_threshold(prob, truth, rule("youden"), 0.9)

@@ -172,7 +172,7 @@ def test_class_0_as_the_positive_class_swaps_the_roles(name):
     arrays.arrays(int, 25, elements=st.integers(0, 3)),
     st.sampled_from([0.01, 0.5, 0.9, 0.95, 0.999]),
 )
-@effort(max_examples=60, deadline=None)
+@effort(max_examples=60)
 def test_rank_metrics_with_many_ties(scores, truth, weights, floor):
     truth[:2], weights[:2] = [True, False], 1
     probabilities = np.stack([1 - scores, scores], axis=1)

@@ -72,7 +72,7 @@ def test_300_of_300_confident_models_have_a_slope_in_every_resample():
     st.lists(st.integers(0, 2), min_size=12, max_size=12),
     st.sampled_from([0.01, 1.0, 9.0]),
 )
-@effort(max_examples=150, deadline=None)
+@effort(max_examples=150)
 def test_there_is_a_fit_exactly_where_the_classes_overlap(places, bits, counts, scale):
     logit = scale * np.array(places, dtype=float)
     truth = np.array([bool(bits >> index & 1) for index in range(len(logit))])

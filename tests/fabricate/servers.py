@@ -8,6 +8,7 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -70,11 +71,31 @@ class TrackingServer:
         return _s3(self.s3).Bucket(self.bucket).objects.filter(Prefix=prefix)
 
 
+#: For a program to start: a guard against one that never does, and no measure of the machine.
+START_SECONDS = 600
+
+
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
+    """A port of the loopback interface for a server to come; the system gives it to nobody else for a minute.
+
+    A connection was closed on it: only who binds it by its number, as servers do, gets it now.
+    """
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        probe.listen(1)
+        address = probe.getsockname()
+        with socket.create_connection(address), contextlib.closing(probe.accept()[0]):
+            pass  # the accepted end is closed first: that is the one which waits
+        return address[1]
+
+
+def answers(address: str) -> bool:
+    """Whether a server says that it is up; one that is being started may refuse, or let the question wait."""
+    try:
+        return requests.get(address, timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
 def postgres_folder() -> Path | None:
@@ -120,8 +141,8 @@ def started(accounts: bool = True, host: str = "127.0.0.1") -> Iterator[Tracking
     import moto.server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    # Short and not below pytest's folder: PostgreSQL refuses to run as root, and its user must come in.
-    folder = Path(tempfile.mkdtemp(prefix="equipoise-servers-"))
+    # Not below pytest's folder: PostgreSQL refuses to run as root, and its user must come in.
+    folder = Path(tempfile.mkdtemp(prefix="equipoise-servers-", dir=_open_to_all()))
     folder.chmod(0o755)
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -133,6 +154,16 @@ def started(accounts: bool = True, host: str = "127.0.0.1") -> Iterator[Tracking
         _s3(endpoint).create_bucket(Bucket=_BUCKET)
         uri = stack.enter_context(_mlflow(database, endpoint, folder, accounts, host))
         yield TrackingServer(uri, endpoint, f"{database}/mlflow")
+
+
+def _open_to_all() -> Path:
+    """A folder for temporary files that every user of this machine may come into."""
+    for folder in map(Path, (tempfile.gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108
+        if all(
+            place.stat().st_mode & stat.S_IXOTH for place in (folder, *folder.absolute().parents)
+        ):
+            return folder
+    return Path(tempfile.gettempdir())
 
 
 def _s3(endpoint: str):
@@ -153,12 +184,19 @@ def _postgres(programs: Path, folder: Path) -> Iterator[str]:
         nobody = pwd.getpwnam("nobody")
         os.chown(data, nobody.pw_uid, nobody.pw_gid)
         identity = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    initdb = f"-D {data} -U equipoise -A trust --no-sync -E UTF8 --locale=C".split()
-    command = [str(programs / "initdb"), *initdb]
+    initdb = ["-U", "equipoise", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"]
+    command = [str(programs / "initdb"), "-D", str(data), *initdb]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, **identity)
     port = free_port()
-    options = f"-D {data} -h 127.0.0.1 -p {port} -c fsync=off -c synchronous_commit=off".split()
-    command = [str(programs / "postgres"), *options, "-k", ""]  # no socket in a folder
+    options = f"-h 127.0.0.1 -p {port} -c fsync=off -c synchronous_commit=off".split()
+    command = [
+        str(programs / "postgres"),
+        "-D",
+        str(data),
+        *options,
+        "-k",
+        "",
+    ]  # no socket in a folder
     with _program(command, folder / "postgres.log", **identity) as alive:
         address = f"postgresql://equipoise@127.0.0.1:{port}"
         while alive():
@@ -199,10 +237,8 @@ def _mlflow(database: str, endpoint: str, folder: Path, accounts: bool, host: st
     command = [sys.executable, "-m", "mlflow", "server", *options]
     uri = f"http://{host}:{port}"
     with _program(command, folder / "mlflow.log", env=kept, cwd=folder) as alive:
-        while alive():
-            with contextlib.suppress(requests.ConnectionError):
-                if requests.get(f"{uri}/health", timeout=5).ok:
-                    break
+        while alive() and not answers(f"{uri}/health"):
+            pass
         yield uri
 
 
@@ -214,7 +250,7 @@ def _program(command: list[str], log: Path, **options) -> Iterator:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, start_new_session=True, **options
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + START_SECONDS
 
     def alive() -> bool:
         time.sleep(0.1)

@@ -48,7 +48,8 @@ class Server(ThreadingHTTPServer):
         self.status: int | None = None
         self.drops: list[int] = []  # after how many bytes each answer ends, one entry per answer
         self.later: dict = {}  # what changes after the first answer
-        self.seconds_per_piece = 0.0
+        self.holds_after: int | None = None  # bytes, after which nothing more comes until `goes_on`
+        self.goes_on = threading.Event()
         self.sent: list[int] = []
         self.asked: list[dict[str, str]] = []
         self.address = f"http://127.0.0.1:{self.server_address[1]}/archive.zip"
@@ -82,13 +83,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         body = body[: server.drops.pop(0)] if server.drops else body
         for piece in (body[at : at + 50_000] for at in range(0, len(body), 50_000)):
+            if server.sent[place] == server.holds_after:
+                server.goes_on.wait(600)
             server.sent[place] += len(piece)  # before the client has it, and may look
             try:
                 self.wfile.write(piece)
             except OSError:
                 server.sent[place] -= len(piece)
                 break
-            time.sleep(server.seconds_per_piece)
         vars(server).update(server.later)
 
 
@@ -350,21 +352,22 @@ fetch.run("lungs", root=Path({root!r}))
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_a_killed_download_goes_on_with_the_missing_bytes_only(place, server, pin):
     pin(published=False)
-    server.seconds_per_piece = 0.05
+    server.holds_after = 1_200_000
     code = KILLED.format(source=str(REPO / "src"), address=server.address, root=str(place))
     killed = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 60
-        while size(place / PART) < 500_000:
+        until = time.monotonic() + 600
+        while size(place / PART) < 1_000_000:
             assert time.monotonic() < until
             assert killed.poll() is None
             time.sleep(0.01)
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
+        server.goes_on.set()
     have = size(place / PART)
-    assert 500_000 <= have < len(GOOD)
-    before, server.seconds_per_piece = len(server.sent), 0.0
+    assert 1_000_000 <= have <= 1_200_000
+    before, server.holds_after = len(server.sent), None
     fetched(place)
     assert server.sent[before:] == [len(GOOD) - have]
 

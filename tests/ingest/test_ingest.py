@@ -476,6 +476,17 @@ def test_a_key_inside_the_repository_is_refused(films, monkeypatch):
     assert not (films / "secrets").exists()
 
 
+def test_without_a_home_folder_the_place_of_the_key_is_asked_for(tmp_path, monkeypatch):
+    def getpwuid(uid):
+        raise KeyError(uid)
+
+    for name in ("EQUIPOISE_KEY", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", getpwuid)
+    with pytest.raises(ConfigError, match=r"there is no such home folder\. Set EQUIPOISE_KEY"):
+        pseudonyms.load("one", tmp_path)
+
+
 # --- originals read again ------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from conftest import copy_workspace, run, state_of
+from conftest import copy_workspace, path_of, run, state_of
 from equipoise import cli
 from equipoise.core import config, files
 from equipoise.core.errors import ConfigError
@@ -195,10 +195,7 @@ def test_evidence_travels_with_the_version(shop):
         artifact_path=f"{made.tags['equipoise.folder']}/MODEL_CARD.md",
         tracking_uri=uri(shop),
     )
-    assert (
-        Path(card).read_text()
-        == (Path(made.source.removeprefix("file://")) / "MODEL_CARD.md").read_text()
-    )
+    assert Path(card).read_text() == (path_of(made.source) / "MODEL_CARD.md").read_text()
 
 
 def test_registering_again_makes_no_second_version(shop, equipoise):
@@ -254,7 +251,7 @@ def test_other_weights_under_the_same_evidence_are_found(shop, equipoise, tmp_pa
     store = client(shop)
     first = store.get_model_version(NAME, "1")
     changed = tmp_path / "model"
-    shutil.copytree(first.source.removeprefix("file://"), changed)
+    shutil.copytree(path_of(first.source), changed)
     (described,) = changed.rglob("network/model.json")
     content = json.loads(described.read_text())
     content["calibrator"]["biases"][1] += 0.1
@@ -377,7 +374,7 @@ def test_comparison_that_is_stale_or_leaks_registers_nothing(
 
 def test_input_example_works_and_is_no_patient(shop):
     made = client(shop).get_model_version(NAME, "1")
-    folder = Path(made.source.removeprefix("file://"))
+    folder = path_of(made.source)
     package = mlflow.models.Model.load(folder)
     assert package.run_id == made.run_id
     example = package.load_input_example(str(folder))
@@ -429,7 +426,7 @@ def of_other_code(shop, tmp_path) -> str:
     store = client(shop)
     first = store.get_model_version(NAME, "1")
     changed = tmp_path / "model"
-    shutil.copytree(first.source.removeprefix("file://"), changed)
+    shutil.copytree(path_of(first.source), changed)
     module = changed / "code/equipoise/evaluation/calibration.py"
     module.write_text(module.read_text() + OTHER_CODE)
     made = store.create_model_version(NAME, changed.as_uri(), first.run_id, tags=first.tags)
@@ -462,7 +459,7 @@ def test_a_version_is_run_by_the_code_that_it_was_saved_with(
 def test_a_process_that_serves_is_gone_when_it_fails(shop, tmp_path):
     first = client(shop).get_model_version(NAME, "1")
     broken = tmp_path / "model"
-    shutil.copytree(first.source.removeprefix("file://"), broken)
+    shutil.copytree(path_of(first.source), broken)
     (broken / "code/equipoise/service/predictor.py").write_text("import no_such_module")
     with pytest.raises(ConfigError, match=r"cannot be loaded: .*no_such_module"):
         models.load(str(broken), shop)
@@ -512,8 +509,8 @@ def test_a_copy_that_was_told_where_it_is_keeps_its_own_files(
     assert len(addresses) > 4
     assert not [address for address in addresses if f"{workspace}/" in address]
     source = client(copied).get_model_version_by_alias(NAME, "challenger").source
-    assert Path(source.removeprefix("file://")).is_relative_to(copied)
-    assert (Path(source.removeprefix("file://")) / "MLmodel").is_file()
+    assert path_of(source).is_relative_to(copied)
+    assert (path_of(source) / "MLmodel").is_file()
     assert "0 addresses" in equipoise(copied, "track", "--rehome")[1]
 
 
@@ -521,7 +518,7 @@ def test_a_version_of_code_that_was_not_committed_learns_its_commit(shop, equipo
     """Edit, main, commit, promote: the order in which people work, and that of the README."""
     store = client(shop)
     first = store.get_model_version(NAME, "1")
-    served = contents(Path(first.source.removeprefix("file://")))
+    served = contents(path_of(first.source))
     store.create_model_version(NAME, first.source, first.run_id, tags=first.tags)
     dirty = {"equipoise.uncommitted": "params.yaml", "equipoise.git_commit": "0" * 40}
     for key, value in dirty.items():
@@ -547,4 +544,4 @@ def test_a_version_of_code_that_was_not_committed_learns_its_commit(shop, equipo
     made = store.get_model_version(NAME, str(newest + 1))
     assert made.tags["equipoise.uncommitted"] == ""
     assert (made.run_id, made.source == first.source) == (first.run_id, False)
-    assert contents(Path(first.source.removeprefix("file://"))) == served
+    assert contents(path_of(first.source)) == served

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import sqlite3
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,7 +13,7 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import RestException
 from mlflow.tracking import MlflowClient
 
-from conftest import git
+from conftest import git, path_of
 from equipoise import cli
 from equipoise.core import config, files
 from equipoise.core.documents import Difference, ScenarioSummary
@@ -90,7 +89,7 @@ def test_a_run_says_who_made_it_when_and_of_what(baseline, summary, workspace):
 
 
 def test_every_number_with_its_interval_and_every_setting_lie_in_files(store, baseline, summary):
-    place = Path(baseline.info.artifact_uri.removeprefix("file://"))
+    place = path_of(baseline.info.artifact_uri)
     rows = json.loads((place / "intervals.json").read_text())
     table = pd.DataFrame(rows["data"], columns=rows["columns"]).set_index(["point", "metric"])
     numbers = sum(len(metrics) for metrics in summary.metrics.values())
@@ -426,11 +425,11 @@ def test_the_store_of_one_project_is_not_that_of_the_next(tmp_path, monkeypatch,
         assert os.environ.get("MLFLOW_TRACKING_URI") == given
 
 
-def test_a_lock_is_of_one_subject():
-    held = tracking.machine_lock(["a test", "one"], timeout_seconds=0)
-    other = tracking.machine_lock(["a test", "another"], timeout_seconds=0)
+def test_a_lock_is_of_one_subject(tmp_path):
+    held = tracking.machine_lock([str(tmp_path), "one"], timeout_seconds=0)
+    other = tracking.machine_lock([str(tmp_path), "another"], timeout_seconds=0)
     with held, other, pytest.raises(Timeout):
-        tracking.machine_lock(["a test", "one"], timeout_seconds=0).acquire()
+        tracking.machine_lock([str(tmp_path), "one"], timeout_seconds=0).acquire()
 
 
 # --- stores that are not as they should be --------------------------------------------------------

@@ -52,11 +52,11 @@ def test_the_page_is_served_to_this_machine_and_ctrl_c_ends_it(study):
         answer = requests.get(
             f"{link[1]}/api/2.0/mlflow/experiments/get",
             params={"experiment_id": link[2]},
-            timeout=30,
+            timeout=600,
         )
         assert answer.json()["experiment"]["name"] == "equipoise-made"
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     assert (process.returncode, said.splitlines()[-1]) == (0, "The server has ended.")

@@ -345,7 +345,8 @@ def test_blocks_of_rows_give_the_search_of_all_rows_at_once(
         solution = solver.search(rotated, labels, weights, objectives, l2, folds, scratch_folder)
         solutions.append(solution)
         assert isinstance(rotated.matrix.base, np.memmap) == bool(fixture)
-    assert solutions[1].objective == pytest.approx(solutions[0].objective, rel=1e-6)
+    # Both end somewhere below a gradient of 3e-4; kernels put them 2e-7 to 5e-7 apart.
+    assert solutions[1].objective == pytest.approx(solutions[0].objective, rel=1e-5)
     assert scratch_folder.is_dir()
     assert not list(scratch_folder.iterdir()), "a file without a name"
 

@@ -715,7 +715,7 @@ def run_python(code, *arguments):
 @pytest.mark.parametrize("batches_done", [0, 2, 4])
 def test_a_killed_scenario_goes_on_and_ends_in_the_very_same_bytes(study, batches_done):
     """Two seeds with three batches each; the kill comes while the next batch is solved."""
-    assert run_python(KILLED, batches_done).wait(timeout=120) == -signal.SIGKILL
+    assert run_python(KILLED, batches_done).wait(timeout=600) == -signal.SIGKILL
     assert not study.result_path(made.BACKBONE, "class_weight").exists()
     kept = {path: path.stat().st_mtime_ns for path in (study.cache_path / "searches").glob("*.npz")}
     assert len(kept) == batches_done
@@ -751,7 +751,7 @@ choice = tuning.tune(made.train_matrix(), strategy, {}, section, 0, [1, 4, 0, 0]
 
 def test_two_processes_at_once_agree_and_leave_a_store_that_can_be_read(store, solve, tmp_path):
     pair = [run_python(ONE_OF_TWO, tmp_path, name) for name in ("first", "second")]
-    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    assert [process.wait(timeout=600) for process in pair] == [0, 0]
     first, second = ((tmp_path / name).read_text() for name in ("first", "second"))
     again = search(store=replace(store, name="made/shared"), solve=solve, trials=8, batch_trials=2)
     assert first == second == repr([again.settings, again.summary, again.trials.to_json()])

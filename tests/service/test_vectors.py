@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from conftest import path_of
 from equipoise import cli
 from equipoise.compare import stage as compare
 from equipoise.core import config
@@ -74,7 +74,7 @@ def winner_of(study):
 
 def test_the_model_answers_vectors_with_the_stored_predictions(shop):
     stored, given = stored_and_vectors(shop)
-    folder = winner_of(shop).source.removeprefix("file://")
+    folder = str(path_of(winner_of(shop).source))
     model = mlflow.pyfunc.load_model(folder)
     answers = model.predict(pd.DataFrame({"vector": given}))
     assert len(answers) > 100
@@ -97,7 +97,7 @@ def test_the_model_answers_vectors_with_the_stored_predictions(shop):
 
 
 def test_it_is_served_without_tensorflow(shop):
-    folder = winner_of(shop).source.removeprefix("file://")
+    folder = str(path_of(winner_of(shop).source))
     code = (
         "import sys, mlflow, pandas as pd\n"
         f"model = mlflow.pyfunc.load_model({folder!r})\n"
@@ -114,7 +114,7 @@ def test_it_is_served_without_tensorflow(shop):
 
 def test_another_checkout_asks_it_in_a_process_of_its_own(shop):
     stored, given = stored_and_vectors(shop)
-    model = packaged.Packaged(Path(winner_of(shop).source.removeprefix("file://")))
+    model = packaged.Packaged(path_of(winner_of(shop).source))
     try:
         answers = model.predict(pd.DataFrame({"vector": given[:20]}))
     finally:

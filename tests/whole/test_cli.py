@@ -337,7 +337,7 @@ def test_bash_completes_verbs_options_and_names(checkout, monkeypatch, capsys):
     def completed(*words):
         line = " ".join(f"'{word}'" for word in words)
         commands = (
-            f"source {script}; complete -p equipoise > asked; COMP_WORDS=({line}); "
+            f"source {shlex.quote(str(script))}; complete -p equipoise > asked; COMP_WORDS=({line}); "
             f"COMP_CWORD={len(words) - 1}; $(sed 's/.*-F *\\([^ ]*\\).*/\\1/' asked); "
             'printf "%s\n" "${COMPREPLY[@]}"'
         )

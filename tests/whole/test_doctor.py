@@ -92,15 +92,15 @@ def test_another_folder_where_dvc_looks_is_moved_away_first(on_another_disk, tmp
 
 
 def test_packages_that_are_compiled_anew_in_every_stage_are_a_warning(tmp_path):
-    source = tmp_path / "package/__init__.py"
-    source.parent.mkdir()
+    source = tmp_path / "a disk/package/__init__.py"
+    source.parent.mkdir(parents=True)
     source.write_text("answer = 42\n")
     unkept = doctor.bytecode([source], writes=False)
     assert unkept.level == "warning"
     assert "PYTHONDONTWRITEBYTECODE is set" in unkept.detail
     assert doctor.bytecode([source], writes=True).level == "ok"
     advice = re.search(r"run `python (.*)` once", unkept.detail).group(1)
-    subprocess.run([sys.executable, *advice.split()], check=True)
+    subprocess.run([sys.executable, *shlex.split(advice)], check=True)
     assert doctor.bytecode([source], writes=False).level == "ok"
 
 

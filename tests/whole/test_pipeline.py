@@ -295,7 +295,7 @@ def test_doctor_runs_from_a_git_address(workspace, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = run(
-        elsewhere, "mlflow", "run", f"file://{source}", "--env-manager", "local", "-e", "doctor"
+        elsewhere, "mlflow", "run", source.as_uri(), "--env-manager", "local", "-e", "doctor"
     )
     assert "will be drawn" in done.stdout + done.stderr
     (state,) = client(elsewhere).search_runs(["0"])

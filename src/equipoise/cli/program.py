@@ -18,7 +18,7 @@ from pathlib import Path
 from equipoise.cli import answers, images, parser, project, projects, registry, scenarios
 from equipoise.cli.common import LOG, PROGRESS, QUIET, Options, Verb
 from equipoise.core import config
-from equipoise.core.environment import environment, masked, silenced
+from equipoise.core.environment import environment, masked, require_home, silenced
 from equipoise.core.errors import ConfigError, DataError, EquipoiseError
 
 #: Groups of verbs in the order of the help: the way of the data. A verb is added to one of them.
@@ -133,6 +133,11 @@ def _known_error(error: Exception) -> EquipoiseError | None:
             f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}. "
             "Free space or permissions, then run the same command again: finished work is kept."
         )
+    if isinstance(error, RuntimeError):
+        try:
+            require_home()
+        except ConfigError as reason:
+            return reason
     return None
 
 

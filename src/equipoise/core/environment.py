@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import importlib.metadata
 import json
 import logging
@@ -140,6 +141,29 @@ def require_git() -> None:
     """
     if shutil.which("git") is None:
         raise ConfigError("git is not installed, and DVC works inside a git checkout. Install git.")
+
+
+def user() -> str:
+    """Who runs this process; `unknown` under a number without a name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
+
+
+def require_home() -> None:
+    """Refuse to go on where this user has no home folder, as under a number without a name.
+
+    Raises:
+        ConfigError: With what to set.
+    """
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise ConfigError(
+            "This user has no home folder, and DVC and MLflow do not start without one. Set HOME to a folder that "
+            "may be written."
+        ) from error
 
 
 def requirement(*extras: str) -> str:

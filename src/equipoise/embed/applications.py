@@ -256,7 +256,7 @@ def imagenet_file(name: str, answers: Answers, root: Path) -> Path:
 
 def _keras_folder() -> Path:
     """Where Keras itself keeps weights that it has downloaded."""
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     return Path(home) / "models"
 
 

@@ -10,13 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from equipoise.core.errors import DataError
+from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.text import first_line
 from equipoise.embed import applications, cut, encoders
 
 
 def load_keras() -> Any:
-    """Import Keras with TensorFlow, without the lines about absent GPUs that alarm for nothing."""
+    """Import Keras with TensorFlow, without the lines about absent GPUs that alarm for nothing.
+
+    What keras.json in the home folder or KERAS_BACKEND say for other programs does not count.
+
+    Raises:
+        ConfigError: When this process has imported Keras with another backend.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     # TensorFlow would take the whole memory of every GPU, also where another process or worker
     # needs some.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -29,6 +36,14 @@ def load_keras() -> Any:
 
         # The lines come when TensorFlow first looks for devices.
         tf.config.list_logical_devices()
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        raise ConfigError(
+            f"Keras runs on {backend} in this process, and backbones need TensorFlow. Start another process in "
+            f"which nothing imports Keras before Equipoise does, or set KERAS_BACKEND=tensorflow."
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
     return keras
 
 

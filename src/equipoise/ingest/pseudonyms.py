@@ -43,10 +43,18 @@ class Pseudonyms:
 
 
 def key_path() -> Path:
-    """Where the key lies: EQUIPOISE_KEY, or `~/.equipoise/pseudonym.key`."""
-    named = environment("EQUIPOISE_KEY")
-    path = Path(named) if named else Path.home() / ".equipoise/pseudonym.key"
-    return path.expanduser().resolve()
+    """Where the key lies: EQUIPOISE_KEY, or `~/.equipoise/pseudonym.key`.
+
+    Raises:
+        ConfigError: Where the user has no home folder, as in a container that runs under a number without a name.
+    """
+    named = environment("EQUIPOISE_KEY") or "~/.equipoise/pseudonym.key"
+    try:
+        return Path(named).expanduser().resolve()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"The pseudonym key would lie at {named}, and there is no such home folder. Set EQUIPOISE_KEY."
+        ) from error
 
 
 def load(study: str, root: Path) -> Pseudonyms:

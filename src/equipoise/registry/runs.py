@@ -6,7 +6,6 @@ Everything else lies in its artifacts: every number with its interval in a table
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import time
@@ -26,10 +25,9 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from equipoise.core import parallel
+from equipoise.core import environment, parallel
 from equipoise.core.config import Study
 from equipoise.core.documents import Comparison, RoundChoice, ScenarioRow, ScenarioSummary, Timing
-from equipoise.core.environment import git
 from equipoise.core.errors import DataError
 from equipoise.core.files import digest_of, read_table
 
@@ -128,18 +126,15 @@ def origin_tags(root: Path, name: str) -> dict[str, str]:
 
 def user() -> str:
     """Who signs in to the tracking server where that is given, else who runs this process."""
-    try:
-        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    except (OSError, KeyError):  # a container may run under a number without a name
-        return "unknown"
+    return os.environ.get("MLFLOW_TRACKING_USERNAME") or environment.user()
 
 
 def code_tags(root: Path) -> dict[str, str]:
     """The git commit of a folder as MLflow shows it, and whether the work tree differs from it."""
-    commit = git("rev-parse", "HEAD", folder=root)
+    commit = environment.git("rev-parse", "HEAD", folder=root)
     if commit is None:
         return {}
-    changes = git("status", "--porcelain", "--untracked-files=no", folder=root)
+    changes = environment.git("status", "--porcelain", "--untracked-files=no", folder=root)
     return {MLFLOW_GIT_COMMIT: commit, "equipoise.git_dirty": str(bool(changes))}
 
 

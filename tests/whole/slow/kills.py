@@ -477,8 +477,10 @@ def _digests(run: Any, server: Any) -> dict[str, str]:
 
 
 def _artifacts(uri: str, server: Any) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    import conftest
+
     if server is None:
-        place = Path(uri.removeprefix("file://"))
+        place = conftest.path_of(uri)
         for path in _below(place):
             yield path.relative_to(place).as_posix(), path.read_bytes
         return
