@@ -10,13 +10,18 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import scipy.linalg  # noqa: F401  (its BLAS is one of its own, and has to be there to be limited)
 import yaml
+from filelock import FileLock
+from threadpoolctl import threadpool_limits
 
 from equipoise.registry import homes
 
 REPO = Path(__file__).resolve().parent.parent
 # Workers of pytest-xdist have it, and tables would be broken at 80 characters.
 os.environ.pop("COLUMNS", None)
+# Each core has a worker of pytest-xdist: further threads of BLAS spend its time with waiting for each other.
+threadpool_limits(1, user_api="blas")
 #: What a checkout consists of; nothing that a run made.
 _CHECKOUT = (
     "src",
@@ -154,9 +159,17 @@ def own_store():
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory) -> Path:
-    """A checkout in which `equipoise main` has run. Tests may add to it, never spoil it."""
-    folder = tmp_path_factory.mktemp("workspace")
+def empty_store(tmp_path_factory) -> Path:
+    """A database of MLflow in which nothing is: to make one takes a second, to copy it no time."""
+    from mlflow.tracking import MlflowClient
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+def make_workspace(folder: Path) -> None:
+    """A checkout in which `equipoise main` has run; its last file is `main.log`."""
     copy_checkout(folder)
     change_params(folder, make_small)
     git(folder, "init", "-q")
@@ -164,4 +177,24 @@ def workspace(tmp_path_factory) -> Path:
     git(folder, "commit", "-q", "-m", "small study")
     done = run(folder, sys.executable, "src", "main")
     (folder / "main.log").write_text(done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A checkout in which `equipoise main` has run. Tests may add to it, never spoil it.
+
+    It is made once, by the process that needs it first; each worker of pytest-xdist has a copy of its own.
+    """
+    folder = tmp_path_factory.mktemp("workspace") / "checkout"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        make_workspace(folder)
+        return folder
+    original = tmp_path_factory.getbasetemp().parent / "workspace"
+    with FileLock(f"{original}.lock"):
+        if not (original / "main.log").exists():
+            shutil.rmtree(original, ignore_errors=True)
+            make_workspace(original)
+    copy_workspace(original, folder)
+    log = folder / "main.log"
+    log.write_text(log.read_text().replace(str(original), str(folder)))
     return folder
