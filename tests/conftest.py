@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pytest
+import scipy.linalg  # noqa: F401  (its BLAS is one of its own, and has to be there to be limited)
 import yaml
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from equipoise.registry import homes
 
@@ -58,6 +61,25 @@ _CHECKOUT = (
     ".gitignore",
     "pyproject.toml",
 )
+#: The files of tests that take longest: they begin first, so that in the end no worker waits for another.
+#: The first one makes the workspace; by the time that others ask for it, it is there.
+LONGEST = (
+    "whole/test_pipeline.py",
+    "scenario/test_finetune.py",
+    "whole/test_readme.py",
+    "registry/test_servers.py",
+    "registry/test_registry.py",
+    "service/test_served.py",
+    "whole/test_remote.py",
+    "core/test_parallel.py",
+)
+# Each core has a worker of pytest-xdist: further threads of BLAS spend its time with waiting for each other.
+threadpool_limits(1, user_api="blas")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {REPO / "tests" / name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 def run(
@@ -178,9 +200,17 @@ def own_store():
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory) -> Path:
-    """A checkout in which `equipoise main` has run. Tests may add to it, never spoil it."""
-    folder = tmp_path_factory.mktemp("workspace")
+def empty_store(tmp_path_factory) -> Path:
+    """A database of MLflow in which nothing is: to make one takes a second, to copy it no time."""
+    from mlflow.tracking import MlflowClient
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+def make_workspace(folder: Path) -> None:
+    """A checkout in which `equipoise main` has run; its last file is `main.log`."""
     copy_checkout(folder)
     change_params(folder, make_small)
     git(folder, "init", "-q")
@@ -188,4 +218,24 @@ def workspace(tmp_path_factory) -> Path:
     git(folder, "commit", "-q", "-m", "small study")
     done = run(folder, sys.executable, "src", "main")
     (folder / "main.log").write_text(done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A checkout in which `equipoise main` has run. Tests may add to it, never spoil it.
+
+    It is made once, by the process that needs it first; each worker of pytest-xdist has a copy of its own.
+    """
+    folder = tmp_path_factory.mktemp("workspace") / "checkout"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        make_workspace(folder)
+        return folder
+    original = tmp_path_factory.getbasetemp().parent / "workspace"
+    with FileLock(f"{original}.lock"):
+        if not (original / "main.log").exists():
+            shutil.rmtree(original, ignore_errors=True)
+            make_workspace(original)
+    copy_workspace(original, folder)
+    log = folder / "main.log"
+    log.write_text(log.read_text().replace(str(original), str(folder)))
     return folder

@@ -35,6 +35,7 @@ _HELPER = """
 import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, "src")
+import mlflow.store.tracking.sqlalchemy_store  # once, and not in each child
 from equipoise.core import config
 from equipoise.registry import audit, gates, promotion, runs, tracking
 folder = sys.argv[1]

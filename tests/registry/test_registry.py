@@ -28,7 +28,7 @@ def shop(workspace, tmp_path_factory):
     """A copy of the workspace with a champion."""
     folder = tmp_path_factory.mktemp("shop") / "copy"
     copy_workspace(workspace, folder)
-    run(folder, sys.executable, "src", "promote", "--study", "demo")
+    assert cli.main(["--root", str(folder), "promote", "--study", "demo"]) == 0
     return folder
 
 
@@ -329,7 +329,8 @@ def test_version_from_elsewhere_has_no_evidence(shop, equipoise):
 
 
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
-def test_nothing_to_move_is_refused(shop, equipoise, tmp_path, verb):
+def test_nothing_to_move_is_refused(shop, equipoise, empty_store, tmp_path, verb):
+    shutil.copy(empty_store, tmp_path / "empty.db")
     reason = ["--reason", "a drill"] if verb == "rollback" else []
     code, _, errors = equipoise(
         shop, verb, "--study", "demo", *reason, store=f"sqlite:///{tmp_path}/empty.db"

@@ -22,6 +22,13 @@ from equipoise.registry import tracking, view
 from fabricate import comparisons, made
 
 
+@pytest.fixture
+def fresh_store(empty_store, tmp_path, monkeypatch):
+    """The store of this test, which nothing is in yet."""
+    shutil.copy(empty_store, tmp_path / "store.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+
+
 @pytest.fixture(scope="module")
 def store(workspace):
     return MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
@@ -135,8 +142,7 @@ class EndedAtTheFirstTrial(MlflowClient):
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), EXPIRED], ids=["Ctrl-C", "expired"])
-def test_half_written_run_is_removed_and_written_again(workspace, tmp_path, monkeypatch, fault):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+def test_half_written_run_is_removed_and_written_again(fresh_store, workspace, fault):
     study = config.load_study("demo", root=workspace)
     folder = study.result_path("vgg16", "baseline")
     store = tracking.client(workspace)
@@ -179,8 +185,9 @@ def claim(run_id, root, monkeypatch):
     return launched
 
 
-def test_only_the_run_that_was_opened_for_this_process_is_adopted_and_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+def test_only_the_run_that_was_opened_for_this_process_is_adopted_and_once(
+    fresh_store, tmp_path, monkeypatch
+):
     store = tracking.client(tmp_path)
     own = store.create_run("0").info.run_id
     measured = project_run(store, tmp_path)
@@ -206,8 +213,7 @@ def test_only_the_run_that_was_opened_for_this_process_is_adopted_and_once(tmp_p
     assert claim("", tmp_path, monkeypatch) is None
 
 
-def test_the_commit_tells_the_project_where_there_is_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+def test_the_commit_tells_the_project_where_there_is_one(fresh_store, tmp_path, monkeypatch):
     store = tracking.client(tmp_path)
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
@@ -220,10 +226,9 @@ def test_the_commit_tells_the_project_where_there_is_one(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("state", ["RUNNING", "FINISHED"])
 def test_a_run_of_the_user_in_the_environment_stays_as_it_is(
-    workspace, tmp_path, monkeypatch, capsys, state
+    fresh_store, workspace, monkeypatch, capsys, state
 ):
     """As `dvc repro` in a shell or a notebook that has a run of its own open, or has had one."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
     store = tracking.client(workspace)
     theirs = store.create_run("0", tags={"mine": "yes"}).info.run_id
     store.log_metric(theirs, "free.auroc", 0.123)
@@ -241,8 +246,7 @@ def test_a_run_of_the_user_in_the_environment_stays_as_it_is(
     assert made.data.params["tune.trials"] == "4"
 
 
-def test_a_result_that_is_there_is_not_evaluated_again(workspace, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+def test_a_result_that_is_there_is_not_evaluated_again(fresh_store, workspace, tmp_path):
     study = config.load_study("demo", root=workspace)
     folder = study.result_path("vgg16", "baseline")
     store = tracking.client(workspace)
@@ -254,10 +258,7 @@ def test_a_result_that_is_there_is_not_evaluated_again(workspace, tmp_path, monk
     assert again == (first.run_id, False)
 
 
-def test_a_run_in_an_older_layout_stays_and_its_result_is_written_again(
-    workspace, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+def test_a_run_in_an_older_layout_stays_and_its_result_is_written_again(fresh_store, workspace):
     study = config.load_study("demo", root=workspace)
     folder = study.result_path("vgg16", "baseline")
     store = tracking.client(workspace)
@@ -306,9 +307,10 @@ def test_a_result_whose_run_was_killed_before_its_end_is_ended(compared):
     assert store.get_run(tracked.written[0]).info.status == "FINISHED"
 
 
-def test_artifacts_come_through_the_server_unless_the_user_says_otherwise(tmp_path, monkeypatch):
+def test_artifacts_come_through_the_server_unless_the_user_says_otherwise(
+    fresh_store, tmp_path, monkeypatch
+):
     name = "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
     for said, expected in (("true", "true"), (None, "false")):
         monkeypatch.delenv(name, raising=False) if said is None else monkeypatch.setenv(name, said)
         tracking.client(tmp_path)
@@ -316,10 +318,9 @@ def test_artifacts_come_through_the_server_unless_the_user_says_otherwise(tmp_pa
 
 
 @pytest.fixture
-def compared(tmp_path, monkeypatch):
+def compared(fresh_store, tmp_path, monkeypatch):
     """Two results that lie in files, and what a comparison says of them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
     study = made.study(tmp_path)
     for name, strength in (("baseline", 1.0), ("oversample", 1.5)):
         folder = made.result(study, name, strength)
@@ -412,12 +413,18 @@ def test_the_default_store_lies_in_the_root_wherever_the_user_stands(tmp_path, m
 
 
 @pytest.mark.parametrize("given", [None, "", "sqlite:///{}/given.db"])
-def test_the_store_of_one_project_is_not_that_of_the_next(tmp_path, monkeypatch, given):
+def test_the_store_of_one_project_is_not_that_of_the_next(
+    empty_store, tmp_path, monkeypatch, given
+):
     if given is None:
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     else:
         given = given.format(tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(empty_store, tmp_path / name)
+    shutil.copy(empty_store, tmp_path / "given.db")
     for name in ("one", "two", "one"):
         root = tmp_path / name
         store = tracking.client(root)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +19,9 @@ from fabricate.servers import free_port
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(empty_store, tmp_path, monkeypatch):
     """A study whose experiment is in the store beside params.yaml."""
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     study = made.study(tmp_path)

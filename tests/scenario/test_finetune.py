@@ -504,13 +504,28 @@ test_finetune.tuned(pathlib.Path({folder!r}), "oversample", save_seconds=0, fine
 """
 
 
+SIX_STEPS = {"steps": 6, "unfreeze": "all"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(drawn):
+    """What a run ends in that nobody kills; its loss falls with every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(drawn)
+        patch.setattr(finetune.Training, "evaluate", with_loss(fall))
+        result = tuned(drawn, "oversample", finetune=SIX_STEPS)
+    assert result.kept_step == 6
+    return as_bytes(result)
+
+
 @pytest.mark.parametrize("on_all", [False, True])
-def test_a_killed_run_goes_on_to_the_same_bytes(drawn, checkpoints, monkeypatch, on_all):
-    options = {"steps": 6, "unfreeze": "all"}
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    drawn, uninterrupted, checkpoints, monkeypatch, on_all
+):
     monkeypatch.setattr(finetune.Training, "evaluate", with_loss(fall))
     code = KILLED.format(
         on_all=on_all,
-        options=options,
+        options=SIX_STEPS,
         tests=str(REPO / "tests"),
         own=str(Path(__file__).parent),
         source=str(REPO / "src"),
@@ -518,21 +533,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(drawn, checkpoints, monkeypatch,
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    left = {path: path.read_bytes() for path in checkpoints.glob("*/state.npz")}
-    assert len(left) == 1 + on_all
-    for path in left:
-        path.unlink()
-    result = tuned(drawn, "oversample", finetune=options)
-    uninterrupted, steps = as_bytes(result), []
-    assert result.kept_step == 6
-    for path, kept in left.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(kept)
-    at = finetune.learning_rate_at
+    assert len(list(checkpoints.glob("*/state.npz"))) == 1 + on_all
+    at, steps = finetune.learning_rate_at, []
     monkeypatch.setattr(
         finetune, "learning_rate_at", lambda step, given: steps.append(step) or at(step, given)
     )
-    assert as_bytes(tuned(drawn, "oversample", finetune=options)) == uninterrupted
+    assert as_bytes(tuned(drawn, "oversample", finetune=SIX_STEPS)) == uninterrupted
     assert steps == ([5, 6] if on_all else [5, 6, 1, 2, 3, 4, 5, 6])
     assert not list(checkpoints.glob("*"))
 

@@ -150,7 +150,7 @@ def _spread(part, patient):
 # --- properties ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=1400)
+@settings(max_examples=500)
 @given(cases())
 def test_parts_are_whole_complete_and_stratified(case):
     made = splits.make(case.manifest, case.settings)
@@ -206,7 +206,7 @@ def _even_folds(tested, patient, stratum):
         assert counts.max() - counts.min() <= 1
 
 
-@settings(max_examples=250)
+@settings(max_examples=100)
 @given(cases(), st.integers(0, 2**32))
 def test_row_order_does_not_matter_and_a_seed_repeats_its_split(case, order):
     other = _shuffled(case.manifest, order)
@@ -235,7 +235,7 @@ def test_another_seed_and_another_repeat_give_another_split(case):
         assert len(np.unique(one, axis=0)) > 1
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(cases(scheme="official"), st.integers(1, 3), st.integers(0, 2**32))
 def test_official_sides_are_exactly_the_published_ones(case, published, seed):
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO
+from conftest import LONGEST, REPO
 
 SOURCE = REPO / "src/equipoise"
 #: From the room that all stand on to the one that stands on all.
@@ -225,3 +225,7 @@ def test_ml_project_has_every_verb_and_scenario():
         assert not set(entry["command"]) & set("|&;<>\\"), name
         verb = entry["command"].split()[2]
         assert verb in cli.VERBS, name
+
+
+def test_files_of_tests_that_begin_first_are_there():
+    assert [name for name in LONGEST if not (REPO / "tests" / name).is_file()] == []

@@ -5,17 +5,22 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from mlflow.tracking import MlflowClient
 
-from conftest import REPO, change_params, copy_checkout, git, make_small, run
+from conftest import REPO, change_params, copy_workspace, git, run
 from equipoise import cli
+from equipoise.core.files import read_table
 from equipoise.registry import gates
 from equipoise.strategies import base as strategies
 
 README = (REPO / "README.md").read_text()
 RESULTS = (REPO / "docs/results.md").read_text()
+FOLDS = {"scheme": "kfold", "folds": 3, "repeats": 2}
 #: Pages that are read before the program is known.
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
 
@@ -55,21 +60,33 @@ def test_readme_is_short():
     assert len(README.split()) <= 950
 
 
-def test_every_block_of_readme_can_be_pasted_from_top_to_bottom(tmp_path):
-    folder = tmp_path / "equipoise"
-    folder.mkdir()
-    copy_checkout(folder)
+@dataclass(frozen=True)
+class Pasted:
+    """Where the blocks of README ran, one after the other, and what they said."""
+
+    folder: Path
+    said: str
+
+    @property
+    def comparison(self) -> dict:
+        return json.loads((self.folder / "reports/demo/comparison.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pasted(workspace, tmp_path_factory) -> Pasted:
+    """All blocks in a copy of the workspace whose study is split into repeated folds, as that of the shipped demo."""
+    folder = tmp_path_factory.mktemp("readme") / "equipoise"
+    copy_workspace(workspace, folder)
     for name in ("Makefile", "requirements.lock"):
         (folder / name).write_bytes((REPO / name).read_bytes())
     activate = folder / ".venv/bin/activate"
     activate.parent.mkdir(parents=True)
     activate.touch()
     (folder / ".venv/.made").touch()
-    change_params(folder, make_small)
-    git(folder, "init", "--quiet")
+    change_params(folder, lambda params: params["studies"]["demo"].update(split=FOLDS))
     git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "start")
-    smaller = tmp_path / "smaller.py"
+    git(folder, "commit", "--quiet", "--message", "folds")
+    smaller = folder.parent / "smaller.py"
     smaller.write_text(SMALLER)
     prelude = PRELUDE.format(python=shlex.quote(sys.executable), smaller=shlex.quote(str(smaller)))
     script = prelude + "\n".join(blocks(README))
@@ -77,22 +94,56 @@ def test_every_block_of_readme_can_be_pasted_from_top_to_bottom(tmp_path):
     committer = {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org"}
     path = os.pathsep.join([str(folder / "src"), os.environ.get("PYTHONPATH", "")])
     done = run(folder, "bash", "-c", script, PYTHONPATH=path, **author, **committer)
-    assert "report: " in done.stdout
-    assert "next: open it in a browser; `equipoise ui` shows the runs" in done.stdout
-    assert "next: `equipoise predict --model models:/equipoise-demo@champion" in done.stdout
-    assert (tmp_path / "lungs/reports/lungs/report.html").is_file()
-    assert (folder / "predictions.csv").is_file()
+    return Pasted(folder, done.stdout)
 
 
-def test_the_strategy_shown_is_a_whole_file(tmp_path):
+def test_every_block_of_readme_can_be_pasted_from_top_to_bottom(pasted):
+    assert "report: " in pasted.said
+    assert "next: open it in a browser; `equipoise ui` shows the runs" in pasted.said
+    assert "next: `equipoise predict --model models:/equipoise-demo@champion" in pasted.said
+    assert (pasted.folder.parent / "lungs/reports/lungs/report.html").is_file()
+    assert (pasted.folder / "predictions.csv").is_file()
+
+
+def test_folds_end_in_one_interval_for_each_rival(pasted):
+    said = pasted.comparison
+    assert (said["scheme"], said["folds"]) == ("kfold", 3)
+    row = said["rows"]["vgg16"]["weighted_augment"]
+    assert row["verdict"] in ("better", "worse", "equivalent", "inconclusive")
+    assert said["headline"].split(";")[0][:60] in pasted.said.replace("\n", " ")
+    predictions, _ = read_table(pasted.folder / "results/demo/vgg16/baseline/predictions.parquet")
+    assert set(predictions["part"]) == {"test"}
+    assert set(predictions.groupby("image_id").size()) == {2 * 2}  # repeats x seeds
+
+
+def test_after_folds_the_version_is_the_refit_on_all_rows(pasted):
+    """The version that README promotes, and the answers that it gets from it."""
+    address = f"sqlite:///{pasted.folder}/mlflow.db"
+    store = MlflowClient(tracking_uri=address, registry_uri=address)
+    challenger, champion = (
+        store.get_model_version_by_alias("equipoise-demo", alias)
+        for alias in ("challenger", "champion")
+    )
+    winner = pasted.comparison["winners"]["vgg16"]
+    assert champion.version == challenger.version
+    assert champion.tags["equipoise.scenario"] == winner
+    refit, _ = read_table(
+        pasted.folder / "results/demo/vgg16" / winner / "model/refit_predictions.parquet"
+    )
+    of_image = refit.set_index("image_id")["calibrated_opacity"]
+    served = pd.read_csv(pasted.folder / "predictions.csv")
+    names = [f"opacity/{Path(image).name}" for image in served["image"]]
+    assert set(names) == {name for name in of_image.index if name.startswith("opacity/")}
+    assert served["prob_opacity"].to_numpy() == pytest.approx(of_image[names].to_numpy(), abs=1e-5)
+
+
+def test_the_strategy_shown_is_a_whole_file(workspace, tmp_path):
     page = (REPO / "docs/new-strategy.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    copy_checkout(tmp_path)
-    (tmp_path / "src/equipoise/strategies/focal.py").write_text(code)
-    change_params(tmp_path, make_small)
-    change_params(tmp_path, lambda params: params["studies"]["demo"]["phantom"].update(patients=40))
+    folder = copy_workspace(workspace, tmp_path / "copy")
+    (folder / "src/equipoise/strategies/focal.py").write_text(code)
     options = ["--study", "demo", "--backbone", "vgg16", "--scenario", "focal"]
-    done = run(tmp_path, sys.executable, "src", "scenario", *options)
+    done = run(folder, sys.executable, "src", "scenario", *options)
     assert "focal on demo, vgg16: test AUROC" in done.stdout
 
 
