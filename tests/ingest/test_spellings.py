@@ -99,7 +99,7 @@ def test_the_error_shows_the_first_few_and_counts_the_others():
         "In the table, 8 patients are written in several ways: '0001' and '1'; '0002' and '2'; "
     )
     assert "and 3 more" in text
-    assert "ingest.aliases: {'1': '0001'}" in text
+    assert 'ingest.aliases: {"1": "0001"}' in text
 
 
 def test_an_alias_may_say_that_an_id_means_nobody():

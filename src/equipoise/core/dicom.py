@@ -52,6 +52,8 @@ _IN_GROUPS = (
     "FrameVOILUTSequence",
     "FrameAnatomySequence",
 )
+#: Objects whose numbers are no picture of a patient, by their modality.
+_NO_PICTURES = {"SEG": "a segmentation", "RTDOSE": "doses of radiation"}
 #: Bits that tell the size of a container and nothing of what is used of it.
 _CONTAINERS = (16, 32)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -197,6 +199,13 @@ def _lift_groups(header: Any) -> None:
 def _picture(header: Any, has_window: bool) -> Picture:
     if "PixelData" not in header and "FloatPixelData" not in header:
         raise ValueError(_why_no_picture(header))
+    if not header.get("Rows", None) or not header.get("Columns", None):
+        raise ValueError(
+            "the header of the DICOM file does not say how large its picture is (Rows, Columns)"
+        )
+    modality = header.get("Modality", None)
+    if modality in _NO_PICTURES:
+        raise ValueError(f"the DICOM file ({modality}) holds {_NO_PICTURES[modality]}, no picture")
     limits.require_safe_size(int(header.Columns), int(header.Rows))
     with limits.turn(int(header.Columns), int(header.Rows)):
         values = _first_frame(header)
@@ -229,9 +238,12 @@ def _first_frame(header: Any) -> np.ndarray:
     try:
         values = pixel_array(header, index=0)
     except RuntimeError as error:
-        if "missing dependencies" not in str(error):
-            raise
         name = header.file_meta.TransferSyntaxUID.name
+        if "missing dependencies" not in str(error):
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(
+                f"its pixels are compressed ({name}) and cannot be unpacked: {reason}"
+            ) from error
         advice = f"Install what reads them: {INSTALL}"
         if unpacks_all():
             advice = "Nothing here reads that; save them uncompressed or as JPEG 2000"

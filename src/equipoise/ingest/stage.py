@@ -125,6 +125,7 @@ def run(study: Study) -> Ingested:
     summary.write(study.manifest_path.with_suffix(".json"))
     fingerprint.note(study, manifest, files)
     remarks = _remarks(study, dataset, listing, table)
+    remarks += tuple(leftovers.remarks_on_pairs(read.rows["path"]))
     return Ingested(manifest, summary, quarantined, remarks)
 
 

@@ -49,10 +49,13 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     listing = leftovers.list_images(raw, images.SUFFIXES, settings.skip, settings.keep)
     annotations = read_annotations(raw, settings, listing.paths)
     folders = [layouts.folders_of(path) for path in listing.paths]
-    sides = _NO_SIDES if annotations and annotations.table.split else layouts.find_sides(folders)
+    table_names_classes = annotations is not None and bool(annotations.classes)
+    sides = _NO_SIDES
+    if annotations is None or annotations.table.split is None:
+        sides = layouts.find_sides(folders, name_classes=not table_names_classes)
     remarks = sides.remarks(folders)
     classes = None
-    if annotations is not None and annotations.classes:
+    if annotations is not None and table_names_classes:
         task = _task(annotations.classes, _positive_class(annotations, settings))
     else:
         inside_sides = [sides.without(names) for names in folders]
@@ -66,6 +69,7 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
         )
         layouts.refuse_unlike_sides(folders, sides, classes)
         task = _task(classes.names, classes.positive)
+        remarks += layouts.remarks_on_sides(folders, sides, classes)
         remarks += classes.remarks
         if idle:
             remarks.append(f"folders without an image, which are no classes: {_first_of(idle)}")
@@ -160,12 +164,17 @@ def _positive_class(annotations: Annotations, settings: Ingest) -> str:
 def _readings(settings: Ingest, annotations: Annotations | None) -> Mapping[str, str]:
     """How the patient is told."""
     place = settings.patient_folder
+    table_names_patients = annotations is not None and annotations.table.patient is not None
     if place is None:
-        has_patients = annotations is not None and annotations.table.patient is not None
-        return CARD.readings if has_patients else _READINGS_WITHOUT_PATIENTS
-    if annotations is not None:
+        return CARD.readings if table_names_patients else _READINGS_WITHOUT_PATIENTS
+    if table_names_patients:
         raise ConfigError(
             f"ingest.table and ingest.patient_folder: {place} both say who the patient is. Set one to null."
+        )
+    if annotations is not None and annotations.classes:
+        raise ConfigError(
+            f"ingest.patient_folder: {place} means the folder {place} that of the class, and ingest.table names the "
+            f"classes. Name the column of patient ids, too: ingest.table: {{file, patient}}."
         )
     meaning = f"the folder {place} that of the class; one name under two classes is one patient"
     return {"patient": meaning}
