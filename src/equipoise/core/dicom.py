@@ -93,6 +93,11 @@ def is_dicom_file(path: Path) -> bool:
         return True
     if (suffix and not suffix[1:].isdigit()) or path.name == _INDEX:
         return False
+    return holds_dicom(path)
+
+
+def holds_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its first bytes, whatever its name is."""
     try:
         with open(path, "rb") as file:
             return is_dicom(file.read(_PREAMBLE + len(_MAGIC)))
@@ -242,7 +247,7 @@ def _first_frame(header: Any) -> np.ndarray:
         if "missing dependencies" not in str(error):
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(
-                f"its pixels are compressed ({name}) and cannot be unpacked: {reason}"
+                f"its pixels are compressed ({name}) and cannot be unpacked: {reason}. Save them uncompressed"
             ) from error
         advice = f"Install what reads them: {INSTALL}"
         if unpacks_all():

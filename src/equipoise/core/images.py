@@ -471,7 +471,7 @@ def count_pages(data: bytes) -> int:
     Returns:
         1 also for what cannot be read.
     """
-    if not _may_have_pages(data):
+    if not _may_have_pages(data) or dicom.is_dicom(data):  # some DICOM files begin like a TIFF
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -35,6 +35,7 @@ WITHOUT_ENDING = "without an ending"
 NO_FILES = "pipes, sockets or devices"
 #: What follows the ending of files that nothing here reads.
 WITHOUT_PYDICOM = "without pydicom"
+DICOM_INSIDE = "that are DICOM inside: rename them to .dcm"
 
 #: Kinds that may hold pictures somebody wants: the summary says how to get them back.
 DOUBTFUL = (MASK_FOLDERS, MASK_NAMES, THUMBNAILS, HIDDEN_FOLDERS)
@@ -445,7 +446,10 @@ def _kind_of_other(raw: Path, path: str) -> str:
         return NO_FILES  # whoever opens a pipe waits for ever
     if dicom.is_dicom_file(raw / path) and not dicom.is_installed():
         return f"{PurePosixPath(path).suffix.lower() or 'DICOM'} {WITHOUT_PYDICOM}"
-    return _ending(path) or WITHOUT_ENDING
+    ending = _ending(path)
+    if ending and dicom.holds_dicom(raw / path):
+        return f"{ending} {DICOM_INSIDE}"
+    return ending or WITHOUT_ENDING
 
 
 def _ending(path: str) -> str:

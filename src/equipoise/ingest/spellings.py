@@ -221,8 +221,8 @@ def _refuse_twins(ids: Sequence[str], aliases: Mapping[str, str], where: str) ->
     patients = "patient is" if len(twins) == 1 else "patients are"
     raise DataError(
         f"In {where}, {len(twins)} {patients} written in several ways: {first_of(shown)}. Ids that differ only by "
-        f"leading zeros, '.0', letter case, blanks or signs would put one person on both sides of a split. "
-        f"Correct the table, or decide in params.yaml: ingest.aliases: {{{other}: {right}}}; an id "
+        f"leading zeros, '.0', letter case, blanks, signs or the alphabet would put one person on both sides of a "
+        f"split. Correct the table, or decide in params.yaml: ingest.aliases: {{{other}: {right}}}; an id "
         f"that is another person's is mapped to itself."
     )
 
