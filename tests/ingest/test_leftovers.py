@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import tempfile
 import unicodedata
 from pathlib import Path
 
@@ -11,13 +13,16 @@ import pytest
 from PIL import Image
 
 from equipoise.core import config, dicom, images, yaml_text
+from equipoise.core.documents import IngestSummary
 from equipoise.core.errors import DataError
-from equipoise.ingest import leftovers, masks, originals
+from equipoise.ingest import fingerprint, leftovers, masks, originals
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import breakhis
 from equipoise.ingest.datasets.base import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Number of the user who owns nothing.
+_NOBODY = 65534
 
 
 def _picture(seed, side=40):
@@ -190,6 +195,66 @@ def test_what_is_no_file_is_counted_and_never_opened(raw):
     listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
     assert listing.left_out == {leftovers.NO_FILES: 2, leftovers.BROKEN_LINKS: 1}
     assert len(listing.paths) == 6
+
+
+@pytest.fixture
+def home():
+    """A folder of somebody who is not root: root may read whatever the rights say."""
+    folder = Path(tempfile.mkdtemp())
+    user = os.geteuid()
+    if user == 0:
+        os.chown(folder, _NOBODY, _NOBODY)
+        os.seteuid(_NOBODY)
+    yield folder
+    os.seteuid(user)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("rights", [0o000, 0o444, 0o111])
+def test_what_may_not_be_read_is_named_and_stops_nothing(home, rights):
+    for place, name in enumerate(("well", "sick", "other")):
+        for number in range(3):
+            _save(home / "mine" / name / f"{number}.png", _picture(10 * place + number))
+    closed = home / "mine" / "other"
+    closed.chmod(rights)
+    (home / "mine" / "sick" / "0.png").chmod(0)
+    study = _study(home)
+    done = ingest.run(study)
+    closed.chmod(0o700)
+    assert done.summary.by_class.keys() == {"well", "sick"}
+    assert list(done.summary.left_out) == [leftovers.UNREADABLE]
+    (told,) = [remark for remark in done.remarks if "may not read" in remark]
+    assert "other" in told
+    assert not any("no classes" in remark for remark in done.remarks)
+    reasons = {item.image_id: item.reason for item in done.quarantined}
+    assert reasons == {"sick/0.png": "unreadable: Permission denied"}
+    shutil.rmtree(closed)
+    (home / "mine" / "sick" / "0.png").chmod(0o600)
+    assert "hold other bytes (sick/0.png)" in _change_of_bytes(study, done.manifest)
+
+
+def _change_of_bytes(study, manifest):
+    """What has changed, were names and sizes the same."""
+    files = fingerprint.list_files(study.raw)
+    hashed = fingerprint.names_and_sizes(files, hashed=False)
+    path = study.manifest_path.with_suffix(".json")
+    IngestSummary.read(path).model_copy(update={"raw": hashed}).write(path)
+    return fingerprint.change(study, manifest)
+
+
+def test_a_raw_folder_or_a_table_that_may_not_be_read_is_a_sentence(home):
+    for name in ("well", "sick"):
+        _save(home / "mine" / name / "1.png", _picture(len(name)))
+    (home / "mine" / "tables").mkdir(mode=0)
+    with pytest.raises(DataError, match=r"tables/t\.csv cannot be read: Permission denied"):
+        ingest.run(_study(home, table="tables/t.csv"))
+    (home / "mine").chmod(0o111)
+    with pytest.raises(DataError, match="mine may not be read by this user"):
+        ingest.run(_study(home))
+    (home / "mine").chmod(0o700)
 
 
 def test_a_link_that_leads_nowhere_is_counted(raw):

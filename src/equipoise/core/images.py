@@ -109,7 +109,7 @@ def files_below(folder: Path) -> Iterator[str]:
     that are no files.
 
     Raises:
-        DataError: For a link that leads back to a folder above it.
+        DataError: For a link that leads back to a folder above it, or when the folder itself may not be read.
     """
     yield from _files_below(str(folder), "", (os.path.realpath(folder),))
 
@@ -125,9 +125,11 @@ def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> I
     try:
         with os.scandir(folder) as entries:
             listed = list(entries)
-    except PermissionError:
+    except PermissionError as error:
         if not relative:
-            raise
+            raise DataError(
+                f"The folder {folder} may not be read by this user. Give the right to read it and to look inside."
+            ) from error
         yield relative.rstrip("/")
         return
     for entry in listed:
@@ -197,9 +199,10 @@ def holds_images(folder: Path, path: str, suffixes: frozenset[str] = SUFFIXES) -
 
 def is_image_file(path: Path, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Whether a file has one of the endings, or is DICOM without an ending, as scanners write it."""
+    # `Path.is_file` raises where a folder may be listed, and its files may not be looked at.
     if path.suffix.lower() in suffixes:
-        return path.is_file()
-    return ".dcm" in suffixes and path.is_file() and dicom.is_dicom_file(path)
+        return os.path.isfile(path)
+    return ".dcm" in suffixes and os.path.isfile(path) and dicom.is_dicom_file(path)
 
 
 def pictures_in(folder: Path, path: str) -> list[str]:

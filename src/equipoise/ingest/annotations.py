@@ -110,8 +110,14 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
         _refuse_settings_without_table(settings, raw, paths)
         return None
     path = raw / settings.table.file
-    if not path.exists():
-        raise DataError(f"There is no {path}. ingest.table is a path inside the raw folder.")
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no {path}. ingest.table is a path inside the raw folder."
+        ) from error
+    except OSError:
+        pass  # the reader says why
     table = read_table(path)
     try:
         return _annotations(raw, settings, settings.table, paths, table)

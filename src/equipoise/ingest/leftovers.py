@@ -10,16 +10,17 @@ from __future__ import annotations
 import functools
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from posixpath import basename, splitext
 
 from equipoise.core import dicom, images
-from equipoise.core.text import counted
+from equipoise.core.text import counted, first_of
 from equipoise.core.yaml_text import written
 
 HIDDEN = "hidden"
@@ -30,7 +31,7 @@ MASK_FOLDERS = "in folders of masks"
 MASK_NAMES = "masks by their names"
 THUMBNAILS = "thumbnails"
 BROKEN_LINKS = "links that lead nowhere"
-UNREADABLE = "folders that may not be read"
+UNREADABLE = "files or folders that may not be read"
 WITHOUT_ENDING = "without an ending"
 NO_FILES = "pipes, sockets or devices"
 #: What follows the ending of files that nothing here reads.
@@ -138,16 +139,22 @@ class Listing:
         left_out: How many other files there are, by kind: an ending (`.txt`), or one of the kinds
             above.
         idle_patterns: Patterns of `ingest.skip` and `ingest.keep` that fit no file.
+        unreadable: Relative paths of what this user may not read, sorted.
     """
 
     paths: list[str]
     left_out: dict[str, int]
     idle_patterns: list[str]
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def remarks(self) -> list[str]:
-        """What the user should know of the patterns."""
-        return [f"no file fits the pattern {pattern!r}" for pattern in self.idle_patterns]
+        """What the user should know of the patterns, and of what may not be read."""
+        remarks = [f"no file fits the pattern {pattern!r}" for pattern in self.idle_patterns]
+        if self.unreadable:
+            shown = first_of(self.unreadable, separator=", ")
+            remarks.append(f"this user may not read {shown}: nothing of it is in the study")
+        return remarks
 
     @property
     def num_left_out(self) -> int:
@@ -183,32 +190,36 @@ def list_images(
     mask_folders |= _folders_beside_pictures(readable)
     rules = _Rules(skip, keep, frozenset(map(_stem, readable)), mask_folders)
     paths: list[str] = []
+    unreadable: list[str] = []
     kinds: Counter[str] = Counter()
     for path in files:
         kind = rules.kind_of_image(path) if path in readable else _kind_of_other(raw, path)
+        if kind == UNREADABLE:
+            unreadable.append(path)
         if kind:
             kinds[kind] += 1
         else:
             paths += images.pictures_in(raw, path)
     idle = [pattern for pattern in (*skip, *keep) if not any(fits(path, pattern) for path in files)]
-    return Listing(sorted(paths), dict(kinds.most_common()), idle)
+    return Listing(sorted(paths), dict(kinds.most_common()), idle, unreadable)
 
 
-def idle_folders(raw: Path, paths: Sequence[str]) -> list[str]:
+def idle_folders(raw: Path, listing: Listing) -> list[str]:
     """Relative paths of the folders without an image, but for those that are left out by their names.
 
-    Folders inside such a folder are not named.
+    Folders inside such a folder are not named; nor are folders that may not be read: nobody knows what they hold.
 
     Args:
         raw: The raw folder.
-        paths: Relative paths of all images.
+        listing: Its files.
     """
-    holding = _folders_with_images(paths)
+    holding = _folders_with_images([*listing.paths, *listing.unreadable])
+    known = holding.union(listing.unreadable)
     idle = []
     for folder in sorted(holding):
         for entry in os.scandir(raw / folder):
             relative = f"{folder}/{entry.name}".removeprefix("/")
-            is_idle = images.is_folder(entry) and relative not in holding
+            is_idle = images.is_folder(entry) and relative not in known
             if is_idle and not _kind_of_folder(entry.name):
                 idle.append(relative)
     return sorted(idle)
@@ -438,11 +449,15 @@ def _kind_of_other(raw: Path, path: str) -> str:
     """The kind of a file that is no image by its ending."""
     if any(map(images.hidden, path.split("/"))):
         return HIDDEN
-    if (raw / path).is_dir():
+    try:
+        mode = os.stat(raw / path).st_mode
+    except PermissionError:
         return UNREADABLE
-    if not (raw / path).exists():
+    except OSError:
         return BROKEN_LINKS
-    if not (raw / path).is_file():
+    if stat.S_ISDIR(mode):
+        return UNREADABLE
+    if not stat.S_ISREG(mode):
         return NO_FILES  # whoever opens a pipe waits for ever
     if dicom.is_dicom_file(raw / path) and not dicom.is_installed():
         return f"{PurePosixPath(path).suffix.lower() or 'DICOM'} {WITHOUT_PYDICOM}"

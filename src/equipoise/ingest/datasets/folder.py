@@ -59,7 +59,7 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
         task = _task(annotations.classes, _positive_class(annotations, settings))
     else:
         inside_sides = [sides.without(names) for names in folders]
-        idle = leftovers.idle_folders(raw, listing.paths)
+        idle = leftovers.idle_folders(raw, listing)
         classes = layouts.find_classes(
             inside_sides,
             settings.positive_class,
