@@ -341,6 +341,18 @@ def test_a_test_side_without_labels_is_no_class(tmp_path):
         ingest.run(_own(tmp_path, names))
 
 
+@pytest.mark.parametrize("name", ["~", "null", "0x10", "+1", "no", "4", "a: b"])
+def test_names_that_an_error_offers_can_be_pasted(tmp_path, name):
+    study = _own(tmp_path, [f"{name}/1.png", "well/1.png"], positive_class=None)
+    with pytest.raises(ConfigError) as error:
+        ingest.run(study)
+    written = re.search(r"to one of (.*?)\. Sens", str(error.value))[1]
+    names = yaml_text.parse(f"names: [{written}]", "the error")["names"]
+    studies = [_own(tmp_path, [], positive_class=one) for one in names]
+    read = [study.settings.ingest.positive_class for study in studies]
+    assert sorted(read) == sorted([name, "well"])
+
+
 def test_folders_without_an_image_are_no_classes_and_are_named(tmp_path):
     study = _own(tmp_path, ["well/1.png", "sick/1.png"])
     for name in ("New folder", "results", "@eaDir", "$RECYCLE.BIN", "sick/empty"):

@@ -173,6 +173,29 @@ def test_names_of_two_classes_have_two(one, other):
     assert spellings.class_key(one) != spellings.class_key(other)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("NonTumor", "Non_Tumor"),
+        ("no tumor", "notumor"),
+        ("Covid19", "COVID-19"),
+        ("na\u00efve", "naive"),
+        ("class 0", "CLASS0"),
+        ("\u041c\u0435l", "Mel"),  # two Russian letters
+    ],
+)
+def test_classes_that_may_be_one_are_asked_about_and_not_joined(one, other):
+    (told,) = spellings.remarks_on_alike([one, "x", other])
+    assert one in told
+    assert other in told
+    names = spellings.class_names(pd.Series([one, "x", other]))
+    assert names.nunique() == 3
+
+
+def test_classes_of_other_meaning_are_not_asked_about():
+    assert not spellings.remarks_on_alike(["HER2+", "HER2-", "1-2", "12", "-1", "1", "T1", "T10"])
+
+
 def test_class_names_that_are_one_become_the_commonest():
     cells = pd.Series(["mel", "Mel", "nv", "mel", "none", "NA", "1.0", "1"])
     names = spellings.class_names(cells)

@@ -163,6 +163,20 @@ def written(text: str) -> str:
     return "".join(map(_visible, quoted.removesuffix("\n")))
 
 
+def shortly_written(text: str) -> str:
+    """The same, without quotes where a setting that is a name reads the bare text as this text.
+
+    >>> shortly_written("no"), shortly_written("4"), shortly_written("~"), shortly_written("0x10")
+    ('no', '4', '"~"', '"0x10"')
+    """
+    try:
+        value = parse(f"name: {text}", "a name")["name"]
+    except ConfigError:
+        return written(text)
+    is_read_back = isinstance(value, str | int | float) and str(value) == text
+    return text if is_read_back else written(text)
+
+
 def _visible(letter: str) -> str:
     """A letter, or where nobody would see it how it is written within double quotes."""
     return letter if letter.isprintable() else f"\\U{ord(letter):08x}"

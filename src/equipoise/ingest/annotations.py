@@ -154,6 +154,7 @@ def _annotations(
     remarks = [
         *table.remarks,
         *_remarks_on_names(table, columns),
+        *spellings.remarks_on_alike(classes),
         *_remarks_on_rows(columns, len(rows), len(with_image), len(distinct)),
         *_remarks_on_files(columns, matched),
         *_remarks_on_folders(columns, classes, of_path),

@@ -18,9 +18,9 @@ from pathlib import PurePosixPath
 
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.text import counted, in_words
-from equipoise.core.yaml_text import written
+from equipoise.core.yaml_text import shortly_written, written
 from equipoise.ingest.datasets.base import Unrecognised
-from equipoise.ingest.spellings import class_key
+from equipoise.ingest.spellings import class_key, remarks_on_alike
 
 #: Names of the folders that a file lies in, the outermost first.
 Folders = tuple[str, ...]
@@ -365,6 +365,7 @@ def find_classes(
         name for name in class_of.values() if class_key(name) == class_key(positive_class or "")
     )
     remarks = _remarks_on_spellings(images_of_name, class_of)
+    remarks += remarks_on_alike(list(set(class_of.values())))
     remarks += _remarks_on_unlabelled(images_of_name, positive)
     remarks += _remarks_on_half_sides(counts, level)
     if len(levels) > 1:
@@ -586,7 +587,7 @@ def _no_such_class(
     names = _images_of_names(counts, level)
     if len(names) < 2:
         return _too_few_classes(names, counts, where)
-    shown = sorted(set(map(spelled, names)))
+    shown = [shortly_written(name) for name in sorted(set(map(spelled, names)))]
     question = _question(counts, level)
     if positive_class is None:
         advice = f" {question}" if question else ""

@@ -10,7 +10,7 @@ import pandas as pd
 
 from equipoise.core import yaml_text
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.text import counted, examples, first_of
+from equipoise.core.text import counted, examples, first_of, in_words
 
 #: How people and programs write that nothing is known, in lower case.
 _SIGNS = "- -- --- – — . .. ... ? ?? ??? / // \\n"
@@ -228,6 +228,30 @@ def _refuse_twins(ids: Sequence[str], aliases: Mapping[str, str], where: str) ->
 
 
 # --- class names ----------------------------------------------------------------------------------
+
+
+def remarks_on_alike(classes: Sequence[str]) -> list[str]:
+    """Ask whether classes are one whose names differ in a blank, a dash, an accent or the alphabet.
+
+    >>> remarks_on_alike(["NonTumor", "Non-Tumor", "HER2+", "HER2-"])[0][:51]
+    'the classes Non-Tumor and NonTumor may be one: wher'
+    """
+    names_of_key: dict[str, list[str]] = {}
+    for name in sorted(classes):
+        names_of_key.setdefault(_loose_key(name), []).append(name)
+    alike = [in_words(names) for names in names_of_key.values() if len(names) > 1]
+    if not alike:
+        return []
+    return [f"the classes {first_of(alike)} may be one: where they are, give them one name"]
+
+
+def _loose_key(name: str) -> str:
+    """A name without accents, and without what stands between a letter and a letter or digit."""
+    decomposed = unicodedata.normalize("NFKD", class_key(name).translate(_LOOK_ALIKE))
+    letters = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    between = rf"[{_DASHES}\s]+"
+    letters = re.sub(rf"(?<=[^\W\d_]){between}(?=[^\W_])", "", letters)
+    return re.sub(rf"(?<=\d){between}(?=[^\W\d_])", "", letters)
 
 
 def class_names(cells: pd.Series) -> pd.Series:

@@ -15,6 +15,7 @@ import pandas as pd
 from equipoise.core import images
 from equipoise.core.config import Ingest
 from equipoise.core.errors import ConfigError, unknown_name
+from equipoise.core.yaml_text import shortly_written
 from equipoise.ingest import layouts, leftovers, spellings
 from equipoise.ingest.annotations import Annotations, read_annotations
 from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task, Unrecognised
@@ -147,15 +148,16 @@ def _task(classes: Sequence[str], positive_class: str) -> Task:
 def _positive_class(annotations: Annotations, settings: Ingest) -> str:
     """The class of a table that `ingest.positive_class` names."""
     wanted = settings.positive_class
+    shown = [shortly_written(name) for name in annotations.classes]
     if wanted is None:
         raise ConfigError(
-            f"Name the disease: set ingest.positive_class to one of {', '.join(annotations.classes)}. "
+            f"Name the disease: set ingest.positive_class to one of {', '.join(shown)}. "
             f"Sensitivity speaks of it."
         )
     for name in annotations.classes:
         if spellings.class_key(name) == spellings.class_key(wanted):
             return name
-    error = unknown_name("class", wanted, annotations.classes, " in ingest.table")
+    error = unknown_name("class", wanted, shown, " in ingest.table")
     if annotations.guesses:
         raise ConfigError(f"{error} ({'; '.join(annotations.guesses)}.)")
     raise error
