@@ -178,8 +178,9 @@ def test_names_with_two_endings_are_said(tmp_path, raw):
 
 def test_dicom_under_another_ending_is_told(raw):
     (raw / "sick/1.dcm30").write_bytes(bytes(128) + b"DICM")
+    (raw / "sick/1.bin").write_bytes(b"\x08\0\0\0" * 50)
     listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
-    assert listing.left_out == {".dcm30 that are DICOM inside: rename them to .dcm": 1}
+    assert listing.left_out == {".dcm30 that are DICOM inside: rename them to .dcm": 1, ".bin": 1}
 
 
 def test_a_folder_may_be_called_like_an_archive_of_pictures(tmp_path, raw):

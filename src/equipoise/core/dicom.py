@@ -93,16 +93,21 @@ def is_dicom_file(path: Path) -> bool:
         return True
     if (suffix and not suffix[1:].isdigit()) or path.name == _INDEX:
         return False
-    return holds_dicom(path)
+    return is_dicom(_beginning(path))
 
 
-def holds_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its first bytes, whatever its name is."""
+def is_marked_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM behind its preamble, whatever it is called."""
+    return _beginning(path)[_PREAMBLE:] == _MAGIC
+
+
+def _beginning(path: Path) -> bytes:
+    """Preamble and magic of a file; nothing where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return is_dicom(file.read(_PREAMBLE + len(_MAGIC)))
+            return file.read(_PREAMBLE + len(_MAGIC))
     except OSError:
-        return False
+        return b""
 
 
 def open_dicom(content: bytes, has_window: bool = False) -> Picture:

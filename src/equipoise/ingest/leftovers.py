@@ -462,7 +462,7 @@ def _kind_of_other(raw: Path, path: str) -> str:
     if dicom.is_dicom_file(raw / path) and not dicom.is_installed():
         return f"{PurePosixPath(path).suffix.lower() or 'DICOM'} {WITHOUT_PYDICOM}"
     ending = _ending(path)
-    if ending and dicom.holds_dicom(raw / path):
+    if ending and dicom.is_marked_dicom(raw / path):
         return f"{ending} {DICOM_INSIDE}"
     return ending or WITHOUT_ENDING
 
