@@ -341,7 +341,7 @@ def test_a_test_side_without_labels_is_no_class(tmp_path):
         ingest.run(_own(tmp_path, names))
 
 
-@pytest.mark.parametrize("name", ["~", "null", "0x10", "+1", "no", "4", "a: b"])
+@pytest.mark.parametrize("name", ["~", "null", "True", "0x10", "+1", "no", "4", "a: b"])
 def test_names_that_an_error_offers_can_be_pasted(tmp_path, name):
     study = _own(tmp_path, [f"{name}/1.png", "well/1.png"], positive_class=None)
     with pytest.raises(ConfigError) as error:

@@ -425,7 +425,7 @@ def what_else(data: bytes) -> str:
         if beginning.startswith(first_bytes):
             return f"it is {what}"
     for first_bytes, what in _BOXES.items():
-        if data[4:].startswith(first_bytes):
+        if data.startswith(first_bytes, 4):
             return f"it is {what}"
     if data and not data.strip(b"\0"):
         return "it holds nothing but zeros, as after a copy that was cut off"

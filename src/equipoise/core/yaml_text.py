@@ -173,8 +173,8 @@ def shortly_written(text: str) -> str:
         value = parse(f"name: {text}", "a name")["name"]
     except ConfigError:
         return written(text)
-    is_read_back = isinstance(value, str | int | float) and str(value) == text
-    return text if is_read_back else written(text)
+    is_name = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return text if is_name and str(value) == text else written(text)
 
 
 def _visible(letter: str) -> str:
