@@ -248,6 +248,34 @@ def test_a_report_holds_no_picture():
         images.decode(buffer.getvalue())
 
 
+@pytest.mark.parametrize(
+    ("modality", "what"), [("SEG", "a segmentation"), ("RTDOSE", "doses of radiation")]
+)
+def test_objects_with_numbers_that_are_no_picture_are_refused(modality, what):
+    with pytest.raises(ValueError, match=rf"\({modality}\) holds {what}, no picture"):
+        images.decode(dicom_bytes(GREY, Modality=modality))
+
+
+def test_a_header_without_a_size_is_said():
+    header = pydicom.dcmread(io.BytesIO(dicom_bytes(GREY)))
+    del header.Rows
+    buffer = io.BytesIO()
+    header.save_as(buffer)
+    with pytest.raises(
+        ValueError, match=r"does not say how large its picture is \(Rows, Columns\)"
+    ):
+        images.decode(buffer.getvalue())
+
+
+def test_pixels_that_no_program_unpacks_are_said_with_the_reason():
+    header = pydicom.dcmread(io.BytesIO(dicom_bytes(GREY, JPEG_2000)))
+    header.PixelData = pydicom.encaps.encapsulate([b"no JPEG 2000 at all"])
+    buffer = io.BytesIO()
+    header.save_as(buffer)
+    with pytest.raises(ValueError, match=r"JPEG 2000.*cannot be unpacked: \w+: .*Save them"):
+        images.decode(buffer.getvalue())
+
+
 @pytest.mark.parametrize("syntax", [PLAIN, JPEG_2000, JPEG_LOSSLESS])
 def test_a_file_that_is_cut_short_is_said_to_be(syntax):
     content = dicom_bytes(GREY, syntax, Modality="DX")

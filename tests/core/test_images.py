@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from equipoise.core import images
+from fabricate.dicom import dicom_bytes
 
 RAMP = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
 COLOUR = np.dstack([RAMP, RAMP[::-1], np.full_like(RAMP, 100)])
@@ -250,6 +251,33 @@ def test_pages_are_counted_by_what_a_file_holds(kind):
     buffer = io.BytesIO()
     pages[0].save(buffer, "JPEG" if kind == "MPO" else kind)
     assert images.count_pages(buffer.getvalue()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git lfs pull"),
+        (b"\r\n<!DOCTYPE HTML PUBLIC>", "a web page"),
+        (b"<html><body>404", "a web page"),
+        (b"%PDF-1.4\n", "a PDF document"),
+        (b"PK\x03\x04" + bytes(30), "a zip archive"),
+        (b"\x1f\x8b\x08" + bytes(30), "gzip"),
+        (b"\0\0\0\x18ftypheic" + bytes(30), "HEIC.* save it as JPEG"),
+        (bytes(4096), "nothing but zeros"),
+        (b"<svg xmlns=''/>", "SVG"),
+        (b"not known", "cannot identify image file"),
+    ],
+)
+def test_what_lies_in_place_of_a_picture_is_named(content, reason):
+    with pytest.raises(ValueError, match=reason):
+        images.decode(content)
+
+
+def test_a_dicom_file_that_begins_like_a_tiff_has_one_page():
+    content = bytearray(dicom_bytes(np.arange(64, dtype=np.uint16).reshape(8, 8)))
+    content[:8] = b"II*\0\x10\0\0\0"
+    assert images.count_pages(bytes(content)) == 1
+    assert images.open_picture(bytes(content)).values.shape == (8, 8)
 
 
 def test_odd_palettes_are_read_without_a_warning():

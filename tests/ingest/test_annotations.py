@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from conftest import REPO
-from equipoise.core import config
+from equipoise.core import config, dicom
 from equipoise.core.errors import ConfigError, DataError
+from equipoise.ingest import annotations
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.summary import summary_text
 from equipoise.split import stage as splits
@@ -106,6 +107,31 @@ def test_a_column_patient_id_is_used_where_no_other_is_named(tmp_path):
         DataError, match=r"lacks the column\(s\) person.*without patient every image counts"
     ):
         ingest.run(study)
+
+
+def test_padchest_lists_of_one_label(tmp_path):
+    files = [f"{number}.png" for number in range(4)]
+    rows = [f"{number},\"['{'normal' if number % 2 else 'effusion'}']\"" for number in range(4)]
+    columns = {"file": "table.csv", "image": "ImageID", "label": "Labels"}
+    text = "ImageID,Labels\n" + "\n".join(rows) + "\n"
+    done = ingest.run(_study(tmp_path, files, text, table=columns, positive_class="effusion"))
+    assert done.manifest.classes == ("normal", "effusion")
+    assert not any("mean one class" in remark for remark in done.remarks)
+    text = text.replace("['effusion']", "['effusion', 'mass']", 1)
+    study = _study(tmp_path, files, text, table=columns, positive_class="effusion")
+    with pytest.raises(DataError, match="several labels in one cell in 1 of 4 rows"):
+        ingest.run(study)
+
+
+def test_files_are_asked_once_whether_they_are_dicom(tmp_path, monkeypatch):
+    files = [f"{name}/{number}.png" for name in "xy" for number in range(5)]
+    fields = ["PatientSex", "PatientAge", "KVP", "Rows"]
+    study = _study(tmp_path, files, "image\nx/0.png\n", columns=fields, positive_class="x")
+    asked = []
+    monkeypatch.setattr(dicom, "is_dicom_file", lambda path: bool(asked.append(path)))
+    with pytest.raises(DataError, match="lacks the column"):
+        annotations.read_annotations(study.raw, study.settings.ingest, files)
+    assert len(asked) <= 2 * len(files), "not once more for each column"
 
 
 def test_isic_one_column_for_each_class(tmp_path):

@@ -195,6 +195,13 @@ def test_kermany_names_of_the_later_release_hold_the_patient(path, subtype, pati
     assert parsed.columns["official_split"] == side
 
 
+@pytest.mark.parametrize("ending", ["png", "JPG", "tif", "dcm"])
+def test_kermany_names_say_the_same_whatever_the_files_were_saved_as(ending):
+    for name in ("PNEUMONIA/person7_virus_12", "NORMAL/IM-0012-0001", "NORMAL/NORMAL-1003233-0001"):
+        saved = chest_xray.parse(PurePosixPath(f"train/{name}.{ending}"))
+        assert saved == chest_xray.parse(PurePosixPath(f"train/{name}.jpeg"))
+
+
 def test_kermany_folders_may_be_in_any_case():
     given = chest_xray.parse(PurePosixPath("Train/Pneumonia/person1_virus_11.jpeg"))
     assert given == chest_xray.parse(PurePosixPath("train/PNEUMONIA/person1_virus_11.jpeg"))

@@ -100,6 +100,16 @@ def test_a_film_without_a_patient_is_left_out_where_others_have_one(root):
     assert "ingest.table" in reasons["sick/nobody.dcm"]
 
 
+def test_what_is_no_picture_is_left_out_for_that_and_not_for_its_patient(root):
+    _put_patients(root)
+    _put(root, "sick/empty.dcm", b"")
+    _put(root, "sick/pointer.dcm", b"version https://git-lfs.github.com/spec/v1\n")
+    done = ingest.run(_study(root, pseudonymise=False))
+    reasons = {item.image_id: item.reason for item in done.quarantined}
+    assert reasons["sick/empty.dcm"] == "unreadable: the file is empty"
+    assert "git lfs pull" in reasons["sick/pointer.dcm"]
+
+
 def _put_film_of(root, patient_id):
     """One more film, of a patient as some secretary typed it."""
     seed = sum(patient_id.encode())

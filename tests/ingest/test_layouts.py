@@ -1,5 +1,6 @@
 """Which folders are published sides and which are classes: recognised, or described and refused."""
 
+import re
 import unicodedata
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equipoise.core import config
+from equipoise.core import config, yaml_text
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.ingest import layouts
+from equipoise.ingest import layouts, leftovers
 from equipoise.ingest import stage as ingest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +56,13 @@ def _read(paths, positive_class):
         ("entrainement", "test"),
         ("entrenamiento", "prueba"),
         ("训练集", "测试集"),
+        ("学習", "テスト"),
+        ("обучение", "тест"),
+        ("eğitim", "test"),
+        ("treningowy", "testowy"),
+        ("a. Training Set", "b. Testing Set"),
+        ("(a) train", "(b) test"),
+        ("Train and Validation Set", "Test Set"),
     ],
 )
 @pytest.mark.parametrize(
@@ -108,6 +116,68 @@ def test_a_folder_beside_the_sides_is_refused_with_its_count_and_the_way_out():
     assert "test and train look like published sides" in str(error.value)
     assert "beside them lie more (2 images)" in str(error.value)
     assert "ingest.skip: [more/]" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("paths", "pattern"),
+    [
+        (["set/train/a/1.png", "set/test/a/1.png", "set/set/train/a/1.png"], "set/set/"),
+        (["train/a/1.png", "test/a/1.png", "train/a/more/1.png", "more/1.png"], "/more/"),
+        (["train/a/1.png", "test/a/1.png", "#2/1.png"], "#2/"),
+    ],
+)
+def test_the_pattern_that_an_error_names_leaves_out_this_folder_and_no_other(paths, pattern):
+    with pytest.raises(DataError) as error:
+        _layout(paths, "a")
+    setting = re.search(r"ingest\.skip: (\[.*?\])", str(error.value))[1]
+    (read,) = yaml_text.parse(f"skip: {setting}", "the error")["skip"]
+    assert read == pattern
+    left = [path for path in paths if not leftovers.fits(path, read)]
+    assert len(left) == len(paths) - 1
+    layouts.find_sides([layouts.folders_of(path) for path in left])
+
+
+def test_folders_that_hold_classes_once_more_are_named_as_a_pattern():
+    paths = [f"{top}{name}/{n}.png" for top in ("", "again/") for name in "ab" for n in (1, 2)]
+    with pytest.raises(DataError, match=r"leave them out with ingest\.skip: \[again/\]"):
+        _layout(paths, "b")
+
+
+def test_where_a_table_names_the_classes_names_of_sides_may_hold_anything():
+    names = ["Calc-Training_P_1_LEFT_CC", "Calc-Test_P_2_RIGHT_MLO", "Calc-Training_P_3_LEFT_MLO"]
+    folders = [(name, "1.3.6", "1.3.7") for name in names]
+    with pytest.raises(DataError, match="name a published side and something else"):
+        layouts.find_sides(folders)
+    folders.append(("extra",))
+    sides = layouts.find_sides(folders, name_classes=False)
+    assert [sides.of(names) for names in folders] == ["train", "test", "train", ""]
+    assert "1 image in none of them" in sides.remarks(folders)[0]
+
+
+def test_a_folder_that_only_looks_like_a_side_is_said():
+    paths = [f"{top}/{name}/1.png" for top in ("tarin", "test") for name in "ab"]
+    _, classes = _layout(paths, "b")
+    assert any(
+        "test may be a published side, but beside it lie tarin" in r for r in classes.remarks
+    )
+
+
+@pytest.mark.parametrize("name", ["test", "unlabelled", "Pred"])
+def test_a_folder_whose_images_have_no_label_is_asked_about(name):
+    paths = [f"{folder}/{n}.png" for folder in ("a", "b", name) for n in (1, 2)]
+    _, classes = _layout(paths, "b")
+    expected = f"{name} (2 images) counts as a class: where its images have no label"
+    assert any(remark.startswith(expected) for remark in classes.remarks)
+    _, meant = _layout(paths, name)
+    assert not meant.remarks
+
+
+def test_a_side_that_lacks_a_class_is_said():
+    paths = ["train/a/1.png", "train/b/1.png", "test/b/1.png"]
+    folders = [layouts.folders_of(path) for path in paths]
+    sides, classes = _layout(paths, "b")
+    told = layouts.remarks_on_sides(folders, sides, classes)
+    assert told == ["the published test side holds no image of a"]
 
 
 def test_names_that_hold_side_and_class_are_refused():
@@ -271,6 +341,18 @@ def test_a_test_side_without_labels_is_no_class(tmp_path):
         ingest.run(_own(tmp_path, names))
 
 
+@pytest.mark.parametrize("name", ["~", "null", "True", "0x10", "+1", "no", "4", "a: b"])
+def test_names_that_an_error_offers_can_be_pasted(tmp_path, name):
+    study = _own(tmp_path, [f"{name}/1.png", "well/1.png"], positive_class=None)
+    with pytest.raises(ConfigError) as error:
+        ingest.run(study)
+    written = re.search(r"to one of (.*?)\. Sens", str(error.value))[1]
+    names = yaml_text.parse(f"names: [{written}]", "the error")["names"]
+    studies = [_own(tmp_path, [], positive_class=one) for one in names]
+    read = [study.settings.ingest.positive_class for study in studies]
+    assert sorted(read) == sorted([name, "well"])
+
+
 def test_folders_without_an_image_are_no_classes_and_are_named(tmp_path):
     study = _own(tmp_path, ["well/1.png", "sick/1.png"])
     for name in ("New folder", "results", "@eaDir", "$RECYCLE.BIN", "sick/empty"):
@@ -305,6 +387,21 @@ def test_patients_may_lie_above_the_classes(tmp_path):
     assert reasons == {"well/loose.png": "not recognised: the file lies in no class folder"}
 
 
+def test_patients_may_be_folders_where_a_table_names_neither_them_nor_classes(tmp_path):
+    paths = [f"{name}/p{p}/1.png" for name in ("well", "sick") for p in (1, 2)]
+    table = {"file": "t.csv"}
+    study = _own(tmp_path, paths, patient_folder="below", table=table, columns=["age"])
+    rows = "".join(f"{path},40\n" for path in paths)
+    (study.raw / "t.csv").write_text(f"image,age\n{rows}")
+    done = ingest.run(study)
+    assert (done.summary.patients, done.summary.patient_ids) == (2, True)
+    labels = {"file": "t.csv", "label": "age"}
+    (study.raw / "t.csv").write_text(f"image,age\n{rows.replace(',40', ',41', 1)}")
+    study = _own(tmp_path, [], patient_folder="below", table=labels, positive_class="41")
+    with pytest.raises(ConfigError, match="Name the column of patient ids, too"):
+        ingest.run(study)
+
+
 def test_a_table_and_a_folder_cannot_both_name_the_patient(tmp_path):
     study = _own(tmp_path, ["well/p/1.png", "sick/p/1.png"], patient_folder="below", table="t.csv")
     (study.raw / "t.csv").write_text("image,patient_id\nwell/p/1.png,p\n")
@@ -313,6 +410,13 @@ def test_a_table_and_a_folder_cannot_both_name_the_patient(tmp_path):
 
 
 # --- links ----------------------------------------------------------------------------------------
+
+
+def test_a_link_that_leads_to_itself_is_no_folder(tmp_path):
+    study = _own(tmp_path, ["well/1.png", "sick/1.png"])
+    (study.raw / "sick" / "self.png").symlink_to("self.png")
+    done = ingest.run(study)
+    assert done.summary.left_out == {leftovers.BROKEN_LINKS: 1}
 
 
 def test_linked_folders_are_followed_and_said(tmp_path):

@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import tempfile
 import unicodedata
 from pathlib import Path
 
@@ -10,14 +12,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from equipoise.core import config, dicom, images
+from equipoise.core import config, dicom, images, yaml_text
+from equipoise.core.documents import IngestSummary
 from equipoise.core.errors import DataError
-from equipoise.ingest import leftovers, masks, originals
+from equipoise.ingest import fingerprint, leftovers, masks, originals
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import breakhis
 from equipoise.ingest.datasets.base import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Number of the user who owns nothing.
+_NOBODY = 65534
 
 
 def _picture(seed, side=40):
@@ -84,6 +89,12 @@ def _empty(raw, *names):
         ("sick/sick (1)_label.png", leftovers.MASK_NAMES),
         ("sick/sick (1)_overlay.png", leftovers.MASK_NAMES),
         ("sick/sick (1)_maske.png", leftovers.MASK_NAMES),
+        ("sick/sick (1)mask.png", leftovers.MASK_NAMES),
+        ("sick/sick (1)Mask2.png", leftovers.MASK_NAMES),
+        ("sick/sick (1)_tumor_seg.png", leftovers.MASK_NAMES),
+        ("sick/sick (1)_lungmask.png", leftovers.MASK_NAMES),
+        ("sick/sick (1)_tumorMask.png", leftovers.MASK_NAMES),
+        ("sick/heatmap/sick (1).png", leftovers.MASK_FOLDERS),
         ("sick/thumbs/a.jpg", leftovers.THUMBNAILS),
         ("sick/sick (0)_thumb.png", leftovers.THUMBNAILS),
         ("sick/thumbnails/a.jpg", leftovers.THUMBNAILS),
@@ -91,6 +102,8 @@ def _empty(raw, *names):
         ("$RECYCLE.BIN/1.png", leftovers.SYSTEM),
         ("sick/lost+found/1.png", leftovers.SYSTEM),
         ("__MACOSX/sick/1.png", leftovers.SYSTEM),
+        ("sick/@Recently-Snapshot/1.png", leftovers.SYSTEM),
+        ("Network Trash Folder/1.png", leftovers.SYSTEM),
         ("sick/.ipynb_checkpoints/1-checkpoint.png", leftovers.HIDDEN),
         ("sick/._sick (0).png", leftovers.HIDDEN),
         (".malignant/1.png", leftovers.HIDDEN_FOLDERS),
@@ -117,6 +130,10 @@ def test_what_is_no_image_is_counted_by_kind(raw, name, kind):
         "with_mask/1.png",
         "sick/first_label.png",
         "sick/segment/1.png",
+        "heatmap/other.png",
+        "sick/sick (1)_masked.png",
+        "sick/unmask.png",
+        "sick/labels/other.png",
     ],
 )
 def test_a_word_alone_makes_no_mask(raw, name):
@@ -126,6 +143,52 @@ def test_a_word_alone_makes_no_mask(raw, name):
     assert not listing.left_out
 
 
+@pytest.mark.parametrize(
+    ("pictures", "drawn"),
+    [
+        ("{name}/images/{n}.png", "{name}/infection masks/{n}.png"),
+        ("{name}/imagesTr/{n}.png", "{name}/labelsTr/{n}.png"),
+        ("images/{name}/{n}.png", "GT_maps/{name}/{n}.png"),
+        ("{name}/full/{n}.png", "{name}/roi_mask/{n}_1.png"),
+        ("{name}/1. Original Images/{n}.jpg", "{name}/2. Groundtruths/1. Lesions/{n}_MA.tif"),
+    ],
+)
+def test_folders_of_masks_beside_those_of_their_pictures(tmp_path, pictures, drawn):
+    for form in (pictures, drawn):
+        _empty(tmp_path, *[form.format(name=name, n=n) for name in "ab" for n in range(2)])
+    listing = leftovers.list_images(tmp_path, images.SUFFIXES, skip=[], keep=[])
+    assert listing.left_out == {leftovers.MASK_FOLDERS: 4}
+    _empty(tmp_path, drawn.format(name="a", n="of no picture"))
+    listing = leftovers.list_images(tmp_path, images.SUFFIXES, skip=[], keep=[])
+    assert drawn.format(name="a", n="of no picture") in listing.paths
+
+
+def test_classes_whose_names_speak_of_masks_stay(tmp_path):
+    _empty(tmp_path, *[f"{name}/{n}.png" for name in ("with mask", "no mask") for n in range(2)])
+    listing = leftovers.list_images(tmp_path, images.SUFFIXES, skip=[], keep=[])
+    assert len(listing.paths) == 4
+
+
+def test_names_with_two_endings_are_said(tmp_path, raw):
+    _save(raw / "sick" / "sick (1).jpg", _picture(80))
+    (told,) = [remark for remark in ingest.run(_study(tmp_path)).remarks if "several" in remark]
+    assert "1 name with several endings, as sick/sick (1).jpg and sick/sick (1).png" in told
+    assert yaml_text.parse(told.split("with ")[-1], "the remark") == {"ingest.skip": ["*.png"]}
+
+
+def test_dicom_under_another_ending_is_told(raw):
+    (raw / "sick/1.dcm30").write_bytes(bytes(128) + b"DICM")
+    (raw / "sick/1.bin").write_bytes(b"\x08\0\0\0" * 50)
+    listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
+    assert listing.left_out == {".dcm30 that are DICOM inside: rename them to .dcm": 1, ".bin": 1}
+
+
+def test_a_folder_may_be_called_like_an_archive_of_pictures(tmp_path, raw):
+    _save(raw / "sick" / "set.npz" / "1.png", _picture(90))
+    done = ingest.run(_study(tmp_path))
+    assert "sick/set.npz/1.png" in set(done.manifest.table["image_id"])
+
+
 def test_what_is_no_file_is_counted_and_never_opened(raw):
     os.mkfifo(raw / "sick/pipe")  # whoever opens it waits for ever
     os.mkfifo(raw / "sick/pipe.png")
@@ -133,6 +196,66 @@ def test_what_is_no_file_is_counted_and_never_opened(raw):
     listing = leftovers.list_images(raw, images.SUFFIXES, skip=[], keep=[])
     assert listing.left_out == {leftovers.NO_FILES: 2, leftovers.BROKEN_LINKS: 1}
     assert len(listing.paths) == 6
+
+
+@pytest.fixture
+def home():
+    """A folder of somebody who is not root: root may read whatever the rights say."""
+    folder = Path(tempfile.mkdtemp())
+    user = os.geteuid()
+    if user == 0:
+        os.chown(folder, _NOBODY, _NOBODY)
+        os.seteuid(_NOBODY)
+    yield folder
+    os.seteuid(user)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("rights", [0o000, 0o444, 0o111])
+def test_what_may_not_be_read_is_named_and_stops_nothing(home, rights):
+    for place, name in enumerate(("well", "sick", "other")):
+        for number in range(3):
+            _save(home / "mine" / name / f"{number}.png", _picture(10 * place + number))
+    closed = home / "mine" / "other"
+    closed.chmod(rights)
+    (home / "mine" / "sick" / "0.png").chmod(0)
+    study = _study(home)
+    done = ingest.run(study)
+    closed.chmod(0o700)
+    assert done.summary.by_class.keys() == {"well", "sick"}
+    assert list(done.summary.left_out) == [leftovers.UNREADABLE]
+    (told,) = [remark for remark in done.remarks if "may not read" in remark]
+    assert "other" in told
+    assert not any("no classes" in remark for remark in done.remarks)
+    reasons = {item.image_id: item.reason for item in done.quarantined}
+    assert reasons == {"sick/0.png": "unreadable: Permission denied"}
+    shutil.rmtree(closed)
+    (home / "mine" / "sick" / "0.png").chmod(0o600)
+    assert "hold other bytes (sick/0.png)" in _change_of_bytes(study, done.manifest)
+
+
+def _change_of_bytes(study, manifest):
+    """What has changed, were names and sizes the same."""
+    files = fingerprint.list_files(study.raw)
+    hashed = fingerprint.names_and_sizes(files, hashed=False)
+    path = study.manifest_path.with_suffix(".json")
+    IngestSummary.read(path).model_copy(update={"raw": hashed}).write(path)
+    return fingerprint.change(study, manifest)
+
+
+def test_a_raw_folder_or_a_table_that_may_not_be_read_is_a_sentence(home):
+    for name in ("well", "sick"):
+        _save(home / "mine" / name / "1.png", _picture(len(name)))
+    (home / "mine" / "tables").mkdir(mode=0)
+    with pytest.raises(DataError, match=r"tables/t\.csv cannot be read: Permission denied"):
+        ingest.run(_study(home, table="tables/t.csv"))
+    (home / "mine").chmod(0o111)
+    with pytest.raises(DataError, match="mine may not be read by this user"):
+        ingest.run(_study(home))
+    (home / "mine").chmod(0o700)
 
 
 def test_a_link_that_leads_nowhere_is_counted(raw):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equipoise.core import yaml_text
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.ingest import spellings
 
@@ -57,6 +58,9 @@ def test_ids_are_not_missing(word):
         ("'0012", "12"),
         ("12.", "12"),
         ("P\u200b12", "P12"),  # a blank without a width
+        ("\u041012", "A12"),  # typed on a Russian keyboard
+        ("\u0391\u039212", "ab12"),  # and on a Greek one
+        ("\u0661\u0662", "12"),  # Arabic digits
     ],
 )
 def test_two_spellings_of_one_id_are_refused_until_they_are_decided(one, other):
@@ -84,7 +88,9 @@ def test_numbers_fold_together_exactly_when_they_are_equal(number, zeros):
     assert spellings.folded(written) != spellings.folded(str(number + 1))
 
 
-@pytest.mark.parametrize("word", ["ANONYMOUS", "Anonymized", "removed", "N.N.", "xxx", "*"])
+@pytest.mark.parametrize(
+    "word", ["ANONYMOUS", "Anonymized", "removed", "N.N.", "xxx", "*", "-1", "-999"]
+)
 def test_what_stands_for_an_id_that_was_taken_out_is_nobody(word):
     assert _ids(["p1", word]) == ["p1", ""]
     assert spellings.class_names(pd.Series([word])).tolist() == [word], "a class may be called so"
@@ -99,7 +105,16 @@ def test_the_error_shows_the_first_few_and_counts_the_others():
         "In the table, 8 patients are written in several ways: '0001' and '1'; '0002' and '2'; "
     )
     assert "and 3 more" in text
-    assert "ingest.aliases: {'1': '0001'}" in text
+    assert 'ingest.aliases: {"1": "0001"}' in text
+
+
+def test_an_alias_that_an_error_names_can_be_pasted():
+    with pytest.raises(DataError) as error:
+        _ids(["P 1", "P\u00a01"])
+    written = str(error.value).split("ingest.aliases: ")[1].split(";")[0]
+    assert "\u00a0" not in written, "nobody would see it"
+    aliases = yaml_text.parse(f"aliases: {written}", "the error")["aliases"]
+    assert _ids(["P 1", "P\u00a01"], aliases) == ["P 1", "P 1"]
 
 
 def test_an_alias_may_say_that_an_id_means_nobody():
@@ -120,6 +135,11 @@ def test_aliases_that_cannot_be_meant_are_refused():
 def test_ids_that_a_spreadsheet_has_rounded_are_refused(rounded):
     with pytest.raises(DataError, match="1 id that a spreadsheet has rounded"):
         _ids([rounded, "p1"])
+
+
+def test_ids_that_were_wider_than_their_column_are_refused():
+    with pytest.raises(DataError, match="1 id that a spreadsheet has replaced by #"):
+        _ids(["########", "#12"])
 
 
 @pytest.mark.parametrize("dated", ["1-Mar", "12-Okt", "3. Mai 2021", "2024-03-01 00:00:00"])
@@ -151,6 +171,29 @@ def test_names_of_one_class_have_one_key(one, other):
 )
 def test_names_of_two_classes_have_two(one, other):
     assert spellings.class_key(one) != spellings.class_key(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("NonTumor", "Non_Tumor"),
+        ("no tumor", "notumor"),
+        ("Covid19", "COVID-19"),
+        ("na\u00efve", "naive"),
+        ("class 0", "CLASS0"),
+        ("\u041c\u0435l", "Mel"),  # two Russian letters
+    ],
+)
+def test_classes_that_may_be_one_are_asked_about_and_not_joined(one, other):
+    (told,) = spellings.remarks_on_alike([one, "x", other])
+    assert one in told
+    assert other in told
+    names = spellings.class_names(pd.Series([one, "x", other]))
+    assert names.nunique() == 3
+
+
+def test_classes_of_other_meaning_are_not_asked_about():
+    assert not spellings.remarks_on_alike(["HER2+", "HER2-", "1-2", "12", "-1", "1", "T1", "T10"])
 
 
 def test_class_names_that_are_one_become_the_commonest():

@@ -133,6 +133,8 @@ def _excel():
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "not a CSV but a spreadsheet"),
         (b"PAR1abc", "not a CSV but a spreadsheet or another binary file"),
         (b"image\na\0b.png\n", "holds NUL characters"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull` brings it"),
+        (b"\n<!DOCTYPE html>\n<html>", "it is a web page, .*download it again"),
         ("image\na.png\n".encode("utf-16") + b"\x00", "not readable as a CSV in utf-16"),
         (
             "image,patient_id\na.png,Smith, John\n",

@@ -52,6 +52,8 @@ _IN_GROUPS = (
     "FrameVOILUTSequence",
     "FrameAnatomySequence",
 )
+#: Objects whose numbers are no picture of a patient, by their modality.
+_NO_PICTURES = {"SEG": "a segmentation", "RTDOSE": "doses of radiation"}
 #: Bits that tell the size of a container and nothing of what is used of it.
 _CONTAINERS = (16, 32)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -91,11 +93,21 @@ def is_dicom_file(path: Path) -> bool:
         return True
     if (suffix and not suffix[1:].isdigit()) or path.name == _INDEX:
         return False
+    return is_dicom(_beginning(path))
+
+
+def is_marked_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM behind its preamble, whatever it is called."""
+    return _beginning(path)[_PREAMBLE:] == _MAGIC
+
+
+def _beginning(path: Path) -> bytes:
+    """Preamble and magic of a file; nothing where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return is_dicom(file.read(_PREAMBLE + len(_MAGIC)))
+            return file.read(_PREAMBLE + len(_MAGIC))
     except OSError:
-        return False
+        return b""
 
 
 def open_dicom(content: bytes, has_window: bool = False) -> Picture:
@@ -197,6 +209,13 @@ def _lift_groups(header: Any) -> None:
 def _picture(header: Any, has_window: bool) -> Picture:
     if "PixelData" not in header and "FloatPixelData" not in header:
         raise ValueError(_why_no_picture(header))
+    if not header.get("Rows", None) or not header.get("Columns", None):
+        raise ValueError(
+            "the header of the DICOM file does not say how large its picture is (Rows, Columns)"
+        )
+    modality = header.get("Modality", None)
+    if modality in _NO_PICTURES:
+        raise ValueError(f"the DICOM file ({modality}) holds {_NO_PICTURES[modality]}, no picture")
     limits.require_safe_size(int(header.Columns), int(header.Rows))
     with limits.turn(int(header.Columns), int(header.Rows)):
         values = _first_frame(header)
@@ -229,9 +248,12 @@ def _first_frame(header: Any) -> np.ndarray:
     try:
         values = pixel_array(header, index=0)
     except RuntimeError as error:
-        if "missing dependencies" not in str(error):
-            raise
         name = header.file_meta.TransferSyntaxUID.name
+        if "missing dependencies" not in str(error):
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(
+                f"its pixels are compressed ({name}) and cannot be unpacked: {reason}. Save them uncompressed"
+            ) from error
         advice = f"Install what reads them: {INSTALL}"
         if unpacks_all():
             advice = "Nothing here reads that; save them uncompressed or as JPEG 2000"

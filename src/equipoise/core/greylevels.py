@@ -310,7 +310,7 @@ def scale_text(scale: GreyScale, depths: Sequence[Depth]) -> list[str]:
         used = [f"{number} in {count:,}" for number, count in sorted(bits.items())]
         lines.append(
             f"bits used: {', '.join(used)}; one white for all of these. Where they are of different depth, "
-            f"make them studies of their own"
+            f"make them studies of their own; where a few hold stray values, ingest.window: [0, white] sets it"
         )
     return lines
 
@@ -331,7 +331,10 @@ def _number(value: float) -> str:
 def _shown(value: float) -> str:
     """A number as people write it.
 
-    >>> _shown(4095.0), _shown(998.26)
-    ('4,095', '998.3')
+    >>> _shown(4095.0), _shown(998.26), _shown(1.00001)
+    ('4,095', '998.3', '1.00001')
     """
-    return f"{int(value):,}" if value == int(value) else f"{value:,.4g}"
+    if value == int(value):
+        return f"{int(value):,}"
+    short = f"{value:,.4g}"
+    return short if "." in short or "e" in short else repr(float(value))

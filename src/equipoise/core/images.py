@@ -42,6 +42,26 @@ _FRAMES_OF_PNG = b"acTL"
 _PAGES_OF_JPEG = b"MPF\0"
 _BEGINNING_BYTES = 2**16
 
+#: What downloads and disks leave in place of a picture, by how it begins.
+_NO_PICTURES = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: `git lfs pull` brings it",
+    b"/annex/objects/": "a pointer of git-annex, not the file itself: `git annex get` brings it",
+    b"<!doctype html": "a web page, perhaps of an error or a login: download it again",
+    b"<html": "a web page, perhaps of an error or a login: download it again",
+    b"<?xml": "an XML document",
+    b"<svg": "a drawing (SVG): save it as PNG",
+    b"%pdf": "a PDF document: save its picture as PNG",
+    b"pk\x03\x04": "a zip archive: unpack it",
+    b"\x1f\x8b": "a packed file (gzip): unpack it",
+}
+#: The same where it stands behind four bytes of a length.
+_BOXES = {
+    b"ftyphei": "a HEIC picture, which is not read: save it as JPEG or PNG",
+    b"ftypmif1": "a HEIC picture, which is not read: save it as JPEG or PNG",
+    b"ftypmp4": "a film",
+    b"ftypisom": "a film",
+}
+
 #: What may be odd about a picture, see `flags`.
 FLAGS = ("tiny", "blank", "colour")
 #: Further flags, which `ingest` names only where they occur.
@@ -89,7 +109,7 @@ def files_below(folder: Path) -> Iterator[str]:
     that are no files.
 
     Raises:
-        DataError: For a link that leads back to a folder above it.
+        DataError: For a link that leads back to a folder above it, or when the folder itself may not be read.
     """
     yield from _files_below(str(folder), "", (os.path.realpath(folder),))
 
@@ -105,13 +125,15 @@ def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> I
     try:
         with os.scandir(folder) as entries:
             listed = list(entries)
-    except PermissionError:
+    except PermissionError as error:
         if not relative:
-            raise
+            raise DataError(
+                f"The folder {folder} may not be read by this user. Give the right to read it and to look inside."
+            ) from error
         yield relative.rstrip("/")
         return
     for entry in listed:
-        if not _is_folder(entry):
+        if not is_folder(entry):
             yield relative + entry.name
             continue
         real = os.path.join(real_folders[-1], entry.name)
@@ -121,7 +143,7 @@ def _files_below(folder: str, relative: str, real_folders: tuple[str, ...]) -> I
         yield from _files_below(entry.path, f"{relative}{entry.name}/", (*real_folders, real))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder, or leads to one; a link that leads to itself is none."""
     try:
         return entry.is_dir()
@@ -177,9 +199,10 @@ def holds_images(folder: Path, path: str, suffixes: frozenset[str] = SUFFIXES) -
 
 def is_image_file(path: Path, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Whether a file has one of the endings, or is DICOM without an ending, as scanners write it."""
+    # `Path.is_file` raises where a folder may be listed, and its files may not be looked at.
     if path.suffix.lower() in suffixes:
-        return path.is_file()
-    return ".dcm" in suffixes and path.is_file() and dicom.is_dicom_file(path)
+        return os.path.isfile(path)
+    return ".dcm" in suffixes and os.path.isfile(path) and dicom.is_dicom_file(path)
 
 
 def pictures_in(folder: Path, path: str) -> list[str]:
@@ -200,7 +223,7 @@ def read(folder: Path, path: str) -> bytes:
         The bytes of the file; a picture inside a .npz file becomes an uncompressed bitmap.
     """
     file, in_npz, member = path.partition(".npz/")
-    if not in_npz:
+    if not in_npz or os.path.isdir(os.path.join(folder, f"{file}.npz")):
         with open(os.path.join(folder, path), "rb") as handle:
             return handle.read()
     part, index = member.split("/")
@@ -382,13 +405,31 @@ def open_picture(source: Path | bytes, draft_px: int = 0, has_window: bool = Fal
     except UnidentifiedImageError as error:
         unusual = rasters.open_unusual_jpeg(data)
         if unusual is None:
-            raise ValueError("cannot identify image file") from error
+            raise ValueError(what_else(data) or "cannot identify image file") from error
         return unusual
     except ValueError:
         raise
     except Exception as error:  # the decoders raise anything on damaged bytes
         message = re.sub(r" <_io.BytesIO object at \w+>", "", str(error))
         raise ValueError(message or type(error).__name__) from error
+
+
+def what_else(data: bytes) -> str:
+    """What a file is in place of a picture or a table, and what to do; empty where that is not known.
+
+    >>> what_else(b"version https://git-lfs.github.com/spec/v1")
+    'it is a pointer of Git LFS, not the file itself: `git lfs pull` brings it'
+    """
+    beginning = data[:100].lstrip().lower()
+    for first_bytes, what in _NO_PICTURES.items():
+        if beginning.startswith(first_bytes):
+            return f"it is {what}"
+    for first_bytes, what in _BOXES.items():
+        if data.startswith(first_bytes, 4):
+            return f"it is {what}"
+    if data and not data.strip(b"\0"):
+        return "it holds nothing but zeros, as after a copy that was cut off"
+    return ""
 
 
 def _decoded(image: Image.Image, draft_px: int) -> Picture:
@@ -433,7 +474,7 @@ def count_pages(data: bytes) -> int:
     Returns:
         1 also for what cannot be read.
     """
-    if not _may_have_pages(data):
+    if not _may_have_pages(data) or dicom.is_dicom(data):  # some DICOM files begin like a TIFF
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:

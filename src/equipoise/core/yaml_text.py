@@ -149,13 +149,34 @@ def end_of(node: Node) -> int:
 
 
 def written(text: str) -> str:
-    """Write a text as YAML that versions 1.1 and 1.2 read as this text.
+    r"""Write a text as YAML that versions 1.1 and 1.2 read as this text; what nobody sees is spelled out.
 
     >>> written("malignant"), written("no"), written("4"), written("a: b")
     ('malignant', '"no"', '"4"', '"a: b"')
+    >>> print(written("\N{NO-BREAK SPACE}12"))
+    "\U000000a012"
     """
     is_plain = re.fullmatch(r"[A-Za-z][\w./-]*", text, flags=re.ASCII)
     if is_plain and yaml.safe_load(text) == text == _value_of(text):
         return text
     quoted = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=len(text) * 10 + 99)
-    return quoted.removesuffix("\n")
+    return "".join(map(_visible, quoted.removesuffix("\n")))
+
+
+def shortly_written(text: str) -> str:
+    """The same, without quotes where a setting that is a name reads the bare text as this text.
+
+    >>> shortly_written("no"), shortly_written("4"), shortly_written("~"), shortly_written("0x10")
+    ('no', '4', '"~"', '"0x10"')
+    """
+    try:
+        value = parse(f"name: {text}", "a name")["name"]
+    except ConfigError:
+        return written(text)
+    is_name = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return text if is_name and str(value) == text else written(text)
+
+
+def _visible(letter: str) -> str:
+    """A letter, or where nobody would see it how it is written within double quotes."""
+    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"

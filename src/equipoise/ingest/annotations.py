@@ -31,6 +31,9 @@ _YES = frozenset(
     {"1", "true", "yes", "y", "x", "t", "+", "✓", "wahr", "ja", "vrai", "oui", "sí", "si"}
 )
 _NO = frozenset({"0", "false", "no", "n", "f", "falsch", "nein", "faux", "non"})
+#: `['pneumonia']`, and lists of any length.
+_LIST_OF_ONE = re.compile(r"""^\[(['"]?)([^,]*)\1\]$""")
+_LIST = re.compile(r"\[.*,.*\]")
 #: `1.0` and `0,00` are 1 and 0.
 _WHOLE = re.compile(r"^([01])[.,]0+$")
 
@@ -107,8 +110,14 @@ def read_annotations(raw: Path, settings: Ingest, paths: Sequence[str]) -> Annot
         _refuse_settings_without_table(settings, raw, paths)
         return None
     path = raw / settings.table.file
-    if not path.exists():
-        raise DataError(f"There is no {path}. ingest.table is a path inside the raw folder.")
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no {path}. ingest.table is a path inside the raw folder."
+        ) from error
+    except OSError:
+        pass  # the reader says why
     table = read_table(path)
     try:
         return _annotations(raw, settings, settings.table, paths, table)
@@ -125,7 +134,9 @@ def _annotations(
     columns = _with_patients(named, table)
     if columns.patient is None and not _others_name_patients(settings, raw, paths):
         _refuse_idle_aliases(settings.aliases)
-    kept = [name for name in settings.columns if table.has(name) or not _is_field(name, raw, paths)]
+    absent = [name for name in settings.columns if not table.has(name)]
+    fields = _fields(absent, raw, paths)
+    kept = [name for name in settings.columns if name not in fields]
     rows = _read_rows(table, columns, settings.aliases, kept)
     with_image = rows[rows["image"] != ""]
     if with_image.empty:
@@ -143,6 +154,7 @@ def _annotations(
     remarks = [
         *table.remarks,
         *_remarks_on_names(table, columns),
+        *spellings.remarks_on_alike(classes),
         *_remarks_on_rows(columns, len(rows), len(with_image), len(distinct)),
         *_remarks_on_files(columns, matched),
         *_remarks_on_folders(columns, classes, of_path),
@@ -197,8 +209,9 @@ def _annotations_by_path(
 
 
 def _refuse_settings_without_table(settings: Ingest, raw: Path, paths: Sequence[str]) -> None:
+    fields = _fields(settings.columns, raw, paths)
     for name in settings.columns:
-        if not _is_field(name, raw, paths):
+        if name not in fields:
             why = headers.why_missing(name)
             raise ConfigError(
                 f"ingest.columns names {name!r}, which is {why}, and ingest.table is null. Set ingest.table, or "
@@ -222,9 +235,10 @@ def _has_headers(raw: Path, paths: Sequence[str]) -> bool:
     return any(dicom.is_dicom_file(raw / path) for path in paths)
 
 
-def _is_field(name: str, raw: Path, paths: Sequence[str]) -> bool:
-    """Whether a column is read from the headers of the files."""
-    return not headers.obstacle(name) and _has_headers(raw, paths)
+def _fields(names: Sequence[str], raw: Path, paths: Sequence[str]) -> set[str]:
+    """Of columns those that are read from the headers of the files; these are looked at once, and only if need be."""
+    fields = {name for name in names if not headers.obstacle(name)}
+    return fields if fields and _has_headers(raw, paths) else set()
 
 
 def _refuse_idle_aliases(aliases: Mapping[str, str]) -> None:
@@ -283,9 +297,14 @@ def _labels(table: Table, columns: ImageTable) -> pd.Series | str:
         return ""
     if len(columns.label) > 1:
         return _labels_of_flags(table, columns)
-    names = spellings.class_names(table.column(columns.label[0]))
+    names = spellings.class_names(_label_cells(table, columns))
     _refuse_several_labels(names, columns)
     return names
+
+
+def _label_cells(table: Table, columns: ImageTable) -> pd.Series:
+    """The one column of labels; a list of one label, as Python writes it, is this label."""
+    return table.column(columns.label[0]).str.replace(_LIST_OF_ONE, r"\2", regex=True)
 
 
 def _refuse_several_labels(names: pd.Series, columns: ImageTable) -> None:
@@ -309,7 +328,9 @@ def _is_several(name: str, known: set[str]) -> bool:
 
     One part that does is enough behind a semicolon, which stands in no name.
     """
-    if "|" in name or not known.isdisjoint(part.strip() for part in name.split(";")[:-1]):
+    if "|" in name or _LIST.fullmatch(name):
+        return True
+    if not known.isdisjoint(part.strip() for part in name.split(";")[:-1]):
         return True
     for delimiter in (";", ",", "/", "+", "&"):
         parts = [part.strip() for part in name.split(delimiter)]
@@ -347,7 +368,8 @@ def _flags(cells: pd.Series, name: str, columns: ImageTable) -> pd.Series:
         unknown = cells[~is_known].unique()
         raise DataError(
             f"Column {name} of {columns.file} says {examples(unknown)}. Several columns in ingest.table.label hold "
-            f"1 (or yes) for the class of an image, and 0 (or nothing) for the others."
+            f"1 (or yes) for the class of an image, and 0 (or nothing) for the others. Where a row is not certain, "
+            f"leave its cells empty, or add a column with the class you ask about and name it in ingest.table.label."
         )
     return is_yes
 
@@ -460,7 +482,7 @@ def _remarks_on_names(table: Table, columns: ImageTable) -> list[str]:
     """Which class names were joined."""
     if len(columns.label) != 1:
         return []
-    joined = spellings.joined_names(table.column(columns.label[0]))
+    joined = spellings.joined_names(_label_cells(table, columns))
     return [f"class names in {columns.file} that mean one class: {joined}"] if joined else []
 
 

@@ -6,6 +6,7 @@ are of one machine: they lie in `data/local`, outside git and DVC, and tell whic
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ def list_files(raw: Path) -> list[RawFile]:
     files = []
     for relative in files_below(raw):
         path = raw / relative
-        if any(map(hidden, relative.split("/"))) or not path.is_file():
+        if any(map(hidden, relative.split("/"))) or not os.path.isfile(path):
             continue
         told = path.stat()
         files.append(RawFile(relative, told.st_size, told.st_mtime_ns))
@@ -92,8 +93,9 @@ def note(study: Study, manifest: Manifest, files: Sequence[RawFile]) -> None:
     known = _digests_by_path(study, manifest)
     noted = {}
     for file in files:
-        digest = known.get(file.path) or file_digest(study.raw / file.path)
-        noted[file.path] = [file.written_ns, digest]
+        digest = known.get(file.path) or _digest(study.raw / file.path)
+        # Whoever gives the right to read a file leaves its time as it is: such a file is always looked at again.
+        noted[file.path] = [file.written_ns if digest else None, digest]
     write_json(_notes_path(study), {"manifest": manifest.digest, "files": noted})
 
 
@@ -174,9 +176,17 @@ def _edited(study: Study, manifest: Manifest, files: Sequence[RawFile]) -> list[
     edited = []
     for file in _touched(files, noted):
         _, digest = noted[file.path]
-        if file_digest(study.raw / file.path) != digest:
+        if _digest(study.raw / file.path) != digest:
             edited.append(file.path)
     return edited
+
+
+def _digest(path: Path) -> str:
+    """Digest of a file; empty where this user may not read it."""
+    try:
+        return file_digest(path)
+    except PermissionError:
+        return ""
 
 
 def _touched(files: Sequence[RawFile], noted: dict[str, Any]) -> list[RawFile]:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from equipoise.core import dicom, parallel
+from equipoise.core import dicom, images, parallel
 from equipoise.core.config import Ingest
 from equipoise.ingest import spellings
 from equipoise.ingest.datasets.base import Dataset, Parsed, Unrecognised
@@ -64,7 +64,12 @@ class _Headers:
     further: Sequence[str] = ()
 
     def parse(self, path: PurePosixPath) -> Parsed:
-        """What the dataset says of an image, and what its header adds; a column the dataset has stays."""
+        """What the dataset says of an image, and what its header adds; a column the dataset has stays.
+
+        Raises:
+            Unrecognised: When the header names no patient, and those of other files do.
+            ValueError: When it is no picture at all.
+        """
         parsed = self.dataset.parse(path)
         file = self.raw / path
         wanted = [*_FIELDS, *self.further]
@@ -79,6 +84,7 @@ class _Headers:
             return replace(parsed, columns=columns)
         patient = self.patients.get(fields["PatientID"], "")
         if not patient:
+            images.open_picture(file)  # what is no picture at all is said first
             raise Unrecognised(
                 "no DICOM header names its patient (PatientID), and others of this study do; "
                 "ingest.table can name all of them"

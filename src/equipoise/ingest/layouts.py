@@ -18,8 +18,9 @@ from pathlib import PurePosixPath
 
 from equipoise.core.errors import ConfigError, DataError, unknown_name
 from equipoise.core.text import counted, in_words
+from equipoise.core.yaml_text import shortly_written, written
 from equipoise.ingest.datasets.base import Unrecognised
-from equipoise.ingest.spellings import class_key
+from equipoise.ingest.spellings import class_key, remarks_on_alike
 
 #: Names of the folders that a file lies in, the outermost first.
 Folders = tuple[str, ...]
@@ -31,13 +32,17 @@ def _words(text: str) -> frozenset[str]:
 
 _TRAIN = _words(
     "train training trainings trainval trn entrainement entraînement apprentissage entrenamiento "
-    "treino treinamento addestramento 训练 训练集"
+    "treino treinamento addestramento trening treningowy treningowe eğitim обучение обучающая тренировочная "
+    "训练 训练集 訓練 訓練集 学習 학습 훈련"
 )
 _VAL = _words(
     "val valid validation dev development validierung validierungs validacion validación validação "
-    "validazione validatie 验证 验证集"
+    "validazione validatie walidacja walidacyjny doğrulama валидация валидационная 验证 验证集 驗證 驗證集 検証 검증"
 )
-_TEST = _words("test testing tst holdout prueba pruebas teste 测试 测试集")
+_TEST = _words(
+    "test testing tst holdout prueba pruebas teste testowy testowe тест тестовая тестирование "
+    "测试 测试集 測試 測試集 テスト 테스트"
+)
 #: Means test where there is no other test folder, else what val means.
 _EVAL = _words("eval evaluation")
 _SIDE_WORDS = _TRAIN | _VAL | _TEST | _EVAL
@@ -46,6 +51,14 @@ _FILLING = _words(
     "set sets data dataset image images imgs split folder samples list txt csv daten datensatz bilder "
     "données datos dados immagini imágenes"
 )
+#: `Train and Validation Set`
+_AND = _words("and und et y e")
+#: What is called so has no label: it is no class.
+_UNLABELLED = _words(
+    "unlabeled unlabelled unannotated pred preds prediction predictions inference submission"
+)
+#: `a. Training Set`, `(b) test`
+_LETTER_BEFORE = re.compile(r"^\(?[a-z][.)]\s*(?=\w)", re.I)
 #: `trainset`, `testdata`
 _JOINED = re.compile(rf"({'|'.join(sorted(_SIDE_WORDS))})({'|'.join(sorted(_FILLING))})")
 #: Names that a sentence shows.
@@ -88,12 +101,13 @@ def side_name(folder: str) -> SideName | None:
     >>> side_name("Train_Set"), side_name("ISIC-testing")
     (SideName(word='train', rest='', number=''), SideName(word='testing', rest='isic', number=''))
     """
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", spelled(folder))
+    bare = _LETTER_BEFORE.sub("", spelled(folder))
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", bare)
     words = re.split(r"[\W_]+", _JOINED.sub(r"\1 \2", apart.casefold()))
     sides = [word for word in words if word in _SIDE_WORDS]
     if not sides or (len(sides) > 1 and not set(sides) <= _TRAIN | _VAL):
         return None
-    others = [word for word in words if word and word not in _SIDE_WORDS | _FILLING]
+    others = [word for word in words if word and word not in _SIDE_WORDS | _FILLING | _AND]
     rest = [word for word in others if not word.isdecimal()]
     numbers = [word for word in others if word.isdecimal()]
     return SideName(sides[0], " ".join(rest), " ".join(numbers))
@@ -114,12 +128,16 @@ def sides_of(folders: Collection[str]) -> dict[str, str]:
     rests = {name.rest if name else None for name in names.values()}
     if len(rests) != 1 or None in rests or _are_folds(names.values()):
         return {}
-    words = {name.word for name in names.values() if name}
+    return _sides_by_words({folder: name for folder, name in names.items() if name})
+
+
+def _sides_by_words(names: Mapping[str, SideName]) -> dict[str, str]:
+    """The side of every folder, by the word for it."""
+    words = {name.word for name in names.values()}
     test_words = _TEST if words & _TEST else _TEST | _EVAL
-    sides = {}
-    for folder, name in names.items():
-        sides[folder] = "test" if name and name.word in test_words else "train"
-    return sides
+    return {
+        folder: "test" if name.word in test_words else "train" for folder, name in names.items()
+    }
 
 
 def _are_folds(names: Collection[SideName | None]) -> bool:
@@ -155,7 +173,7 @@ class Sides:
         """The published side of a file, train or test; empty where it lies in none."""
         if self.level is None or len(folders) <= self.level:
             return ""
-        return self.side_of[folders[self.level]]
+        return self.side_of.get(folders[self.level], "")
 
     def without(self, folders: Folders) -> Folders:
         """The folders of a file but for that of its side."""
@@ -169,20 +187,22 @@ class Sides:
             return []
         told = []
         for side in ("train", "test"):
-            names = sorted(name for name, its in self.side_of.items() if its == side)
+            names = [name for name, its in self.side_of.items() if its == side]
             if names:
-                told.append(f"{in_words(names)} as {side}")
+                told.append(f"{_shown(names)} as {side}")
         outside = sum(not self.of(folders) for folders in folders_of_files)
         if outside:
             told.append(f"{counted(outside, 'image')} in none of them")
         return [f"published sides: {', '.join(told)}"]
 
 
-def find_sides(folders_of_files: Iterable[Folders]) -> Sides:
+def find_sides(folders_of_files: Iterable[Folders], name_classes: bool = True) -> Sides:
     """Find the level whose folders all speak of published sides.
 
     Args:
         folders_of_files: Folders of every image.
+        name_classes: Whether folders name the classes too. Where a table does, whatever else is in the
+            name of a side (`Calc-Training_P_00005_LEFT_CC`) is no class, and nothing has to be refused.
 
     Raises:
         DataError: When some folders of a level are sides and others are not.
@@ -194,16 +214,30 @@ def find_sides(folders_of_files: Iterable[Folders]) -> Sides:
         sides = sides_of(names)
         if sides:
             return Sides(level, sides)
-        _refuse_mixture(names, level, counts)
+        named = _folders_of_sides(names)
+        if not named:
+            continue
+        if not name_classes:
+            return Sides(level, _sides_by_words(named))
+        _refuse_mixture(names, named, level, counts)
     return Sides(None, {})
 
 
-def _refuse_mixture(names: Collection[str], level: int, counts: Counter[Folders]) -> None:
-    """Refuse a level on which sides and other folders stand beside each other."""
+def _folders_of_sides(names: Collection[str]) -> dict[str, SideName]:
+    """The folders of a level that speak of sides, where train is among them and another side, too."""
     side_names = {name: side for name in names if (side := side_name(name))}
     words = {side.word for side in side_names.values()}
-    if not words & _TRAIN or not words & (_VAL | _TEST | _EVAL):
-        return
+    is_divided = words & _TRAIN and words & (_VAL | _TEST | _EVAL)
+    return side_names if is_divided else {}
+
+
+def _refuse_mixture(
+    names: Collection[str],
+    side_names: Mapping[str, SideName],
+    level: int,
+    counts: Counter[Folders],
+) -> None:
+    """Refuse a level on which sides and other folders stand beside each other."""
     others = sorted(set(names) - set(side_names))
     if not others:
         raise DataError(
@@ -213,11 +247,40 @@ def _refuse_mixture(names: Collection[str], level: int, counts: Counter[Folders]
         )
     images_of_name = _images_of_names(counts, level)
     told = [f"{other} ({counted(images_of_name[other], 'image')})" for other in others]
-    patterns = ", ".join(f"{other}/" for other in others[:_NAMED])
+    places = {
+        names[: level + 1] for names in counts if len(names) > level and names[level] in others
+    }
+    patterns = [_pattern(place, counts) for place in sorted(places)]
     raise DataError(
         f"The folders {_shown(side_names)} look like published sides, and beside them lie "
-        f"{_shown(told)}. Leave out what is no side with ingest.skip: [{patterns}], or rename it."
+        f"{_shown(told)}. Leave out what is no side with {_skip(patterns)}, or rename it."
     )
+
+
+def _pattern(place: Folders, counts: Iterable[Folders]) -> str:
+    """A pattern of `ingest.skip` for one folder, and for no other of its name.
+
+    >>> _pattern(("data",), [("data", "a"), ("train", "a")])
+    'data/'
+    >>> _pattern(("data", "data"), [("data", "train"), ("data", "data", "train")])
+    'data/data/'
+    >>> _pattern(("data",), [("data", "a"), ("train", "data", "a")])
+    '/data/'
+    """
+    name = place[-1]
+    is_elsewhere = any(name in folders and folders[: len(place)] != place for folders in counts)
+    if not is_elsewhere:
+        return f"{name}/"
+    return f"{'/' if len(place) == 1 else ''}{'/'.join(place)}/"
+
+
+def _skip(patterns: Sequence[str]) -> str:
+    """The setting that leaves folders out, as it is written in params.yaml.
+
+    >>> _skip(["more/", "#2/"])
+    'ingest.skip: [more/, "#2/"]'
+    """
+    return f"ingest.skip: [{', '.join(map(written, patterns[:_NAMED]))}]"
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -302,6 +365,9 @@ def find_classes(
         name for name in class_of.values() if class_key(name) == class_key(positive_class or "")
     )
     remarks = _remarks_on_spellings(images_of_name, class_of)
+    remarks += remarks_on_alike(list(set(class_of.values())))
+    remarks += _remarks_on_unlabelled(images_of_name, positive)
+    remarks += _remarks_on_half_sides(counts, level)
     if len(levels) > 1:
         remarks.append(
             f"folders called {positive} lie on {len(levels)} levels; the classes are taken from the one with "
@@ -333,19 +399,25 @@ def _refuse_several_levels(counts: Counter[Folders], level: int, classes: set[st
     holding = {name for name, keys in keys_below.items() if len(keys) > 1 and keys <= classes}
     if holding:
         images = sum(_images_of_names(counts, level)[name] for name in holding)
-        patterns = ", ".join(f"{name}/" for name in sorted(holding)[:_NAMED])
+        patterns = [f"{name}/" for name in sorted(holding)]
         raise DataError(
             f"Inside of {_shown(holding)} lie folders called like the classes beside it "
-            f"({counted(images, 'image')}). Leave out what is no class with ingest.skip: [{patterns}], or bring "
+            f"({counted(images, 'image')}). Leave out what is no class with {_skip(patterns)}, or bring "
             f"all folders of classes to one level."
         )
     if len(too_high) > 1:  # a single one is quarantined with its reason
         images = sum(counts[folders] for folders in too_high)
         of_level = {"/".join(folders[: level + 1]) for folders in counts if len(folders) > level}
+        outermost = {folders[0] for folders in counts if len(folders) > level}
+        above = sorted(name for name in outermost if class_key(name) not in classes)
+        patterns = [f"{name}/" for name in above]
+        advice = (
+            f"; where they are repeated, leave them out with {_skip(patterns)}" if above else ""
+        )
         raise DataError(
             f"Folders of classes lie on several levels: {_shown(of_level)}, and further up "
             f"{_shown(map('/'.join, too_high))} ({counted(images, 'image')}). Bring all of them to one level: "
-            f"CLASS/..., or train/CLASS/... and test/CLASS/... (links will do)."
+            f"CLASS/..., or train/CLASS/... and test/CLASS/... (links will do){advice}."
         )
 
 
@@ -362,22 +434,48 @@ def refuse_unlike_sides(
     Raises:
         DataError: When no class is on both sides.
     """
+    names_of_side = _classes_of_sides(folders_of_files, sides, classes)
+    train, test = names_of_side["train"], names_of_side["test"]
+    if not train or not test or train & test:
+        return
+    of_test = [name for name, side in sides.side_of.items() if side == "test"]
+    patterns = [f"{name}/" for name in sorted(of_test)]
+    raise DataError(
+        f"No class is on both published sides: the train side holds {_shown(train)}, the test side "
+        f"{_shown(test)}. Where the test side has no labels, leave it out with {_skip(patterns)}; else "
+        f"give its classes the same names."
+    )
+
+
+def remarks_on_sides(
+    folders_of_files: Iterable[Folders], sides: Sides, classes: Classes
+) -> list[str]:
+    """Which classes a published side lacks.
+
+    Args:
+        folders_of_files: Folders of every image, with those of sides.
+        sides: The folders of sides.
+        classes: The folders of classes.
+    """
+    remarks = []
+    for side, names in _classes_of_sides(folders_of_files, sides, classes).items():
+        lacking = set(classes.names) - names
+        if names and lacking:
+            remarks.append(f"the published {side} side holds no image of {_shown(lacking)}")
+    return remarks
+
+
+def _classes_of_sides(
+    folders_of_files: Iterable[Folders], sides: Sides, classes: Classes
+) -> dict[str, set[str]]:
+    """The classes of which train and test hold images."""
     names_of_side: dict[str, set[str]] = {"train": set(), "test": set()}
     for folders in set(folders_of_files):
         side = sides.of(folders)
         inside = sides.without(folders)
         if side and len(inside) > classes.level:
             names_of_side[side].add(classes.of(inside))
-    train, test = names_of_side["train"], names_of_side["test"]
-    if not train or not test or train & test:
-        return
-    of_test = [name for name, side in sides.side_of.items() if side == "test"]
-    patterns = ", ".join(f"{name}/" for name in sorted(of_test))
-    raise DataError(
-        f"No class is on both published sides: the train side holds {_shown(train)}, the test side "
-        f"{_shown(test)}. Where the test side has no labels, leave it out with ingest.skip: [{patterns}]; else "
-        f"give its classes the same names."
-    )
+    return names_of_side
 
 
 def _levels_of(counts: Counter[Folders], positive_class: str | None) -> list[int]:
@@ -435,6 +533,33 @@ def _remarks_on_spellings(
     return remarks
 
 
+def _remarks_on_unlabelled(images_of_name: Mapping[str, int], positive: str) -> list[str]:
+    """Ask about folders beside those of classes whose names speak of a side, or of no label."""
+    remarks = []
+    for name in sorted(images_of_name):
+        is_unlabelled = spelled(name).casefold() in _UNLABELLED or bool(side_of_one(name))
+        if is_unlabelled and class_key(name) != class_key(positive):
+            remarks.append(
+                f"{name} ({counted(images_of_name[name], 'image')}) counts as a class: where its images have no "
+                f"label, leave it out with {_skip([f'{name}/'])}"
+            )
+    return remarks
+
+
+def _remarks_on_half_sides(counts: Counter[Folders], class_level: int) -> list[str]:
+    """Say it where some folders above those of classes are called like sides, and others are not."""
+    remarks = []
+    for level in range(class_level):
+        names = set(_images_of_names(counts, level))
+        sides = {name for name in names if side_name(name)}
+        if sides and sides < names:
+            remarks.append(
+                f"{_shown(sides)} may be a published side, but beside it lie {_shown(names - sides)}: no side is "
+                f"told. Where they are sides, call them train and test (links will do)"
+            )
+    return remarks
+
+
 def _question(counts: Counter[Folders], level: int) -> str:
     """Ask whether the classes lie one level deeper, where all folders hold the same ones."""
     below: dict[str, set[str]] = {}
@@ -462,7 +587,7 @@ def _no_such_class(
     names = _images_of_names(counts, level)
     if len(names) < 2:
         return _too_few_classes(names, counts, where)
-    shown = sorted(set(map(spelled, names)))
+    shown = [shortly_written(name) for name in sorted(set(map(spelled, names)))]
     question = _question(counts, level)
     if positive_class is None:
         advice = f" {question}" if question else ""

@@ -6,7 +6,6 @@ Its name or its folder often says so (`leftovers.py`); this is for those whose n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -30,8 +29,6 @@ _NEAR_FRACTION = 0.95
 _NEAR_OF_VALUE = (np.arange(256) + 8) // 16
 #: The values of a mask are more stretches apart.
 _APART = 2
-
-_SEPARATORS = re.compile(r"[ _.-]+")
 
 
 def count_few_values(pixels: np.ndarray) -> int:
@@ -197,8 +194,4 @@ def remarks(rows: pd.DataFrame) -> list[str]:
 
 
 def _belongs_to(path: str, names: set[str]) -> bool:
-    """Whether a file has one of the names, or one with further words behind it."""
-    stem = PurePosixPath(path).stem
-    if stem in names:
-        return True
-    return any(stem[: match.start()] in names for match in _SEPARATORS.finditer(stem))
+    return leftovers.belongs_to(PurePosixPath(path).stem, names)

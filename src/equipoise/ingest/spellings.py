@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from equipoise.core import yaml_text
 from equipoise.core.errors import ConfigError, DataError
-from equipoise.core.text import counted, examples, first_of
+from equipoise.core.text import counted, examples, first_of, in_words
 
 #: How people and programs write that nothing is known, in lower case.
 _SIGNS = "- -- --- – — . .. ... ? ?? ??? / // \\n"
@@ -48,7 +49,7 @@ _CLASS_NAMES = frozenset({"none"})
 #: What stands in place of an id that was taken out; classes may be called so.
 _NOBODY = (
     "anonymous anonymized anonymised anonymus anonym anonyme anon deidentified de-identified removed "
-    "redacted withheld hidden nobody noname nd n.d. nn n.n. tbd xxx xxxx * ** *** _ leer"
+    "redacted withheld hidden nobody noname nd n.d. nn n.n. tbd xxx xxxx * ** *** _ leer -1 -1.0 -9 -99 -999 -9999"
 )
 
 #: A long number as Excel shows it, which has lost its last digits.
@@ -57,6 +58,14 @@ _ROUNDED = re.compile(r"\d([.,]\d+)?E\+?\d+", re.I)
 _MONTHS = "jan|feb|m\u00e4r|mar|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _DATED = re.compile(
     rf"\d{{1,2}}[-. ]+({_MONTHS})[a-z]*\.?([-. ]+\d{{2,4}})?|.*\d 00:00(:00)?", re.I
+)
+#: What a spreadsheet shows in place of a number that is wider than its column.
+_HASHES = re.compile(r"#{2,}")
+#: Greek and Cyrillic letters whose capitals look like Latin ones: people type ids on both keyboards.
+_LOOK_ALIKE = str.maketrans(
+    "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bc\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7"
+    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455",
+    "abezhikmnoptyxabekmhopctyxijs",
 )
 _DASHES = "-\u2010\u2011\u2012\u2013\u2014_"
 
@@ -113,16 +122,20 @@ def patient_ids(cells: pd.Series, aliases: Mapping[str, str], where: str) -> pd.
 
 
 def folded(spelling: str) -> str:
-    """What is left of an id when leading zeros, ".0", letter case, blanks and signs do not count.
+    r"""What is left of an id when leading zeros, ".0", letter case, blanks and signs do not count.
 
-    A dash between two numbers does: 1-11 and 11-1 are two people.
+    Digits are those of any script, and letters of other alphabets are the Latin ones they look like. A dash
+    between two numbers does count: 1-11 and 11-1 are two people.
 
     >>> [folded(spelling) for spelling in ("0012", "12.0", "P 012", "p12", "1.05")]
     ['12', '12', 'p12', 'p12', '1.05']
     >>> [folded(spelling) for spelling in ("P-12", "#p_12", "1_11", "11-1")]
     ['p12', 'p12', '1-11', '11-1']
+    >>> folded("\N{GREEK CAPITAL LETTER ALPHA}\u0661\u0662")
+    'a12'
     """
-    plain = re.sub(r"\s+", "", _plain(spelling))
+    plain = re.sub(r"\s+", "", _plain(spelling)).translate(_LOOK_ALIKE)
+    plain = "".join(str(unicodedata.decimal(letter, letter)) for letter in plain)
     plain = plain.strip(f"'\"#*.:;,{_DASHES}") or plain
     plain = re.sub(rf"(?<=\d)[{_DASHES}]+(?=\d)", "-", plain)
     plain = re.sub(rf"(?<!\d)[{_DASHES}]+|[{_DASHES}]+(?!\d)", "", plain)
@@ -158,7 +171,11 @@ def _plain_numbers(text: str) -> str:
 
 def _refuse_spoiled(spellings: Sequence[str], aliases: Mapping[str, str], where: str) -> None:
     """Refuse ids that a spreadsheet has changed; one that is mapped to itself is meant as it is."""
-    told = {"rounded": _ROUNDED, "turned into dates": _DATED}
+    told = {
+        "rounded": _ROUNDED,
+        "turned into dates": _DATED,
+        "replaced by #, as its column was too narrow": _HASHES,
+    }
     for what, pattern in told.items():
         spoiled = [
             spelling
@@ -200,17 +217,41 @@ def _refuse_twins(ids: Sequence[str], aliases: Mapping[str, str], where: str) ->
     if not twins:
         return
     shown = [" and ".join(map(repr, spellings)) for spellings in sorted(twins)]
-    first = sorted(twins)[0]
+    right, other, *_ = map(yaml_text.written, sorted(twins)[0])
     patients = "patient is" if len(twins) == 1 else "patients are"
     raise DataError(
         f"In {where}, {len(twins)} {patients} written in several ways: {first_of(shown)}. Ids that differ only by "
-        f"leading zeros, '.0', letter case, blanks or signs would put one person on both sides of a split. "
-        f"Correct the table, or decide in params.yaml: ingest.aliases: {{{first[1]!r}: {first[0]!r}}}; an "
-        f"id that is another person's is mapped to itself."
+        f"leading zeros, '.0', letter case, blanks, signs or the alphabet would put one person on both sides of a "
+        f"split. Correct the table, or decide in params.yaml: ingest.aliases: {{{other}: {right}}}; an id "
+        f"that is another person's is mapped to itself."
     )
 
 
 # --- class names ----------------------------------------------------------------------------------
+
+
+def remarks_on_alike(classes: Sequence[str]) -> list[str]:
+    """Ask whether classes are one whose names differ in a blank, a dash, an accent or the alphabet.
+
+    >>> remarks_on_alike(["NonTumor", "Non-Tumor", "HER2+", "HER2-"])[0][:51]
+    'the classes Non-Tumor and NonTumor may be one: wher'
+    """
+    names_of_key: dict[str, list[str]] = {}
+    for name in sorted(classes):
+        names_of_key.setdefault(_loose_key(name), []).append(name)
+    alike = [in_words(names) for names in names_of_key.values() if len(names) > 1]
+    if not alike:
+        return []
+    return [f"the classes {first_of(alike)} may be one: where they are, give them one name"]
+
+
+def _loose_key(name: str) -> str:
+    """A name without accents, and without what stands between a letter and a letter or digit."""
+    decomposed = unicodedata.normalize("NFKD", class_key(name).translate(_LOOK_ALIKE))
+    letters = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    between = rf"[{_DASHES}\s]+"
+    letters = re.sub(rf"(?<=[^\W\d_]){between}(?=[^\W_])", "", letters)
+    return re.sub(rf"(?<=\d){between}(?=[^\W\d_])", "", letters)
 
 
 def class_names(cells: pd.Series) -> pd.Series:

@@ -124,7 +124,7 @@ def run(study: Study) -> Ingested:
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
     fingerprint.note(study, manifest, files)
-    remarks = _remarks(study, dataset, listing, table)
+    remarks = _remarks(study, dataset, listing, read, table)
     return Ingested(manifest, summary, quarantined, remarks)
 
 
@@ -301,12 +301,13 @@ def _count_flags(table: pd.DataFrame) -> dict[str, int]:
 
 
 def _remarks(
-    study: Study, dataset: Dataset, listing: Listing, table: pd.DataFrame
+    study: Study, dataset: Dataset, listing: Listing, read: ReadFiles, table: pd.DataFrame
 ) -> tuple[str, ...]:
     """What the user should judge of a study's files."""
     return (
         *dataset.remarks,
         *listing.remarks,
+        *leftovers.remarks_on_pairs(read.rows["path"]),
         *masks.remarks(table),
         *_remarks_on_pages(table),
         *leftovers.remarks_on_links(study.raw, listing.paths),

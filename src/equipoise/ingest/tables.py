@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from equipoise.core import images
 from equipoise.core.errors import DataError
 from equipoise.core.text import counted
 
@@ -174,6 +175,9 @@ def _read_text(path: Path) -> _Text:
             f"{path} is not a CSV but a spreadsheet or another binary file. Save it as a CSV (in Excel: Save As, "
             f"CSV UTF-8) and name that file. Make the columns of ids text before: Excel drops leading zeros."
         )
+    what = images.what_else(content)
+    if what:
+        raise DataError(f"{path} is not readable as a CSV: {what}.")
     text = _decoded(path, content)
     if "\0" in text.content:
         raise DataError(f"{path} is not readable as a CSV: it holds NUL characters.")

@@ -2,7 +2,8 @@
 
 Layout: `{train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg`, at any depth (Kaggle nests it once more), in
 any letter case. Kaggle's `val` was moved out of `train` (16 files), so it counts as train. A later
-release calls the files `BACTERIA-1008087-0001.jpeg`: disease, patient, number of the image.
+release calls the files `BACTERIA-1008087-0001.jpeg`: disease, patient, number of the image. Files that
+were saved as something else (.png) keep what their names say.
 """
 
 import re
@@ -43,13 +44,9 @@ CARD = Card(
     ),
 )
 
-_PNEUMONIA = re.compile(
-    r"person(?P<person>\d+)_(?P<subtype>bacteria|virus)_\d+\.(jpe?g|dcm)$", re.I
-)
-_NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<study>\d+)-\d+(-\d+)?\.(jpe?g|dcm)$", re.I)
-_LATER_RELEASE = re.compile(
-    r"(?P<subtype>NORMAL|BACTERIA|VIRUS)-(?P<patient>\d+)-\d+\.(jpe?g|dcm)$", re.I
-)
+_PNEUMONIA = re.compile(r"person(?P<person>\d+)_(?P<subtype>bacteria|virus)_\d+\.\w+$", re.I)
+_NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<study>\d+)-\d+(-\d+)?\.\w+$", re.I)
+_LATER_RELEASE = re.compile(r"(?P<subtype>NORMAL|BACTERIA|VIRUS)-(?P<patient>\d+)-\d+\.\w+$", re.I)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pandas as pd
 from equipoise.core import images
 from equipoise.core.config import Ingest
 from equipoise.core.errors import ConfigError, unknown_name
+from equipoise.core.yaml_text import shortly_written
 from equipoise.ingest import layouts, leftovers, spellings
 from equipoise.ingest.annotations import Annotations, read_annotations
 from equipoise.ingest.datasets.base import Card, Dataset, Parsed, Task, Unrecognised
@@ -49,14 +50,17 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
     listing = leftovers.list_images(raw, images.SUFFIXES, settings.skip, settings.keep)
     annotations = read_annotations(raw, settings, listing.paths)
     folders = [layouts.folders_of(path) for path in listing.paths]
-    sides = _NO_SIDES if annotations and annotations.table.split else layouts.find_sides(folders)
+    table_names_classes = annotations is not None and bool(annotations.classes)
+    sides = _NO_SIDES
+    if annotations is None or annotations.table.split is None:
+        sides = layouts.find_sides(folders, name_classes=not table_names_classes)
     remarks = sides.remarks(folders)
     classes = None
-    if annotations is not None and annotations.classes:
+    if annotations is not None and table_names_classes:
         task = _task(annotations.classes, _positive_class(annotations, settings))
     else:
         inside_sides = [sides.without(names) for names in folders]
-        idle = leftovers.idle_folders(raw, listing.paths)
+        idle = leftovers.idle_folders(raw, listing)
         classes = layouts.find_classes(
             inside_sides,
             settings.positive_class,
@@ -66,6 +70,7 @@ def open_folder(raw: Path, settings: Ingest) -> Dataset:
         )
         layouts.refuse_unlike_sides(folders, sides, classes)
         task = _task(classes.names, classes.positive)
+        remarks += layouts.remarks_on_sides(folders, sides, classes)
         remarks += classes.remarks
         if idle:
             remarks.append(f"folders without an image, which are no classes: {_first_of(idle)}")
@@ -143,15 +148,16 @@ def _task(classes: Sequence[str], positive_class: str) -> Task:
 def _positive_class(annotations: Annotations, settings: Ingest) -> str:
     """The class of a table that `ingest.positive_class` names."""
     wanted = settings.positive_class
+    shown = [shortly_written(name) for name in annotations.classes]
     if wanted is None:
         raise ConfigError(
-            f"Name the disease: set ingest.positive_class to one of {', '.join(annotations.classes)}. "
+            f"Name the disease: set ingest.positive_class to one of {', '.join(shown)}. "
             f"Sensitivity speaks of it."
         )
     for name in annotations.classes:
         if spellings.class_key(name) == spellings.class_key(wanted):
             return name
-    error = unknown_name("class", wanted, annotations.classes, " in ingest.table")
+    error = unknown_name("class", wanted, shown, " in ingest.table")
     if annotations.guesses:
         raise ConfigError(f"{error} ({'; '.join(annotations.guesses)}.)")
     raise error
@@ -160,12 +166,17 @@ def _positive_class(annotations: Annotations, settings: Ingest) -> str:
 def _readings(settings: Ingest, annotations: Annotations | None) -> Mapping[str, str]:
     """How the patient is told."""
     place = settings.patient_folder
+    table_names_patients = annotations is not None and annotations.table.patient is not None
     if place is None:
-        has_patients = annotations is not None and annotations.table.patient is not None
-        return CARD.readings if has_patients else _READINGS_WITHOUT_PATIENTS
-    if annotations is not None:
+        return CARD.readings if table_names_patients else _READINGS_WITHOUT_PATIENTS
+    if table_names_patients:
         raise ConfigError(
             f"ingest.table and ingest.patient_folder: {place} both say who the patient is. Set one to null."
+        )
+    if annotations is not None and annotations.classes:
+        raise ConfigError(
+            f"ingest.patient_folder: {place} means the folder {place} that of the class, and ingest.table names the "
+            f"classes. Name the column of patient ids, too: ingest.table: {{file, patient}}."
         )
     meaning = f"the folder {place} that of the class; one name under two classes is one patient"
     return {"patient": meaning}
