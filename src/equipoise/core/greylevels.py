@@ -139,7 +139,11 @@ class Picture:
     notes: tuple[str, ...] = field(default=())
 
     def as_rgb(self, scale: GreyScale | None) -> np.ndarray:
-        """uint8 (height_px, width_px, 3).
+        """uint8 (height_px, width_px, 3); otherwise as `as_levels`."""
+        return repeated(self.as_levels(scale))
+
+    def as_levels(self, scale: GreyScale | None) -> np.ndarray:
+        """uint8 (height_px, width_px) of a grey file, (height_px, width_px, 3) of one in colour.
 
         Args:
             scale: Of the set that it belongs to; None where there is none.
@@ -152,9 +156,17 @@ class Picture:
             levels = _levels(self.values, range_of(self.depth, scale))
         if self.is_inverted:
             levels = WHITE_8_BIT - levels
-        if levels.ndim == 3:
-            return levels
-        return np.repeat(levels[..., None], 3, axis=-1)
+        return levels
+
+
+def repeated(levels: np.ndarray) -> np.ndarray:
+    """Grey three times, uint8 (height_px, width_px, 3); a picture in colour as it is."""
+    if levels.ndim == 3:
+        return levels
+    rgb = np.empty((*levels.shape, 3), dtype=levels.dtype)
+    for channel in range(3):  # np.repeat takes longer
+        rgb[..., channel] = levels
+    return rgb
 
 
 def depth_of(values: np.ndarray, declared: Range | None = None) -> Depth:

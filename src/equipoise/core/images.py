@@ -90,8 +90,8 @@ _COLOUR_LEVELS = 8.0
 _ROWS = 256
 #: Pixels along the shorter side that are looked at for this, about.
 _SAMPLES_PX = 64
-#: Every level of a pixel.
-_LEVELS = np.arange(256)
+#: Every level of a pixel and its square, (256, 2): real numbers multiply sooner, and these stay exact.
+_POWERS = np.arange(256.0)[:, None] ** [1, 2]
 
 #: The parts of a MedMNIST file.
 NPZ_PARTS = ("train", "val", "test")
@@ -194,15 +194,16 @@ def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Walk:
 
 def holds_images(folder: Path, path: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Whether a path below a folder is a file with images, see `is_image_file`."""
-    return is_image_file(Path(folder, path), suffixes)
+    return is_image_file(os.path.join(folder, path), suffixes)
 
 
-def is_image_file(path: Path, suffixes: frozenset[str] = SUFFIXES) -> bool:
+def is_image_file(path: str | Path, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Whether a file has one of the endings, or is DICOM without an ending, as scanners write it."""
     # `Path.is_file` raises where a folder may be listed, and its files may not be looked at.
-    if path.suffix.lower() in suffixes:
-        return os.path.isfile(path)
-    return ".dcm" in suffixes and os.path.isfile(path) and dicom.is_dicom_file(path)
+    if not os.path.isfile(path):
+        return False
+    ending = os.path.splitext(path)[1].lower()
+    return ending in suffixes or (".dcm" in suffixes and dicom.is_dicom_file(Path(path)))
 
 
 def pictures_in(folder: Path, path: str) -> list[str]:
@@ -276,8 +277,8 @@ class Sample:
     """Some pixels of a picture, evenly spread: enough to tell what is odd about it.
 
     Attributes:
-        channels: uint8 (3, rows, columns); red, green, blue.
-        pixels_at: Integers (3, 256): how many of these pixels have each level, by channel.
+        channels: uint8 (3, rows, columns), red, green, blue; (1, rows, columns) where they are the same.
+        pixels_at: Integers (3, 256) or (1, 256): how many of these pixels have each level, by channel.
         shorter_side_px: Of the picture.
     """
 
@@ -287,11 +288,18 @@ class Sample:
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> Sample:
-        """Take about 64 rows and columns of a picture, uint8 (height_px, width_px, 3)."""
+        """Take about 64 rows and columns of a picture.
+
+        Args:
+            pixels: uint8 (height_px, width_px, 3), or (height_px, width_px) of a grey one.
+        """
         shorter_side = min(pixels.shape[:2])
         step = max(1, shorter_side // _SAMPLES_PX)
+        sampled = np.atleast_3d(pixels[::step, ::step])
         # By channel and in bytes: three interleaved channels take many times as long to count.
-        channels = pixels[::step, ::step].transpose(2, 0, 1).copy()
+        channels = sampled.transpose(2, 0, 1).copy()
+        if (channels[1:] == channels[:-1]).all():
+            channels = channels[:1]
         pixels_at = [np.bincount(channel.ravel(), minlength=256) for channel in channels]
         return cls(channels, np.stack(pixels_at), shorter_side)
 
@@ -310,9 +318,8 @@ class Sample:
 
     def _is_blank(self) -> bool:
         """Whether the levels of no channel are spread."""
-        num_pixels = self.channels[0].size
-        mean = self.pixels_at @ _LEVELS / num_pixels
-        mean_of_squares = self.pixels_at @ _LEVELS**2 / num_pixels
+        moments = self.pixels_at @ _POWERS / self.channels[0].size
+        mean, mean_of_squares = moments.T
         variance = mean_of_squares - mean**2
         return bool((variance < _BLANK_LEVELS**2).all())
 
@@ -326,6 +333,8 @@ class Sample:
 
     def _levels_between_channels(self) -> float:
         """How far the neighbouring channels lie apart, in levels (0..255) on average."""
+        if len(self.channels) == 1:
+            return 0.0
         one, other = self.channels[:-1], self.channels[1:]
         apart = np.maximum(one, other) - np.minimum(one, other)
         return float(apart.sum() / self.channels[0].size)
@@ -350,7 +359,7 @@ def flags(pixels: np.ndarray, grey: bool) -> list[str]:
 
 
 def levels_left(pixels: np.ndarray) -> int:
-    """How many different levels a decoded picture has, of 256."""
+    """How many different levels a decoded picture has, of 256; grey or in colour, as of `Sample.of`."""
     pixels_at = np.zeros(256, dtype=int)
     for start in range(0, len(pixels), _ROWS):  # counting takes eight bytes for each
         rows = pixels[start : start + _ROWS]
@@ -441,7 +450,7 @@ def _decoded(image: Image.Image, draft_px: int) -> Picture:
         ImageOps.exif_transpose(image, in_place=True)  # a copy would take the memory twice
         if image.mode.startswith(("I", "F")):
             return _deep(image, white)
-        if image.mode == "RGB":
+        if image.mode in ("L", "RGB"):
             return Picture(np.asarray(image))
         return Picture(np.asarray(image.convert("RGB")))
 

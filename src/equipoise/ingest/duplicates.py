@@ -24,6 +24,8 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
+from equipoise.core.greylevels import repeated
+
 #: Cells on each side of a thumbnail.
 SIDE = 32
 #: Two pictures are the same from this correlation of their aligned detail on. Chest films: copies
@@ -58,8 +60,8 @@ _FREQUENCIES = 8
 #: Principal axes in the search tree; all 63 frequencies then filter what the tree finds.
 _TREE_AXES = 12
 _NEIGHBOURS = 8
-#: Pictures or pairs that are worked on at a time, so that memory stays bounded.
-_BLOCK = 2048
+#: Pictures or pairs that are worked on at a time: their numbers stay in the cache.
+_BLOCK = 256
 #: Cells, wider than the largest crop: what one picture lacks at its edge is not compared.
 _MARGIN = 2
 #: Alignment stops at this crop; the search looks for crops of `_CROP` and half of it.
@@ -87,6 +89,8 @@ _RADIUS_UNCROPPED = 0.16
 _RADIUS_CROPPED = 0.1
 _RADIUS_RESERVE = 0.15
 _MANY_PICTURES = 20_000
+#: Pillow resizes 8 bits by weights with so many bits behind the point.
+_FRACTION_BITS = 22
 #: Keeps a division from dividing by nothing.
 _TINY = 1e-6
 _CELLS = np.arange(SIDE, dtype=np.float32)
@@ -142,10 +146,10 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
     """Shrink a picture to a small grey square; its aspect ratio is lost.
 
     Args:
-        pixels: uint8 (height_px, width_px, 3), RGB.
+        pixels: uint8 (height_px, width_px, 3), RGB, or (height_px, width_px) of a grey picture.
 
     Returns:
-        uint8 (SIDE, SIDE), the mean of the three colours.
+        uint8 (SIDE, SIDE), the mean of the three colours, by Pillow's arithmetic.
 
     >>> np.unique(thumbnail(np.full((100, 50, 3), 7, np.uint8))).tolist()
     [7]
@@ -156,14 +160,48 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
     sampled = pixels[step_y // 2 :: step_y]
     sampled = sampled[:, step_x // 2 :: step_x]
     # As one grey row of three times the width, the resize also takes the mean of the colours.
-    colours_side_by_side = sampled.reshape(len(sampled), -1)
+    colours_side_by_side = repeated(sampled).reshape(len(sampled), -1)
+    right = 3 * width / step_x
+    bottom = height / step_y
+    if (bottom, right) == colours_side_by_side.shape and _has_whole_blocks(colours_side_by_side):
+        return _means_of_blocks(colours_side_by_side)
     image = Image.fromarray(colours_side_by_side)
-    right = min(image.width, 3 * width / step_x)
-    bottom = min(image.height, height / step_y)
-    box = (0, 0, right, bottom)
+    box = (0, 0, min(image.width, right), min(image.height, bottom))
     mean = Image.Resampling.BOX
     small = image.resize((SIDE, SIDE), mean, box=box)
     return np.asarray(small)
+
+
+def _has_whole_blocks(cells: np.ndarray) -> bool:
+    """Whether each cell of a thumbnail is a block of whole cells, and Pillow means rows before columns."""
+    height, width = cells.shape
+    is_low = height < 2 * width  # from here on columns come first, which rounds otherwise
+    return is_low and not height % SIDE and not width % SIDE
+
+
+def _means_of_blocks(cells: np.ndarray) -> np.ndarray:
+    """The same as Pillow's resize where a block of whole cells becomes one, in half the time.
+
+    Args:
+        cells: uint8 (height, width), multiples of SIDE.
+
+    Returns:
+        uint8 (SIDE, SIDE).
+    """
+    across = cells.shape[1] // SIDE
+    down = cells.shape[0] // SIDE
+    in_groups = cells.reshape(-1, across).astype(np.float32)
+    sums = in_groups @ np.ones(across, np.float32)  # exact: whole numbers far below 2^24
+    means = _rounded_mean(sums.astype(np.int32), across)
+    sums = means.reshape(SIDE, down, SIDE).sum(axis=1, dtype=np.int32)
+    return _rounded_mean(sums, down).astype(np.uint8)
+
+
+def _rounded_mean(sums: np.ndarray, number: int) -> np.ndarray:
+    """Sums of so many levels divided by their number, rounded as Pillow does: in fixed point."""
+    weight = int(2**_FRACTION_BITS / number + 0.5)
+    half = 2 ** (_FRACTION_BITS - 1)
+    return (sums * weight + half) >> _FRACTION_BITS
 
 
 def confirm(thumbnails: Thumbnails, candidates: Candidates) -> Flags:

@@ -7,7 +7,7 @@ are of one machine: they lie in `data/local`, outside git and DVC, and tell whic
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,10 +62,10 @@ def list_files(raw: Path) -> list[RawFile]:
         return []
     files = []
     for relative in files_below(raw):
-        path = raw / relative
+        path = os.path.join(raw, relative)
         if any(map(hidden, relative.split("/"))) or not os.path.isfile(path):
             continue
-        told = path.stat()
+        told = os.stat(path)
         files.append(RawFile(relative, told.st_size, told.st_mtime_ns))
     return sorted(files)
 
@@ -82,18 +82,20 @@ def names_and_sizes(files: Sequence[RawFile], hashed: bool) -> str:
     return digest_of([[file.path, file.size_bytes] for file in files])
 
 
-def note(study: Study, manifest: Manifest, files: Sequence[RawFile]) -> None:
+def note(
+    study: Study, manifest: Manifest, files: Sequence[RawFile], digests: Mapping[str, str]
+) -> None:
     """Keep on this machine what each file of the raw folder holds, and when it was written.
 
     Args:
         study: For its folders.
-        manifest: It knows the digests of the images that it names; only the other files are read.
+        manifest: The notes are on this one.
         files: As `list_files` gave them before the manifest was made.
+        digests: SHA-256 of files that were read, by path; only the others are read once more.
     """
-    known = _digests_by_path(study, manifest)
     noted = {}
     for file in files:
-        digest = known.get(file.path) or _digest(study.raw / file.path)
+        digest = digests.get(file.path) or _digest(study.raw / file.path)
         # Whoever gives the right to read a file leaves its time as it is: such a file is always looked at again.
         noted[file.path] = [file.written_ns if digest else None, digest]
     write_json(_notes_path(study), {"manifest": manifest.digest, "files": noted})
@@ -155,7 +157,7 @@ def remember(study: Study, manifest: Manifest) -> None:
     files = list_files(study.raw)
     noted = _noted(study, manifest)
     if not noted or _touched(files, noted):
-        note(study, manifest, files)
+        note(study, manifest, files, _digests_by_path(study, manifest))
 
 
 def _readable_by_now(study: Study, summary: IngestSummary) -> int:

@@ -110,7 +110,7 @@ def add_headers(dataset: Dataset, raw: Path, paths: Sequence[str], settings: Ing
     """
     files: list[Path] = []
     if dicom.SUFFIXES & dataset.suffixes:
-        files = [raw / path for path in paths if dicom.is_dicom_file(raw / path)]
+        files = [file for file in map(raw.joinpath, paths) if dicom.is_dicom_file(file)]
     if not files:
         return dataset
     card = dataset.card

@@ -25,8 +25,8 @@ _VALUES_MAX = 3
 _SAMPLE_PX = 64
 #: A JPEG blurs the values of a mask: at least this share of its pixels lies near the commonest ones.
 _NEAR_FRACTION = 0.95
-#: Values in one stretch of 16 levels are near each other; the first stretch ends at 7.
-_NEAR_OF_VALUE = (np.arange(256) + 8) // 16
+#: Where the stretches of values that are near each other begin: each but the first and last has 16 levels.
+_STRETCHES = np.array([0, *range(8, 256, 16)])
 #: The values of a mask are more stretches apart.
 _APART = 2
 
@@ -51,7 +51,7 @@ def few_values_of(sample: Sample) -> int:
     num_values = int(np.count_nonzero(count_of_value))
     if num_values <= _VALUES_MAX:
         return num_values
-    near = np.bincount(_NEAR_OF_VALUE, weights=count_of_value)
+    near = np.add.reduceat(count_of_value, _STRETCHES)
     share = near / near.sum()
     fullest = np.argsort(share)[-_VALUES_MAX:]
     if share[fullest].sum() < _NEAR_FRACTION:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from equipoise.core import greylevels, images, parallel
 from equipoise.core.errors import DataError
-from equipoise.core.greylevels import Depth, GreyScale, Picture, Range
+from equipoise.core.greylevels import Depth, GreyScale, Picture, Range, repeated
 from equipoise.ingest import duplicates, masks
 from equipoise.ingest.datasets.base import Dataset, Parsed, Task, Unrecognised
 from equipoise.ingest.quarantine import Quarantined
@@ -98,6 +99,7 @@ class Reader:
     scale: GreyScale | None = None
     unbounded: Mapping[str, Depth] = field(default_factory=dict)
 
+    @threadpool_limits.wrap(limits=1, user_api="blas")  # the threads are those that read
     def read(self, paths: Sequence[str]) -> ReadFiles:
         """Read files, in threads; the rows are in the order of the paths.
 
@@ -163,23 +165,23 @@ class Reader:
         except ValueError as error:
             return Quarantined(path, f"unreadable: {error}")
 
-    def _pixels(self, picture: Picture) -> np.ndarray:
-        """uint8 (height_px, width_px, 3); raises a ValueError where nothing says which value is white."""
+    def _levels(self, picture: Picture) -> np.ndarray:
+        """As of `Picture.as_levels`; raises a ValueError where nothing says which value is white."""
         depth = picture.depth
         if depth is not None and depth.declared is None and depth.kind in self.unbounded:
             raise ValueError(greylevels.unbounded_text(self.unbounded[depth.kind]))
-        return picture.as_rgb(self.scale)
+        return picture.as_levels(self.scale)
 
     def _image(self, path: str, parsed: Parsed, content: bytes, picture: Picture) -> _Image:
-        pixels = self._pixels(picture)
-        sample = images.Sample.of(pixels)
-        thumbnail = duplicates.thumbnail(pixels)
+        levels = self._levels(picture)
+        sample = images.Sample.of(levels)
+        thumbnail = duplicates.thumbnail(levels)
         class_name = self.task.class_of(parsed.class_name)
         row: dict[str, Any] = {
             "image_id": path,
             "sha256": hashlib.sha256(content).hexdigest(),
-            "pixels": _digest_of_pixels(pixels),
-            "odd": _odd(picture, pixels, sample),
+            "pixels": _digest_of_pixels(levels),
+            "odd": _odd(picture, levels, sample),
             "few_values": _count_few_values(picture, sample),
             "pages": images.count_pages(content),
             "path": path,
@@ -187,20 +189,20 @@ class Reader:
             "class_name": class_name,
         }
         row.update(parsed.patients)
-        row["width_px"] = pixels.shape[1]
-        row["height_px"] = pixels.shape[0]
+        row["width_px"] = levels.shape[1]
+        row["height_px"] = levels.shape[0]
         row["bytes"] = len(content)
         row["grey_mean"] = round(float(thumbnail.mean()), 4)
         row.update(parsed.columns)
         return _Image(row, thumbnail, picture.depth)
 
 
-def _odd(picture: Picture, pixels: np.ndarray, sample: images.Sample) -> dict[str, int]:
+def _odd(picture: Picture, levels: np.ndarray, sample: images.Sample) -> dict[str, int]:
     """What is odd about a picture, each with its number of grey levels where they are few, else 0."""
     odd = dict.fromkeys([*sample.flags(grey=True), *picture.notes], 0)
     few = _FEW_LEVELS if picture.depth is None else {*_FEW_LEVELS, "blank"}
     for flag in few.intersection(odd):
-        odd[flag] = images.levels_left(pixels)
+        odd[flag] = images.levels_left(levels)
     return odd
 
 
@@ -217,8 +219,9 @@ def _depths_of_pictures(waiting: Sequence[_Waiting]) -> list[Depth]:
     return depths or [file.depth for file in waiting]
 
 
-def _digest_of_pixels(pixels: np.ndarray) -> str:
-    """SHA-256 of a decoded picture, the same for every file that holds these pixels."""
+def _digest_of_pixels(levels: np.ndarray) -> str:
+    """SHA-256 of a decoded picture as RGB, the same for every file that holds these pixels."""
+    pixels = repeated(levels)
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(pixels.data)
     return digest.hexdigest()
