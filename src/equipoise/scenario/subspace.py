@@ -84,7 +84,7 @@ class Minimum:
     Attributes:
         parameters: (J, rank + 1).
         value: float64 (J,).
-        gradient_norm: float64 (J,), of the preconditioned gradient.
+        gradient_norm: float64 (J,), relative, see `relative_norm`.
     """
 
     parameters: np.ndarray
@@ -95,12 +95,12 @@ class Minimum:
 def minimise(heads: Heads, tolerance: float) -> Minimum:
     """Minimise the loss of all heads.
 
-    A head ends when the norm of its preconditioned gradient is at most the tolerance, when its
-    objective is not finite, or after 100 rounds.
+    A head ends when its relative norm is at most the tolerance, when its objective is not finite, or
+    after 100 rounds.
 
     Args:
         heads: What is minimised.
-        tolerance: Norm of the preconditioned gradient to stop at.
+        tolerance: Relative norm of the gradient to stop at, see `relative_norm`.
     """
     num_heads = len(heads.l2)
     minimum = Minimum(
@@ -116,8 +116,25 @@ def minimise(heads: Heads, tolerance: float) -> Minimum:
         _record(minimum, seats, arrived, finished)
         goes_on = seats.is_taken & ~finished
         seats.leave(finished)
-        seats.learn(np.where(goes_on[..., None], arrived.descent, 0))
+        seats.learn(np.where(goes_on[..., None], arrived.downhill, 0))
     return minimum
+
+
+def relative_norm(squared_norm: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """How far heads are from their optima, whatever the size of their objectives.
+
+    A Newton step gains half the square of the norm, so the square of this is about the share of the
+    objective that is left to gain.
+
+    Args:
+        squared_norm: Of the gradient, in coordinates in which curvature is about 1.
+        value: Objectives, above 0.
+
+    Returns:
+        The norm over the square root of twice the objective.
+    """
+    positive = np.maximum(value, np.finfo(np.float64).tiny)
+    return np.sqrt(squared_norm / (2 * positive))
 
 
 def _members(heads: Heads) -> list[np.ndarray]:
@@ -178,12 +195,12 @@ class _Arrived(NamedTuple):
 
     Attributes:
         parameters: (F, k, num_parameters).
-        descent: (F, k, num_parameters), the preconditioned gradient.
-        norm: (F, k), of the gradient in preconditioned coordinates.
+        downhill: (F, k, num_parameters), the preconditioned gradient.
+        norm: (F, k), of the gradient, see `relative_norm`.
     """
 
     parameters: np.ndarray
-    descent: np.ndarray
+    downhill: np.ndarray
     norm: np.ndarray
 
 
@@ -257,9 +274,9 @@ class _Seats:
         mean_curvature = point.curvature.sum(axis=2, keepdims=True)
         squares = np.append(self._heads.spectrum, 1)
         curvature = mean_curvature * squares.astype(gradient.dtype) + penalty
-        descent = gradient / np.maximum(curvature, LEAST_CURVATURE)
-        squared_norm = np.vecdot(gradient, descent)
-        return _Arrived(parameters, descent, np.sqrt(squared_norm))
+        downhill = gradient / np.maximum(curvature, LEAST_CURVATURE)
+        norm = relative_norm(np.vecdot(gradient, downhill), point.value)
+        return _Arrived(parameters, downhill, norm)
 
     def finished(self, arrived: _Arrived, tolerance: float) -> np.ndarray:
         """Heads that move no further, bool (F, k)."""
@@ -334,12 +351,13 @@ class _Seats:
     def _at(self, places: _Places, coefficients: np.ndarray, scores: np.ndarray) -> _Point:
         """Everything that is known of a point of j heads, from its coefficients and its scores."""
         folds, seats = places
+        _, num_used = scores.shape
         offset = self._offset[places]
         focusing = self._focusing[places]
         loss = np.zeros(len(folds))
         slope = np.empty_like(scores)
         curvature = np.empty_like(scores)
-        for rows in blocks(scores.shape[-1]):
+        for rows in blocks(num_used):
             weights = self._weights[folds, seats, rows]
             sign = self._sign[folds, rows]
             margins = sign * (scores[:, rows] + offset)
