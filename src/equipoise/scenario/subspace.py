@@ -133,8 +133,10 @@ def relative_norm(squared_norm: np.ndarray, value: np.ndarray) -> np.ndarray:
     Returns:
         The norm over the square root of twice the objective.
     """
-    positive = np.maximum(value, np.finfo(np.float64).tiny)
-    return np.sqrt(squared_norm / (2 * positive))
+    tiny = np.finfo(np.float64).tiny
+    positive = np.maximum(value, tiny)
+    share = squared_norm / (2 * positive)
+    return np.sqrt(share)
 
 
 def _members(heads: Heads) -> list[np.ndarray]:
@@ -178,7 +180,8 @@ class _Point(NamedTuple):
 
     def at(self, places: _Places) -> _Point:
         """Of j seats, (j, ...)."""
-        return _Point(*(of_all[places] for of_all in self))
+        arrays = [of_all[places] for of_all in self]
+        return _Point(*arrays)
 
     def put(self, places: _Places, point: _Point) -> None:
         """Write that of j seats in its place."""
@@ -187,7 +190,8 @@ class _Point(NamedTuple):
 
     def copy(self) -> _Point:
         """The same in arrays that can be written to."""
-        return _Point(*(of_all.copy() for of_all in self))
+        arrays = [of_all.copy() for of_all in self]
+        return _Point(*arrays)
 
 
 class _Arrived(NamedTuple):
@@ -275,7 +279,8 @@ class _Seats:
         squares = np.append(self._heads.spectrum, 1)
         curvature = mean_curvature * squares.astype(gradient.dtype) + penalty
         downhill = gradient / np.maximum(curvature, LEAST_CURVATURE)
-        norm = relative_norm(np.vecdot(gradient, downhill), point.value)
+        squared_norm = np.vecdot(gradient, downhill)
+        norm = relative_norm(squared_norm, point.value)
         return _Arrived(parameters, downhill, norm)
 
     def finished(self, arrived: _Arrived, tolerance: float) -> np.ndarray:
@@ -292,7 +297,8 @@ class _Seats:
         places = np.nonzero(finished)
         for place in zip(*places):
             self._take(place)
-        begun = self._at(places, self.point.coefficients[places], self.point.scores[places])
+        before = self.point.at(places)
+        begun = self._at(places, before.coefficients, before.scores)
         self.point.put(places, begun)
 
     def learn(self, candidates: np.ndarray) -> None:
@@ -363,7 +369,12 @@ class _Seats:
             margins = sign * (scores[:, rows] + offset)
             losses = MarginLosses(margins, focusing)
             # In float64: the noise of a float32 sum made line searches fail close to the solution.
-            loss += np.einsum("jn,jn->j", weights, losses.loss, dtype=np.float64)
+            loss += np.einsum(
+                "jn,jn->j",
+                weights,
+                losses.loss,
+                dtype=np.float64,
+            )
             signed = weights * sign
             slope[:, rows] = signed * losses.slope
             curvature[:, rows] = weights * losses.curvature
@@ -388,14 +399,14 @@ class _Seats:
         start = self.point.copy()
         for length in descent.lengths():
             places = np.nonzero(moves)
-            tried = self._at(
-                places,
-                start.coefficients[places] + length * step[places],
-                start.scores[places] + length * along[places],
-            )
+            coefficients = start.coefficients[places] + length * step[places]
+            scores = start.scores[places] + length * along[places]
+            tried = self._at(places, coefficients, scores)
             self.point.put(places, tried)
-            highest = descent.highest(start.value, length * promised, along.dtype)
-            moves &= ~(self.point.value <= highest)
+            change = length * promised
+            highest = descent.highest(start.value, change, along.dtype)
+            fell = self.point.value <= highest
+            moves &= ~fell
             if not moves.any():
                 return
         places = np.nonzero(moves)
