@@ -79,7 +79,7 @@ def test_a_float32_batch_reaches_what_float64_reaches_one_by_one(classes):
         rng.poisson(1.0, size=(120, 8)).astype(float)
         * rng.uniform(0.5, 4, size=(classes, 8))[labels]
     )
-    batch = solver.solve(single, labels, weights, objectives, l2, solver.SEARCH_TOLERANCE)
+    batch = solver.solve(single, labels, weights, objectives, l2, solver.LBFGS_TOLERANCE)
     for index in range(8):
         alone = solver.solve(
             double,
@@ -168,7 +168,9 @@ def test_a_float32_search_ends_at_its_tolerance_and_not_in_a_failing_line_search
     # As the stage searches; products this small lose time by waiting for each other.
     with threadpool_limits(1, user_api="blas"):
         solution = solver.search(rotated, labels, weights, objectives, l2, np.arange(24) % 4)
-    assert solution.gradient_norm.max() <= solver.SEARCH_TOLERANCE
+    is_shared = fewest_sharing <= 100
+    tolerance = solver.SEARCH_TOLERANCE if is_shared else solver.LBFGS_TOLERANCE
+    assert solution.gradient_norm.max() <= tolerance
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

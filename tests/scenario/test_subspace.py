@@ -94,7 +94,7 @@ def test_more_than_two_classes_are_solved_as_ever():
     weights, l2, folds, _ = batch(labels, 6)
     objectives = [Objective.neutral(3)] * 6
     rotated, solution = searched(standardised, labels, weights, l2, folds, objectives)
-    plain = solver.solve(rotated, labels, weights, objectives, l2, solver.SEARCH_TOLERANCE)
+    plain = solver.solve(rotated, labels, weights, objectives, l2, solver.LBFGS_TOLERANCE)
     assert np.array_equal(solution.parameters, plain.parameters)
 
 
@@ -145,5 +145,5 @@ def test_few_features_are_left_to_lbfgs(monkeypatch):
     weights, l2, folds, _ = batch(labels, 6)
     rotated, solution = searched(standardised, labels, weights, l2, folds)
     neutral = [Objective.neutral(2)] * 6
-    plain = solver.solve(rotated, labels, weights, neutral, l2, solver.SEARCH_TOLERANCE)
+    plain = solver.solve(rotated, labels, weights, neutral, l2, solver.LBFGS_TOLERANCE)
     assert np.array_equal(solution.parameters, plain.parameters)

@@ -84,7 +84,7 @@ class Minimum:
     Attributes:
         parameters: (J, rank + 1).
         value: float64 (J,).
-        gradient_norm: float64 (J,), of the preconditioned gradient.
+        gradient_norm: float64 (J,), relative, see `relative_norm`.
     """
 
     parameters: np.ndarray
@@ -95,12 +95,12 @@ class Minimum:
 def minimise(heads: Heads, tolerance: float) -> Minimum:
     """Minimise the loss of all heads.
 
-    A head ends when the norm of its preconditioned gradient is at most the tolerance, when its
-    objective is not finite, or after 100 rounds.
+    A head ends when its relative norm is at most the tolerance, when its objective is not finite, or
+    after 100 rounds.
 
     Args:
         heads: What is minimised.
-        tolerance: Norm of the preconditioned gradient to stop at.
+        tolerance: Relative norm of the gradient to stop at, see `relative_norm`.
     """
     num_heads = len(heads.l2)
     minimum = Minimum(
@@ -116,8 +116,27 @@ def minimise(heads: Heads, tolerance: float) -> Minimum:
         _record(minimum, seats, arrived, finished)
         goes_on = seats.is_taken & ~finished
         seats.leave(finished)
-        seats.learn(np.where(goes_on[..., None], arrived.descent, 0))
+        seats.learn(np.where(goes_on[..., None], arrived.downhill, 0))
     return minimum
+
+
+def relative_norm(squared_norm: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """How far heads are from their optima, whatever the size of their objectives.
+
+    A Newton step gains half the square of the norm, so the square of this is about the share of the
+    objective that is left to gain.
+
+    Args:
+        squared_norm: Of the gradient, in coordinates in which curvature is about 1.
+        value: Objectives, above 0.
+
+    Returns:
+        The norm over the square root of twice the objective.
+    """
+    tiny = np.finfo(np.float64).tiny
+    positive = np.maximum(value, tiny)
+    share = squared_norm / (2 * positive)
+    return np.sqrt(share)
 
 
 def _members(heads: Heads) -> list[np.ndarray]:
@@ -161,7 +180,8 @@ class _Point(NamedTuple):
 
     def at(self, places: _Places) -> _Point:
         """Of j seats, (j, ...)."""
-        return _Point(*(of_all[places] for of_all in self))
+        arrays = [of_all[places] for of_all in self]
+        return _Point(*arrays)
 
     def put(self, places: _Places, point: _Point) -> None:
         """Write that of j seats in its place."""
@@ -170,7 +190,8 @@ class _Point(NamedTuple):
 
     def copy(self) -> _Point:
         """The same in arrays that can be written to."""
-        return _Point(*(of_all.copy() for of_all in self))
+        arrays = [of_all.copy() for of_all in self]
+        return _Point(*arrays)
 
 
 class _Arrived(NamedTuple):
@@ -178,12 +199,12 @@ class _Arrived(NamedTuple):
 
     Attributes:
         parameters: (F, k, num_parameters).
-        descent: (F, k, num_parameters), the preconditioned gradient.
-        norm: (F, k), of the gradient in preconditioned coordinates.
+        downhill: (F, k, num_parameters), the preconditioned gradient.
+        norm: (F, k), of the gradient, see `relative_norm`.
     """
 
     parameters: np.ndarray
-    descent: np.ndarray
+    downhill: np.ndarray
     norm: np.ndarray
 
 
@@ -257,9 +278,10 @@ class _Seats:
         mean_curvature = point.curvature.sum(axis=2, keepdims=True)
         squares = np.append(self._heads.spectrum, 1)
         curvature = mean_curvature * squares.astype(gradient.dtype) + penalty
-        descent = gradient / np.maximum(curvature, LEAST_CURVATURE)
-        squared_norm = np.vecdot(gradient, descent)
-        return _Arrived(parameters, descent, np.sqrt(squared_norm))
+        downhill = gradient / np.maximum(curvature, LEAST_CURVATURE)
+        squared_norm = np.vecdot(gradient, downhill)
+        norm = relative_norm(squared_norm, point.value)
+        return _Arrived(parameters, downhill, norm)
 
     def finished(self, arrived: _Arrived, tolerance: float) -> np.ndarray:
         """Heads that move no further, bool (F, k)."""
@@ -275,7 +297,8 @@ class _Seats:
         places = np.nonzero(finished)
         for place in zip(*places):
             self._take(place)
-        begun = self._at(places, self.point.coefficients[places], self.point.scores[places])
+        before = self.point.at(places)
+        begun = self._at(places, before.coefficients, before.scores)
         self.point.put(places, begun)
 
     def learn(self, candidates: np.ndarray) -> None:
@@ -334,18 +357,24 @@ class _Seats:
     def _at(self, places: _Places, coefficients: np.ndarray, scores: np.ndarray) -> _Point:
         """Everything that is known of a point of j heads, from its coefficients and its scores."""
         folds, seats = places
+        _, num_used = scores.shape
         offset = self._offset[places]
         focusing = self._focusing[places]
         loss = np.zeros(len(folds))
         slope = np.empty_like(scores)
         curvature = np.empty_like(scores)
-        for rows in blocks(scores.shape[-1]):
+        for rows in blocks(num_used):
             weights = self._weights[folds, seats, rows]
             sign = self._sign[folds, rows]
             margins = sign * (scores[:, rows] + offset)
             losses = MarginLosses(margins, focusing)
             # In float64: the noise of a float32 sum made line searches fail close to the solution.
-            loss += np.einsum("jn,jn->j", weights, losses.loss, dtype=np.float64)
+            loss += np.einsum(
+                "jn,jn->j",
+                weights,
+                losses.loss,
+                dtype=np.float64,
+            )
             signed = weights * sign
             slope[:, rows] = signed * losses.slope
             curvature[:, rows] = weights * losses.curvature
@@ -370,14 +399,14 @@ class _Seats:
         start = self.point.copy()
         for length in descent.lengths():
             places = np.nonzero(moves)
-            tried = self._at(
-                places,
-                start.coefficients[places] + length * step[places],
-                start.scores[places] + length * along[places],
-            )
+            coefficients = start.coefficients[places] + length * step[places]
+            scores = start.scores[places] + length * along[places]
+            tried = self._at(places, coefficients, scores)
             self.point.put(places, tried)
-            highest = descent.highest(start.value, length * promised, along.dtype)
-            moves &= ~(self.point.value <= highest)
+            change = length * promised
+            highest = descent.highest(start.value, change, along.dtype)
+            fell = self.point.value <= highest
+            moves &= ~fell
             if not moves.any():
                 return
         places = np.nonzero(moves)
