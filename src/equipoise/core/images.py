@@ -278,12 +278,10 @@ class Sample:
 
     Attributes:
         channels: uint8 (3, rows, columns), red, green, blue; (1, rows, columns) where they are the same.
-        pixels_at: Integers (3, 256) or (1, 256): how many of these pixels have each level, by channel.
         shorter_side_px: Of the picture.
     """
 
     channels: np.ndarray
-    pixels_at: np.ndarray
     shorter_side_px: int
 
     @classmethod
@@ -300,8 +298,13 @@ class Sample:
         channels = sampled.transpose(2, 0, 1).copy()
         if (channels[1:] == channels[:-1]).all():
             channels = channels[:1]
-        pixels_at = [np.bincount(channel.ravel(), minlength=256) for channel in channels]
-        return cls(channels, np.stack(pixels_at), shorter_side)
+        return cls(channels, shorter_side)
+
+    @functools.cached_property
+    def pixels_at(self) -> np.ndarray:
+        """Integers (3, 256) or (1, 256): how many of these pixels have each level, by channel."""
+        counts = [np.bincount(channel.ravel(), minlength=256) for channel in self.channels]
+        return np.stack(counts)
 
     def flags(self, grey: bool) -> list[str]:
         """Say what is odd about the picture, see `flags`."""

@@ -30,7 +30,9 @@ INTERNAL_COLUMNS = ("pixels", "odd", "few_values", "pages")
 _FEW_LEVELS = {"dark", "flat"}
 
 #: Small images are read faster than threads can be handed over: a few at a time.
-_FILES_AT_A_TIME = 16
+_FILES_AT_A_TIME = 32
+#: Decoded pictures up to this size stay in memory together, so many at a time.
+_SMALL_BYTES = 2**19
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,41 @@ class _Image:
     row: dict[str, Any]
     thumbnail: np.ndarray
     depth: Depth | None
+
+
+@dataclass(frozen=True)
+class _Recognised:
+    """A file that is to be read: its path inside the raw folder, and what the dataset says of it."""
+
+    path: str
+    parsed: Parsed
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file that has been read and decoded.
+
+    Attributes:
+        file: What was known of it before.
+        num_bytes: Its size.
+        sha256: Of its bytes.
+        pixels: Digest of its pixels.
+        pages: How many it has.
+        picture: As the file holds it.
+        levels: As of `Picture.as_levels`.
+        sample: Some of its pixels.
+        thumbnail: uint8 (SIDE, SIDE).
+    """
+
+    file: _Recognised
+    num_bytes: int
+    sha256: str
+    pixels: str
+    pages: int
+    picture: Picture
+    levels: np.ndarray
+    sample: images.Sample
+    thumbnail: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -141,29 +178,50 @@ class Reader:
         return list(parallel.progress(results, description, len(paths), "images"))
 
     def _examine_all(self, paths: Sequence[str]) -> list[_Image | _Waiting | Quarantined]:
-        return [self._examine(path) for path in paths]
+        """Read a few files, or say why they cannot be used or have to wait."""
+        # Step by step, not file by file: to decode a picture pushes all else out of the processor's
+        # cache, and what Python does for a small one takes three times as long when it is called back.
+        recognised = [self._recognise(path) for path in paths]
+        opened = [self._open(file) if isinstance(file, _Recognised) else file for file in recognised]
+        return [self._image(file) if isinstance(file, _Opened) else file for file in opened]
 
-    def _examine(self, path: str) -> _Image | _Waiting | Quarantined:
-        """Read one file, or say why it cannot be used or has to wait."""
+    def _recognise(self, path: str) -> _Recognised | Quarantined:
+        """Ask the dataset about a file."""
         try:
             path.encode()
         except UnicodeEncodeError:
             readable = os.fsencode(path).decode("utf-8", "backslashreplace")
             return Quarantined(readable, "the file name is not valid UTF-8")
         try:
-            parsed = self.dataset.parse(PurePosixPath(path))
-            content = images.read(self.raw, path)
+            return _Recognised(path, self.dataset.parse(PurePosixPath(path)))
+        except Unrecognised as error:
+            return Quarantined(path, f"not recognised: {error}")
+        except (OSError, ValueError) as error:
+            return _unreadable(path, error)
+
+    def _open(self, file: _Recognised) -> _Opened | _Image | _Waiting | Quarantined:
+        """Read and decode one file; a large picture is not kept, and becomes a row at once."""
+        try:
+            content = images.read(self.raw, file.path)
             picture = images.open_picture(content, has_window=self.window is not None)
             if picture.depth is not None and self.scale is None:
                 few_values = masks.count_few_values_of_deep(picture.values, picture.depth)
-                return _Waiting(path, picture.depth, is_like_a_mask=few_values > 1)
-            return self._image(path, parsed, content, picture)
-        except Unrecognised as error:
-            return Quarantined(path, f"not recognised: {error}")
-        except OSError as error:  # its full text holds the path
-            return Quarantined(path, f"unreadable: {error.strerror}")
-        except ValueError as error:
-            return Quarantined(path, f"unreadable: {error}")
+                return _Waiting(file.path, picture.depth, is_like_a_mask=few_values > 1)
+            levels = self._levels(picture)
+        except (OSError, ValueError) as error:
+            return _unreadable(file.path, error)
+        opened = _Opened(
+            file=file,
+            num_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            pixels=_digest_of_pixels(levels),
+            pages=images.count_pages(content),
+            picture=picture,
+            levels=levels,
+            sample=images.Sample.of(levels),
+            thumbnail=duplicates.thumbnail(levels),
+        )
+        return opened if levels.nbytes <= _SMALL_BYTES else self._image(opened)
 
     def _levels(self, picture: Picture) -> np.ndarray:
         """As of `Picture.as_levels`; raises a ValueError where nothing says which value is white."""
@@ -172,44 +230,52 @@ class Reader:
             raise ValueError(greylevels.unbounded_text(self.unbounded[depth.kind]))
         return picture.as_levels(self.scale)
 
-    def _image(self, path: str, parsed: Parsed, content: bytes, picture: Picture) -> _Image:
-        levels = self._levels(picture)
-        sample = images.Sample.of(levels)
-        thumbnail = duplicates.thumbnail(levels)
+    def _image(self, opened: _Opened) -> _Image:
+        """The row of a file."""
+        parsed = opened.file.parsed
         class_name = self.task.class_of(parsed.class_name)
+        height_px, width_px = opened.levels.shape[:2]
         row: dict[str, Any] = {
-            "image_id": path,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "pixels": _digest_of_pixels(levels),
-            "odd": _odd(picture, levels, sample),
-            "few_values": _count_few_values(picture, sample),
-            "pages": images.count_pages(content),
-            "path": path,
+            "image_id": opened.file.path,
+            "sha256": opened.sha256,
+            "pixels": opened.pixels,
+            "odd": _odd(opened),
+            "few_values": _count_few_values(opened),
+            "pages": opened.pages,
+            "path": opened.file.path,
             "label": self.task.classes.index(class_name),
             "class_name": class_name,
         }
         row.update(parsed.patients)
-        row["width_px"] = levels.shape[1]
-        row["height_px"] = levels.shape[0]
-        row["bytes"] = len(content)
-        row["grey_mean"] = round(float(thumbnail.mean()), 4)
+        row["width_px"] = width_px
+        row["height_px"] = height_px
+        row["bytes"] = opened.num_bytes
+        row["grey_mean"] = round(float(opened.thumbnail.mean()), 4)
         row.update(parsed.columns)
-        return _Image(row, thumbnail, picture.depth)
+        return _Image(row, opened.thumbnail, opened.picture.depth)
 
 
-def _odd(picture: Picture, levels: np.ndarray, sample: images.Sample) -> dict[str, int]:
+def _unreadable(path: str, error: Exception) -> Quarantined:
+    # The full text of an OSError holds the path.
+    why = error.strerror if isinstance(error, OSError) else error
+    return Quarantined(path, f"unreadable: {why}")
+
+
+def _odd(opened: _Opened) -> dict[str, int]:
     """What is odd about a picture, each with its number of grey levels where they are few, else 0."""
-    odd = dict.fromkeys([*sample.flags(grey=True), *picture.notes], 0)
+    picture = opened.picture
+    odd = dict.fromkeys([*opened.sample.flags(grey=True), *picture.notes], 0)
     few = _FEW_LEVELS if picture.depth is None else {*_FEW_LEVELS, "blank"}
     for flag in few.intersection(odd):
-        odd[flag] = images.levels_left(levels)
+        odd[flag] = images.levels_left(opened.levels)
     return odd
 
 
-def _count_few_values(picture: Picture, sample: images.Sample) -> int:
+def _count_few_values(opened: _Opened) -> int:
     """How many grey values a picture has that has as few as a mask, else 0."""
+    picture = opened.picture
     if picture.depth is None:
-        return masks.few_values_of(sample)
+        return masks.few_values_of(opened.sample)
     return masks.count_few_values_of_deep(picture.values, picture.depth)
 
 
