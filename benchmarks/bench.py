@@ -50,8 +50,8 @@ from equipoise.embed import stage as features
 from equipoise.evaluation import intervals, metrics
 from equipoise.evaluation.resamples import patient_resamples
 from equipoise.ingest import stage as ingest
-from equipoise.scenario import rows as rows_
 from equipoise.scenario import stage as scenario
+from equipoise.scenario.heads import rows as rows_
 from equipoise.split import stage as splits
 from equipoise.strategies.base import TrainRows, load_strategy
 from fabricate import made
@@ -405,7 +405,7 @@ def plan() -> list[Row]:
 _FIRST_TRIAL = """
 import os, sys, time
 from equipoise import cli
-from equipoise.scenario import solver
+from equipoise.scenario.heads import solver
 solve = solver.search
 def first(*arguments):
     solve(*arguments)

@@ -29,9 +29,9 @@ from equipoise.core.config import Study
 from equipoise.core.documents import Comparison
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.metrics import Endpoint, softmax
-from equipoise.scenario import head
+from equipoise.scenario.heads import head
+from equipoise.scenario.heads.rows import Standardiser
 from equipoise.scenario.matrix import Inputs, TrainMatrix
-from equipoise.scenario.rows import Standardiser
 from equipoise.split import strata
 from equipoise.strategies.base import Plan, Strategy, load_strategy
 

@@ -23,9 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from equipoise.evaluation.metrics import softmax
-from equipoise.scenario import head, solver
-from equipoise.scenario.head import FINAL_TOLERANCE
-from equipoise.scenario.rows import Rows, Standardiser
+from equipoise.scenario.heads import head, solver
+from equipoise.scenario.heads.head import FINAL_TOLERANCE
+from equipoise.scenario.heads.rows import Rows, Standardiser
 from equipoise.strategies.base import Objective
 
 BACKBONE = "mobilenetv2"

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.core import config
-from equipoise.scenario import finetune, network
+from equipoise.scenario.finetuning import finetune, network
+from equipoise.scenario.finetuning.pixels import Pixels
+from equipoise.scenario.finetuning.steps import adam, learning_rate_at, relative_rates
 from equipoise.scenario.matrix import Inputs
-from equipoise.scenario.pixels import Pixels
-from equipoise.scenario.steps import adam, learning_rate_at, relative_rates
 from equipoise.strategies import base as strategies
 
 

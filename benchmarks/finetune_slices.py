@@ -20,8 +20,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from equipoise.core import config
-from equipoise.scenario import finetune
-from equipoise.scenario.loss import mean_loss
+from equipoise.scenario.finetuning import finetune
+from equipoise.scenario.heads.loss import mean_loss
 from equipoise.scenario.matrix import Inputs
 from equipoise.strategies import base as strategies
 

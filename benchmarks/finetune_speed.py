@@ -14,7 +14,7 @@ import numpy as np
 from finetune import training_of
 
 from equipoise.core import config
-from equipoise.scenario import finetune
+from equipoise.scenario.finetuning import finetune
 
 
 def seconds(training: finetune.Training, batches: list, rate: np.float32) -> tuple[float, float]:

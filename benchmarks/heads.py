@@ -37,9 +37,11 @@ from equipoise.core import config
 from equipoise.embed import stage as features
 from equipoise.ingest import stage as ingest
 from equipoise.pipeline import draw_phantoms
-from equipoise.scenario import rows as rows_
-from equipoise.scenario import solver, stage, tuning
+from equipoise.scenario import stage, tuning
+from equipoise.scenario.heads import rows as rows_
+from equipoise.scenario.heads import solver
 from equipoise.scenario.matrix import Inputs, TrainMatrix
+from equipoise.scenario.rounds import RoundKey, divide
 from equipoise.split import stage as splits
 from equipoise.split import strata
 from equipoise.strategies import base
@@ -151,7 +153,7 @@ class Batch(NamedTuple):
 def first_batches(study: config.Study, scenario: str) -> list[Batch]:
     """The batches that the search of the first round solves."""
     inputs = Inputs.read(study, BACKBONE, scenario)
-    train = stage._divide(inputs, stage.RoundKey(0, 0, study.settings.train.seeds[0])).train
+    train = divide(inputs, RoundKey(0, 0, study.settings.train.seeds[0])).train
     # Nothing is kept, so that each rotation has its basis.
     matrix = replace(inputs.train_matrix(train.images, train.patients), rotations=None)
     batches = []
@@ -325,7 +327,7 @@ def logistic_regression(l2: float, class_weight: dict[int, float], total: float)
 def peer_round(
     study: config.Study,
     scenario: str,
-    key: stage.RoundKey,
+    key: RoundKey,
     trials: Any,
     make_head: MakeHead = logistic_regression,
 ) -> float:
@@ -342,7 +344,7 @@ def peer_round(
         The highest mean AUROC over the inner folds.
     """
     inputs = Inputs.read(study, BACKBONE, scenario)
-    rows = stage._divide(inputs, key)
+    rows = divide(inputs, key)
     matrix = inputs.train_matrix(rows.train.images, rows.train.patients)
     every_row, labels = np.asarray(matrix.features[:]), matrix.labels
     images = strata.assign_folds(
@@ -417,7 +419,7 @@ def whole_study(study: config.Study, rounds: int) -> list[Line]:
         keys = trials[["repeat", "fold", "seed"]].drop_duplicates()
         peers = []
         for repeat, fold, seed in keys.to_numpy()[:: max(1, len(keys) // rounds)][:rounds].tolist():
-            key = stage.RoundKey(repeat, fold, seed)
+            key = RoundKey(repeat, fold, seed)
             of_round = trials[(trials["repeat"] == repeat) & (trials["fold"] == fold)]
             of_round = of_round[of_round["seed"] == seed].dropna(axis=1)
             peers.append(

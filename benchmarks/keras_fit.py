@@ -34,6 +34,7 @@ from equipoise.embed import backbones
 from equipoise.embed import stage as features
 from equipoise.ingest import originals
 from equipoise.scenario import stage
+from equipoise.scenario.rounds import RoundKey
 
 #: Of one `fit`, a common choice.
 EPOCHS = 10
@@ -140,7 +141,7 @@ def on_features(study: config.Study, scenario: str, ours: float, candidates: int
     repeat, fold, seed = search.rounds[0]
     of_round = search.trials.query("repeat == @repeat and fold == @fold and seed == @seed")
     some = of_round.dropna(axis=1).head(candidates)
-    key = stage.RoundKey(repeat, fold, seed)
+    key = RoundKey(repeat, fold, seed)
     spent, auroc = heads.seconds(
         lambda: heads.peer_round(study, scenario, key, some, make_head=dense_head)
     )

@@ -44,9 +44,9 @@ from simulated import ALONE, AUROC, BASE_SPECIFICITY, EQUAL, FLOOR, RIVALS, SPEC
 from equipoise.compare.judging import Family, difference, judge
 from equipoise.core.documents import Difference, Interval
 from equipoise.evaluation.intervals import Evaluation
-from equipoise.scenario import stage as scenario
+from equipoise.scenario import rounds
 from equipoise.scenario.artifact import ServedParts
-from equipoise.scenario.stage import RoundKey
+from equipoise.scenario.rounds import RoundKey
 from fabricate import made
 
 RESAMPLES = 2_000
@@ -200,7 +200,7 @@ def locked(positives: int, negatives: int, _resamples: int, study: int) -> Numbe
         simulated.draw_features(written, rng)
         for fold in range(simulated.FOLDS):
             key = RoundKey(repeat=0, fold=fold, seed=0)
-            result = scenario.run_round(written, made.BACKBONE, simulated.BASELINE, key)
+            result = rounds.run_round(written, made.BACKBONE, simulated.BASELINE, key)
             found.append(_decided(result.served, np.random.default_rng([7, study])))
     sensitivity, specificity = np.mean(found, axis=0)
     return {"sensitivity": float(sensitivity), "specificity": float(specificity)}

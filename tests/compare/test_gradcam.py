@@ -22,7 +22,9 @@ from equipoise.embed import backbones
 from equipoise.embed.embedder import PIPELINE, Embedder
 from equipoise.ingest.datasets import phantom
 from equipoise.registry import models
-from equipoise.scenario import artifact, head, network, rows
+from equipoise.scenario import artifact
+from equipoise.scenario.finetuning import network
+from equipoise.scenario.heads import head, rows
 from equipoise.service import predictor as model
 from equipoise.strategies import base
 from fabricate import made

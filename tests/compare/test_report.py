@@ -861,7 +861,7 @@ def test_on_top_stand_dataset_patients_and_digests_of_code_and_settings(real, tm
 
     assert with_other_code_in("service/predictor.py", "cli/parser.py", "core/shown.py") == said
     code, settings = said.split(", ")
-    code_now, settings_now = with_other_code_in("scenario/head.py").split(", ")
+    code_now, settings_now = with_other_code_in("scenario/heads/head.py").split(", ")
     assert code_now != code
     assert settings_now == settings
 

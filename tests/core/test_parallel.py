@@ -21,6 +21,7 @@ from equipoise.core.errors import ConfigError, EquipoiseError
 from equipoise.embed import stage as features
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
+from equipoise.scenario import rounds
 from equipoise.scenario import stage as scenario
 from fabricate import made
 from fabricate.servers import free_port
@@ -232,7 +233,7 @@ def test_a_job_that_ends_every_worker_is_an_error_and_no_endless_wait():
         parallel.run_jobs(ends_its_worker, [(), ()], "deaths", DASK)
 
 
-@scenario._ONE_THREAD
+@rounds.one_blas_thread
 def blas_threads(_: int) -> list[int]:
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 

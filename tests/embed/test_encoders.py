@@ -10,7 +10,8 @@ import pytest
 from equipoise.compare import gradcam
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.embed import backbones, blocks, embedder, encoders, passes, shards
-from equipoise.scenario import head, network, rows
+from equipoise.scenario.finetuning import network
+from equipoise.scenario.heads import head, rows
 
 layers = keras.layers
 SIZE_PX = 32

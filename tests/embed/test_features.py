@@ -24,7 +24,8 @@ from equipoise.embed import store as store_
 from equipoise.ingest import download
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
-from equipoise.scenario import head, network, rows
+from equipoise.scenario.finetuning import network
+from equipoise.scenario.heads import head, rows
 
 
 @pytest.fixture

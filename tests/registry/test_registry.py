@@ -51,7 +51,7 @@ def equipoise(monkeypatch, capsys):
 _FOR_WRITING = {
     "equipoise.compare.results",
     "equipoise.evaluation.intervals",
-    "equipoise.scenario.head",
+    "equipoise.scenario.heads.head",
     "equipoise.registry.evidence",
     "equipoise.service.packaged",
     "keras",

@@ -26,15 +26,22 @@ from equipoise.embed import stage as features
 from equipoise.evaluation import metrics
 from equipoise.ingest import stage as ingest
 from equipoise.ingest.datasets import phantom
-from equipoise.scenario import activations as kept_activations
-from equipoise.scenario import finetune
-from equipoise.scenario import network as networks
+from equipoise.scenario import fitting
 from equipoise.scenario import stage as scenario
-from equipoise.scenario import steps as stepping
-from equipoise.scenario.activations import Activations
-from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, Losses, TrainingState
+from equipoise.scenario.finetuning import activations as kept_activations
+from equipoise.scenario.finetuning import finetune
+from equipoise.scenario.finetuning import network as networks
+from equipoise.scenario.finetuning import steps as stepping
+from equipoise.scenario.finetuning.activations import Activations
+from equipoise.scenario.finetuning.checkpoint import (
+    Checkpoint,
+    Evaluation,
+    KeptWeights,
+    Losses,
+    TrainingState,
+)
+from equipoise.scenario.finetuning.pixels import Pixels
 from equipoise.scenario.matrix import Inputs
-from equipoise.scenario.pixels import Pixels
 from equipoise.split import stage as splits
 
 CHANGES = {
@@ -489,7 +496,7 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = [{tests!r}, {own!r}, {source!r}]
 import test_finetune
-from equipoise.scenario.checkpoint import Checkpoint
+from equipoise.scenario.finetuning.checkpoint import Checkpoint
 
 save = Checkpoint.save
 def save_and_die(self, state):
@@ -657,7 +664,7 @@ def test_a_search_that_trains_its_trials_resumes_and_its_choice_is_what_is_fitte
         len(held),
         len(set(patients[held])),
     )
-    seed = scenario.search_seed(0, [0, 0])
+    seed = fitting.search_seed(0, [0, 0])
     task = finetune.Task.of(inputs, choice.settings, train, patients, seed)
     again = finetune.Training(inputs, task)
     list(plain(again))

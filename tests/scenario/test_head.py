@@ -7,10 +7,10 @@ from threadpoolctl import threadpool_limits
 
 from equipoise.core.errors import TrialFailed
 from equipoise.evaluation import metrics
-from equipoise.scenario import head, solver
-from equipoise.scenario import rows as rows_
-from equipoise.scenario.rows import Standardiser
-from equipoise.scenario.solver import Rotated
+from equipoise.scenario.heads import head, solver
+from equipoise.scenario.heads import rows as rows_
+from equipoise.scenario.heads.rows import Standardiser
+from equipoise.scenario.heads.solver import Rotated
 from equipoise.strategies.base import Objective
 from fabricate import made
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from equipoise.scenario import head
 from equipoise.scenario import stage as scenario
-from equipoise.scenario.kept import Kept, key_of
-from equipoise.scenario.rows import Rows, Standardiser
-from equipoise.scenario.solver import Rotated
+from equipoise.scenario.heads import head
+from equipoise.scenario.heads.kept import Kept, key_of
+from equipoise.scenario.heads.rows import Rows, Standardiser
+from equipoise.scenario.heads.solver import Rotated
 from equipoise.scenario.tuning import Shared
 from equipoise.strategies.base import Objective
 from fabricate import made

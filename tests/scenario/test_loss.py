@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from equipoise.scenario import loss
-from equipoise.scenario.solver import Problem, Rotated
+from equipoise.scenario.heads import loss
+from equipoise.scenario.heads.solver import Problem, Rotated
 from equipoise.strategies.base import Objective
 
 CASES = pytest.mark.parametrize(

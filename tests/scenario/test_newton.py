@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from equipoise.scenario import head, newton, solver
-from equipoise.scenario import rows as rows_
-from equipoise.scenario.loss import MarginLosses
-from equipoise.scenario.solver import Rotated
+from equipoise.scenario.heads import head, newton, solver
+from equipoise.scenario.heads import rows as rows_
+from equipoise.scenario.heads.loss import MarginLosses
+from equipoise.scenario.heads.solver import Rotated
 from equipoise.strategies.base import Objective
 
 #: More rows than features, about as many, and fewer: the primal, and twice the dual.

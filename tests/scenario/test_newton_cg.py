@@ -6,10 +6,10 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from equipoise.evaluation.metrics import softmax
-from equipoise.scenario import head, newton, newton_cg, solver
-from equipoise.scenario import rows as rows_
-from equipoise.scenario.loss import focal, focal_curvature
-from equipoise.scenario.solver import Rotated
+from equipoise.scenario.heads import head, newton, newton_cg, solver
+from equipoise.scenario.heads import rows as rows_
+from equipoise.scenario.heads.loss import focal, focal_curvature
+from equipoise.scenario.heads.solver import Rotated
 from equipoise.strategies.base import Objective
 
 #: More rows than features, about as many, and fewer.

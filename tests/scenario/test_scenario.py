@@ -21,8 +21,8 @@ from equipoise.core.errors import ConfigError, DataError
 from equipoise.evaluation import calibration, metrics
 from equipoise.evaluation.calibration import Calibrator
 from equipoise.ingest import fingerprint
-from equipoise.scenario import head
 from equipoise.scenario import stage as scenario
+from equipoise.scenario.heads import head
 from equipoise.split import stage as splits
 from equipoise.split import strata
 from equipoise.strategies import base as strategies

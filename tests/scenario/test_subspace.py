@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from equipoise.evaluation import metrics
-from equipoise.scenario import head, solver
-from equipoise.scenario.solver import Rotated
+from equipoise.scenario.heads import head, solver
+from equipoise.scenario.heads.solver import Rotated
 from equipoise.strategies.base import Objective
 
 FOLDS = 3

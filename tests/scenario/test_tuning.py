@@ -28,8 +28,9 @@ from equipoise.core.errors import ConfigError, DataError, TrialFailed
 from equipoise.evaluation import metrics
 from equipoise.evaluation.resamples import patient_resamples
 from equipoise.evaluation.sample import Sample
-from equipoise.scenario import searches, solver, tuning
+from equipoise.scenario import searches, tuning
 from equipoise.scenario import stage as scenario
+from equipoise.scenario.heads import solver
 from equipoise.scenario.searches import Outcome, Report, SearchStore
 from equipoise.scenario.trials import Scorer, Trial
 from equipoise.split import strata
@@ -674,7 +675,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from equipoise.core import config
-from equipoise.scenario import solver, stage, tuning
+from equipoise.scenario import stage, tuning
+from equipoise.scenario.heads import solver
 
 solved, kill_at = 0, int(sys.argv[1])
 plain_tune, plain_solve = tuning.tune, solver.search
@@ -811,8 +813,8 @@ def package(tmp_path_factory):
 @pytest.mark.parametrize(
     ("edited", "is_forgotten"),
     [
-        ("scenario/solver.py", True),
-        ("scenario/subspace.py", True),
+        ("scenario/heads/solver.py", True),
+        ("scenario/heads/subspace.py", True),
         ("scenario/searches.py", True),
         ("evaluation/intervals.py", True),
         ("split/strata.py", True),

@@ -14,9 +14,10 @@ from sklearn.linear_model import LogisticRegression
 
 from equipoise.core import files, records
 from equipoise.core.errors import ConfigError, DataError, LeakageError, TrialFailed
-from equipoise.scenario import head, solver, tuning
 from equipoise.scenario import matrix as inputs
 from equipoise.scenario import stage as scenario
+from equipoise.scenario import tuning
+from equipoise.scenario.heads import head, solver
 from equipoise.split import checks
 from equipoise.strategies import base
 from equipoise.strategies import base as strategies

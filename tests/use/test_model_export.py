@@ -17,9 +17,10 @@ from equipoise.core.documents import Calibration, ServedModel
 from equipoise.core.errors import ConfigError, DataError
 from equipoise.core.records import Manifest
 from equipoise.embed import imported
-from equipoise.scenario import artifact, network
-from equipoise.scenario.head import HEAD, Head
-from equipoise.scenario.rows import Standardiser
+from equipoise.scenario import artifact
+from equipoise.scenario.finetuning import network
+from equipoise.scenario.heads.head import HEAD, Head
+from equipoise.scenario.heads.rows import Standardiser
 from equipoise.service.answers import Answers
 from equipoise.service.predictor import Predictor
 from equipoise.use import model_export

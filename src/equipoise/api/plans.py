@@ -13,7 +13,7 @@ import pandas as pd
 from equipoise.api import arrays, pictures
 from equipoise.api.arrays import Labels
 from equipoise.core.errors import ConfigError
-from equipoise.scenario.rows import Standardiser
+from equipoise.scenario.heads.rows import Standardiser
 from equipoise.strategies import base
 from equipoise.strategies.base import Objective, Plan, TrainRows
 

@@ -17,9 +17,9 @@ from equipoise.core.documents import Controls, MeasuredMetric, PermutedLabels
 from equipoise.core.records import CALIBRATED, RAW, Manifest, Predictions, Splits, probability_table
 from equipoise.evaluation import intervals
 from equipoise.evaluation.metrics import Endpoint, softmax
-from equipoise.scenario import head
+from equipoise.scenario.heads import head
+from equipoise.scenario.heads.rows import Standardiser
 from equipoise.scenario.matrix import Inputs
-from equipoise.scenario.rows import Standardiser
 from equipoise.split.checks import Check, Verdict
 from equipoise.strategies.base import Objective
 

@@ -29,9 +29,9 @@ from equipoise.core.shown import Page, Sentences, Table
 from equipoise.core.text import in_words
 from equipoise.evaluation.intervals import Evaluation
 from equipoise.evaluation.metrics import Endpoint, softmax
-from equipoise.scenario import head
+from equipoise.scenario.heads import head
+from equipoise.scenario.heads.rows import Standardiser
 from equipoise.scenario.matrix import Inputs
-from equipoise.scenario.rows import Standardiser
 from equipoise.split import strata
 from equipoise.strategies.base import Objective
 

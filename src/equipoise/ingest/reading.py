@@ -182,7 +182,9 @@ class Reader:
         # Step by step, not file by file: to decode a picture pushes all else out of the processor's
         # cache, and what Python does for a small one takes three times as long when it is called back.
         recognised = [self._recognise(path) for path in paths]
-        opened = [self._open(file) if isinstance(file, _Recognised) else file for file in recognised]
+        opened = [
+            self._open(file) if isinstance(file, _Recognised) else file for file in recognised
+        ]
         return [self._image(file) if isinstance(file, _Opened) else file for file in opened]
 
     def _recognise(self, path: str) -> _Recognised | Quarantined:

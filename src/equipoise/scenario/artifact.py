@@ -22,8 +22,8 @@ from equipoise.core.files import write_arrays, write_table
 from equipoise.core.records import CALIBRATED, probability_table
 from equipoise.embed import backbones, imported
 from equipoise.evaluation.calibration import Calibrator
-from equipoise.scenario.head import HEAD, Head
-from equipoise.scenario.network import with_head
+from equipoise.scenario.finetuning.network import with_head
+from equipoise.scenario.heads.head import HEAD, Head
 
 _BACKBONE = "backbone.npz"
 _DESCRIPTION = "model.json"

@@ -14,8 +14,8 @@ from equipoise.core.config import Study
 from equipoise.core.errors import DataError, TrialFailed
 from equipoise.core.records import Manifest, Splits
 from equipoise.embed.store import FeatureStore
-from equipoise.scenario.kept import Kept
-from equipoise.scenario.rows import Rows, Standardiser, blocks, scratch
+from equipoise.scenario.heads.kept import Kept
+from equipoise.scenario.heads.rows import Rows, Standardiser, blocks, scratch
 from equipoise.strategies.base import Objective, Plan, TrainRows
 
 #: Features, as an array or still on disk.

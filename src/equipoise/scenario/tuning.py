@@ -19,9 +19,9 @@ from equipoise.core.config import Tune
 from equipoise.core.documents import SearchSummary
 from equipoise.core.errors import TrialFailed
 from equipoise.core.files import digest_of
-from equipoise.scenario import rows as rows_
-from equipoise.scenario import solver
-from equipoise.scenario.kept import Arrays, Kept, key_of
+from equipoise.scenario.heads import rows as rows_
+from equipoise.scenario.heads import solver
+from equipoise.scenario.heads.kept import Arrays, Kept, key_of
 from equipoise.scenario.matrix import TrainMatrix
 from equipoise.scenario.searches import Outcome, Report, SearchStore, read_batch, write_batch
 from equipoise.scenario.trials import Gain, Scorer, Trial, trial_table

@@ -16,7 +16,7 @@ from equipoise.core.config import Study
 from equipoise.core.documents import ServedModel
 from equipoise.core.errors import DataError
 from equipoise.embed.store import FeatureStore
-from equipoise.scenario.head import HEAD, Head
+from equipoise.scenario.heads.head import HEAD, Head
 from equipoise.service.answers import Answers
 
 #: Column of a request, and key of the metadata of an MLflow model that names whose vectors it takes.

@@ -27,8 +27,9 @@ from equipoise.core.files import atomic_folder, json_text
 from equipoise.core.records import probability_columns
 from equipoise.core.text import first_line, in_words
 from equipoise.embed import backbones, imported
-from equipoise.scenario import artifact, network
-from equipoise.scenario.head import HEAD, Head
+from equipoise.scenario import artifact
+from equipoise.scenario.finetuning import network
+from equipoise.scenario.heads.head import HEAD, Head
 from equipoise.service.answers import ANSWERED_CALIBRATED, ANSWERED_RAW, Answers
 from equipoise.service.predictor import Predictor
 from equipoise.service.vectors import COLUMN, VectorPredictor

@@ -20,13 +20,20 @@ from equipoise.core.files import digest_of
 from equipoise.embed import backbones, cut
 from equipoise.embed.blocks import last_block
 from equipoise.embed.embedder import Embedder
-from equipoise.scenario import head, network
-from equipoise.scenario.activations import Activations
-from equipoise.scenario.checkpoint import Checkpoint, Evaluation, KeptWeights, Losses, TrainingState
-from equipoise.scenario.loss import mean_loss
+from equipoise.scenario.finetuning import network
+from equipoise.scenario.finetuning.activations import Activations
+from equipoise.scenario.finetuning.checkpoint import (
+    Checkpoint,
+    Evaluation,
+    KeptWeights,
+    Losses,
+    TrainingState,
+)
+from equipoise.scenario.finetuning.pixels import Pixels
+from equipoise.scenario.finetuning.steps import averaged, learning_rate_at, training_step
+from equipoise.scenario.heads import head
+from equipoise.scenario.heads.loss import mean_loss
 from equipoise.scenario.matrix import Inputs
-from equipoise.scenario.pixels import Pixels
-from equipoise.scenario.steps import averaged, learning_rate_at, training_step
 from equipoise.split import strata
 from equipoise.strategies import base as strategies
 from equipoise.strategies.base import VIEWS, Plan

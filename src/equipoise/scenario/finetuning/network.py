@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from equipoise.embed import cut
-from equipoise.scenario.head import Head
-from equipoise.scenario.rows import Standardiser
+from equipoise.scenario.heads.head import Head
+from equipoise.scenario.heads.rows import Standardiser
 
 _HEAD_LAYER = "logits"
 

@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equipoise.scenario import descent, directions
-from equipoise.scenario.descent import LEAST_CURVATURE
-from equipoise.scenario.directions import MOST_DIRECTIONS, Directions
-from equipoise.scenario.loss import MarginLosses
-from equipoise.scenario.rows import blocks
+from equipoise.scenario.heads import descent, directions
+from equipoise.scenario.heads.descent import LEAST_CURVATURE
+from equipoise.scenario.heads.directions import MOST_DIRECTIONS, Directions
+from equipoise.scenario.heads.loss import MarginLosses
+from equipoise.scenario.heads.rows import blocks
 
 #: Heads of a fold that are moved at the same time. Fewer leave the products of the matrix narrow, with
 #: more a direction comes from heads that others would have helped on.

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigh
 
-from equipoise.scenario import lbfgs, subspace
-from equipoise.scenario.descent import LEAST_CURVATURE
-from equipoise.scenario.kept import Arrays, Kept, key_of
-from equipoise.scenario.lbfgs import Evaluated
-from equipoise.scenario.loss import MarginLosses, focal
-from equipoise.scenario.rows import Features, blocks, read_if_one_block, scratch
+from equipoise.scenario.heads import lbfgs, subspace
+from equipoise.scenario.heads.descent import LEAST_CURVATURE
+from equipoise.scenario.heads.kept import Arrays, Kept, key_of
+from equipoise.scenario.heads.lbfgs import Evaluated
+from equipoise.scenario.heads.loss import MarginLosses, focal
+from equipoise.scenario.heads.rows import Features, blocks, read_if_one_block, scratch
 from equipoise.strategies.base import Objective
 
 #: Relative norm at which a head that shares directions counts as solved: about 4e-6 of its objective

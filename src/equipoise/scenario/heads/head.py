@@ -9,10 +9,10 @@ import numpy as np
 
 from equipoise.core.errors import TrialFailed
 from equipoise.core.files import write_arrays
-from equipoise.scenario import newton, newton_cg
-from equipoise.scenario.kept import Arrays, Kept, key_of
-from equipoise.scenario.rows import Features, Rows, Standardiser, blocks, read_if_one_block
-from equipoise.scenario.solver import roughly
+from equipoise.scenario.heads import newton, newton_cg
+from equipoise.scenario.heads.kept import Arrays, Kept, key_of
+from equipoise.scenario.heads.rows import Features, Rows, Standardiser, blocks, read_if_one_block
+from equipoise.scenario.heads.solver import roughly
 from equipoise.strategies.base import Objective
 
 #: Name of the file of a head in a model folder.

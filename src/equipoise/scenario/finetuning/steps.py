@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from equipoise.core.config import Finetune
-from equipoise.scenario.loss import tensor_row_losses
-from equipoise.scenario.network import head_layer
+from equipoise.scenario.finetuning.network import head_layer
+from equipoise.scenario.heads.loss import tensor_row_losses
 from equipoise.strategies.base import Objective
 
 

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_info
 from equipoise.core import environment
 from equipoise.core.errors import DataError
 from equipoise.core.files import write_arrays
-from equipoise.scenario.rows import Features, Rows, blocks
+from equipoise.scenario.heads.rows import Features, Rows, blocks
 
 #: Bytes that a folder may hold; beyond, what was not read for the longest time goes. Rotated rows
 #: of 26 rounds of 1,569 films in 1,920 features, with and without views, are 0.9 GB.
@@ -142,7 +142,7 @@ def _made_by() -> dict[str, Any]:
     """Other code, packages or kernels may round differently."""
     kernels = {item.get("architecture", "") for item in threadpool_info()}
     return {
-        "code": environment.code_digest("scenario"),
+        "code": environment.code_digest("scenario/heads"),
         "packages": environment.versions_of(*_PACKAGES),
         "kernels": sorted(kernels),
     }

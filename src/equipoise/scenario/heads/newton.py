@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from equipoise.scenario import descent
-from equipoise.scenario.loss import MarginLosses
-from equipoise.scenario.rows import Features, blocks, read_if_one_block
+from equipoise.scenario.heads import descent
+from equipoise.scenario.heads.loss import MarginLosses
+from equipoise.scenario.heads.rows import Features, blocks, read_if_one_block
 from equipoise.strategies.base import Objective
 
 #: Up to so many rows for each feature the dual is cheaper: it needs no product of all features in a

@@ -19,9 +19,9 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, helmert
 from scipy.special import log_softmax
 
-from equipoise.scenario import descent
-from equipoise.scenario.loss import focal, focal_curvature
-from equipoise.scenario.rows import Features, Rows, blocks, read_if_one_block
+from equipoise.scenario.heads import descent
+from equipoise.scenario.heads.loss import focal, focal_curvature
+from equipoise.scenario.heads.rows import Features, Rows, blocks, read_if_one_block
 from equipoise.strategies.base import Objective
 
 _ALL = slice(None)

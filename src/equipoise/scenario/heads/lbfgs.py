@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from equipoise.scenario import descent
+from equipoise.scenario.heads import descent
 
 #: Steps that are remembered.
 _MEMORY = 10

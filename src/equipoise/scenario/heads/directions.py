@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.scenario.rows import blocks, scratch
+from equipoise.scenario.heads.rows import blocks, scratch
 
 #: Directions that are kept at most.
 MOST_DIRECTIONS = 80
