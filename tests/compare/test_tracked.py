@@ -126,12 +126,12 @@ def test_the_plots_are_drawn_without_the_internet(project, tmp_path):
     run(project, DVC, "plots", "show", "-o", str(tmp_path / "plots"))
     page = tmp_path / "plots/index.html"
     assert not re.search(r"(src|href)\s*=\s*.?https?:", page.read_text())
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     done = subprocess.run(
-        [*command, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     assert done.stdout.count("<polyline ") == 3
