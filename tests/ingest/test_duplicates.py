@@ -276,6 +276,24 @@ def test_thumbnail_is_the_mean_of_the_colours_of_each_cell():
     np.testing.assert_allclose(duplicates.thumbnail(pixels), expected, atol=1.01)
 
 
+@pytest.mark.parametrize("grey", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(224, 224), (64, 96), (384, 320), (160, 32), (192, 32), (352, 32), (230, 350)]
+)
+def test_thumbnail_has_the_very_cells_of_a_resize_by_pillow(shape, grey):
+    step_y, step_x = (max(1, length // (6 * SIDE)) for length in shape)
+    for seed, low in enumerate([0, 0, 0, 128, 250]):
+        pixels = np.random.default_rng(seed).integers(
+            low, 256, (*shape, 1 if grey else 3), np.uint8
+        )
+        rgb = np.broadcast_to(pixels, (*shape, 3))
+        thinned = rgb[step_y // 2 :: step_y, step_x // 2 :: step_x].reshape(shape[0] // step_y, -1)
+        box = Image.Resampling.BOX
+        expected = np.asarray(Image.fromarray(thinned).resize((SIDE, SIDE), box))
+        thumbnail = duplicates.thumbnail(pixels[..., 0] if grey else pixels)
+        np.testing.assert_array_equal(thumbnail, expected)
+
+
 @pytest.mark.skipif(
     not FILMS.is_dir(), reason="the chest films are not beside the repository (../shared/data)"
 )

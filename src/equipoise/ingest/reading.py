@@ -31,6 +31,8 @@ _FEW_LEVELS = {"dark", "flat"}
 
 #: Small images are read faster than threads can be handed over: a few at a time.
 _FILES_AT_A_TIME = 32
+#: Of few files fewer at a time, so that every thread has so many turns.
+_TURNS = 8
 #: Decoded pictures up to this size stay in memory together, so many at a time.
 _SMALL_BYTES = 2**19
 
@@ -172,7 +174,9 @@ class Reader:
 
     def _examine_paths(self, paths: Sequence[str]) -> list[_Image | _Waiting | Quarantined]:
         """Read files in threads; the results are in the order of the paths."""
-        pieces = list(parallel.batched(paths, _FILES_AT_A_TIME))
+        share = len(paths) // (_TURNS * (os.cpu_count() or 1))
+        at_a_time = min(_FILES_AT_A_TIME, max(1, share))
+        pieces = list(parallel.batched(paths, at_a_time))
         results = chain.from_iterable(parallel.in_threads(self._examine_all, pieces))
         description = f"reading {self.raw}"
         return list(parallel.progress(results, description, len(paths), "images"))
