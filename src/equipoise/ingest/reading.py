@@ -56,6 +56,11 @@ class ReadFiles:
     scale: GreyScale | None
     depths: list[Depth]
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the usable files, by path."""
+        return dict(zip(self.rows["path"], self.rows["sha256"]))
+
 
 @dataclass(frozen=True)
 class _Image:

@@ -123,8 +123,7 @@ def run(study: Study) -> Ingested:
     summary = summary.model_copy(update=_grey_fields(read, table, settings.window))
     quarantine.write(quarantine.path_beside(study.manifest_path), quarantined)
     summary.write(study.manifest_path.with_suffix(".json"))
-    digests = dict(zip(read.rows["path"], read.rows["sha256"]))
-    fingerprint.note(study, manifest, files, digests)
+    fingerprint.note(study, manifest, files, read.digests)
     remarks = _remarks(study, dataset, listing, read, table)
     return Ingested(manifest, summary, quarantined, remarks)
 
