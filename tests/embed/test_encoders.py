@@ -82,7 +82,7 @@ def test_features_are_what_the_file_gives_pooled(model, axes, tmp_path):
     values = embedder.Embedder(built, SIZE_PX).features(images())
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert not [layer for layer in built.layers if isinstance(layer, keras.Model)]
-    trained = blocks.last_block(built).trained
+    trained = blocks.last_block(built)
     assert 0 < len(trained) < sum(bool(layer.weights) for layer in built.layers)
 
 
@@ -273,7 +273,7 @@ def test_a_preset_on_disk_is_scaled_as_its_converter_says(preset, kind):
     built = backbones.build("hub", weights, SIZE_PX, part, folder)
     values = embedder.Embedder(built, SIZE_PX).features(images())
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-    assert blocks.last_block(built).trained
+    assert blocks.last_block(built)
     assert part.startswith("/encoder-")
 
 
