@@ -1,6 +1,7 @@
 """The model card: every number is a file's, what no file holds is said, and names stay text."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from sklearn.metrics import confusion_matrix
@@ -112,6 +113,14 @@ def test_numbers_follow_their_files(study):
     )
     assert "* Verdict: worse (switched off by the search)" in text
     assert "secret" not in text  # a reason may name an image
+
+
+def test_settings_that_several_rounds_chose_are_told_once():
+    one = SimpleNamespace(seed=0, settings={"l2": 0.1})
+    other = SimpleNamespace(seed=0, settings={"l2": 0.01})
+    of_another_seed = SimpleNamespace(seed=1, settings={"l2": 5.0})
+    told = card._settings_by_round([other, one, one, of_another_seed])
+    assert told == "l2 0.1 (2 of 3); l2 0.01"
 
 
 def test_what_no_file_holds_is_said(study):

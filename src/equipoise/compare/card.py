@@ -76,7 +76,7 @@ def card(
         splits=splits,
         summary=summary,
         model=_model(folder),
-        choices=_of_one_seed(choices),
+        settings=_settings_by_round(choices),
         fitted_on="the pooled out-of-fold predictions" if splits.scheme == "kfold" else "val",
         source=source(study.dataset, splits.group_by),
         left_out=_left_out(study.manifest_path.with_suffix(".quarantine.csv")),
@@ -205,9 +205,14 @@ def _model(folder: Path) -> ServedModel | None:
     return ServedModel.read(path) if path.is_file() else None
 
 
-def _of_one_seed(choices: list[RoundChoice]) -> list[RoundChoice]:
-    first = choices[0].seed
-    return [choice for choice in choices if choice.seed == first]
+def _settings_by_round(choices: list[RoundChoice]) -> str:
+    """What the search chose in the rounds of the first seed, the commonest first."""
+    first_seed = choices[0].seed
+    chosen = [_plain(choice.settings) for choice in choices if choice.seed == first_seed]
+    parts = []
+    for settings, rounds in Counter(chosen).most_common():
+        parts.append(f"{settings} ({rounds} of {len(chosen)})" if rounds > 1 else f"{settings}")
+    return "; ".join(parts)
 
 
 class Source(NamedTuple):
