@@ -20,9 +20,9 @@ from equipoise.core.version import VERSION
 _SHELLS = ("bash", "zsh", "tcsh")
 #: Beside our own version: what numbers, runs and files come from.
 _VERSIONS = ("tensorflow", "keras", "mlflow", "dvc", "optuna", "scikit-learn", "numpy", "pandas")
-#: Options whose values are names of the project, and where params.yaml has them.
 #: Names of a kind that the help of a verb shows; completion has all of them.
 _NAMED = 20
+#: Options whose values are names of the project, and where params.yaml has them.
 _NAMES = {"study": "studies", "scenario": "scenarios", "backbone": "backbones"}
 #: Lines of help are no longer, however wide the terminal is.
 _WIDTH_MAX = 100
